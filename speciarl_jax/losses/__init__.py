@@ -1,0 +1,1 @@
+"""Policy losses and KL estimators: per-token functions with no model inside."""

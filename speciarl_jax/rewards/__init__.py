@@ -1,0 +1,1 @@
+"""Rewards: each module has a pure function `reward(category_BN, valid_BN, ...)`."""
