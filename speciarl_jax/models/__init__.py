@@ -1,0 +1,1 @@
+"""Models in Flax NNX; nothing here knows the rest of the package."""

@@ -1,0 +1,1 @@
+"""Qwen2.5-VL (arXiv 2502.13923): vision tower, M-RoPE decoder, Hugging Face weights."""

@@ -1,0 +1,250 @@
+"""Dimensions of Qwen2.5-VL, read from and written to a Hugging Face `config.json`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower; sizes in pixels where they say so, in patches or channels otherwise."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    patch_size: int = 14  # pixels
+    temporal_patch_size: int = 2  # frames; a still picture is repeated
+    spatial_merge_size: int = 2  # patches a side that become one token
+    window_size: int = 112  # pixels
+    full_attention_layers: tuple[int, ...] = (7, 15, 23, 31)
+    in_channels: int = 3
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
+            raise ValueError(
+                f"vision hidden_size {self.hidden_size} over {self.num_heads} heads must give a "
+                "head size that is a multiple of 4 (two rotary axes)"
+            )
+        unit = self.patch_size * self.spatial_merge_size
+        if self.window_size < unit or self.window_size % unit:
+            raise ValueError(
+                f"vision window_size {self.window_size} px must be a multiple of one merged "
+                f"token, {unit} px (patch_size x spatial_merge_size)"
+            )
+        outside = [i for i in self.full_attention_layers if not 0 <= i < self.depth]
+        if outside:
+            raise ValueError(f"fullatt_block_indexes {outside} lie outside {self.depth} blocks")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one flattened patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window_units(self) -> int:
+        """Side of an attention window, in merged tokens."""
+        return self.window_size // (self.patch_size * self.spatial_merge_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    mrope_section: tuple[int, int, int] = (16, 24, 24)  # temporal, height, width; in pairs
+    rope_theta: float = 1_000_000.0
+    norm_eps: float = 1e-6
+    max_position_embeddings: int = 128_000
+    head_dim_override: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.head_dim_override is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by {self.num_heads} heads"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads"
+            )
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(
+                f"mrope_section {self.mrope_section} covers {2 * sum(self.mrope_section)} channels,"
+                f" but the head size is {self.head_dim}; the section must sum to half of it"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_dim_override or self.hidden_size // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole Qwen2.5-VL: text decoder, vision tower, and the tokens that join them."""
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_id: int
+
+    def __post_init__(self):
+        if self.vision.out_hidden_size != self.text.hidden_size:
+            raise ValueError(
+                f"the vision tower puts out {self.vision.out_hidden_size} channels, the decoder "
+                f"reads {self.text.hidden_size}; out_hidden_size must equal the text hidden_size"
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
+        """Reads a parsed `config.json`, with the text part nested (`text_config`) or flat.
+
+        Raises:
+          ValueError: another architecture, a missing key, or an option that is not implemented.
+        """
+        if config.get("model_type") != "qwen2_5_vl":
+            raise ValueError(
+                f"config.json has model_type {config.get('model_type')!r}; this loader reads "
+                "'qwen2_5_vl'"
+            )
+        text = config.get("text_config") or config
+        vision = config.get("vision_config")
+        try:
+            if vision is None:
+                raise KeyError("vision_config")
+            return cls(
+                text=_text_from_hf(text, config),
+                vision=_vision_from_hf(vision, text["hidden_size"]),
+                image_token_id=config["image_token_id"],
+                video_token_id=config["video_token_id"],
+                vision_start_token_id=config["vision_start_token_id"],
+                vision_end_token_id=config["vision_end_token_id"],
+                eos_token_id=_first(config.get("eos_token_id", text.get("eos_token_id"))),
+            )
+        except KeyError as error:
+            raise ValueError(f"config.json lacks {error}; is it a Qwen2.5-VL checkpoint?") from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that `transformers` and this package read back."""
+        text, vision = self.text, self.vision
+        rope = {
+            "rope_type": "default",
+            "rope_theta": text.rope_theta,
+            "mrope_section": list(text.mrope_section),
+        }
+        return {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
+            "eos_token_id": self.eos_token_id,
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "text_config": {
+                "model_type": "qwen2_5_vl_text",
+                "vocab_size": text.vocab_size,
+                "hidden_size": text.hidden_size,
+                "intermediate_size": text.intermediate_size,
+                "num_hidden_layers": text.num_layers,
+                "num_attention_heads": text.num_heads,
+                "num_key_value_heads": text.num_kv_heads,
+                **({"head_dim": text.head_dim_override} if text.head_dim_override else {}),
+                "hidden_act": "silu",
+                "rms_norm_eps": text.norm_eps,
+                "max_position_embeddings": text.max_position_embeddings,
+                "use_sliding_window": False,
+                "rope_parameters": rope,
+                "bos_token_id": None,
+                "eos_token_id": self.eos_token_id,
+                "tie_word_embeddings": text.tie_word_embeddings,
+            },
+            "vision_config": {
+                "model_type": "qwen2_5_vl_vision",
+                "depth": vision.depth,
+                "hidden_size": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_heads": vision.num_heads,
+                "out_hidden_size": vision.out_hidden_size,
+                "patch_size": vision.patch_size,
+                "temporal_patch_size": vision.temporal_patch_size,
+                "spatial_merge_size": vision.spatial_merge_size,
+                "window_size": vision.window_size,
+                "fullatt_block_indexes": list(vision.full_attention_layers),
+                "in_channels": vision.in_channels,
+                "hidden_act": "silu",
+                "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
+            },
+        }
+
+
+def _first(value: Any) -> int:
+    if value is None:
+        raise KeyError("eos_token_id")
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+def _text_from_hf(text: Mapping[str, Any], config: Mapping[str, Any]) -> TextConfig:
+    if text.get("use_sliding_window"):
+        raise ValueError("config.json asks for sliding-window attention, which is not implemented")
+    if text.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"text hidden_act {text['hidden_act']!r} is not implemented, only 'silu'")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ValueError(f"rope type {kind!r} is not implemented, only 'default' and 'mrope'")
+    if "mrope_section" not in rope:
+        raise KeyError("mrope_section")
+    head_dim = text.get("head_dim")
+    if head_dim is not None and head_dim * text["num_attention_heads"] == text["hidden_size"]:
+        head_dim = None
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return TextConfig(
+        vocab_size=text["vocab_size"],
+        hidden_size=text["hidden_size"],
+        intermediate_size=text["intermediate_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=text["num_attention_heads"],
+        num_kv_heads=text["num_key_value_heads"],
+        mrope_section=tuple(rope["mrope_section"]),
+        rope_theta=rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
+        norm_eps=text["rms_norm_eps"],
+        max_position_embeddings=text.get("max_position_embeddings", 128_000),
+        head_dim_override=head_dim,
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", tied)),
+    )
+
+
+def _vision_from_hf(vision: Mapping[str, Any], text_width: int) -> VisionConfig:
+    if vision.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"vision hidden_act {vision['hidden_act']!r} is not implemented")
+    rope = vision.get("rope_parameters") or {}
+    return VisionConfig(
+        depth=vision["depth"],
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        num_heads=vision["num_heads"],
+        out_hidden_size=vision.get("out_hidden_size", text_width),
+        patch_size=vision["patch_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        spatial_merge_size=vision["spatial_merge_size"],
+        window_size=vision["window_size"],
+        full_attention_layers=tuple(vision["fullatt_block_indexes"]),
+        in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+        rope_theta=rope.get("rope_theta", 10_000.0),
+    )

@@ -1,0 +1,1 @@
+"""Sampling answers, and the log-probabilities of answers that were sampled."""

@@ -1,0 +1,92 @@
+"""Drawing one token from logits. Temperature and top-p are traced: changing them compiles nothing."""
+
+import jax
+import jax.numpy as jnp
+
+# A logit no token can win with; finite, so that a row never becomes NaN.
+BANNED_LOGIT = -1e30
+
+
+def scaled_logits(
+    logits: jax.Array, banned_V: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
+    """Logits of the distribution that is sampled and whose log-probabilities are trained on.
+
+    Args:
+      logits: [..., V].
+      banned_V: bool, tokens that may never be an answer's (image placeholders, for instance).
+      temperature: above 0 divides the logits; 0 means greedy, which leaves them as they are.
+
+    Returns:
+      float32 [..., V].
+    """
+    temperature = jnp.asarray(temperature, jnp.float32)
+    logits = logits.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
+    return jnp.where(banned_V, BANNED_LOGIT, logits)
+
+
+def keep_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """Bans what lies outside the smallest set of tokens that holds `top_p` of the probability.
+
+    Nucleus sampling (arXiv 1904.09751). The likeliest token always stays.
+    """
+
+    def keep(logits):
+        descending = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
+        threshold = jnp.take_along_axis(descending, jnp.maximum(last, 0), axis=-1)
+        return jnp.where(logits >= threshold, logits, BANNED_LOGIT)
+
+    # Sorting a vocabulary costs more than the decoder step of a small model.
+    return jax.lax.cond(jnp.asarray(top_p) < 1.0, keep, lambda logits: logits, logits)
+
+
+def rollout_keys(key: jax.Array, image_id_B: jax.Array, num_rollouts: int) -> jax.Array:
+    """One key an answer, from what the answer is and not from where it lies.
+
+    The key depends on the step (already in `key`), the picture and the number of the rollout, so a
+    sample is the same on any mesh, in any batch layout and in any process.
+
+    Returns:
+      Keys [B, N].
+    """
+    image_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, image_id_B)
+    numbers_N = jnp.arange(num_rollouts, dtype=jnp.uint32)
+    return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, numbers_N))(image_keys_B)
+
+
+def sample(
+    logits_BNV: jax.Array,
+    keys_BN: jax.Array,
+    position: jax.Array,
+    banned_V: jax.Array,
+    *,
+    temperature: jax.Array | float,
+    top_p: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws one token for every answer.
+
+    Args:
+      logits_BNV: raw logits.
+      keys_BN: `rollout_keys`.
+      position: int32 scalar, which token of the answer this is; folded into the keys.
+      banned_V: bool.
+      temperature: 0 takes the likeliest token.
+      top_p: in (0, 1]; 1 keeps the whole distribution.
+
+    Returns:
+      int32 tokens [B, N], and their float32 log-probability [B, N] under the temperature-scaled
+      distribution before top-p.
+    """
+    logits_BNV = scaled_logits(logits_BNV, banned_V, temperature)
+    kept_BNV = keep_nucleus(logits_BNV, top_p)
+    keys_BN = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, position)))(keys_BN)
+    vocabulary = logits_BNV.shape[-1]
+    noise_BNV = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,))))(keys_BN)
+    greedy = jnp.asarray(temperature) <= 0
+    token_BN = jnp.argmax(jnp.where(greedy, kept_BNV, kept_BNV + noise_BNV), axis=-1)
+    logp_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
+    logp_BN = logp_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
+    return token_BN.astype(jnp.int32), logp_BN

@@ -1,0 +1,68 @@
+"""What one stage hands to the next. Axes: B images, N rollouts, P prompt, T answer tokens."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """A batch of pictures with their prompts, ready for the policy.
+
+    Attributes:
+      patches_BSC: float32, normalised patches in the order of the published image processor.
+      layout: `VisionLayout` of the pictures.
+      tokens_BP: int32 prompt tokens, padded on the left.
+      mask_BP: bool, true where `tokens_BP` is a token.
+      positions_B3P: int32 rotary positions (temporal, height, width).
+      next_position_B: int32, the position of the first token of an answer.
+      image_id_B: uint32, stable identity of a picture; folded into its sampling keys.
+      label_index_B: int32, index of the true label in the verifier's tables.
+      weight_B: float32, 1 for a picture and 0 for a row that only pads the batch.
+    """
+
+    patches_BSC: jax.Array
+    layout: Any
+    tokens_BP: jax.Array
+    mask_BP: jax.Array
+    positions_B3P: jax.Array
+    next_position_B: jax.Array
+    image_id_B: jax.Array
+    label_index_B: jax.Array
+    weight_B: jax.Array
+
+
+@flax.struct.dataclass
+class Rollout:
+    """N sampled answers about each picture.
+
+    Attributes:
+      tokens_BNT: int32, padded with the end-of-sequence token.
+      mask_BNT: bool, true up to and including the end-of-sequence token.
+      logp_BNT: float32 log-probability of each token under the temperature-scaled, unfiltered
+        policy that sampled it; 0 outside the mask.
+    """
+
+    tokens_BNT: jax.Array
+    mask_BNT: jax.Array
+    logp_BNT: jax.Array
+
+
+@flax.struct.dataclass
+class UpdateBatch:
+    """Everything an update needs; no array depends on the policy that is updated.
+
+    Attributes:
+      prompt: the pictures and prompts.
+      features_BMD: output of the frozen vision tower for `prompt`.
+      rollout: the answers.
+      advantage_BN: float32.
+      valid_BN: bool, answers that take part in the update.
+    """
+
+    prompt: PromptBatch
+    features_BMD: jax.Array
+    rollout: Rollout
+    advantage_BN: jax.Array
+    valid_BN: jax.Array
