@@ -14,7 +14,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 ASCII_SPACE = " \t\n\r\v\f"
 
 # Between two words these mark an enumeration ("eagle, hawk", "eagle/hawk"). They all become one
-# list mark, which stays in the key, so that an enumeration cannot collapse into a name of two words.
+# list mark, which stays in the key: "sea, lion" must not collapse into the name "sea lion".
 LIST_MARKS = b",;/|&+"
 LIST_MARK = b","
 ARTICLES = (b"a", b"an", b"the")

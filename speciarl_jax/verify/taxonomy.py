@@ -4,22 +4,11 @@
 and agrees with it on every input. Nothing is guessed: an answer that equals no name is wrong, so
 lists, "A or B", sentences, markup, instructions and invisible characters earn nothing.
 
-Format of the file (JSON):
-
-    {"version": 1,
-     "leaves": {id: {"name": "eagle", "generic": "animal",
-                     "synonyms": ["bird of Jove"],                          # optional
-                     "ancestors": [["bird of prey", "raptor"], ["bird"]],   # optional, nearest first
-                     "hyponyms": ["bald eagle"]}},                          # optional
-     "groups": {"animal": ["animal", "creature"]},
-     "benchmark": [ids of leaves]}                                          # optional
-
-Further keys of a leaf ("keys", "mid", "gloss", ...) are left to others.
+The format of the file is in `taxonomy_file`.
 """
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -27,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax.verify import answer, byte_text, word_forms
+from speciarl_jax.verify import answer, byte_text, taxonomy_file, word_forms
 from speciarl_jax.verify.category import Category
 
 # An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
@@ -40,79 +29,6 @@ class Explanation(NamedTuple):
     category: Category
     key: bytes
     match: str
-
-
-def _names(value: object, where: str, *, required: bool = False) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{where}: got {value!r}; write a list of names")
-    for name in value:
-        if not answer.key(name):
-            raise ValueError(f"{where}: {name!r} has no letter or digit; mend or remove the name")
-    if required and not value:
-        raise ValueError(f"{where}: the list is empty; give at least one name")
-    return value
-
-
-def _check_leaf(leaf_id: str, leaf: object, groups: Mapping, source: str) -> None:
-    where = f"{source}: leaf {leaf_id!r}"
-    if not isinstance(leaf, dict):
-        raise ValueError(f"{where}: got {leaf!r}; write an object with 'name' and 'generic'")
-    for field in ("name", "generic"):
-        if not isinstance(leaf.get(field), str):
-            raise ValueError(f"{where}, field {field!r}: got {leaf.get(field)!r}; write a string")
-    _names([leaf["name"]], f"{where}, field 'name'", required=True)
-    if leaf["generic"] not in groups:
-        raise ValueError(
-            f"{where}, field 'generic': {leaf['generic']!r} is not among the groups "
-            f"{sorted(groups)}; add the group or mend the leaf"
-        )
-    for field in ("synonyms", "hyponyms"):
-        _names(leaf.get(field, []), f"{where}, field {field!r}")
-    ancestors = leaf.get("ancestors", [])
-    if not isinstance(ancestors, list):
-        raise ValueError(f"{where}, field 'ancestors': got {ancestors!r}; write a list of lists")
-    for i, node in enumerate(ancestors):
-        _names(node, f"{where}, field 'ancestors[{i}]'", required=True)
-
-
-def _check(data: object, source: str) -> None:
-    if not isinstance(data, dict):
-        raise ValueError(f"{source}: got a JSON {type(data).__name__}; a taxonomy is an object")
-    if data.get("version") != 1:
-        raise ValueError(f"{source}: version is {data.get('version')!r}; this code reads version 1")
-    for field in ("leaves", "groups"):
-        if not isinstance(data.get(field), dict) or not data[field]:
-            raise ValueError(f"{source}: field {field!r} must be an object that is not empty")
-    for group, names in data["groups"].items():
-        _names(names, f"{source}: group {group!r}", required=True)
-    for leaf_id, leaf in data["leaves"].items():
-        _check_leaf(leaf_id, leaf, data["groups"], source)
-    benchmark = data.get("benchmark", [])
-    if not isinstance(benchmark, list):
-        raise ValueError(
-            f"{source}: field 'benchmark': got {benchmark!r}; write a list of leaf ids"
-        )
-    for leaf_id in benchmark:
-        if not isinstance(leaf_id, str) or leaf_id not in data["leaves"]:
-            raise ValueError(f"{source}: field 'benchmark': {leaf_id!r} is not among the leaves")
-
-
-def _relations(leaf: Mapping, groups: Mapping) -> Iterator[tuple[str, Category, str]]:
-    """Names around a leaf, what they mean for it, and a description; the first one of a key wins.
-
-    The leaf's own names come first. The group comes before the ancestors: where a node between
-    repeats a name of the group, the name is worth no more than the group.
-    """
-    yield leaf["name"], Category.SPECIFIC, f"name {leaf['name']!r}"
-    for name in leaf.get("synonyms", []):
-        yield name, Category.SPECIFIC, f"synonym {name!r} of {leaf['name']!r}"
-    for name in leaf.get("hyponyms", []):
-        yield name, Category.MORE_SPECIFIC, f"hyponym {name!r}"
-    for name in groups[leaf["generic"]]:
-        yield name, Category.GENERIC, f"group {name!r}"
-    for i, node in enumerate(leaf.get("ancestors", [])):
-        for name in node:
-            yield name, Category.LESS_SPECIFIC, f"ancestor {i + 1} {name!r}"
 
 
 class Taxonomy:
@@ -151,7 +67,7 @@ class Taxonomy:
         """Checks and indexes a taxonomy.
 
         Args:
-          data: the content of a taxonomy file (format: this module).
+          data: the content of a taxonomy file (format: `taxonomy_file`).
           source: what errors call it.
           max_words: the most words a name may have. As no name is longer, a longer answer is WRONG.
           abstentions: phrases that decline to answer.
@@ -161,7 +77,7 @@ class Taxonomy:
           ValueError: a field is missing or malformed, a name has too many words, or a name is also
             an abstention.
         """
-        _check(data, source)
+        taxonomy_file.check(data, source)
         self.abstentions = frozenset(map(answer.key, abstentions))
         self.leaf_ids = tuple(data["leaves"])
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
@@ -174,7 +90,7 @@ class Taxonomy:
         self.relations = []
         for leaf_id, leaf in data["leaves"].items():
             relation = {}
-            entries = list(_relations(leaf, data["groups"]))
+            entries = list(taxonomy_file.relations(leaf, data["groups"]))
             for name, category, match in entries:
                 key = answer.key(name)
                 self._check_key(key, name, max_words, f"{source}: leaf {leaf_id!r}")
@@ -193,14 +109,7 @@ class Taxonomy:
         Raises:
           ValueError: the file cannot be read, is no JSON, or is no valid taxonomy.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                data = json.load(file)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot read the taxonomy ({error.strerror})") from error
-        except ValueError as error:  # malformed JSON or UTF-8
-            raise ValueError(f"{path}: the taxonomy is no valid JSON ({error})") from error
-        return cls(data, source=str(path), **options)
+        return cls(taxonomy_file.read(path), source=str(path), **options)
 
     def _check_key(self, key: bytes, name: str, max_words: int, where: str) -> None:
         words = key.count(b" ") + 1
@@ -390,10 +299,10 @@ class TaxonomyVerifier:
         Raises:
           ValueError: the shapes do not agree.
         """
-        if tokens_BNT.ndim != 3 or tokens_BNT.shape != mask_BNT.shape:
+        if tokens_BNT.ndim != 3 or not tokens_BNT.size or tokens_BNT.shape != mask_BNT.shape:
             raise ValueError(
                 f"tokens have shape {tokens_BNT.shape} and mask {mask_BNT.shape}; "
-                "both must be [B, N, T]"
+                "both must be [B, N, T], none of them 0"
             )
         if leaf_index_B.shape != tokens_BNT.shape[:1]:
             raise ValueError(

@@ -1,0 +1,171 @@
+"""The vision tower: patches in, one feature for every 2 x 2 patches out (arXiv 2502.13923, 2.1.1)."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
+from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
+
+# Logical axes of a block's parameters, after "layers".
+_BLOCK_AXES = {
+    "norm1": ("vision_embed",),
+    "norm2": ("vision_embed",),
+    "qkv": ("vision_embed", "vision_heads"),
+    "qkv_bias": ("vision_heads",),
+    "proj": ("vision_heads", "vision_embed"),
+    "proj_bias": ("vision_embed",),
+    "gate": ("vision_embed", "vision_mlp"),
+    "gate_bias": ("vision_mlp",),
+    "up": ("vision_embed", "vision_mlp"),
+    "up_bias": ("vision_mlp",),
+    "down": ("vision_mlp", "vision_embed"),
+    "down_bias": ("vision_embed",),
+}
+
+
+class VisionTower(nnx.Module):
+    """Patch embedding, blocks of window and full attention, and the merger."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        dtype: Any = jnp.bfloat16,
+        param_dtype: Any = jnp.bfloat16,
+        scan_unroll: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.dtype = dtype
+        self.scan_unroll = scan_unroll
+        width, mlp = config.hidden_size, config.intermediate_size
+        merged = width * config.spatial_merge_size**2
+        linear = nnx.initializers.lecun_normal()
+
+        def param(shape, axes):
+            if len(shape) == 1:
+                return nnx.Param(jnp.zeros(shape, param_dtype), axes=axes)
+            return nnx.Param(linear(rngs.params(), shape, param_dtype), axes=axes)
+
+        sizes = {"vision_embed": width, "vision_heads": width, "vision_mlp": mlp}
+        self.blocks = nnx.Dict()
+        for name, axes in _BLOCK_AXES.items():
+            shape = [sizes[axis] * (3 if "qkv" in name and axis == "vision_heads" else 1)
+                     for axis in axes]
+            if name.startswith("norm"):
+                value = jnp.ones((config.depth, *shape), param_dtype)
+            elif len(shape) == 1:
+                value = jnp.zeros((config.depth, *shape), param_dtype)
+            else:
+                keys = jax.random.split(rngs.params(), config.depth)
+                value = jax.vmap(lambda key, s=tuple(shape): linear(key, s, param_dtype))(keys)
+            self.blocks[name] = nnx.Param(value, axes=("layers", *axes))
+        self.patch_embed = param((config.patch_dim, width), ("patch", "vision_embed"))
+        self.merger_norm = nnx.Param(jnp.ones((width,), param_dtype), axes=("vision_embed",))
+        self.merger_in = param((merged, merged), ("vision_embed", "vision_mlp"))
+        self.merger_in_bias = param((merged,), ("vision_mlp",))
+        self.merger_out = param((merged, config.out_hidden_size), ("vision_mlp", "embed"))
+        self.merger_out_bias = param((config.out_hidden_size,), ("embed",))
+
+    def __call__(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
+        """Encodes pictures.
+
+        Args:
+          patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
+          layout: from `layout.vision_layout`.
+
+        Returns:
+          Features [B, M, `config.out_hidden_size`] of the merged tokens in the processor's order;
+          zeros at padding.
+        """
+        config, dtype = self.config, self.dtype
+        valid_BS = layout.patch_index_BS >= 0
+        patches_BSC = jnp.take_along_axis(
+            patches_BSC.astype(dtype), jnp.maximum(layout.patch_index_BS, 0)[..., None], axis=1
+        )
+        x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
+        rotary = _rotary(layout.hw_BS2, config)
+        same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
+        same_BSS &= valid_BS[:, None, :]
+        windows = layout.num_windows
+
+        def cut(x):
+            return rearrange(x, "b (w s) ... -> (b w) s ...", w=windows)
+
+        key_mask = cut(valid_BS)[:, None, None, :]
+        blocks = {name: param[...] for name, param in self.blocks.items()}
+        first = 0
+        # Neighbouring blocks of one kind run in one scan.
+        kinds = [i in config.full_attention_layers for i in range(config.depth)]
+        for full, run in itertools.groupby(kinds):
+            count = len(list(run))
+            mine = {name: p[first : first + count] for name, p in blocks.items()}
+            first += count
+            if full:
+                mask, cos_sin, x = same_BSS[:, None], rotary, x_BSD
+            else:
+                mask, cos_sin, x = key_mask, tuple(map(cut, rotary)), cut(x_BSD)
+
+            def step(x, params, mask=mask, cos_sin=cos_sin):
+                return _block(x, params, mask, cos_sin, config, dtype), None
+
+            x, _ = jax.lax.scan(step, x, mine, unroll=min(self.scan_unroll, count))
+            x_BSD = x if full else rearrange(x, "(b w) s d -> b (w s) d", w=windows)
+        return self._merge(x_BSD, layout)
+
+    def _merge(self, x_BSD: jax.Array, layout: VisionLayout) -> jax.Array:
+        dtype, unit = self.dtype, self.config.spatial_merge_size**2
+        x_BSD = _rms_norm(x_BSD, self.merger_norm[...], self.config.norm_eps)
+        x_BUD = rearrange(x_BSD, "b (u k) d -> b u (k d)", k=unit)
+        index_BM1 = layout.token_index_BM[..., None]
+        x_BMD = jnp.take_along_axis(x_BUD, jnp.maximum(index_BM1, 0), axis=1)
+        x_BMD = x_BMD @ self.merger_in[...].astype(dtype) + self.merger_in_bias[...].astype(dtype)
+        x_BMD = jax.nn.gelu(x_BMD, approximate=False)
+        x_BMD = x_BMD @ self.merger_out[...].astype(dtype)
+        x_BMD = x_BMD + self.merger_out_bias[...].astype(dtype)
+        return jnp.where(index_BM1 >= 0, x_BMD, 0)
+
+
+def _block(x_BSD, params, mask, cos_sin, config, dtype):
+    """One pre-norm block; `mask` broadcasts to [B, heads, queries, keys]."""
+    params = {name: p.astype(dtype) for name, p in params.items()}
+    h_BSD = _rms_norm(x_BSD, params["norm1"], config.norm_eps)
+    qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
+    q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
+    q, k = _rotate(q, *cos_sin), _rotate(k, *cos_sin)
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    x_BSD = x_BSD + rearrange(attended, "b s h k -> b s (h k)") @ params["proj"]
+    x_BSD = x_BSD + params["proj_bias"]
+    h_BSD = _rms_norm(x_BSD, params["norm2"], config.norm_eps)
+    gate = jax.nn.silu(h_BSD @ params["gate"] + params["gate_bias"])
+    up = h_BSD @ params["up"] + params["up_bias"]
+    return x_BSD + (gate * up) @ params["down"] + params["down_bias"]
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
+    return scale.astype(x.dtype) * x32.astype(x.dtype)
+
+
+def _rotary(hw_BS2: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, S, head size] of the 2-D rotary embedding, fp32: rows, then columns."""
+    half = config.head_dim // 2
+    frequency = 1.0 / config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half)
+    angle = hw_BS2.astype(jnp.float32)[..., None] * frequency
+    angle = rearrange(angle, "b s two f -> b s (two f)")
+    angle = jnp.concatenate([angle, angle], axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x_BSHK: jax.Array, cos_BSK: jax.Array, sin_BSK: jax.Array) -> jax.Array:
+    x32 = x_BSHK.astype(jnp.float32)
+    low, high = jnp.split(x32, 2, axis=-1)
+    turned = jnp.concatenate([-high, low], axis=-1)
+    rotated = x32 * cos_BSK[:, :, None] + turned * sin_BSK[:, :, None]
+    return rotated.astype(x_BSHK.dtype)

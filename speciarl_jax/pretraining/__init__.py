@@ -1,0 +1,1 @@
+"""Making a base policy: taxonomy-supervised vision tower, and answers to imitate."""
