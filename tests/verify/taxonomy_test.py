@@ -80,7 +80,7 @@ LADDER = [
     ("washington d.c. glass", "n5", W),
     ("PI\u00d1ATA", "n7", S),
     ("pinatas", "n7", S),
-    ("jalape\u00f1o pin\u0303ata", "n7", M),
+    ("jalapen\u0303o pin\u0303ata", "n7", M),
     ("a-frame", "n8", L),
     ("the a frame", "n8", L),
     ("frame", "n8", W),
@@ -218,7 +218,20 @@ def test_equal_on_token_sequences(responses, shift):
 def random_response(rng):
     """A response around the rules' edges, in a random segmentation into tokens."""
     words = ["eagle", "Bird", "of", "prey", "a", "an", "the", "THE", "mouse", "sea", "lion", "none"]
-    words += ["bald", "pi\u00f1ata", "jalape\u00f1o", "frame", "I", "don't", "know", "glasses", "s"]
+    words += [
+        "animal",
+        "bald eagle",
+        "Bird of prey",
+        "bald",
+        "pi\u00f1ata",
+        "jalape\u00f1o",
+        "frame",
+        "I",
+        "don't",
+        "know",
+        "glasses",
+        "s",
+    ]
     gaps = [" ", " ", " ", "-", "- ", ", ", "/", "", ".", "\n", "\u00a0", "\x00", "'"]
     text = rng.choice(gaps)
     for _ in range(rng.integers(0, 4)):
@@ -278,7 +291,8 @@ def test_every_name_of_the_shipped_taxonomy():
         for (leaf_id, name, want), group, row in zip(part, texts, got, strict=False):
             host = [shipped.category(text, leaf_id) for text in group]
             assert host == row.tolist(), (leaf_id, name)
-            if name.isascii():
+            # Only one article is dropped, and only ASCII letters are lower-cased.
+            if name.isascii() and not name.lower().startswith(("a ", "an ", "the ")):
                 assert set(host[:4]) == {host[0]} and host[0] in want, (leaf_id, name)
             assert set(host[4:]) == {W}, (leaf_id, name)
 

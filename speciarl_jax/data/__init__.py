@@ -1,0 +1,1 @@
+"""Pictures, labels, prompts and the order in which they come."""

@@ -1,0 +1,209 @@
+"""Seeded augmentation: from a drawing on a transparent ground to a picture of chosen difficulty."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentParams:
+    """Ranges that are drawn from uniformly; a fixed value is a range of no width.
+
+    Attributes:
+      scale: side of the drawing as a share of the picture's.
+      rotation: largest turn either way, degrees.
+      flip: probability of a left-right flip.
+      background: "white", "plain" (one colour) or "busy" (gradients, stripes, noise as well).
+      downscale: factor by which detail is lost (down and up again).
+      occlusion: share of the picture's area that opaque blocks cover.
+      colour: strength of the change of hue, brightness and contrast, 0 to 1.
+      restyle: probability of a change of drawing style (grey, outline only, few tones, blur).
+    """
+
+    scale: tuple[float, float] = (0.95, 0.95)
+    rotation: float = 0.0
+    flip: float = 0.0
+    background: str = "white"
+    downscale: tuple[float, float] = (1.0, 1.0)
+    occlusion: tuple[float, float] = (0.0, 0.0)
+    colour: float = 0.0
+    restyle: float = 0.0
+
+
+LEVELS = {
+    "clean": AugmentParams(),
+    "easy": AugmentParams(scale=(0.8, 1.0), rotation=8, flip=0.5, background="plain"),
+    "moderate": AugmentParams(
+        scale=(0.7, 1.0),
+        rotation=15,
+        flip=0.5,
+        background="busy",
+        downscale=(1.0, 2.5),
+        occlusion=(0.0, 0.2),
+    ),
+    "hard": AugmentParams(
+        scale=(0.6, 0.9),
+        rotation=25,
+        flip=0.5,
+        background="busy",
+        downscale=(2.5, 6.0),
+        occlusion=(0.2, 0.5),
+    ),
+}
+# Not a level of evaluation: what a vision tower is trained on, so that style is no clue.
+PRETRAINING = AugmentParams(
+    scale=(0.6, 1.05),
+    rotation=20,
+    flip=0.5,
+    background="busy",
+    downscale=(1.0, 2.5),
+    occlusion=(0.0, 0.15),
+    colour=0.5,
+    restyle=0.3,
+)
+# "mixed" draws a level for each picture.
+MIXED = {"clean": 0.25, "easy": 0.25, "moderate": 0.3, "hard": 0.2}
+DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
+
+
+def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentParams]:
+    """The level a picture gets, and its ranges.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if difficulty == "pretraining":
+        return difficulty, PRETRAINING
+    if difficulty == "mixed":
+        difficulty = str(rng.choice(list(MIXED), p=list(MIXED.values())))
+    if difficulty not in LEVELS:
+        raise ValueError(f"difficulty {difficulty!r} is unknown; choose one of {DIFFICULTIES}")
+    return difficulty, LEVELS[difficulty]
+
+
+def compose(
+    rgba: np.ndarray, rng: np.random.Generator, params: AugmentParams, image_size: int
+) -> np.ndarray:
+    """Puts a drawing into a picture.
+
+    Args:
+      rgba: uint8 [h, w, 4].
+      rng: consumed; the same state gives the same picture.
+      params: what may happen to it.
+      image_size: side of the result, pixels.
+
+    Returns:
+      uint8 [image_size, image_size, 3].
+    """
+    if params.flip and rng.random() < params.flip:
+        rgba = rgba[:, ::-1]
+    rgb, alpha = rgba[..., :3].astype(np.float32), rgba[..., 3:].astype(np.float32) / 255
+    if params.colour:
+        rgb = _change_colour(rgb, rng, params.colour)
+    if params.restyle and rng.random() < params.restyle:
+        rgb, alpha = _change_style(rgb, alpha, rng)
+    # Premultiplied, so that interpolation does not bleed the colour of transparent pixels.
+    drawing = np.concatenate([rgb * alpha, alpha * 255], axis=-1).clip(0, 255).astype(np.uint8)
+    placed = _place(drawing, rng, params, image_size).astype(np.float32)
+    ground = _background(rng, params.background, image_size)
+    picture = placed[..., :3] + ground * (1 - placed[..., 3:] / 255)
+    picture = picture.clip(0, 255).astype(np.uint8)
+    factor = rng.uniform(*params.downscale)
+    if factor > 1.05:
+        small = max(4, round(image_size / factor))
+        picture = np.asarray(
+            Image.fromarray(picture)
+            .resize((small, small), Image.Resampling.BOX)
+            .resize((image_size, image_size), Image.Resampling.BILINEAR)
+        )
+    return _occlude(picture, rng, rng.uniform(*params.occlusion))
+
+
+def _place(drawing, rng, params, image_size):
+    side = drawing.shape[0]
+    scale = rng.uniform(*params.scale) * image_size / side
+    angle = np.deg2rad(rng.uniform(-params.rotation, params.rotation))
+    slack = max(0.0, image_size - scale * side) / 2
+    shift = rng.uniform(-slack, slack, 2) if params.rotation else np.zeros(2)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    x, y = image_size / 2 + shift
+    matrix = (cos, sin, side / 2 - cos * x - sin * y, -sin, cos, side / 2 + sin * x - cos * y)
+    return np.asarray(
+        Image.fromarray(drawing).transform(
+            (image_size, image_size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+        )
+    )
+
+
+def _background(rng, kind, size):
+    if kind == "white":
+        return np.full((size, size, 3), 255, np.float32)
+    first, second = rng.uniform(0, 255, (2, 3))
+    if rng.random() < 0.5:  # mostly light, as pictures are
+        first = 255 - first / 3
+    pattern = rng.integers(4) if kind == "busy" else 0
+    if pattern == 0:
+        return np.broadcast_to(first, (size, size, 3)).astype(np.float32)
+    second = 0.6 * first + 0.4 * second
+    if pattern == 3:
+        coarse = rng.uniform(0, 255, (4, 4)).astype(np.uint8)
+        mix = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+        mix = mix.astype(np.float32) / 255
+    else:
+        angle = rng.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[0:size, 0:size] / size - 0.5
+        mix = np.cos(angle) * x + np.sin(angle) * y + 0.5
+        if pattern == 2:
+            mix = (np.sin(mix * rng.uniform(10, 40)) > 0).astype(np.float32)
+    return (first + (second - first) * mix[..., None]).astype(np.float32)
+
+
+def _occlude(picture, rng, share):
+    """Covers about `share` of the picture with blocks of one colour each."""
+    if share < 0.02:
+        return picture
+    picture = picture.copy()
+    size = picture.shape[0]
+    covered = np.zeros((size, size), bool)
+    while covered.mean() < share:
+        # Blocks of up to a third of the side; the last ones may overshoot by a little.
+        height, width = rng.integers(size // 8, size // 3 + 1, 2)
+        y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+        picture[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+        covered[y : y + height, x : x + width] = True
+    return picture
+
+
+def _change_colour(rgb, rng, strength):
+    """A random linear mix of the channels near the identity, and gain and offset."""
+    mix = np.eye(3) + strength * rng.uniform(-0.4, 0.4, (3, 3))
+    mix /= mix.sum(axis=1, keepdims=True)
+    gain = 1 + strength * rng.uniform(-0.6, 0.6)
+    offset = strength * rng.uniform(-60, 60)
+    return ((rgb @ mix.T.astype(np.float32) - 128) * gain + 128 + offset).clip(0, 255)
+
+
+def _change_style(rgb, alpha, rng):
+    grey = rgb.mean(axis=-1, keepdims=True)
+    kind = rng.integers(5)
+    if kind == 0:  # grey
+        return np.repeat(grey, 3, axis=-1), alpha
+    if kind == 1:  # few tones
+        step = 255 / rng.integers(2, 5)
+        return np.round(rgb / step) * step, alpha
+    if kind == 2:  # dark outline around the drawing and at strong edges
+        return np.where(_edges(grey, alpha), 20.0, rgb), alpha
+    if kind == 3:  # line drawing
+        ground = rng.uniform(180, 255)
+        return np.where(_edges(grey, alpha), 20.0, np.full_like(rgb, ground)), alpha
+    return 255 - rgb if rng.random() < 0.3 else rgb * 0.5 + 127, alpha  # negative or faded
+
+
+def _edges(grey, alpha):
+    both = np.concatenate([grey * alpha, alpha * 255], axis=-1)
+    change = np.zeros(grey.shape, np.float32)
+    for axis in (0, 1):
+        difference = np.abs(np.diff(both, axis=axis, prepend=0)).max(axis=-1, keepdims=True)
+        change = np.maximum(change, difference)
+    return change > 40

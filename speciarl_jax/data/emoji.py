@@ -1,0 +1,217 @@
+"""The embedded benchmark: drawings of everyday things by nine designers, with a label tree.
+
+Emoji are drawings, not photographs. Designers never share pictures, so a style family that was held
+out is new to a policy that has learned from the others. See `emoji_assets/LICENSES.md`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from speciarl_jax.data import augment
+
+ASSETS = pathlib.Path(__file__).parent / "emoji_assets"
+TAXONOMY_PATH = ASSETS / "taxonomy.json"
+CELL = 64  # pixels
+
+STYLE_FAMILIES = {
+    "noto": ("noto", "noto-v1"),
+    "fluent": ("fluent-emoji", "fluent-emoji-flat"),
+    "emojione": ("emojione", "emojione-v1"),
+    "openmoji": ("openmoji",),
+    "fxemoji": ("fxemoji",),
+    "twemoji": ("twemoji",),
+}
+# Families, never styles, are split: two styles of one designer are nearly the same picture.
+SPLITS = {
+    "pretraining": ("noto", "fluent", "emojione"),
+    "reinforcement": ("openmoji", "fxemoji"),
+    "held_out": ("twemoji",),
+}
+CONCEPT_SETS = ("benchmark", "all")
+
+
+@functools.cache
+def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
+    """All drawings of a style, uint8 [keys, 64, 64, 4].
+
+    Raises:
+      ValueError: the sheet is missing, is no PNG, or has another size than the index says.
+    """
+    path = folder / f"{style}_64.png"
+    keys, columns = len(_index(folder)["keys"]), _index(folder)["cols"]
+    rows = -(-keys // columns)
+    try:
+        sheet = np.asarray(Image.open(path).convert("RGBA"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; reinstall the package or run {_REBUILD}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or run {_REBUILD}") from None
+    expected = (rows * CELL, columns * CELL, 4)
+    if sheet.shape != expected:
+        raise ValueError(
+            f"{path} is {sheet.shape[1]} x {sheet.shape[0]} px, the index needs {expected[1]} x "
+            f"{expected[0]}; restore it or run {_REBUILD}"
+        )
+    cells = sheet.reshape(rows, CELL, columns, CELL, 4).swapaxes(1, 2)
+    return cells.reshape(-1, CELL, CELL, 4)[:keys]
+
+
+_REBUILD = "scripts/build_emoji.py"
+
+
+@functools.cache
+def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
+    return json.loads((folder / "index.json").read_text())
+
+
+@functools.cache
+def _taxonomy() -> dict[str, Any]:
+    return json.loads(TAXONOMY_PATH.read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A leaf of the label tree.
+
+    Attributes:
+      label_id: unique readable key.
+      name: what most people would say.
+      synonyms: other names of the same thing.
+      ancestors: names between the leaf and its group, nearest first, the first alias of each.
+      generic: the group.
+      keys: code points of its emoji.
+    """
+
+    label_id: str
+    name: str
+    synonyms: tuple[str, ...]
+    ancestors: tuple[str, ...]
+    generic: str
+    keys: tuple[str, ...]
+
+
+def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> list[Concept]:
+    """The leaves of the label tree, in the order of the file.
+
+    Args:
+      which: "benchmark" (those that most designers have drawn) or "all".
+      domains: keep these groups only ("animal", "food", ...).
+
+    Raises:
+      ValueError: an unknown set or group, or none left.
+    """
+    tree = _taxonomy()
+    if which not in CONCEPT_SETS:
+        raise ValueError(f"concept set {which!r} is unknown; choose one of {CONCEPT_SETS}")
+    unknown = sorted(set(domains or ()) - set(tree["groups"]))
+    if unknown:
+        raise ValueError(f"domains {unknown} are unknown; choose from {sorted(tree['groups'])}")
+    names = tree["benchmark"] if which == "benchmark" else tree["leaves"]
+    found = [
+        Concept(
+            label_id=label_id,
+            name=leaf["name"],
+            synonyms=tuple(leaf["synonyms"]),
+            ancestors=tuple(node[0] for node in leaf["ancestors"]),
+            generic=leaf["generic"],
+            keys=tuple(leaf["keys"]),
+        )
+        for label_id, leaf in tree["leaves"].items()
+        if label_id in set(names) and (not domains or leaf["generic"] in domains)
+    ]
+    if not found:
+        raise ValueError(f"no concept of {which!r} lies in the domains {domains}")
+    return found
+
+
+class Source:
+    """Random access to augmented pictures (a Grain `RandomAccessDataSource`).
+
+    A picture depends on the seed and on its own identity (style, emoji, view) and on nothing else:
+    not on the order, the process, or which other concepts are in the set.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        difficulty: str,
+        image_size: int,
+        seed: int,
+        concept_set: str = "benchmark",
+        domains: Sequence[str] | None = None,
+        views: int = 1,
+    ):
+        """Lists the pictures.
+
+        Args:
+          split: "pretraining", "reinforcement" or "held_out".
+          difficulty: one of `augment.DIFFICULTIES`.
+          image_size: side, pixels.
+          seed: of the augmentation.
+          concept_set: "benchmark" or "all".
+          domains: groups to keep; all when None.
+          views: differently augmented pictures of each drawing.
+
+        Raises:
+          ValueError: an unknown name, or a damaged sheet.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is unknown; choose one of {sorted(SPLITS)}")
+        if difficulty not in augment.DIFFICULTIES:
+            raise ValueError(
+                f"difficulty {difficulty!r} is unknown; choose one of {augment.DIFFICULTIES}"
+            )
+        if image_size < 8 or views < 1:
+            raise ValueError(
+                f"image_size is {image_size} and views {views}; they must be at least 8 and 1"
+            )
+        self._difficulty, self._image_size, self._seed = difficulty, image_size, seed
+        self.concepts = concepts(concept_set, domains)
+        index = _index()
+        position = {key: i for i, key in enumerate(index["keys"])}
+        styles = [style for family in SPLITS[split] for style in STYLE_FAMILIES[family]]
+        self._rows = [
+            (style, key, position[key], concept, view)
+            for view in range(views)
+            for style in styles
+            for concept in self.concepts
+            for key in concept.keys
+            if index["has"][style][position[key]]
+        ]
+        for style in styles:
+            _atlas(style)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A picture with its label: `image` uint8 [S, S, 3], `image_id`, names and difficulty."""
+        style, key, cell, concept, view = self._rows[index]
+        image_id = _stable_id(style, key, view)
+        rng = np.random.default_rng([self._seed, image_id])
+        level, params = augment.parameters(self._difficulty, rng)
+        return {
+            "image": augment.compose(_atlas(style)[cell], rng, params, self._image_size),
+            "image_id": image_id,
+            "label_id": concept.label_id,
+            "label": concept.name,
+            "generic": concept.generic,
+            "style": style,
+            "key": key,
+            "difficulty": level,
+        }
+
+
+def _stable_id(style: str, key: str, view: int) -> int:
+    """31 bits that name a picture, the same in every process and release."""
+    digest = hashlib.sha256(f"{style}/{key}/{view}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
