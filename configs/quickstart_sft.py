@@ -1,0 +1,45 @@
+"""Makes the tiny policy of the quickstart from scratch.
+
+    python -m speciarl_jax.sft --config=configs/quickstart_sft.py --workdir=runs/quickstart_sft
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every key of supervised training."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Pictures: drawings of the pretraining families only (data/emoji.py).
+    config.data = ml_collections.ConfigDict()
+    config.data.image_size = 48  # pixels
+    config.data.concept_set = "benchmark"
+    config.data.split = "pretraining"
+    config.data.difficulty = "pretraining"
+    config.data.workers = 2  # threads that draw and cut pictures
+    # Where a held-out accuracy is taken while training; decides nothing.
+    config.data.watch_split = "held_out"
+    # The tower: 48 px -> 8 x 8 patches -> 16 tokens; windows of 4 x 4 patches.
+    config.vision = ml_collections.ConfigDict()
+    config.vision.depth = 6
+    config.vision.hidden_size = 128
+    config.vision.intermediate_size = 256
+    config.vision.num_heads = 4
+    config.vision.patch_size = 6
+    config.vision.window_size = 24
+    config.vision.full_attention_layers = (1, 3, 5)
+    config.vision.out_hidden_size = 192
+    # Supervision of the tower by the levels of the label tree.
+    config.vision_stage = ml_collections.ConfigDict()
+    config.vision_stage.epochs = 170
+    config.vision_stage.batch_size = 128
+    config.vision_stage.learning_rate = 1e-3
+    config.vision_stage.warmup_steps = 200
+    config.vision_stage.weight_decay = 0.05
+    config.vision_stage.label_smoothing = 0.1
+    config.vision_stage.level_weights = (1.0, 0.5, 0.5)  # leaf, nearest node, group
+    config.vision_stage.log_every = 100
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.save_every = 250
+    config.checkpoint.keep = 1
+    return config
