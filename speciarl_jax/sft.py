@@ -96,7 +96,9 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         grain.MapDataset.source(data)
         .seed(config.seed)
         .shuffle()
-        .to_iter_dataset(grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=512))
+        .to_iter_dataset(
+            grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=512)
+        )
         .batch(stage.batch_size, batch_fn=lambda rows: cut_patches(rows, processor, label_of))
     )
 

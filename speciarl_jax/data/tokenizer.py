@@ -87,9 +87,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
     return found
 
 
-def banned_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int
-) -> np.ndarray:
+def banned_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int) -> np.ndarray:
     """Which tokens an answer may never hold: special ones but the end, and ids without a token.
 
     Returns:
@@ -116,7 +114,10 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
 
     bpe = Tokenizer(models.BPE())
     # Words with their space, numbers by digit, punctuation and line ends apart.
-    pattern = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),

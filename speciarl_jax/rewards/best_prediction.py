@@ -21,9 +21,7 @@ def required_category(category_BN: jax.Array, valid_BN: jax.Array) -> jax.Array:
     Returns:
       int32 [B, 1].
     """
-    best_B1 = jnp.max(
-        jnp.where(valid_BN, category_BN, Category.UNPARSED), axis=1, keepdims=True
-    )
+    best_B1 = jnp.max(jnp.where(valid_BN, category_BN, Category.UNPARSED), axis=1, keepdims=True)
     return jnp.clip(best_B1, Category.ABSTAIN, Category.SPECIFIC)
 
 

@@ -56,9 +56,7 @@ def answer_logprobs(
         remat=remat,
     )
     batch_size, num_rollouts, _, width = hidden_BNTD.shape
-    first_BN1D = jnp.broadcast_to(
-        hidden_BPD[:, None, -1:], (batch_size, num_rollouts, 1, width)
-    )
+    first_BN1D = jnp.broadcast_to(hidden_BPD[:, None, -1:], (batch_size, num_rollouts, 1, width))
     hidden_BNTD = jnp.concatenate([first_BN1D, hidden_BNTD], axis=2)
 
     @jax.checkpoint
@@ -71,7 +69,10 @@ def answer_logprobs(
 
     # Chunks along T leave the batch axis, which is the one that is sharded, alone.
     parts = [
-        score(hidden_BNTD[:, :, start : start + chunk_size], tokens_BNT[:, :, start:][..., :chunk_size])
+        score(
+            hidden_BNTD[:, :, start : start + chunk_size],
+            tokens_BNT[:, :, start:][..., :chunk_size],
+        )
         for start in range(0, length, chunk_size)
     ]
     logp_BNT, entropy_BNT = (jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""Drawing one token from logits. Temperature and top-p are traced: changing them compiles nothing."""
+"""Drawing tokens from logits. Temperature and top-p are traced: changing them compiles nothing."""
 
 import jax
 import jax.numpy as jnp

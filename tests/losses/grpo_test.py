@@ -41,8 +41,13 @@ def test_value_and_gradient_equal_torch(seed, clips):
 
     def loss(logp):
         return grpo.policy_loss(
-            logp, batch["old_logp_BNT"], batch["advantage_BN"], weights,
-            clip_low=clips[0], clip_high=clips[1], dual_clip=clips[2],
+            logp,
+            batch["old_logp_BNT"],
+            batch["advantage_BN"],
+            weights,
+            clip_low=clips[0],
+            clip_high=clips[1],
+            dual_clip=clips[2],
         )[0]
 
     value, gradient = jax.value_and_grad(loss)(batch["logp_BNT"])
@@ -70,8 +75,10 @@ def test_micro_batches_add_up_to_the_batch():
 
         def loss(part, weights=weights):
             return grpo.policy_loss(
-                batch["logp_BNT"][part], batch["old_logp_BNT"][part],
-                batch["advantage_BN"][part], weights[part],
+                batch["logp_BNT"][part],
+                batch["old_logp_BNT"][part],
+                batch["advantage_BN"][part],
+                weights[part],
             )[0]
 
         whole = loss(slice(None))
@@ -93,8 +100,11 @@ def test_dual_clip_below_one_is_refused():
     batch = random_batch(0)
     with pytest.raises(ValueError, match="dual_clip is 0.5"):
         grpo.policy_loss(
-            batch["logp_BNT"], batch["old_logp_BNT"], batch["advantage_BN"],
-            token_weights.token_mean(batch["mask_BNT"]), dual_clip=0.5,
+            batch["logp_BNT"],
+            batch["old_logp_BNT"],
+            batch["advantage_BN"],
+            token_weights.token_mean(batch["mask_BNT"]),
+            dual_clip=0.5,
         )
 
 

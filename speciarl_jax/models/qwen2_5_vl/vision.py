@@ -1,4 +1,4 @@
-"""The vision tower: patches in, one feature for every 2 x 2 patches out (arXiv 2502.13923, 2.1.1)."""
+"""The vision tower: patches in, a feature for every 2 x 2 of them out (arXiv 2502.13923, 2.1.1)."""
 
 import itertools
 from typing import Any
@@ -55,8 +55,10 @@ class VisionTower(nnx.Module):
         sizes = {"vision_embed": width, "vision_heads": width, "vision_mlp": mlp}
         self.blocks = nnx.Dict()
         for name, axes in _BLOCK_AXES.items():
-            shape = [sizes[axis] * (3 if "qkv" in name and axis == "vision_heads" else 1)
-                     for axis in axes]
+            shape = [
+                sizes[axis] * (3 if "qkv" in name and axis == "vision_heads" else 1)
+                for axis in axes
+            ]
             if name.startswith("norm"):
                 value = jnp.ones((config.depth, *shape), param_dtype)
             elif len(shape) == 1:

@@ -1,0 +1,75 @@
+"""Attention of the decoder: causal over one sequence, or over a shared prefix and a suffix."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+_MASKED = -1e30
+
+
+def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
+    """Causal grouped-query attention [B, S, H, K]; keys where `mask_BS` is false are not seen."""
+    length = q_BSHK.shape[1]
+    order_SS = jnp.tril(jnp.ones((length, length), bool))
+    mask = order_SS[None, None] & mask_BS[:, None, None, :]
+    return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask)
+
+
+def shared_prefix(
+    q_BNTHK: jax.Array,
+    prefix_k_BPGK: jax.Array,
+    prefix_v_BPGK: jax.Array,
+    prefix_mask_BP: jax.Array,
+    suffix_k_BNSGK: jax.Array,
+    suffix_v_BNSGK: jax.Array,
+    suffix_mask_TS: jax.Array,
+) -> jax.Array:
+    """Attention of N answers to one prompt and each to itself, exactly one softmax over both.
+
+    The two blocks of scores share their maximum and their sum (the log-sum-exp merge of cascade
+    attention), so neither the prompt's keys are repeated N times nor a square over all answers is
+    ever built.
+
+    Args:
+      q_BNTHK: rotated queries.
+      prefix_k_BPGK: keys of the prompt.
+      prefix_v_BPGK: values of the prompt.
+      prefix_mask_BP: bool.
+      suffix_k_BNSGK: keys of each answer.
+      suffix_v_BNSGK: values of each answer.
+      suffix_mask_TS: bool, which of its own columns a query sees; at least one.
+
+    Returns:
+      [B, N, T, H, K] in the dtype of the queries.
+    """
+    groups = prefix_k_BPGK.shape[2]
+    scale = q_BNTHK.shape[-1] ** -0.5
+    q = rearrange(q_BNTHK * scale, "b n t (g r) k -> b g r n t k", g=groups)
+    to_prefix = jnp.einsum(
+        "bgrntk,bpgk->bgrntp", q, prefix_k_BPGK, preferred_element_type=jnp.float32
+    )
+    to_suffix = jnp.einsum(
+        "bgrntk,bnsgk->bgrnts", q, suffix_k_BNSGK, preferred_element_type=jnp.float32
+    )
+    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None, None, :], to_prefix, _MASKED)
+    to_suffix = jnp.where(suffix_mask_TS, to_suffix, _MASKED)
+    # The maximum only keeps the exponentials in range; its gradient cancels.
+    highest = jax.lax.stop_gradient(
+        jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
+    )
+    to_prefix, to_suffix = jnp.exp(to_prefix - highest), jnp.exp(to_suffix - highest)
+    total = to_prefix.sum(-1) + to_suffix.sum(-1)
+    dtype = q_BNTHK.dtype
+    out = jnp.einsum(
+        "bgrntp,bpgk->bgrntk",
+        to_prefix.astype(dtype),
+        prefix_v_BPGK,
+        preferred_element_type=jnp.float32,
+    )
+    out += jnp.einsum(
+        "bgrnts,bnsgk->bgrntk",
+        to_suffix.astype(dtype),
+        suffix_v_BNSGK,
+        preferred_element_type=jnp.float32,
+    )
+    return rearrange((out / total[..., None]).astype(dtype), "b g r n t k -> b n t (g r) k")

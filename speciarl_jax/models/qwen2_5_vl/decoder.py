@@ -1,0 +1,236 @@
+"""The text decoder: grouped-query attention with M-RoPE, SwiGLU, LoRA on every linear layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from speciarl_jax.models import lora
+from speciarl_jax.models.qwen2_5_vl import attention, mrope
+from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+
+# Input and output axes of the linear layers, and whether they have a bias.
+LINEARS = {
+    "q": ("embed", "heads", True),
+    "k": ("embed", "kv_heads", True),
+    "v": ("embed", "kv_heads", True),
+    "o": ("heads", "embed", False),
+    "gate": ("embed", "mlp", False),
+    "up": ("embed", "mlp", False),
+    "down": ("mlp", "embed", False),
+}
+
+
+class Decoder(nnx.Module):
+    """Stacked layers, embedding, final norm and head."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        lora_rank: int,
+        lora_alpha: float,
+        scan_unroll: int,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype = config, dtype
+        self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
+        self.scan_unroll = scan_unroll
+        count, width = config.num_layers, config.hidden_size
+        sizes = {
+            "embed": width,
+            "heads": config.num_heads * config.head_dim,
+            "kv_heads": config.num_kv_heads * config.head_dim,
+            "mlp": config.intermediate_size,
+        }
+
+        def normal(shape, axes):
+            value = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+            return nnx.Param(value.astype(param_dtype), axes=axes)
+
+        def constant(value, shape, axes):
+            return nnx.Param(jnp.full(shape, value, param_dtype), axes=axes)
+
+        self.layers, self.lora = nnx.Dict(), nnx.Dict()
+        for name, (inputs, outputs, has_bias) in LINEARS.items():
+            shape = (count, sizes[inputs], sizes[outputs])
+            self.layers[name] = normal(shape, ("layers", inputs, outputs))
+            if has_bias:
+                self.layers[f"{name}_bias"] = constant(0, shape[::2], ("layers", outputs))
+            if lora_rank:
+                a, b = lora.adapters(*shape, lora_rank, (inputs, outputs), rngs.params())
+                self.lora[f"{name}_a"], self.lora[f"{name}_b"] = a, b
+        for name in ("attention_norm", "mlp_norm"):
+            self.layers[name] = constant(1, (count, width), ("layers", "embed"))
+        self.embedding = normal((config.vocab_size, width), ("vocab", "embed"))
+        self.final_norm = constant(1, (width,), ("embed",))
+        if not config.tie_word_embeddings:
+            self.head = normal((width, config.vocab_size), ("embed", "vocab"))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of int32 tokens."""
+        return self.embedding[...].astype(self.dtype)[tokens]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of final hidden states [..., D]."""
+        tied = self.config.tie_word_embeddings
+        head = self.embedding[...].T if tied else self.head[...]
+        return jnp.matmul(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    def prefill(
+        self, x_BPD: jax.Array, positions_3BP: jax.Array, mask_BP: jax.Array, *, use_lora: bool
+    ) -> tuple[jax.Array, PrefixCache]:
+        """Runs prompts; returns final hidden states [B, P, D] and their cache."""
+        cos_sin = mrope.rotary(positions_3BP, self.config)
+
+        def attend(q, k, v, carry, layer):
+            return attention.causal(q, k, v, mask_BP), carry, (k, v)
+
+        x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
+        return self._norm(x_BPD), PrefixCache(k_LBPGK=k, v_LBPGK=v, mask_BP=mask_BP)
+
+    def decode_step(
+        self,
+        tokens_BN: jax.Array,
+        position_BN: jax.Array,
+        step: jax.Array,
+        prefix: PrefixCache,
+        suffix: SuffixCache,
+        *,
+        use_lora: bool,
+    ) -> tuple[jax.Array, SuffixCache]:
+        """Runs one token of each answer and writes it to column `step` of the suffix."""
+        x_BND = self.embed(tokens_BN)
+        positions = jnp.broadcast_to(position_BN, (3, *position_BN.shape))
+        cos_sin = mrope.rotary(positions, self.config)
+        seen_1T = (jnp.arange(suffix.k_LBNTGK.shape[3]) <= step)[None]
+
+        def attend(q, k, v, carry, layer):
+            index, prefix_k, prefix_v = layer
+            # One column of one layer is written in place; the cache is never copied.
+            start = (index, 0, 0, step, 0, 0)
+            all_k = jax.lax.dynamic_update_slice(carry[0], k[None, :, :, None], start)
+            all_v = jax.lax.dynamic_update_slice(carry[1], v[None, :, :, None], start)
+            out = attention.shared_prefix(
+                q[:, :, None],
+                prefix_k,
+                prefix_v,
+                prefix.mask_BP,
+                all_k[index],
+                all_v[index],
+                seen_1T,
+            )
+            return out[:, :, 0], (all_k, all_v), ()
+
+        layers = (jnp.arange(self.config.num_layers), prefix.k_LBPGK, prefix.v_LBPGK)
+        carry = (suffix.k_LBNTGK, suffix.v_LBNTGK)
+        x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, carry, layers, use_lora)
+        return self._norm(x_BND), SuffixCache(k_LBNTGK=k, v_LBNTGK=v)
+
+    def forward_shared(
+        self,
+        x_BPD: jax.Array,
+        positions_3BP: jax.Array,
+        mask_BP: jax.Array,
+        tokens_BNT: jax.Array,
+        position_BT: jax.Array,
+        *,
+        use_lora: bool,
+        remat: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs prompts once and N given answers after each; returns both final hidden states."""
+        _, prompt, _ = x_BPD.shape
+        _, answers, length = tokens_BNT.shape
+        row = rearrange(self.embed(tokens_BNT), "b n t d -> b (n t) d")
+        x = jnp.concatenate([x_BPD, row], axis=1)
+        # Positions restart after the prompt for every answer.
+        position = jnp.tile(position_BT, (1, answers))
+        positions = jnp.broadcast_to(position, (3, *position.shape))
+        cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
+        order_TT = jnp.tril(jnp.ones((length, length), bool))
+
+        def attend(q, k, v, carry, layer):
+            def split(x):
+                own = rearrange(x[:, prompt:], "b (n t) h k -> b n t h k", n=answers)
+                return x[:, :prompt], own
+
+            (q0, q1), (k0, k1), (v0, v1) = split(q), split(k), split(v)
+            first = attention.causal(q0, k0, v0, mask_BP)
+            own = attention.shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
+            own = rearrange(own, "b n t h k -> b (n t) h k")
+            return jnp.concatenate([first, own], axis=1), carry, ()
+
+        x, _, _ = self._run(x, cos_sin, attend, (), (), use_lora, remat=remat)
+        x = self._norm(x)
+        return x[:, :prompt], rearrange(x[:, prompt:], "b (n t) d -> b n t d", n=answers)
+
+    def _norm(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def _run(
+        self,
+        x: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        attend: Callable,
+        carry: Any,
+        per_layer: Any,
+        use_lora: bool,
+        remat: bool = False,
+    ) -> tuple[jax.Array, Any, Any]:
+        """All layers over `x` [..., D].
+
+        `attend(q, k, v, carry, layer) -> (out, carry, kept)` is the only thing that differs between
+        prefill, decoding and the shared forward pass.
+        """
+        layers = {name: p[...] for name, p in self.layers.items()}
+        adapters = {name: p[...] for name, p in self.lora.items()} if use_lora else {}
+
+        def step(state, layer):
+            x, carry = state
+            params, adapters, layer = layer
+            x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
+            return (x, carry), kept
+
+        if remat:
+            step = jax.checkpoint(step)
+        (x, carry), kept = jax.lax.scan(
+            step,
+            (x, carry),
+            (layers, adapters, per_layer),
+            length=self.config.num_layers,
+            unroll=min(self.scan_unroll, self.config.num_layers),
+        )
+        return x, carry, kept
+
+    def _layer(self, x, params, adapters, cos_sin, attend, carry, layer):
+        config = self.config
+
+        def linear(name, x):
+            pair = (adapters[f"{name}_a"], adapters[f"{name}_b"]) if adapters else None
+            bias = params.get(f"{name}_bias")
+            return lora.linear(x, params[name], bias, pair, self.lora_scale, self.dtype)
+
+        def heads(x):
+            return x.reshape(*x.shape[:-1], -1, config.head_dim)
+
+        h = rms_norm(x, params["attention_norm"], config.norm_eps)
+        q = mrope.rotate(heads(linear("q", h)), *cos_sin)
+        k = mrope.rotate(heads(linear("k", h)), *cos_sin)
+        out, carry, kept = attend(q, k, heads(linear("v", h)), carry, layer)
+        x = x + linear("o", out.reshape(*out.shape[:-2], -1))
+        h = rms_norm(x, params["mlp_norm"], config.norm_eps)
+        x = x + linear("down", jax.nn.silu(linear("gate", h)) * linear("up", h))
+        return x, carry, kept
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
+    return scale.astype(x.dtype) * x32.astype(x.dtype)

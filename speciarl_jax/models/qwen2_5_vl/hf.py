@@ -1,0 +1,233 @@
+"""Hugging Face checkpoints of Qwen2.5-VL: read into the model, and written back."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+
+# (path, array, logical axes) -> array on its devices.
+Put = Callable[[tuple[str, ...], np.ndarray, tuple[str | None, ...]], jax.Array]
+
+
+class _Source(NamedTuple):
+    """Where a parameter lies in a checkpoint: one tensor, or one a layer."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    layout: str  # "same", "transposed" (torch keeps [out, in]) or "patches" (a Conv3d)
+
+
+def _sources(config: ModelConfig) -> dict[tuple[str, ...], _Source]:
+    """Names of all tensors as published: `visual.*`, `model.*`, `lm_head.weight`."""
+    found = {}
+
+    def single(path, name, layout="same"):
+        found[tuple(path.split("."))] = _Source((name,), False, layout)
+
+    def stacked(path, pattern, count, layout="same"):
+        names = tuple(pattern.format(i) for i in range(count))
+        found[tuple(path.split("."))] = _Source(names, True, layout)
+
+    single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
+    single("visual.merger_norm", "visual.merger.ln_q.weight")
+    for mine, number in (("merger_in", 0), ("merger_out", 2)):
+        single(f"visual.{mine}", f"visual.merger.mlp.{number}.weight", "transposed")
+        single(f"visual.{mine}_bias", f"visual.merger.mlp.{number}.bias")
+    blocks, depth = "visual.blocks.{}.", config.vision.depth
+    for mine, theirs in {
+        "qkv": "attn.qkv",
+        "proj": "attn.proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }.items():
+        stacked(f"visual.blocks.{mine}", f"{blocks}{theirs}.weight", depth, "transposed")
+        stacked(f"visual.blocks.{mine}_bias", f"{blocks}{theirs}.bias", depth)
+    for norm in ("norm1", "norm2"):
+        stacked(f"visual.blocks.{norm}", f"{blocks}{norm}.weight", depth)
+
+    layers, count = "model.layers.{}.", config.text.num_layers
+    for mine in ("q", "k", "v", "o"):
+        theirs = f"{layers}self_attn.{mine}_proj"
+        stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
+        if mine != "o":
+            stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
+    for mine in ("gate", "up", "down"):
+        theirs = f"{layers}mlp.{mine}_proj.weight"
+        stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
+    stacked("decoder.layers.attention_norm", f"{layers}input_layernorm.weight", count)
+    stacked("decoder.layers.mlp_norm", f"{layers}post_attention_layernorm.weight", count)
+    single("decoder.embedding", "model.embed_tokens.weight")
+    single("decoder.final_norm", "model.norm.weight")
+    if not config.text.tie_word_embeddings:
+        single("decoder.head", "lm_head.weight", "transposed")
+    return found
+
+
+def _published_name(name: str) -> str:
+    """Maps the nested layout (`model.visual.*`, `model.language_model.*`) to the published one."""
+    for prefix, short in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(prefix):
+            return short + name.removeprefix(prefix)
+    return name
+
+
+def read_config(folder: str | pathlib.Path) -> ModelConfig:
+    """Reads `config.json`.
+
+    Raises:
+      ValueError: it is missing, no JSON, or describes another model.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    try:
+        return ModelConfig.from_hf(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; point config.model.path at a checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def load(
+    folder: str | pathlib.Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    param_dtype: Any = jnp.bfloat16,
+    lora_rank: int = 0,
+    lora_alpha: float = 1.0,
+    scan_unroll: int = 1,
+    seed: int = 0,
+    put: Put | None = None,
+) -> tuple[ModelConfig, Qwen25VL]:
+    """Reads a checkpoint folder into a model with fresh LoRA.
+
+    Args:
+      folder: holds `config.json` and safetensors, in either layout of names in circulation.
+      dtype: of the matrix products.
+      param_dtype: of the frozen weights.
+      lora_rank: r, 0 for none.
+      lora_alpha: the adapters are scaled by alpha / r.
+      scan_unroll: layers a turn of the loop over layers.
+      seed: of LoRA.
+      put: places a parameter on its devices; the default device when None.
+
+    Raises:
+      ValueError: a tensor is missing, unexpected or of the wrong shape, or a file is damaged.
+    """
+    config = read_config(folder)
+    reader = safetensors_io.Reader(folder)
+    put = put or (lambda path, array, axes: jnp.asarray(array))
+
+    def make():
+        return Qwen25VL(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            scan_unroll=scan_unroll,
+            rngs=nnx.Rngs(seed),
+        )
+
+    model = nnx.eval_shape(make)
+    state = dict(nnx.to_flat_state(nnx.state(model)))
+    sources = _sources(config)
+    _check_names(reader, sources, config)
+    stored = {_published_name(name): name for name in reader}
+    for path, variable in state.items():
+        if isinstance(variable, nnx.LoRAParam):
+            continue
+        array = _read(reader, stored, sources[path], variable.shape).astype(param_dtype)
+        variable.set_value(put(path, array, variable.axes))
+    if lora_rank:
+        fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
+        for path, variable in state.items():
+            if isinstance(variable, nnx.LoRAParam):
+                variable.set_value(put(path, np.asarray(fresh[path][...]), variable.axes))
+    nnx.update(model, nnx.from_flat_state(list(state.items())))
+    return config, model
+
+
+def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
+    """LoRA of a new model. Under jit the base, which nobody reads, is never computed."""
+
+    def make():
+        model = Qwen25VL(config, lora_rank=rank, lora_alpha=alpha, rngs=nnx.Rngs(seed))
+        return nnx.state(model, nnx.LoRAParam)
+
+    return jax.jit(make)()
+
+
+def _check_names(reader, sources, config) -> None:
+    wanted = {name for source in sources.values() for name in source.names}
+    present = {_published_name(name) for name in reader}
+    if config.text.tie_word_embeddings:
+        # Some writers store the tied head a second time.
+        present.discard("lm_head.weight")
+    for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
+        if names:
+            raise ValueError(
+                f"{reader.folder} {what} tensors {sorted(names)[:5]} ({len(names)} in all); do "
+                "config.json and the weights belong together?"
+            )
+
+
+def _read(reader, stored, source: _Source, shape: tuple[int, ...]) -> np.ndarray:
+    """One parameter, its layers stacked, in this package's layout."""
+    expected = shape[1:] if source.stacked else shape
+    parts = []
+    for published in source.names:
+        name = stored[published]
+        try:
+            tensor = reader.read(name)
+        except Exception as error:  # safetensors raises its own kinds for short files
+            raise ValueError(
+                f"tensor {name!r} in {reader.folder} cannot be read: {error}"
+            ) from None
+        found = tensor.shape
+        if source.layout == "patches":
+            tensor = tensor.reshape(tensor.shape[0], -1)
+        if source.layout != "same":
+            tensor = tensor.T
+        if tensor.shape != expected:
+            raise ValueError(
+                f"tensor {name!r} in {reader.folder} has shape {found}, config.json asks for "
+                f"{expected} ({source.layout})"
+            )
+        parts.append(tensor)
+    return np.stack(parts) if source.stacked else parts[0]
+
+
+def save(folder: str | pathlib.Path, config: ModelConfig, model: Qwen25VL) -> None:
+    """Writes `config.json` and `model.safetensors`, LoRA merged in, as the published ones are.
+
+    Args:
+      folder: made if needed.
+      config: dimensions.
+      model: its frozen weights and, if it has any, adapters.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
+    for name, kernel in model.merged_kernels().items():
+        state["decoder", "layers", name] = kernel
+    vision = config.vision
+    conv = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    tensors = {}
+    for path, source in _sources(config).items():
+        array = np.asarray(state[path])
+        for name, part in zip(source.names, array if source.stacked else [array], strict=True):
+            part = part if source.layout == "same" else part.T
+            tensors[name] = part.reshape(-1, *conv) if source.layout == "patches" else part
+    safetensors_io.write(folder, tensors)
+    dtype = str(next(iter(tensors.values())).dtype)
+    text = json.dumps(config.to_hf() | {"dtype": dtype}, indent=2)
+    (folder / "config.json").write_text(text + "\n")

@@ -1,0 +1,178 @@
+"""Qwen2.5-VL: vision tower and decoder, and the ways in which reinforcement learning runs them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speciarl_jax.models import lora
+from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS, Decoder
+from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
+from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+
+
+class Qwen25VL(nnx.Module):
+    """The policy. Every method is pure: no state changes, no random numbers.
+
+    `use_lora=False` runs the frozen base: the reference policy at no extra memory.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: Any = jnp.bfloat16,
+        param_dtype: Any = jnp.bfloat16,
+        lora_rank: int = 0,
+        lora_alpha: float = 1.0,
+        scan_unroll: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        """Random weights; `hf.load` fills them from a checkpoint.
+
+        Args:
+          config: dimensions.
+          dtype: of the matrix products; norms, softmax and rotary angles are float32.
+          param_dtype: of the frozen weights; LoRA is float32.
+          lora_rank: r of the adapters on the decoder's linear layers; 0 for none.
+          lora_alpha: the adapters are scaled by alpha / r.
+          scan_unroll: layers a turn of the loop over layers.
+          rngs: with a `params` stream.
+        """
+        self.config = config
+        common = {"dtype": dtype, "param_dtype": param_dtype, "scan_unroll": scan_unroll}
+        self.visual = VisionTower(config.vision, **common, rngs=rngs)
+        self.decoder = Decoder(
+            config.text, **common, lora_rank=lora_rank, lora_alpha=lora_alpha, rngs=rngs
+        )
+
+    def encode_images(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
+        """Features [B, M, D] of the pictures' merged tokens (`VisionTower`)."""
+        return self.visual(patches_BSC, layout)
+
+    def embed(self, tokens_BP: jax.Array, features_BMD: jax.Array | None) -> jax.Array:
+        """Embeddings [B, P, D]; the k-th image placeholder of a row takes the row's k-th feature.
+
+        The host checks that placeholders and features match (`layout.mrope_positions`).
+        """
+        x_BPD = self.decoder.embed(tokens_BP)
+        if features_BMD is None:
+            return x_BPD
+        is_image_BP = tokens_BP == self.config.image_token_id
+        which_BP = jnp.maximum(jnp.cumsum(is_image_BP, axis=1) - 1, 0)
+        image_BPD = jnp.take_along_axis(features_BMD, which_BP[..., None], axis=1)
+        return jnp.where(is_image_BP[..., None], image_BPD.astype(x_BPD.dtype), x_BPD)
+
+    def prefill(
+        self,
+        x_BPD: jax.Array,
+        positions_3BP: jax.Array,
+        mask_BP: jax.Array,
+        *,
+        use_lora: bool = True,
+    ) -> tuple[jax.Array, PrefixCache]:
+        """Runs prompts once; returns normed hidden states [B, P, D] and keys and values."""
+        return self.decoder.prefill(x_BPD, positions_3BP, mask_BP, use_lora=use_lora)
+
+    def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
+        """An empty cache for `answers` answers of up to `length` tokens about each picture."""
+        text = self.config.text
+        shape = (text.num_layers, batch, answers, length, text.num_kv_heads, text.head_dim)
+        return SuffixCache(k_LBNTGK=jnp.zeros(shape, dtype), v_LBNTGK=jnp.zeros(shape, dtype))
+
+    def decode_step(
+        self,
+        tokens_BN: jax.Array,
+        position_BN: jax.Array,
+        step: jax.Array,
+        prefix: PrefixCache,
+        suffix: SuffixCache,
+        *,
+        use_lora: bool = True,
+    ) -> tuple[jax.Array, SuffixCache]:
+        """Runs token `step` of every answer against the shared prefix and its own past.
+
+        Args:
+          tokens_BN: int32.
+          position_BN: int32 rotary position, the same on the three axes.
+          step: int32 scalar, the column of the suffix that is written; later ones are not seen.
+          prefix: from `prefill`, not repeated.
+          suffix: from `init_suffix` or the last step.
+          use_lora: False runs the frozen base.
+
+        Returns:
+          Normed hidden states [B, N, D] and the suffix.
+        """
+        return self.decoder.decode_step(
+            tokens_BN, position_BN, step, prefix, suffix, use_lora=use_lora
+        )
+
+    def forward_shared(
+        self,
+        x_BPD: jax.Array,
+        positions_3BP: jax.Array,
+        mask_BP: jax.Array,
+        tokens_BNT: jax.Array,
+        position_BT: jax.Array,
+        *,
+        use_lora: bool = True,
+        remat: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Teacher-forced pass over rows `[prompt | answer 1 ... answer N]`, differentiable.
+
+        Args:
+          x_BPD: embedded prompts.
+          positions_3BP: their rotary positions.
+          mask_BP: bool, false at padding.
+          tokens_BNT: answers, padded on the right (padding is never seen by what precedes it).
+          position_BT: rotary position of answer token t, the same for all N.
+          use_lora: False runs the frozen base.
+          remat: recompute each layer in the backward pass.
+
+        Returns:
+          Normed hidden states of the prompts [B, P, D] and of the answers [B, N, T, D].
+        """
+        return self.decoder.forward_shared(
+            x_BPD,
+            positions_3BP,
+            mask_BP,
+            tokens_BNT,
+            position_BT,
+            use_lora=use_lora,
+            remat=remat,
+        )
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 [..., V]."""
+        return self.decoder.logits(hidden)
+
+    def __call__(
+        self,
+        tokens_BS: jax.Array,
+        positions_3BS: jax.Array,
+        mask_BS: jax.Array,
+        features_BMD: jax.Array | None = None,
+        *,
+        use_lora: bool = True,
+    ) -> jax.Array:
+        """float32 logits [B, S, V] of whole sequences, each by itself."""
+        x_BSD = self.embed(tokens_BS, features_BMD)
+        hidden_BSD, _ = self.prefill(x_BSD, positions_3BS, mask_BS, use_lora=use_lora)
+        return self.logits(hidden_BSD)
+
+    def merged_kernels(self) -> dict[str, jax.Array]:
+        """The decoder's stacked kernels with LoRA added in, for export; empty without LoRA."""
+        decoder = self.decoder
+        if not decoder.lora:
+            return {}
+        return {
+            name: lora.merge(
+                decoder.layers[name][...],
+                (decoder.lora[f"{name}_a"][...], decoder.lora[f"{name}_b"][...]),
+                decoder.lora_scale,
+            )
+            for name in LINEARS
+        }
