@@ -1,0 +1,42 @@
+"""The optimizer of the adapters."""
+
+import optax
+
+
+def make(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    epsilon: float,
+    max_grad_norm: float,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up to a constant rate.
+
+    Args:
+      learning_rate: after the warm-up.
+      warmup_steps: updates from 0 to `learning_rate`; 0 for none.
+      weight_decay: decoupled, times the learning rate.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      epsilon: added to the root of the second moment.
+      max_grad_norm: the whole gradient is scaled down to this norm.
+
+    Raises:
+      ValueError: a value that no optimizer can run with.
+    """
+    if learning_rate <= 0 or max_grad_norm <= 0 or warmup_steps < 0:
+        raise ValueError(
+            f"optimizer: learning_rate {learning_rate} and max_grad_norm {max_grad_norm} must be "
+            f"above 0 and warmup_steps {warmup_steps} at least 0"
+        )
+    # The first update is taken at 1 / warmup_steps, not at 0: a step that changes nothing is lost.
+    schedule = optax.linear_schedule(
+        learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 0)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
+    )
