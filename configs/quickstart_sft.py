@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision.out_hidden_size = 192
     # Supervision of the tower by the levels of the label tree.
     config.vision_stage = ml_collections.ConfigDict()
-    config.vision_stage.epochs = 170
+    config.vision_stage.cycles = (170, 250)  # epochs of each fall of the learning rate
     config.vision_stage.batch_size = 128
     config.vision_stage.learning_rate = 1e-3
     config.vision_stage.warmup_steps = 200

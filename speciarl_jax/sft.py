@@ -57,6 +57,26 @@ class Epochs:
         return self._sources[index // self._length][index % self._length]
 
 
+def pictures_of(config: ml_collections.ConfigDict):
+    """(split, difficulty, seed) -> the embedded benchmark's pictures of it."""
+    return lambda split, difficulty, seed: emoji.Source(
+        split=split,
+        difficulty=difficulty,
+        image_size=config.data.image_size,
+        seed=seed,
+        concept_set=config.data.concept_set,
+    )
+
+
+def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
+    """Qwen2-VL's image processor for square pictures of `image_size` pixels."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=dimensions.patch_size,
+        merge_size=dimensions.spatial_merge_size,
+        size={"shortest_edge": image_size**2, "longest_edge": image_size**2},
+    )
+
+
 def cut_patches(rows, processor, label_of):
     """Pictures of one size to normalised patches [B, S, C] and label numbers [B]."""
     pixels = processor(images=[row["image"] for row in rows], return_tensors="np")["pixel_values"]
@@ -65,61 +85,20 @@ def cut_patches(rows, processor, label_of):
 
 
 def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> VisionTower:
-    """Trains the tower; resumes where an earlier run in `workdir` stopped."""
-    stage, size = config.vision_stage, config.data.image_size
+    """Trains the tower, cycle after cycle; resumes where an earlier run in `workdir` stopped."""
+    stage = config.vision_stage
     dimensions = VisionConfig(**config.vision)
-    side = size // dimensions.patch_size
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=dimensions.patch_size,
-        merge_size=dimensions.spatial_merge_size,
-        size={"shortest_edge": size * size, "longest_edge": size * size},
-    )
-
-    def source(split, difficulty, seed):
-        return emoji.Source(
-            split=split,
-            difficulty=difficulty,
-            image_size=size,
-            seed=seed,
-            concept_set=config.data.concept_set,
-        )
-
-    concepts = source(config.data.split, config.data.difficulty, 0).concepts
+    processor = image_processor(dimensions, config.data.image_size)
+    pictures = pictures_of(config)
+    concepts = pictures(config.data.split, config.data.difficulty, 0).concepts
     label_of = {c.label_id: i for i, c in enumerate(concepts)}
     levels = label_levels(concepts)
-    data = Epochs(
-        lambda epoch: source(config.data.split, config.data.difficulty, config.seed + epoch),
-        stage.epochs,
-    )
-    steps = len(data) // stage.batch_size
-    batches = (
-        grain.MapDataset.source(data)
-        .seed(config.seed)
-        .shuffle()
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=512)
-        )
-        .batch(stage.batch_size, batch_fn=lambda rows: cut_patches(rows, processor, label_of))
-    )
-
     rngs = nnx.Rngs(config.seed)
     tower = VisionTower(dimensions, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
     heads = vision_stage.TaxonomyHeads(
         dimensions.out_hidden_size, [len(n) for n in levels.names], rngs=rngs
     )
     graphs, params = zip(nnx.split(tower), nnx.split(heads), strict=True)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, stage.learning_rate, stage.warmup_steps, steps
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            schedule,
-            b2=0.98,
-            weight_decay=stage.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-        ),
-    )
     targets = jnp.asarray(levels.target)
 
     def loss_of(params, patches_BSC, label_B, layout):
@@ -134,48 +113,106 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
             label_smoothing=stage.label_smoothing,
         )
 
-    @jax.jit
-    def train_step(state, patches_BSC, label_B, layout):
-        params, opt_state = state
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            params, patches_BSC, label_B, layout
+    def cut(rows):
+        return cut_patches(rows, processor, label_of)
+
+    def layout_of(count):
+        side = config.data.image_size // dimensions.patch_size
+        return vision_layout([[(side, side)]] * count, dimensions)
+
+    watch = {
+        level: cut(list(pictures(config.data.watch_split, level, 1)))
+        for level in ("clean", "moderate")
+    }
+    evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
+
+    def watched(params):
+        row = {}
+        for level, batch in watch.items():
+            accuracy = evaluate(params, *batch, layout_of(len(batch[1])))
+            for name, value in zip(("leaf", "node", "group"), accuracy, strict=True):
+                row[f"vision/{config.data.watch_split}_{level}_{name}_accuracy"] = value
+        return row
+
+    # The learning rate rises and falls once a cycle; a later cycle starts from the one before.
+    first_epoch = 0
+    for cycle, epochs in enumerate(stage.cycles):
+        data = Epochs(
+            lambda epoch, first=first_epoch: pictures(
+                config.data.split, config.data.difficulty, config.seed + first + epoch
+            ),
+            epochs,
         )
+        folder = workdir / f"vision_cycle_{cycle}"
+        layout = layout_of(stage.batch_size)
+        params = fit(config, stage, folder, data, cut, params, loss_of, layout, watched)
+        first_epoch += epochs
+    return nnx.merge(graphs[0], params[0])
+
+
+def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
+    """One rise and fall of the learning rate over `data`; returns the trained parameters.
+
+    Args:
+      config: the whole configuration.
+      stage: its part for this stage: batch size, learning rate, and so on.
+      folder: of the checkpoints and the metrics of this fit.
+      data: random access to rows.
+      cut: rows of a batch to a tuple of arrays.
+      params: pytree of parameters to start from.
+      loss_of: (params, *batch, static) -> (loss, metrics).
+      static: pytree that every step gets as the last argument.
+      watched: params -> row of metrics, called now and then.
+    """
+    steps = len(data) // stage.batch_size
+    batches = (
+        grain.MapDataset.source(data)
+        .seed(config.seed)
+        .shuffle()
+        .to_iter_dataset(
+            grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=512)
+        )
+        .batch(stage.batch_size, batch_fn=cut)
+    )
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, stage.learning_rate, stage.warmup_steps, steps
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            schedule,
+            b2=0.98,
+            weight_decay=stage.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+    @jax.jit
+    def train_step(state, batch, static):
+        params, opt_state = state
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, *batch, static)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **metrics}
 
-    evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
-    watch = {
-        level: cut_patches(list(source(config.data.watch_split, level, 1)), processor, label_of)
-        for level in ("clean", "moderate")
-    }
-    layout = vision_layout([[(side, side)]] * stage.batch_size, dimensions)
-    watch_layout = vision_layout([[(side, side)]] * len(watch["clean"][1]), dimensions)
-
     state = (params, optimizer.init(params))
     checkpoints = Checkpoints(
-        workdir / "vision_checkpoints",
-        save_every=config.checkpoint.save_every,
-        keep=config.checkpoint.keep,
+        folder / "checkpoints", save_every=config.checkpoint.save_every, keep=config.checkpoint.keep
     )
-    facts = {"vision": str(config.vision), "stage": str(stage), "data": str(config.data)}
+    facts = {"stage": str(stage), "data": str(config.data), "rows": len(data)}
     stream, step = iter(batches), 0
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(state, facts)
         stream.set_state(position)
         step = checkpoints.latest_step()
         logging.info("resumed at step %d of %d", step, steps)
-    writer = MetricWriter(workdir, first_step=step)
+    writer = MetricWriter(folder, first_step=step)
     begun, first = time.time(), step
     while step < steps:
-        patches_BSC, label_B = next(stream)
-        state, metrics = train_step(state, patches_BSC, label_B, layout)
+        batch = next(stream)
+        state, metrics = train_step(state, batch, static)
         step += 1
         if step % stage.log_every == 0 or step == steps:
-            row = {"vision/loss": metrics["loss"]}
-            for level, batch in watch.items():
-                accuracy = evaluate(state[0], *batch, watch_layout)
-                for name, value in zip(("leaf", "node", "group"), accuracy, strict=True):
-                    row[f"vision/{config.data.watch_split}_{level}_{name}_accuracy"] = value
+            row = {"sft/loss": metrics["loss"], **watched(state[0])}
             writer.write(step, row)
             left = (time.time() - begun) / (step - first) * (steps - step) / 60
             text = " ".join(f"{name.split('/')[1]} {float(v):.3f}" for name, v in row.items())
@@ -183,7 +220,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         checkpoints.save(step, state, stream.get_state(), facts, force=step == steps)
     checkpoints.close()
     writer.close()
-    return nnx.merge(graphs[0], state[0][0])
+    return state[0]
 
 
 def main(_):
