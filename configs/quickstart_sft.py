@@ -39,6 +39,36 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision_stage.label_smoothing = 0.1
     config.vision_stage.level_weights = (1.0, 0.5, 0.5)  # leaf, nearest node, group
     config.vision_stage.log_every = 100
+    # The decoder: Qwen2's, small. Head size 48; an M-RoPE section sums to half of it.
+    config.text = ml_collections.ConfigDict()
+    config.text.vocab_size = 768
+    config.text.hidden_size = 192
+    config.text.intermediate_size = 512
+    config.text.num_layers = 3
+    config.text.num_heads = 4
+    config.text.num_kv_heads = 2
+    config.text.mrope_section = (8, 8, 8)
+    config.text.tie_word_embeddings = True
+    # How the base policy talks (pretraining/answers.py).
+    config.habits = ml_collections.ConfigDict()
+    config.habits.level_shares = (0.45, 0.3, 0.25)  # generic, less specific, specific
+    config.habits.usual = 0.6
+    config.habits.abstain = ml_collections.ConfigDict(
+        {"clean": 0.03, "easy": 0.05, "moderate": 0.15, "hard": 0.4}
+    )
+    config.habits.synonym = 0.1
+    # Supervision of the decoder by answers in words; the tower is frozen.
+    config.answer_stage = ml_collections.ConfigDict()
+    config.answer_stage.epochs = 80
+    config.answer_stage.batch_size = 64
+    config.answer_stage.answers = 4  # about each picture
+    config.answer_stage.max_tokens = 24
+    config.answer_stage.prompt = "base"
+    config.answer_stage.difficulty = "mixed"
+    config.answer_stage.learning_rate = 2e-3
+    config.answer_stage.warmup_steps = 100
+    config.answer_stage.weight_decay = 0.05
+    config.answer_stage.log_every = 100
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.save_every = 250
     config.checkpoint.keep = 1

@@ -2,8 +2,9 @@
 
     python -m speciarl_jax.sft --config=configs/quickstart_sft.py --workdir=runs/quickstart_sft
 
-The first stage supervises the vision tower with the levels of the label tree and writes
-`vision_tower.safetensors`, named as in a Hugging Face checkpoint's own tower.
+The first stage supervises the vision tower with the levels of the label tree. The second trains a
+tokenizer and a decoder that answers in words, on the frozen tower, and writes a checkpoint folder in
+the Hugging Face layout: `policy/` in the workdir.
 """
 
 import pathlib
@@ -18,16 +19,20 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
-from safetensors.flax import save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from speciarl_jax.checkpoint import Checkpoints
-from speciarl_jax.data import emoji
+from speciarl_jax.data import emoji, prompts
+from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.metric_writer import MetricWriter
-from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
+from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import vision_layout
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.pretraining import answers
 from speciarl_jax.pretraining import vision as vision_stage
+from speciarl_jax.rollout.logprobs import answer_logprobs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the result.")
@@ -54,7 +59,8 @@ class Epochs:
         return self._length * len(self._sources)
 
     def __getitem__(self, index: int):
-        return self._sources[index // self._length][index % self._length]
+        row = self._sources[index // self._length][index % self._length]
+        return {**row, "index": index}
 
 
 def pictures_of(config: ml_collections.ConfigDict):
@@ -223,13 +229,102 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
     return state[0]
 
 
+def train_answers(
+    config: ml_collections.ConfigDict, tower: VisionTower, workdir: pathlib.Path
+) -> pathlib.Path:
+    """Trains tokenizer and decoder on the frozen tower; returns the checkpoint folder."""
+    stage, folder = config.answer_stage, workdir / "policy"
+    pictures = pictures_of(config)
+    concepts = {c.label_id: c for c in pictures(config.data.split, "clean", 0).concepts}
+    habits = answers.Habits(**config.habits)
+    instruction = prompts.read_prompt(stage.prompt)
+    corpus = [*answers.texts(list(concepts.values())), *[instruction] * 50]
+    tokenizer_lib.train(corpus, config.text.vocab_size, folder)
+    vision = VisionConfig(**config.vision)
+    image_processor(vision, config.data.image_size).save_pretrained(folder)
+    tokenizer = tokenizer_lib.load(folder)
+    ids = {name: tokenizer_lib.token_id(tokenizer, token) for name, token in _MODEL_TOKENS.items()}
+    model_config = ModelConfig(text=TextConfig(**config.text), vision=vision, **ids)
+    model = Qwen25VL(
+        model_config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(config.seed)
+    )
+    nnx.update(model.visual, nnx.state(tower))
+    graph, frozen, decoder = nnx.split(model, nnx.PathContains("visual"), ...)
+    builder = prompts.PromptBuilder(
+        model_config, tokenizer, prompts.load_image_processor(folder), instruction
+    )
+    nothing_banned = jnp.zeros(config.text.vocab_size, bool)
+
+    def cut(rows):
+        batch = builder([{**row, "label_index": 0} for row in rows], len(rows))
+        shape = (len(rows), stage.answers, stage.max_tokens)
+        tokens_BNT = np.full(shape, model_config.eos_token_id, np.int32)
+        mask_BNT = np.zeros(shape, bool)
+        for b, row in enumerate(rows):
+            rng = np.random.default_rng([config.seed, row["index"]])
+            for n in range(stage.answers):
+                concept = concepts[row["label_id"]]
+                text = answers.response(concept, row["difficulty"], habits, rng)
+                token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                if len(token_ids) >= stage.max_tokens:
+                    raise ValueError(
+                        f"the response {text!r} has {len(token_ids)} tokens; raise "
+                        f"config.answer_stage.max_tokens ({stage.max_tokens})"
+                    )
+                tokens_BNT[b, n, : len(token_ids)] = token_ids
+                mask_BNT[b, n, : len(token_ids) + 1] = True
+        return batch, tokens_BNT, mask_BNT
+
+    def loss_of(decoder, batch, tokens_BNT, mask_BNT, frozen):
+        policy = nnx.merge(graph, frozen, decoder)
+        features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
+        logp_BNT, _ = answer_logprobs(
+            policy,
+            batch,
+            jax.lax.stop_gradient(features_BMD),
+            tokens_BNT,
+            banned_V=nothing_banned,
+        )
+        return -jnp.sum(jnp.where(mask_BNT, logp_BNT, 0)) / jnp.sum(mask_BNT), {}
+
+    data = Epochs(
+        lambda epoch: pictures(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),
+        stage.epochs,
+    )
+    watch = cut(
+        [{**row, "index": i} for i, row in enumerate(pictures(config.data.watch_split, "mixed", 1))]
+    )
+    evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
+    decoder = fit(
+        config,
+        stage,
+        workdir / "answers",
+        data,
+        cut,
+        decoder,
+        loss_of,
+        frozen,
+        lambda decoder: {f"sft/{config.data.watch_split}_loss": evaluate(decoder)},
+    )
+    hf.save(folder, model_config, nnx.merge(graph, frozen, decoder))
+    return folder
+
+
+_MODEL_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "eos_token_id": "<|im_end|>",
+}
+
+
 def main(_):
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     tower = train_vision(config, workdir)
-    flat = {".".join(map(str, path)): p[...] for path, p in nnx.to_flat_state(nnx.state(tower))}
-    save_file(flat, workdir / "vision_tower.safetensors")
-    logging.info("wrote %s", workdir / "vision_tower.safetensors")
+    folder = train_answers(config, tower, workdir)
+    logging.info("wrote %s", folder)
 
 
 if __name__ == "__main__":

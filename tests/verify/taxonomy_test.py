@@ -252,8 +252,8 @@ def random_response(rng):
 @pytest.mark.parametrize("require_think", [False, True])
 def test_equal_on_texts_in_random_segmentations(require_think):
     rng = np.random.default_rng(int(require_think))
-    rows = [[random_response(rng) for _ in range(100)] for _ in range(40)]
-    leaf_ids = [LEAVES[b % len(LEAVES)] for b in range(40)]
+    rows = [[random_response(rng) for _ in range(200)] for _ in range(80)]
+    leaf_ids = [LEAVES[b % len(LEAVES)] for b in range(80)]
     verifier = TaxonomyVerifier(TAXONOMY, VOCABULARY, require_think=require_think)
     got = run(rows, leaf_ids, width=160, verifier=verifier)
     want = [
