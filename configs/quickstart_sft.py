@@ -33,9 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision_stage = ml_collections.ConfigDict()
     config.vision_stage.cycles = (170, 250)  # epochs of each fall of the learning rate
     config.vision_stage.batch_size = 128
+    config.vision_stage.muon_learning_rate = 0.02
     config.vision_stage.learning_rate = 1e-3
-    config.vision_stage.warmup_steps = 200
-    config.vision_stage.weight_decay = 0.05
+    config.vision_stage.warmup_steps = 50
+    config.vision_stage.weight_decay = 0.01
     config.vision_stage.label_smoothing = 0.1
     config.vision_stage.level_weights = (1.0, 0.5, 0.5)  # leaf, nearest node, group
     config.vision_stage.log_every = 100
@@ -65,9 +66,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.answer_stage.max_tokens = 24
     config.answer_stage.prompt = "base"
     config.answer_stage.difficulty = "mixed"
+    config.answer_stage.muon_learning_rate = 0.02
     config.answer_stage.learning_rate = 2e-3
-    config.answer_stage.warmup_steps = 100
-    config.answer_stage.weight_decay = 0.05
+    config.answer_stage.warmup_steps = 50
+    config.answer_stage.weight_decay = 0.01
     config.answer_stage.log_every = 100
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.save_every = 250

@@ -1,10 +1,21 @@
 """Orbax checkpoints: what changes while training, and where the data iterator stands."""
 
+import logging as logging_lib
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+
+
+def quieten_orbax() -> None:
+    """Leaves Orbax's running commentary out of the log; its warnings stay."""
+
+    def wanted(record: logging_lib.LogRecord) -> bool:
+        return record.levelno >= logging_lib.WARNING or "orbax" not in record.pathname
+
+    logging.get_absl_handler().addFilter(wanted)
 
 
 class Checkpoints:
@@ -15,23 +26,31 @@ class Checkpoints:
     is complete or absent: Orbax renames it into place when all of it is on disk.
     """
 
-    def __init__(self, folder: str | pathlib.Path, *, save_every: int, keep: int):
+    def __init__(
+        self, folder: str | pathlib.Path, *, save_every: int, keep: int, create: bool = True
+    ):
         """Opens or makes the folder.
 
         Args:
           folder: local path, or a URL that Orbax understands (gs://...).
           save_every: steps between two checkpoints.
           keep: how many of the latest stay.
+          create: make a local folder that does not exist.
+
+        Raises:
+          ValueError: numbers below 1, or no such folder.
         """
         if save_every < 1 or keep < 1:
             raise ValueError(
                 f"checkpoint.save_every is {save_every} and checkpoint.keep {keep}; both must be "
                 "at least 1"
             )
+        if not create and "://" not in str(folder) and not pathlib.Path(folder).is_dir():
+            raise ValueError(f"{folder} holds no checkpoint: there is no such folder")
         self._manager = ocp.CheckpointManager(
             folder if "://" in str(folder) else pathlib.Path(folder).absolute(),
             options=ocp.CheckpointManagerOptions(
-                save_interval_steps=save_every, max_to_keep=keep, create=True
+                save_interval_steps=save_every, max_to_keep=keep, create=create
             ),
         )
 

@@ -35,7 +35,8 @@ class TrainState:
 
 
 def init_state(lora: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
+    """The state before the first update; a copy of the adapters, so that it may be donated."""
+    lora = jax.tree.map(jnp.copy, lora)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, lora=lora, opt_state=optimizer.init(lora), skipped=zero)
 
@@ -128,7 +129,7 @@ def update(
         (_, metrics), grads = gradient(state.lora, *part)
         return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
-    parts = jax.tree.map(lambda x: _cut(x, micro_batches), (batch, weight_BNT))
+    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, weight_BNT))
     first = jax.tree.map(lambda x: x[0], parts)
     shapes = jax.eval_shape(lambda *part: gradient(state.lora, *part), *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
@@ -154,7 +155,7 @@ def update(
     return state, metrics
 
 
-def _cut(x: jax.Array, parts: int) -> jax.Array:
+def cut(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] to [parts, B / parts, ...]; part i takes every `parts`-th image.
 
     Strided, so that a batch axis that is sharded stays sharded in every part.

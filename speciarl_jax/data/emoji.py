@@ -137,7 +137,13 @@ class Source:
 
     A picture depends on the seed and on its own identity (style, emoji, view) and on nothing else:
     not on the order, the process, or which other concepts are in the set.
+
+    Attributes:
+      TAXONOMY_PATH: the label tree, for the taxonomy verifier.
+      concepts: the labels.
     """
+
+    TAXONOMY_PATH = TAXONOMY_PATH
 
     def __init__(
         self,

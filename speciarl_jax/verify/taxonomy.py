@@ -337,3 +337,44 @@ def _verify_one(
         same = jnp.all(tables.name_CA[c] == key_A) & (length <= max_answer_bytes)
         category = jnp.where(same, tables.category_CF[c, leaf].astype(jnp.int32), category)
     return jnp.where(parsed & valid, category, Category.UNPARSED).astype(jnp.int32), valid
+
+
+def create(
+    token_bytes: Sequence[bytes],
+    dataset_path: str | os.PathLike | None,
+    *,
+    path: str,
+    require_think: bool,
+    max_answer_bytes: int,
+    max_response_bytes: int,
+) -> tuple[Taxonomy, TaxonomyVerifier]:
+    """What `config.verifier.name = "taxonomy"` stands for.
+
+    Args:
+      token_bytes: of the policy's vocabulary.
+      dataset_path: the data set's own label tree, or None.
+      path: another label tree; "" for the data set's own.
+      require_think: as for `answer.extract`.
+      max_answer_bytes: as for `TaxonomyVerifier`.
+      max_response_bytes: as for `TaxonomyVerifier`.
+
+    Returns:
+      The names on the host, whose `leaf_index` numbers the labels, and the verifier.
+
+    Raises:
+      ValueError: there is no label tree, or it is not valid.
+    """
+    if not (path or dataset_path):
+        raise ValueError(
+            "this data set brings no label tree; set config.verifier.options.path to a JSON file "
+            "in the format of verify/taxonomy_file.py"
+        )
+    taxonomy = Taxonomy.from_file(path or dataset_path)
+    verifier = TaxonomyVerifier(
+        taxonomy,
+        token_bytes,
+        max_answer_bytes=max_answer_bytes,
+        max_response_bytes=max_response_bytes,
+        require_think=require_think,
+    )
+    return taxonomy, verifier

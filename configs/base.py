@@ -1,0 +1,128 @@
+"""Every key of training and evaluation. An experiment is this file plus its differences.
+
+The values are the paper's main experiment (arXiv 2603.03197): Qwen2.5-VL-7B, ten answers about each
+picture, GRPO with the best-prediction reward.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The complete configuration; entry points accept no key that is not here."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    # The policy: a checkpoint folder in the Hugging Face layout, or the name of one that ships with
+    # the package ("emoji_tiny").
+    config.model = ml_collections.ConfigDict()
+    config.model.path = config_dict.placeholder(str)
+    config.model.dtype = "bfloat16"  # of matrix products
+    config.model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
+    config.model.lora_rank = 64
+    config.model.lora_alpha = 32.0
+    config.model.scan_unroll = 1  # layers a turn of the loop over layers
+
+    # Devices: sizes of the mesh axes; their product is the number of devices. -1: what is left.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = 1  # the batch is cut, the weights are copied
+    config.mesh.fsdp = -1  # the batch and the weights are cut
+    config.mesh.tensor = 1  # heads and hidden units are cut
+
+    # Pictures and labels: the name is a module of `speciarl_jax/data`; the options are those of its
+    # `Source`, but for the seed.
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "emoji"
+    config.data.options = ml_collections.ConfigDict()
+    config.data.options.split = "reinforcement"
+    config.data.options.difficulty = "mixed"
+    config.data.options.image_size = 48  # pixels
+    config.data.options.concept_set = "benchmark"
+    config.data.options.domains = ()  # groups to keep; () for all
+    config.data.options.views = 1  # differently augmented pictures of each drawing
+    config.data.workers = 2  # threads that read and draw pictures
+    # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
+    config.data.prompt = "base"
+    config.data.system = ""  # system message; "" for none
+    config.data.max_prompt_tokens = 2048
+
+    # Sampling of the answers that are learned from.
+    config.rollout = ml_collections.ConfigDict()
+    config.rollout.num_rollouts = 10  # N, answers about each picture
+    config.rollout.max_tokens = 2048  # T, of one answer
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0
+
+    # The verifier: a module of `speciarl_jax/verify` with a function `create`.
+    config.verifier = ml_collections.ConfigDict()
+    config.verifier.name = "taxonomy"
+    config.verifier.options = ml_collections.ConfigDict()
+    config.verifier.options.path = ""  # label tree (JSON); "" for the data set's own
+    config.verifier.options.require_think = True  # no <think>...</think>: unparsed
+    config.verifier.options.max_answer_bytes = 64
+    config.verifier.options.max_response_bytes = 4096
+
+    # The reward: a module of `speciarl_jax/rewards` with a function `reward`.
+    config.reward = ml_collections.ConfigDict()
+    config.reward.name = "best_prediction"
+    config.reward.options = ml_collections.ConfigDict()
+    config.reward.options.mode = "all"  # or "single": only the first of the best answers
+    config.reward.options.unparsed_reward = -1.0
+
+    config.advantage = ml_collections.ConfigDict()
+    config.advantage.normalize_by_std = True
+    config.advantage.epsilon = 1e-6
+
+    # The policy loss: a module of `speciarl_jax/losses` with a function `policy_loss`.
+    config.loss = ml_collections.ConfigDict()
+    config.loss.name = "grpo"
+    config.loss.options = ml_collections.ConfigDict()
+    config.loss.options.clip_low = 0.2
+    config.loss.options.clip_high = 0.2
+    config.loss.options.dual_clip = 3.0
+    config.loss.options.log_ratio_clamp = 20.0
+    config.loss.token_weights = "token_mean"  # or "sequence_mean" (losses/token_weights.py)
+    config.loss.kl_coefficient = 0.01  # k3 to the policy with LoRA off; 0 leaves it out
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.max_grad_norm = 1.0
+
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 165  # a step samples, verifies and updates
+    config.train.batch_size = 256  # pictures a step
+    config.train.mini_batches = 2  # optimizer updates a step
+    config.train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
+    config.train.logprob_chunk = 16  # answer positions a call of the language-model head
+    config.train.remat = True  # recompute layers in the backward pass
+    # One compiled program for rollout, verify, reward and update. Needs an in-graph verifier.
+    config.train.fused = True
+    config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
+    config.train.log_every = 1  # steps
+
+    # Before and after training, and by `python -m speciarl_jax.evaluate`.
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
+    config.evaluation.options.split = "held_out"
+    config.evaluation.options.views = 1
+    config.evaluation.batch_size = 256  # pictures a call
+    config.evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
+    config.evaluation.best_of_batch_size = 16  # pictures a call of best-of-N
+    config.evaluation.best_of_temperature = 0.6
+    config.evaluation.best_of_top_p = 0.95
+    # What a correct answer adds to specificity. The paper does not state its weights.
+    config.evaluation.weights = ml_collections.ConfigDict()
+    config.evaluation.weights.generic = 1 / 3
+    config.evaluation.weights.less_specific = 2 / 3
+    config.evaluation.weights.specific = 1.0
+    config.evaluation.weights.more_specific = 1.0
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.save_every = 10  # steps
+    config.checkpoint.keep = 2
+    return config

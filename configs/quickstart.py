@@ -1,0 +1,33 @@
+"""SpeciaRL on pictures that ship with the package, in minutes on two CPU cores.
+
+python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`base.py` with a tiny policy."""
+    config = base.get_config()
+    config.model.path = "emoji_tiny"
+    config.model.dtype = "float32"
+    config.model.param_dtype = "float32"
+    config.model.lora_rank = 16
+    config.model.lora_alpha = 16.0
+    config.model.scan_unroll = 3
+    config.rollout.max_tokens = 24
+    config.verifier.options.max_response_bytes = 192
+    config.loss.kl_coefficient = 0.01
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 10
+    config.train.steps = 100
+    config.train.batch_size = 32
+    config.train.mini_batches = 1
+    config.train.logprob_chunk = 24
+    config.train.remat = False
+    config.evaluation.options.views = 4
+    config.evaluation.batch_size = 128
+    config.checkpoint.save_every = 20
+    return config

@@ -1,0 +1,241 @@
+"""From a configuration to the parts of a run, each checked before any compute is spent."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from speciarl_jax import advantages, lookup, optimizer, sharding, step
+from speciarl_jax import update as update_lib
+from speciarl_jax.data import prompts
+from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.losses import token_weights
+from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.types import PromptBatch
+
+SHIPPED = pathlib.Path(__file__).parent / "policies"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training and evaluation share.
+
+    Attributes:
+      config: the whole configuration.
+      mesh: over all devices.
+      model_config: dimensions of the policy.
+      graphdef: joins adapters and base.
+      lora: fresh adapters.
+      base: frozen weights.
+      tokenizer: of the checkpoint.
+      builder: pictures to batches.
+      labels: the names on the host; its `leaf_index` numbers the labels.
+      verifier: of the configuration.
+      banned_V: tokens that are never sampled.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+    model_config: ModelConfig
+    graphdef: nnx.GraphDef
+    lora: nnx.State
+    base: nnx.State
+    tokenizer: Any
+    builder: prompts.PromptBuilder
+    labels: Any
+    verifier: Any
+    banned_V: jax.Array
+
+    def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
+        """Pictures of `config.data` with some options changed."""
+        source = lookup.find("data", self.config.data.name, "Source")
+        options = {**self.config.data.options, **changes}
+        return source(seed=seed, **options)
+
+    def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
+        """A batch of this process's rows, numpy."""
+        rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
+        return self.builder(rows, batch_size)
+
+    def sampler(self, num_rollouts: int, max_tokens: int):
+        """`step.sample` but for (lora, base, batch, key, temperature, top_p)."""
+        return functools.partial(
+            step.sample,
+            graphdef=self.graphdef,
+            num_rollouts=num_rollouts,
+            max_tokens=max_tokens,
+            eos_id=self.model_config.eos_token_id,
+            banned_V=self.banned_V,
+        )
+
+    def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
+        """The text of responses, without the token that ends them."""
+        eos = self.model_config.eos_token_id
+        return [
+            [
+                self.tokenizer.decode(tokens[mask & (tokens != eos)], skip_special_tokens=False)
+                for tokens, mask in zip(*group, strict=True)
+            ]
+            for group in zip(tokens_BNT, mask_BNT, strict=True)
+        ]
+
+
+def model_folder(name_or_path: str | None) -> pathlib.Path:
+    """The folder of a policy that ships with the package, or of a user's own checkpoint.
+
+    Raises:
+      ValueError: neither exists.
+    """
+    shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
+    if name_or_path in shipped:
+        return SHIPPED / name_or_path
+    if not name_or_path or not pathlib.Path(name_or_path).is_dir():
+        raise ValueError(
+            f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
+            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
+        )
+    return pathlib.Path(name_or_path)
+
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """Checks the configuration, loads the policy into its shards, and builds the verifier.
+
+    Raises:
+      ValueError: something does not fit; says what, and how to mend it.
+    """
+    folder = model_folder(config.model.path)
+    mesh = sharding.make_mesh(**config.mesh)
+    check(config, mesh)
+    tokenizer = tokenizer_lib.load(folder)
+    model_config, policy = hf.load(
+        folder,
+        dtype=_dtype("model.dtype", config.model.dtype),
+        param_dtype=_dtype("model.param_dtype", config.model.param_dtype),
+        lora_rank=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
+        scan_unroll=config.model.scan_unroll,
+        seed=config.seed,
+        put=sharding.put_param(mesh),
+    )
+    graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
+    vocabulary = model_config.text.vocab_size
+    source = lookup.find("data", config.data.name, "Source")
+    labels, verifier = lookup.find("verify", config.verifier.name, "create")(
+        tokenizer_lib.token_bytes(tokenizer, vocabulary),
+        getattr(source, "TAXONOMY_PATH", None),
+        **config.verifier.options,
+    )
+    builder = prompts.PromptBuilder(
+        model_config,
+        tokenizer,
+        prompts.load_image_processor(folder),
+        prompts.read_prompt(config.data.prompt),
+        system=config.data.system,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
+    logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
+    return Run(
+        config=config,
+        mesh=mesh,
+        model_config=model_config,
+        graphdef=graphdef,
+        lora=lora,
+        base=base,
+        tokenizer=tokenizer,
+        builder=builder,
+        labels=labels,
+        verifier=jax.device_put(verifier, sharding.replicated(mesh)),
+        banned_V=jnp.asarray(banned_V),
+    )
+
+
+def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses numbers that do not fit together.
+
+    Raises:
+      ValueError: names the keys and shows the numbers.
+    """
+    train, evaluation = config.train, config.evaluation
+    cuts = train.mini_batches * train.micro_batches
+    if min(train.mini_batches, train.micro_batches) < 1 or train.batch_size % cuts:
+        raise ValueError(
+            f"config.train.batch_size {train.batch_size} cannot be cut into {train.mini_batches} "
+            f"mini-batches of {train.micro_batches} micro-batches; make it a multiple of {cuts}"
+        )
+    sharding.check_batch(
+        mesh, "train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
+    )
+    sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
+    for key, value, low in (
+        ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
+        ("rollout.max_tokens", config.rollout.max_tokens, 1),
+        ("model.lora_rank", config.model.lora_rank, 1),
+        ("train.steps", train.steps, 0),
+        ("train.log_every", train.log_every, 1),
+        ("train.max_skipped", train.max_skipped, 1),
+    ):
+        if value < low:
+            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    if config.rollout.temperature <= 0:
+        raise ValueError(
+            f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
+            "the same and teach nothing, so set it above 0"
+        )
+    if not hasattr(token_weights, config.loss.token_weights):
+        raise ValueError(
+            f"config.loss.token_weights is {config.loss.token_weights!r}; choose a function of "
+            "losses/token_weights.py: token_mean or sequence_mean"
+        )
+
+
+def learner(run: Run, optimizer_) -> Any:
+    """`step.learn` but for (state, base, batch, features, rollout, category, valid)."""
+    config = run.config
+    reward = lookup.find("rewards", config.reward.name, "reward")
+    policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
+    return functools.partial(
+        step.learn,
+        reward=functools.partial(reward, **config.reward.options),
+        advantages=functools.partial(advantages.group_advantages, **config.advantage),
+        update=functools.partial(
+            update_lib.update,
+            graphdef=run.graphdef,
+            optimizer=optimizer_,
+            policy_loss=functools.partial(policy_loss, **config.loss.options),
+            token_weights=getattr(token_weights, config.loss.token_weights),
+            banned_V=run.banned_V,
+            kl_coefficient=config.loss.kl_coefficient,
+            temperature=config.rollout.temperature,
+            micro_batches=config.train.micro_batches,
+            logprob_chunk=config.train.logprob_chunk,
+            remat=config.train.remat,
+        ),
+        mini_batches=config.train.mini_batches,
+    )
+
+
+def init_state(run: Run) -> tuple[Any, update_lib.TrainState, Any]:
+    """The optimizer, the state before the first update, and the shardings of the state."""
+    optimizer_ = optimizer.make(**run.config.optimizer)
+    abstract = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
+    where = sharding.shardings_of(run.mesh, abstract)
+    state = jax.jit(lambda lora: update_lib.init_state(lora, optimizer_), out_shardings=where)(
+        run.lora
+    )
+    return optimizer_, state, where
+
+
+def _dtype(key: str, name: str) -> Any:
+    if name not in ("bfloat16", "float32"):
+        raise ValueError(f"config.{key} is {name!r}; choose bfloat16 or float32")
+    return jnp.dtype(name)

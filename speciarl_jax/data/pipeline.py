@@ -1,0 +1,81 @@
+"""The order in which pictures come: shuffled every epoch, cut by process, resumable."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain.python as grain
+
+
+def training_batches(
+    source_of_epoch: Callable[[int], Sequence[Any]],
+    build: Callable[[Sequence[Any]], Any],
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    process: int = 0,
+    processes: int = 1,
+    buffer: int = 4,
+) -> grain.DatasetIterator:
+    """Batches without end; the iterator's `get_state` and `set_state` resume it exactly.
+
+    Every epoch has an order of its own and holds each picture once. All processes agree on the
+    batches; each builds its own share of the rows.
+
+    Args:
+      source_of_epoch: epoch -> random access to its pictures, all of one length.
+      build: rows of this process -> batch.
+      batch_size: pictures of a batch over all processes.
+      seed: of the order.
+      workers: threads that read pictures.
+      process: number of this process.
+      processes: how many there are; must divide `batch_size`.
+      buffer: batches read ahead.
+
+    Raises:
+      ValueError: no picture, fewer than a batch, or an indivisible batch.
+    """
+    length = len(source_of_epoch(0))
+    if length < batch_size:
+        raise ValueError(
+            f"the data set has {length} pictures and config.train.batch_size is {batch_size}; "
+            "lower the batch size, or raise config.data.options.views"
+        )
+    if batch_size % processes:
+        raise ValueError(
+            f"config.train.batch_size {batch_size} cannot be cut over {processes} processes"
+        )
+    sources: dict[int, Sequence[Any]] = {}
+
+    def read(index: int, position: int) -> Any:
+        epoch = index // length
+        if epoch not in sources:
+            sources[epoch] = source_of_epoch(epoch)
+            sources.pop(epoch - 2, None)
+        return sources[epoch][position]
+
+    rows = grain.MapDataset.range(length).seed(seed).shuffle().repeat().map_with_index(read)
+    return iter(
+        rows[process::processes]
+        .to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=workers, prefetch_buffer_size=buffer * batch_size // processes
+            )
+        )
+        .batch(batch_size // processes, batch_fn=build)
+    )
+
+
+def evaluation_batches(
+    source: Sequence[Any], batch_size: int, *, process: int = 0, processes: int = 1
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """Each picture once, in order: the indices of a batch and this process's rows of it.
+
+    Process p has the p-th of `processes` neighbouring parts, so a batch put together from all
+    processes is in order. The last batch may be short, and a process's part of it empty.
+    """
+    share = batch_size // processes
+    for start in range(0, len(source), batch_size):
+        indices = list(range(start, min(start + batch_size, len(source))))
+        mine = indices[process * share : (process + 1) * share]
+        yield indices, [source[i] for i in mine]

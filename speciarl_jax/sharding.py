@@ -1,0 +1,145 @@
+"""The mesh, and which axis of every array lies on which axis of it. No other file knows."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+# The batch of pictures is cut over both.
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis of a parameter -> axis of the mesh.
+RULES = {
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "lora": None,
+    "patch": None,
+    "vision_embed": "fsdp",
+    "vision_heads": "tensor",
+    "vision_mlp": "tensor",
+}
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh:
+    """A mesh over all devices, or over `devices`.
+
+    Args:
+      data: copies of the weights.
+      fsdp: parts that weights and batch are cut into.
+      tensor: parts that heads and hidden units are cut into.
+      devices: array of devices; `jax.devices()` when None.
+
+    One of the sizes may be -1: whatever is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices).ravel()
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) == 1:
+        others = math.prod(size for size in sizes.values() if size != -1)
+        sizes[open_axes[0]] = len(devices) // others if others > 0 else 0
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}, but there are "
+            f"{len(devices)} devices; the sizes must multiply to that number, one may be -1"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of every array of a batch is cut over the devices that share it."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, what: str, size: int) -> None:
+    """Refuses a number of pictures that the mesh cannot cut evenly.
+
+    Raises:
+      ValueError: names `what` and both numbers.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if size < 1 or size % parts:
+        raise ValueError(
+            f"{what} is {size}, which cannot be cut over {parts} devices (mesh data x fsdp); "
+            f"choose a multiple of {parts}"
+        )
+
+
+def param_sharding(
+    mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> NamedSharding:
+    """Where a parameter lies, by the logical names of its axes.
+
+    Raises:
+      ValueError: an axis is unknown, two of them share a mesh axis, or a size does not divide.
+    """
+    unknown = [axis for axis in axes if axis is not None and axis not in RULES]
+    if unknown:
+        raise ValueError(f"parameter {name} has axes {unknown}, which sharding.RULES lacks")
+    spec = [None if axis is None else RULES[axis] for axis in axes]
+    used = [axis for axis in spec if axis is not None]
+    if len(set(used)) != len(used):
+        raise ValueError(f"parameter {name} with axes {axes} would lie twice on one mesh axis")
+    for size, axis in zip(shape, spec, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise ValueError(
+                f"parameter {name} has a side of {size}, which cannot be cut into "
+                f"{mesh.shape[axis]} parts; make config.mesh.{axis} a divisor of it"
+            )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def put_param(mesh: Mesh):
+    """`put` for `hf.load`: every process holds the whole array and keeps its own shards."""
+
+    def put(path, array, axes):
+        array = np.asarray(array)
+        where = param_sharding(mesh, ".".join(map(str, path)), array.shape, axes)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return put
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """A batch of numpy arrays, each process's own rows, to one global batch of device arrays."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
+    )
+
+
+def shardings_of(mesh: Mesh, tree: Any) -> Any:
+    """The shardings of a pytree of `nnx.Variable` (by their axes) and other arrays (replicated).
+
+    Optimizer states keep the variables of the parameters they belong to, so they lie beside them.
+    """
+
+    def one(path, leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return replicated(mesh)
+        name = jax.tree_util.keystr(path)
+        return leaf.replace(param_sharding(mesh, name, leaf.shape, leaf.axes))
+
+    return jax.tree_util.tree_map_with_path(
+        one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )

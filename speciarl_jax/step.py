@@ -1,0 +1,140 @@
+"""One step of the method as pure functions: sample, verify, reward, learn."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speciarl_jax.rollout.generate import generate
+from speciarl_jax.types import PromptBatch, Rollout, UpdateBatch
+from speciarl_jax.update import TrainState, cut
+from speciarl_jax.verify.category import Category
+
+
+def sample(
+    lora: nnx.State,
+    base: nnx.State,
+    batch: PromptBatch,
+    key: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    **options: Any,
+) -> tuple[jax.Array, Rollout]:
+    """Runs the vision tower once a picture and samples N answers about each.
+
+    Args:
+      lora: adapters.
+      base: frozen weights.
+      batch: pictures and prompts.
+      key: of this step.
+      temperature: 0 is greedy.
+      top_p: 1 for the whole distribution.
+      graphdef: joins `lora` and `base` into the policy.
+      **options: of `generate`.
+
+    Returns:
+      Features [B, M, D] and the answers.
+    """
+    policy = nnx.merge(graphdef, lora, base)
+    features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
+    rollout = generate(
+        policy, batch, features_BMD, key, temperature=temperature, top_p=top_p, **options
+    )
+    return features_BMD, rollout
+
+
+def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    """Category int32 [B, N] and validity bool [B, N]; a row that pads the batch is not valid."""
+    category_BN, valid_BN = verifier.verify(
+        rollout.tokens_BNT, rollout.mask_BNT, batch.label_index_B
+    )
+    return category_BN, valid_BN & (batch.weight_B[:, None] > 0)
+
+
+def learn(
+    state: TrainState,
+    base: nnx.State,
+    batch: PromptBatch,
+    features_BMD: jax.Array,
+    rollout: Rollout,
+    category_BN: jax.Array,
+    valid_BN: jax.Array,
+    *,
+    reward: Callable[[jax.Array, jax.Array], jax.Array],
+    advantages: Callable[[jax.Array, jax.Array], jax.Array],
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    mini_batches: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Rewards the answers, compares them within their group, and updates the policy.
+
+    Args:
+      state: what changes.
+      base: frozen weights.
+      batch: pictures and prompts.
+      features_BMD: of the pictures.
+      rollout: the answers.
+      category_BN: their categories.
+      valid_BN: whether a verdict exists.
+      reward: (category_BN, valid_BN) -> reward_BN.
+      advantages: (reward_BN, valid_BN) -> advantage_BN.
+      update: (state, base, UpdateBatch) -> (state, metrics).
+      mini_batches: optimizer updates; must divide B.
+
+    Returns:
+      The new state and float32 metrics named `stage/name`; those of the updates are averaged.
+
+    Raises:
+      ValueError: `mini_batches` does not divide B.
+    """
+    images = category_BN.shape[0]
+    if images % mini_batches:
+        raise ValueError(
+            f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
+        )
+    reward_BN = reward(category_BN, valid_BN)
+    advantage_BN = advantages(reward_BN, valid_BN)
+    whole = UpdateBatch(
+        prompt=batch,
+        features_BMD=features_BMD,
+        rollout=rollout,
+        advantage_BN=advantage_BN,
+        valid_BN=valid_BN,
+    )
+    parts = jax.tree.map(lambda x: cut(x, mini_batches), whole)
+    state, metrics = jax.lax.scan(lambda state, part: update(state, base, part), state, parts)
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
+    summary = describe(rollout, category_BN, valid_BN, reward_BN, advantage_BN, batch.weight_B)
+    return state, metrics | summary
+
+
+def describe(
+    rollout: Rollout,
+    category_BN: jax.Array,
+    valid_BN: jax.Array,
+    reward_BN: jax.Array,
+    advantage_BN: jax.Array,
+    weight_B: jax.Array,
+) -> dict[str, jax.Array]:
+    """What the answers of a step were like; means over the answers that have a verdict."""
+    judged = jnp.sum(valid_BN)
+    count = jnp.maximum(judged, 1)
+    asked = jnp.maximum(jnp.sum(weight_B) * category_BN.shape[1], 1)
+
+    def mean(x_BN):
+        return jnp.sum(jnp.where(valid_BN, x_BN, 0)) / count
+
+    length_BN = jnp.sum(rollout.mask_BNT, axis=-1)
+    flat_B = jnp.all(advantage_BN == 0, axis=1) & (weight_B > 0)
+    shares = {f"verify/{c.name.lower()}": mean(category_BN == c) for c in Category}
+    return shares | {
+        "verify/unverified": 1 - judged / asked,
+        "reward/mean": mean(reward_BN),
+        "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "rollout/length": mean(length_BN),
+        "rollout/truncated": mean(length_BN == rollout.mask_BNT.shape[-1]),
+    }

@@ -1,0 +1,255 @@
+"""Trains a policy with SpeciaRL: evaluate, train, evaluate again.
+
+    python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Started again on the same workdir, it goes on from the last checkpoint to the same result.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from speciarl_jax import assemble, evaluation, metrics, report, sharding, step
+from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.data import pipeline
+from speciarl_jax.metric_writer import MetricWriter
+from speciarl_jax.update import TrainState
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report.")
+
+# What may differ between a checkpoint and the run that goes on from it.
+_FREE = ("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh.")
+
+
+def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable:
+    """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
+    advantage -> update.
+
+    One compiled program with `config.train.fused`, otherwise three.
+    """
+    config = run.config
+    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
+    learn = assemble.learner(run, optimizer)
+    temperature = np.float32(config.rollout.temperature)
+    top_p = np.float32(config.rollout.top_p)
+    copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
+
+    def rollout_of(lora, base, batch, number):
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        return sample(lora, base, batch, key, temperature, top_p)
+
+    def whole(state, base, verifier, batch, number):
+        features_BMD, rollout = rollout_of(state.lora, base, batch, number)
+        category_BN, valid_BN = step.verify(verifier, batch, rollout)
+        return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
+
+    if config.train.fused:
+        return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
+    rollout_program = jax.jit(rollout_of, out_shardings=rows)
+    verify_program = jax.jit(step.verify, out_shardings=rows)
+    learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
+
+    def in_three(state, base, verifier, batch, number):
+        features_BMD, rollout = rollout_program(state.lora, base, batch, number)
+        category_BN, valid_BN = verify_program(verifier, batch, rollout)
+        return learn_program(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
+
+    return in_three
+
+
+def train(
+    run: assemble.Run, workdir: pathlib.Path, after_first_step: Callable[[], None]
+) -> tuple[nnx.State, float]:
+    """The loop over steps; resumes where an earlier run in `workdir` stopped.
+
+    Args:
+      run: policy, verifier, data.
+      workdir: receives checkpoints and metrics.
+      after_first_step: called when the first step of this process has finished.
+
+    Returns:
+      The trained adapters, and the seconds that earlier processes of this run took.
+
+    Raises:
+      ValueError: the checkpoint belongs to another configuration.
+      FloatingPointError: the gradient was not finite too often in a row.
+    """
+    config, begun = run.config, time.time()
+    optimizer, state, where = assemble.init_state(run)
+    process, processes = jax.process_index(), jax.process_count()
+    stream = pipeline.training_batches(
+        lambda epoch: run.source(config.seed + epoch),
+        lambda rows: run.build(rows, config.train.batch_size // processes),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        process=process,
+        processes=processes,
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
+    facts, done, earlier = facts_of(config), 0, 0.0
+    if checkpoints.latest_step() is not None:
+        state, position = checkpoints.restore(state, facts)
+        done, earlier = checkpoints.latest_step(), position["seconds"]
+        stream.set_state(position["stream"])
+        logging.info("resumed after step %d of %d", done, config.train.steps)
+    program = build_step(run, optimizer, where)
+    writer = MetricWriter(workdir, first_step=done + 1) if process == 0 else None
+    # Metrics are read when the next step has been handed to the devices.
+    waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+    bar = tqdm(
+        total=config.train.steps,
+        initial=done,
+        desc="training",
+        disable=process > 0,
+        smoothing=0.05,
+        dynamic_ncols=True,
+    )
+
+    def settle():
+        number, values = waiting.popleft()
+        row = {name: float(value) for name, value in values.items()}
+        if number == done + 1:
+            after_first_step()
+        if writer and (number % config.train.log_every == 0 or number == config.train.steps):
+            writer.write(number, row)
+        bar.set_postfix_str(progress(row), refresh=False)
+        bar.update()
+        if row["update/skipped_in_a_row"] >= config.train.max_skipped:
+            raise FloatingPointError(
+                f"step {number}: the gradient was not finite in the last "
+                f"{config.train.max_skipped} updates (config.train.max_skipped); lower "
+                "config.optimizer.learning_rate, or start from an earlier checkpoint"
+            )
+
+    for number in range(done + 1, config.train.steps + 1):
+        batch = sharding.put_batch(run.mesh, next(stream))
+        state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
+        waiting.append((number, values))
+        if len(waiting) > 1 or number == done + 1:
+            settle()
+        position = {"stream": stream.get_state(), "seconds": earlier + time.time() - begun}
+        checkpoints.save(number, state, position, facts, force=number == config.train.steps)
+    while waiting:
+        settle()
+    bar.close()
+    checkpoints.close()
+    if writer:
+        writer.close()
+    return state.lora, earlier
+
+
+def progress(row: Mapping[str, float]) -> str:
+    """Reward, shares of the categories and KL, short enough for a progress bar."""
+    short = {
+        "more_specific": "S+",
+        "specific": "S",
+        "less_specific": "S-",
+        "generic": "G",
+        "abstain": "A",
+        "wrong": "W",
+    }
+    shares = " ".join(f"{mark} {row[f'verify/{name}']:.2f}" for name, mark in short.items())
+    kl = f" KL {row['update/kl']:.3f}" if "update/kl" in row else ""
+    return f"reward {row['reward/mean']:.2f} | {shares}{kl}"
+
+
+def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys that a resumed run must agree with, `section.key` -> value."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix, value):
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                visit(f"{prefix}{key}.", inner)
+        elif not prefix.startswith(_FREE):
+            flat[prefix.rstrip(".")] = value
+
+    visit("", json.loads(config.to_json()))
+    return flat
+
+
+def open_workdir(path: str) -> pathlib.Path:
+    """Makes the folder and proves that it can be written to.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    workdir = pathlib.Path(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe_{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={path} cannot be written to ({error.strerror}); choose a folder that can"
+        ) from None
+    return workdir
+
+
+def greedy_score(
+    evaluator: evaluation.Evaluator, lora: nnx.State, name: str, workdir: pathlib.Path
+) -> metrics.Score:
+    """Score of a policy's greedy answers, which are written to `workdir`."""
+    judged = evaluator(lora, name=f"evaluating {name}")
+    if jax.process_index() == 0:
+        evaluation.write_answers(workdir / f"answers_{name}.jsonl", judged)
+    return evaluator.score(judged.category_BN)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1 or not _WORKDIR.value or _CONFIG.value is None:
+        raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
+    begun = time.time()
+    quieten_orbax()
+    config, workdir = _CONFIG.value, open_workdir(_WORKDIR.value)
+    run = assemble.prepare(config)
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    evaluator = evaluation.Evaluator(run)
+    scores = {"base": greedy_score(evaluator, run.lora, "base", workdir)}
+    first: list[float] = []
+    lora, earlier = train(run, workdir, lambda: first.append(time.time() - begun))
+    scores["trained"] = greedy_score(evaluator, lora, "trained", workdir)
+    if jax.process_index() > 0:
+        return
+    summary = {name: dataclasses.asdict(score) for name, score in scores.items()} | {
+        "steps": config.train.steps,
+        "wall_seconds": round(earlier + time.time() - begun, 1),
+        "first_step_seconds": round(first[0], 1) if first else None,
+    }
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report.write(
+        workdir / "report.md",
+        summary=summary,
+        scores=scores,
+        history=report.read_lines(workdir / "metrics.jsonl"),
+        before=report.read_lines(workdir / "answers_base.jsonl"),
+        after=report.read_lines(workdir / "answers_trained.jsonl"),
+    )
+    print(report.table(scores))
+    for what, name in (
+        ("summary", "summary.json"),
+        ("report", "report.md"),
+        ("checkpoints", "checkpoints"),
+        ("TensorBoard", "tensorboard"),
+    ):
+        print(f"{what + ':':13} {workdir / name}")
+
+
+if __name__ == "__main__":
+    app.run(main)
