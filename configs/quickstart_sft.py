@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision.out_hidden_size = 192
     # Supervision of the tower by the levels of the label tree.
     config.vision_stage = ml_collections.ConfigDict()
-    config.vision_stage.cycles = (170, 250)  # epochs of each fall of the learning rate
+    config.vision_stage.cycles = (170,)  # epochs of each fall of the learning rate
     config.vision_stage.batch_size = 128
     config.vision_stage.muon_learning_rate = 0.02
     config.vision_stage.learning_rate = 1e-3
@@ -55,12 +55,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.habits.level_shares = (0.45, 0.3, 0.25)  # generic, less specific, specific
     config.habits.usual = 0.6
     config.habits.abstain = ml_collections.ConfigDict(
-        {"clean": 0.03, "easy": 0.05, "moderate": 0.15, "hard": 0.4}
+        {"clean": 0.05, "easy": 0.08, "moderate": 0.2, "hard": 0.45}
     )
     config.habits.synonym = 0.1
     # Supervision of the decoder by answers in words; the tower is frozen.
     config.answer_stage = ml_collections.ConfigDict()
-    config.answer_stage.epochs = 80
+    config.answer_stage.epochs = 30
     config.answer_stage.batch_size = 64
     config.answer_stage.answers = 4  # about each picture
     config.answer_stage.max_tokens = 24

@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
-# Lint and tests in a virtual environment of their own. Arguments go to pytest:
+# Lint and tests in a virtual environment. Arguments go to pytest:
 #   bash launch/test.sh                 everything that is not marked slow
 #   bash launch/test.sh -m slow         only the long ones
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv="${VENV:-.venv}"
-python="${PYTHON:-python3}"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+source launch/environment.sh
 # torch is only the other side of the parity tests; 2.13.0 has a CPU build.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  'torch==2.13.0' 'pytest>=8' 'hypothesis>=6' 'ruff>=0.14'
+  'torch==2.13.0' 'pytest>=8' 'hypothesis>=6' 'ruff==0.14.5'
 "$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
 JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest "$@"

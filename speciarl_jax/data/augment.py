@@ -63,7 +63,7 @@ PRETRAINING = AugmentParams(
     restyle=0.3,
 )
 # "mixed" draws a level for each picture.
-MIXED = {"clean": 0.25, "easy": 0.25, "moderate": 0.3, "hard": 0.2}
+MIXED = {"clean": 0.3, "easy": 0.3, "moderate": 0.25, "hard": 0.15}
 DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 
@@ -103,7 +103,8 @@ def compose(
         rgb = _change_colour(rgb, rng, params.colour)
     if params.restyle and rng.random() < params.restyle:
         rgb, alpha = _change_style(rgb, alpha, rng)
-    # Premultiplied, so that interpolation does not bleed the colour of transparent pixels.
+    # Premultiplied, so that interpolation does not bleed the colour of transparent pixels. Partly
+    # covered pixels keep their full colour: drawings get a thin light outline, as stickers have.
     drawing = np.concatenate([rgb * alpha, alpha * 255], axis=-1).clip(0, 255).astype(np.uint8)
     placed = _place(drawing, rng, params, image_size).astype(np.float32)
     ground = _background(rng, params.background, image_size)

@@ -6,6 +6,19 @@ from typing import Any
 import grain.python as grain
 
 
+def check_length(length: int, batch_size: int) -> None:
+    """Refuses a data set that does not fill a batch.
+
+    Raises:
+      ValueError: shows both numbers.
+    """
+    if length < batch_size:
+        raise ValueError(
+            f"the data set has {length} pictures and config.train.batch_size is {batch_size}; "
+            "lower the batch size, or raise config.data.options.views"
+        )
+
+
 def training_batches(
     source_of_epoch: Callable[[int], Sequence[Any]],
     build: Callable[[Sequence[Any]], Any],
@@ -36,11 +49,7 @@ def training_batches(
       ValueError: no picture, fewer than a batch, or an indivisible batch.
     """
     length = len(source_of_epoch(0))
-    if length < batch_size:
-        raise ValueError(
-            f"the data set has {length} pictures and config.train.batch_size is {batch_size}; "
-            "lower the batch size, or raise config.data.options.views"
-        )
+    check_length(length, batch_size)
     if batch_size % processes:
         raise ValueError(
             f"config.train.batch_size {batch_size} cannot be cut over {processes} processes"

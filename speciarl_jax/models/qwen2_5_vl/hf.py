@@ -206,13 +206,16 @@ def _read(reader, stored, source: _Source, shape: tuple[int, ...]) -> np.ndarray
     return np.stack(parts) if source.stacked else parts[0]
 
 
-def save(folder: str | pathlib.Path, config: ModelConfig, model: Qwen25VL) -> None:
+def save(
+    folder: str | pathlib.Path, config: ModelConfig, model: Qwen25VL, *, dtype: Any = None
+) -> None:
     """Writes `config.json` and `model.safetensors`, LoRA merged in, as the published ones are.
 
     Args:
       folder: made if needed.
       config: dimensions.
       model: its frozen weights and, if it has any, adapters.
+      dtype: of the tensors written; the model's own when None.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +226,7 @@ def save(folder: str | pathlib.Path, config: ModelConfig, model: Qwen25VL) -> No
     conv = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     tensors = {}
     for path, source in _sources(config).items():
-        array = np.asarray(state[path])
+        array = np.asarray(state[path] if dtype is None else state[path].astype(dtype))
         for name, part in zip(source.names, array if source.stacked else [array], strict=True):
             part = part if source.layout == "same" else part.T
             tensors[name] = part.reshape(-1, *conv) if source.layout == "patches" else part

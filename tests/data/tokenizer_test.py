@@ -1,0 +1,147 @@
+"""A tokenizer that is trained here: text survives it, and its tokens are known as bytes."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speciarl_jax.data import tokenizer as tokenizer_lib
+
+VOCABULARY = 320
+TEXTS = [
+    "<think>It is some animal.</think> <answer>bird of prey</answer>",
+    "Which thing does this picture show? Reason, then give one label.",
+    "a jalape\u00f1o, a pi\u00f1ata and 12 eagles\n",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer_lib.train(TEXTS, VOCABULARY, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return tokenizer_lib.load(folder)
+
+
+def encode(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_vocabulary_has_the_size_asked_for(tokenizer):
+    assert len(tokenizer) == VOCABULARY
+    assert sorted(tokenizer.get_vocab().values()) == list(range(VOCABULARY))
+
+
+def test_training_is_deterministic(tokenizer, tmp_path):
+    tokenizer_lib.train(TEXTS, VOCABULARY, tmp_path)
+    assert tokenizer_lib.load(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.one_of(st.text(max_size=40), st.text(st.sampled_from("ab e\n\t<>/ 19.'\u00f1"))))
+def test_text_survives_and_bytes_of_tokens_spell_it(tokenizer, text):
+    ids = encode(tokenizer, text)
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if not any(token in text for token in tokenizer_lib.SPECIAL_TOKENS):
+        assert decoded == text
+    table = tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
+    assert b"".join(table[i] for i in ids) == decoded.encode()
+
+
+def test_frequent_words_are_few_tokens(tokenizer):
+    text = "<think>It is some animal.</think> <answer>bird of prey</answer>"
+    assert len(encode(tokenizer, text)) < len(text) / 2
+
+
+@pytest.mark.parametrize("tag", tokenizer_lib.ANSWER_TAGS)
+def test_answer_tags_are_single_tokens_with_bytes(tokenizer, tag):
+    ids = encode(tokenizer, f"eagle{tag}eagle")
+    token = tokenizer_lib.token_id(tokenizer, tag)
+    assert ids.count(token) == 1
+    assert tokenizer_lib.token_bytes(tokenizer, VOCABULARY)[token] == tag.encode()
+    # Skipping special tokens must not skip what the verifier looks for.
+    assert tag in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("token", tokenizer_lib.SPECIAL_TOKENS)
+def test_special_tokens_are_single_tokens_without_bytes(tokenizer, token):
+    ids = encode(tokenizer, f"a{token}b")
+    found = tokenizer_lib.token_id(tokenizer, token)
+    assert ids.count(found) == 1
+    assert tokenizer_lib.token_bytes(tokenizer, VOCABULARY)[found] == b""
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_every_byte_has_a_token(tokenizer):
+    table = tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
+    assert {bytes([byte]) for byte in range(256)} <= set(table)
+    assert table.count(b"") == len(tokenizer_lib.SPECIAL_TOKENS)
+
+
+def test_a_larger_head_has_empty_rows_at_its_end(tokenizer):
+    table = tokenizer_lib.token_bytes(tokenizer, VOCABULARY + 5)
+    assert table[:VOCABULARY] == tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
+    assert table[VOCABULARY:] == [b""] * 5
+
+
+def test_answers_may_hold_all_but_special_tokens_and_missing_rows(tokenizer):
+    eos = tokenizer_lib.token_id(tokenizer, "<|im_end|>")
+    banned = tokenizer_lib.banned_tokens(tokenizer, VOCABULARY + 5, eos)
+    assert banned.shape == (VOCABULARY + 5,) and banned.dtype == bool
+    special = {tokenizer_lib.token_id(tokenizer, t) for t in tokenizer_lib.SPECIAL_TOKENS} - {eos}
+    assert set(np.flatnonzero(banned)) == special | set(range(VOCABULARY, VOCABULARY + 5))
+
+
+def test_the_chat_template_writes_qwens_turns(tokenizer):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no tokenizer.json.*model.path"):
+        tokenizer_lib.load(tmp_path)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            settings = json.loads(path.read_text())
+            settings.pop("chat_template", None)
+            (tmp_path / path.name).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenizer_lib.load(tmp_path)
+
+
+def test_unknown_tokens_and_small_heads_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"no token '<\|audio\|>'"):
+        tokenizer_lib.token_id(tokenizer, "<|audio|>")
+    with pytest.raises(ValueError, match=f"head has {VOCABULARY - 1} rows"):
+        tokenizer_lib.token_bytes(tokenizer, VOCABULARY - 1)
+
+
+def test_a_vocabulary_that_is_not_byte_level_is_refused():
+    class Words:
+        all_special_ids = ()
+
+        def get_added_vocab(self):
+            return {}
+
+        def get_vocab(self):
+            return {"eagle": 0, "\u2581bird": 1}
+
+    with pytest.raises(ValueError, match="byte-level"):
+        tokenizer_lib.token_bytes(Words(), 2)
