@@ -125,4 +125,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.save_every = 10  # steps
     config.checkpoint.keep = 2
-    return config
+    # A key that is not here is refused; `options` may be replaced as a whole.
+    return config.lock()

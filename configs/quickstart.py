@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.scan_unroll = 3
     config.rollout.max_tokens = 24
     config.verifier.options.max_response_bytes = 192
-    config.loss.kl_coefficient = 0.01
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 10
     config.train.steps = 100

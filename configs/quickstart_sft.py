@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.habits.synonym = 0.1
     # Supervision of the decoder by answers in words; the tower is frozen.
     config.answer_stage = ml_collections.ConfigDict()
-    config.answer_stage.epochs = 30
+    config.answer_stage.epochs = 15
     config.answer_stage.batch_size = 64
     config.answer_stage.answers = 4  # about each picture
     config.answer_stage.max_tokens = 24

@@ -15,7 +15,7 @@ from flax import nnx
 
 from speciarl_jax import advantages, lookup, optimizer, sharding, step
 from speciarl_jax import update as update_lib
-from speciarl_jax.data import prompts
+from speciarl_jax.data import pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import token_weights
 from speciarl_jax.models.qwen2_5_vl import hf
@@ -106,15 +106,21 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
     return pathlib.Path(name_or_path)
 
 
-def prepare(config: ml_collections.ConfigDict) -> Run:
+def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     """Checks the configuration, loads the policy into its shards, and builds the verifier.
+
+    Args:
+      config: the whole configuration.
+      devices: of the mesh; all of them when None.
 
     Raises:
       ValueError: something does not fit; says what, and how to mend it.
+      TypeError: an option that a part does not have.
     """
     folder = model_folder(config.model.path)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
+    try_parts(config)
     tokenizer = tokenizer_lib.load(folder)
     model_config, policy = hf.load(
         folder,
@@ -143,8 +149,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
     banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
-    logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
-    return Run(
+    run = Run(
         config=config,
         mesh=mesh,
         model_config=model_config,
@@ -157,6 +162,10 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         verifier=jax.device_put(verifier, sharding.replicated(mesh)),
         banned_V=jnp.asarray(banned_V),
     )
+    pipeline.check_length(len(run.source(config.seed)), config.train.batch_size)
+    run.source(config.evaluation.seed, **config.evaluation.options)
+    logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
+    return run
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -183,6 +192,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.steps", train.steps, 0),
         ("train.log_every", train.log_every, 1),
         ("train.max_skipped", train.max_skipped, 1),
+        ("checkpoint.save_every", config.checkpoint.save_every, 1),
+        ("checkpoint.keep", config.checkpoint.keep, 1),
     ):
         if value < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
@@ -198,20 +209,44 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def _parts(config: ml_collections.ConfigDict) -> tuple[Any, Any, Any]:
+    """Reward, advantages and policy loss with their options."""
+    reward = lookup.find("rewards", config.reward.name, "reward")
+    policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
+    return (
+        functools.partial(reward, **config.reward.options),
+        functools.partial(advantages.group_advantages, **config.advantage),
+        functools.partial(policy_loss, **config.loss.options),
+    )
+
+
+def try_parts(config: ml_collections.ConfigDict) -> None:
+    """Calls what only training calls with two made-up answers, before compute is spent on more.
+
+    Raises:
+      ValueError: an unknown name, or a value that a part refuses.
+      TypeError: an option that a part does not have.
+    """
+    reward, group_advantages, policy_loss = _parts(config)
+    valid_BN = jnp.ones((1, 2), bool)
+    advantage_BN = group_advantages(reward(jnp.array([[0, 4]]), valid_BN), valid_BN)
+    policy_loss(*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, jnp.ones((1, 2, 1)))
+    optimizer.make(**config.optimizer)
+
+
 def learner(run: Run, optimizer_) -> Any:
     """`step.learn` but for (state, base, batch, features, rollout, category, valid)."""
     config = run.config
-    reward = lookup.find("rewards", config.reward.name, "reward")
-    policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
+    reward, group_advantages, policy_loss = _parts(config)
     return functools.partial(
         step.learn,
-        reward=functools.partial(reward, **config.reward.options),
-        advantages=functools.partial(advantages.group_advantages, **config.advantage),
+        reward=reward,
+        advantages=group_advantages,
         update=functools.partial(
             update_lib.update,
             graphdef=run.graphdef,
             optimizer=optimizer_,
-            policy_loss=functools.partial(policy_loss, **config.loss.options),
+            policy_loss=policy_loss,
             token_weights=getattr(token_weights, config.loss.token_weights),
             banned_V=run.banned_V,
             kl_coefficient=config.loss.kl_coefficient,

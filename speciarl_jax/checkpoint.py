@@ -38,7 +38,7 @@ class Checkpoints:
           create: make a local folder that does not exist.
 
         Raises:
-          ValueError: numbers below 1, or no such folder.
+          ValueError: numbers below 1, no such folder, or its latest checkpoint lacks a part.
         """
         if save_every < 1 or keep < 1:
             raise ValueError(
@@ -53,10 +53,22 @@ class Checkpoints:
                 save_interval_steps=save_every, max_to_keep=keep, create=create
             ),
         )
+        latest = self._manager.latest_step()
+        if latest is not None:
+            found = self._manager.directory / str(latest)
+            if not all((found / part).exists() for part in ("state", "iterator", "facts")):
+                raise ValueError(
+                    f"{found} is no whole checkpoint (a copy that was cut short?); delete it, and "
+                    "the one before it is used"
+                )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def due(self, step: int) -> bool:
+        """Whether `save` would write at this step without being forced."""
+        return self._manager.should_save(step)
 
     def save(
         self,

@@ -18,10 +18,6 @@ from absl import app, flags
 from speciarl_jax import assemble, checkpoint, metrics, report
 from speciarl_jax.evaluation import Evaluator, write_answers
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
-_BEST_OF = flags.DEFINE_integer("best_of", 0, "Also score the best of this many samples.")
-
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """The configuration that a training run wrote.
@@ -38,16 +34,17 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1 or not _WORKDIR.value:
+    given = flags.FLAGS
+    if len(argv) > 1 or not given.workdir:
         raise app.UsageError("give --workdir=FOLDER of a training run, and flags only")
     checkpoint.quieten_orbax()
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = pathlib.Path(given.workdir)
     run = assemble.prepare(read_config(workdir))
     _, state, _ = assemble.init_state(run)
     checkpoints = checkpoint.Checkpoints(
         workdir / "checkpoints", save_every=1, keep=1, create=False
     )
-    trained, _ = checkpoints.restore(state, {}, _STEP.value)
+    trained, _ = checkpoints.restore(state, {}, given.step)
     checkpoints.close()
     policies = {"base": run.lora, "trained": trained.lora}
     greedy = Evaluator(run)
@@ -56,18 +53,18 @@ def main(argv: Sequence[str]) -> None:
         judged = greedy(lora, name=name)
         write_answers(workdir / f"answers_{name}.jsonl", judged)
         found[name] = greedy.score(judged.category_BN)
-    if _BEST_OF.value:
+    if given.best_of:
         options = run.config.evaluation
-        sampled = Evaluator(run, num_rollouts=_BEST_OF.value, batch_size=options.best_of_batch_size)
+        sampled = Evaluator(run, num_rollouts=given.best_of, batch_size=options.best_of_batch_size)
         for name, lora in policies.items():
             judged = sampled(
                 lora,
                 temperature=options.best_of_temperature,
                 top_p=options.best_of_top_p,
-                name=f"{name}, best of {_BEST_OF.value}",
+                name=f"{name}, best of {given.best_of}",
             )
             best = metrics.best_of_n(judged.category_BN)
-            found[f"{name}, best of {_BEST_OF.value}"] = sampled.score(best)
+            found[f"{name}, best of {given.best_of}"] = sampled.score(best)
     if jax.process_index() == 0:
         rows = {name: dataclasses.asdict(value) for name, value in found.items()}
         (workdir / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -75,4 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
+    flags.DEFINE_integer("best_of", 0, "Also score the best of this many samples.")
     app.run(main)

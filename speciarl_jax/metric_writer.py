@@ -25,8 +25,9 @@ class MetricWriter:
             kept = [row for row in rows if _step(row) is not None and _step(row) < first_step]
             self._path.write_text("".join(row + "\n" for row in kept))
         self._file = self._path.open("a")
+        # A killed run must not lose rows that lie before its last checkpoint: flush often.
         self._board = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step
+            str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=1
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -138,9 +138,10 @@ def _answer(response: str) -> str:
 
 
 def _escape(text: str) -> str:
-    for char in "\\|<>`*_[]":
+    """One line in which nothing is markup."""
+    for char in "\\|<>&`*_~[]":
         text = text.replace(char, "\\" + char)
-    return text.replace("\n", " ")
+    return " ".join(text.split())
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

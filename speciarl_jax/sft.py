@@ -7,6 +7,7 @@ tokenizer and a decoder that answers in words, on the frozen tower, and writes a
 in the Hugging Face layout: `policy/` in the workdir.
 """
 
+import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -39,9 +40,6 @@ from speciarl_jax.rollout.logprobs import answer_logprobs
 # Where matrices map hidden states to hidden states; embeddings and heads are AdamW's.
 _STACKED = {"blocks", "layers"}
 _HIDDEN = _STACKED | {"merger_in", "merger_out"}
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the result.")
 
 
 def label_levels(concepts: list[emoji.Concept]) -> vision_stage.Levels:
@@ -240,14 +238,18 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
     checkpoints = Checkpoints(
         folder / "checkpoints", save_every=config.checkpoint.save_every, keep=config.checkpoint.keep
     )
-    facts = {"stage": str(stage), "data": str(config.data), "rows": len(data)}
+    facts = {"rows": len(data), "seed": config.seed}
+    for section in (stage, config.data, config.vision):
+        facts |= json.loads(section.to_json())
+    for free in ("cycles", "log_every", "workers", "watch_split"):
+        facts.pop(free, None)
     stream, step = iter(batches), 0
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(state, facts)
         stream.set_state(position)
         step = checkpoints.latest_step()
         logging.info("resumed at step %d of %d", step, steps)
-    writer = MetricWriter(folder, first_step=step)
+    writer = MetricWriter(folder, first_step=step + 1)
     begun, first = time.time(), step
     while step < steps:
         batch = next(stream)
@@ -368,7 +370,8 @@ def train_answers(
         frozen,
         lambda decoder: {name: evaluate(decoder)},
     )
-    hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder))
+    # bfloat16 as the published checkpoints, and half the size.
+    hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)
     return folder
 
 
@@ -383,7 +386,7 @@ _MODEL_TOKENS = {
 
 def main(_):
     quieten_orbax()
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     tower = train_vision(config, workdir)
     folder = train_answers(config, tower, workdir)
@@ -392,5 +395,7 @@ def main(_):
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
+    config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the result.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

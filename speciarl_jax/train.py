@@ -27,9 +27,6 @@ from speciarl_jax.data import pipeline
 from speciarl_jax.metric_writer import MetricWriter
 from speciarl_jax.update import TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report.")
-
 # What may differ between a checkpoint and the run that goes on from it.
 _FREE = ("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh.")
 
@@ -141,10 +138,13 @@ def train(
         waiting.append((number, values))
         if len(waiting) > 1 or number == done + 1:
             settle()
+        last = number == config.train.steps
+        if last or checkpoints.due(number):
+            # A run that goes on from a checkpoint writes the rows after it, and no earlier ones.
+            while waiting:
+                settle()
         position = {"stream": stream.get_state(), "seconds": earlier + time.time() - begun}
-        checkpoints.save(number, state, position, facts, force=number == config.train.steps)
-    while waiting:
-        settle()
+        checkpoints.save(number, state, position, facts, force=last)
     bar.close()
     checkpoints.close()
     if writer:
@@ -212,11 +212,12 @@ def greedy_score(
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1 or not _WORKDIR.value or _CONFIG.value is None:
+    given = flags.FLAGS
+    if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     begun = time.time()
     quieten_orbax()
-    config, workdir = _CONFIG.value, open_workdir(_WORKDIR.value)
+    config, workdir = given.config, open_workdir(given.workdir)
     run = assemble.prepare(config)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
@@ -252,4 +253,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report.")
     app.run(main)

@@ -37,8 +37,9 @@ class TrainState:
 def init_state(lora: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update; a copy of the adapters, so that it may be donated."""
     lora = jax.tree.map(jnp.copy, lora)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, lora=lora, opt_state=optimizer.init(lora), skipped=zero)
+    # Two zeros: one buffer cannot be donated twice.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step=step, lora=lora, opt_state=optimizer.init(lora), skipped=skipped)
 
 
 def update(
@@ -135,7 +136,7 @@ def update(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
     (grads, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)

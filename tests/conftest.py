@@ -1,0 +1,102 @@
+"""A tiny policy on disk and small runs of it, shared by the tests of the training programs."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"
+# For `configs` and `small_run`, whichever way pytest is started.
+sys.path += [str(ROOT), str(SUPPORT)]
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """One cache of compiled programs for this process and those that tests start."""
+    folder = tmp_path_factory.mktemp("compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory, compilation_cache):
+    """A random policy in the Hugging Face layout."""
+    import small_run
+
+    folder = tmp_path_factory.mktemp("policy")
+    small_run.make_policy(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(policy_folder):
+    """section__key=value, ... -> a configuration of a training run of seconds."""
+    import small_run
+
+    return lambda **changes: small_run.small_config(policy_folder, **changes)
+
+
+@pytest.fixture(scope="session")
+def run(policy_folder):
+    """A prepared run; its verifier gives a random policy every category."""
+    import small_run
+
+    return small_run.small_run(policy_folder)
+
+
+@pytest.fixture(scope="session")
+def start(compilation_cache):
+    """(arguments of python, devices, quick) -> a process in the root of the repository.
+
+    `quick` compiles without optimisation, for numbers that are not compared with this process's.
+    """
+
+    started = []
+
+    def start(*args, devices=1, quick=False):
+        changes = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),
+        }
+        flags = [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
+        if quick:
+            flags += [
+                "--xla_backend_optimization_level=0",
+                "--xla_llvm_disable_expensive_passes=true",
+            ]
+        if flags:
+            changes["XLA_FLAGS"] = " ".join(flags)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            cwd=ROOT,
+            env=os.environ | changes,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def start_program(start):
+    """(name, devices, options) -> a process with that program of `support/small_run.py`."""
+
+    def start_program(name, devices=1, **options):
+        command = (SUPPORT / "small_run.py", name, json.dumps(options))
+        return start(*command, devices=devices, quick=devices > 1)
+
+    return start_program

@@ -1,0 +1,144 @@
+"""The report: its table, its curve, and text of a model that must not become markup."""
+
+import re
+
+import pytest
+
+from speciarl_jax import report
+from speciarl_jax.metrics import Score
+
+NAMES = ["more_specific", "specific", "less_specific", "generic", "abstain", "wrong", "unparsed"]
+
+
+def score(*counts):
+    return Score(0.75, 0.5, 0.6, dict(zip(NAMES, counts, strict=True)))
+
+
+def answer(label, response, category, difficulty="easy"):
+    return {
+        "label": label,
+        "difficulty": difficulty,
+        "responses": [response],
+        "categories": [category],
+    }
+
+
+def written(tmp_path, *, history=(), before=(), after=(), scores=None):
+    report.write(
+        tmp_path / "report.md",
+        summary={"steps": 3, "wall_seconds": 90.0},
+        scores=scores or {"base": score(0, 1, 2, 3, 4, 5, 5)},
+        history=history,
+        before=before,
+        after=after,
+    )
+    return (tmp_path / "report.md").read_text()
+
+
+def cells(line):
+    """Cells of a Markdown row; an escaped bar does not end one."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_table_has_a_row_a_policy_and_shares_in_per_cent():
+    text = report.table({"base": score(0, 1, 2, 3, 4, 5, 5), "a longer name": score(*[1] * 7)})
+    head, rule, *rows = text.splitlines()
+    assert cells(head) == [
+        *("policy", "correctness", "specificity", "HM", "more specific", "specific"),
+        *("less specific", "generic", "abstain", "wrong", "unparsed"),
+    ]
+    assert cells(rows[0]) == [
+        *("base", "0.750", "0.500", "0.600"),
+        *("0.0%", "5.0%", "10.0%", "15.0%", "20.0%", "25.0%", "25.0%"),
+    ]
+    assert cells(rows[1])[0] == "a longer name" and cells(rows[1])[-1] == "14.3%"
+    # It can be read in a terminal as well: all lines are of one length.
+    assert len({len(line) for line in (head, rule, *rows)}) == 1
+    assert set(rule) == set("|-:") and len(cells(rule)) == len(cells(head))
+
+
+def test_a_table_of_no_answers_does_not_divide_by_zero():
+    assert cells(report.table({"base": score(*[0] * 7)}).splitlines()[2])[4:] == ["0.0%"] * 7
+
+
+def test_a_report_names_pictures_steps_and_minutes(tmp_path):
+    text = written(tmp_path)
+    assert "20 evaluation pictures" in text and "3 steps in 1.5 minutes" in text
+
+
+def test_a_run_without_a_step_says_so(tmp_path):
+    assert "No step was taken." in written(tmp_path)
+
+
+def test_the_curve_averages_neighbouring_steps(tmp_path):
+    history = [
+        {"step": i, "reward/mean": float(i), "verify/specific": 0.5, "update/entropy": 1.0}
+        for i in range(1, 26)
+    ]
+    text = written(tmp_path, history=history).split("## Training")[1].split("##")[0]
+    rows = [cells(line) for line in text.strip().splitlines()]
+    assert rows[0][:3] == ["steps", "reward", "specific"]
+    body = rows[2:]
+    assert len(body) == 9
+    assert body[0][:3] == ["1-3", "2.000", "0.500"] and body[-1][:2] == ["25-25", "25.000"]
+    # A column that was not measured stays empty, and every row has all columns.
+    assert body[0][rows[0].index("KL")] == "" and {len(row) for row in rows} == {9}
+
+
+def test_answers_that_rose_and_fell_are_listed_apart(tmp_path):
+    said = "<think>hm</think><answer>{}</answer>"
+    before = [
+        answer("golden eagle", said.format("bird"), "generic"),
+        answer("mug", said.format("cup"), "specific", "hard"),
+        answer("oak", said.format("tree"), "generic"),
+    ]
+    after = [
+        answer("golden eagle", said.format("eagle"), "less_specific"),
+        answer("mug", "no tags at all", "unparsed", "hard"),
+        answer("oak", said.format("plant"), "generic"),
+    ]
+    text = written(tmp_path, before=before, after=after)
+    better, worse = text.split("### 1 of 3 became better")[1].split("### 1 of 3 became worse")
+    assert [cells(line) for line in better.strip().splitlines()[2:]] == [
+        ["golden eagle", "easy", "bird", "generic", "eagle", r"less\_specific"]
+    ]
+    assert [cells(line) for line in worse.strip().splitlines()[2:]] == [
+        ["mug", "hard", "cup", "specific", "no tags at all", "unparsed"]
+    ]
+    assert "oak" not in text
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "a | b",
+        "<script>alert(1)</script>",
+        "[click](http://x)",
+        "![x](http://x/y.png)",
+        "`code`",
+        "*bold* _under_",
+        "two\nlines\r\nthree\rfour",
+        "back\\slash\\| bar",
+        "a\u2028b\u2029c\x0bd\x0ce\x85f",
+        "&lt;b&gt; ~~c~~",
+    ],
+)
+def test_what_a_model_says_cannot_become_markup(tmp_path, hostile):
+    before = [answer("mug", "<answer>plain</answer>", "wrong")]
+    after = [answer("mug", f"<answer>x{hostile}x</answer>", "specific")]
+    text = written(tmp_path, before=before, after=after)
+    part = text.split("became better")[1].split("###")[0].strip()
+    assert len(part.splitlines()) == 3, "an answer must not start a line of its own"
+    row = cells(part.splitlines()[2])
+    assert len(row) == 6 and row[5] == "specific"
+    bare = re.sub(r"\\.", "", row[4])
+    assert not set("<>[]`*_|&~") & set(bare), row[4]
+
+
+def test_at_most_fifteen_examples_are_shown_of_each(tmp_path):
+    before = [answer(f"thing {i}", "<answer>a</answer>", "wrong") for i in range(100)]
+    after = [answer(f"thing {i}", "<answer>b</answer>", "specific") for i in range(100)]
+    text = written(tmp_path, before=before, after=after)
+    assert "### 100 of 100 became better" in text and text.count("| thing ") == 15
+    # They are spread over the whole list.
+    assert "thing 0 " in text and re.search("thing [89][0-9]", text)

@@ -1,0 +1,83 @@
+"""Supervised training from nothing to a checkpoint folder that the rest of the package loads."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import quickstart_sft
+from speciarl_jax import sft
+from speciarl_jax.models.qwen2_5_vl import hf
+
+
+@pytest.fixture
+def config():
+    config = quickstart_sft.get_config()
+    config.vision.depth = 2
+    config.vision.hidden_size = 16
+    config.vision.intermediate_size = 16
+    config.vision.num_heads = 2
+    config.vision.full_attention_layers = (1,)
+    config.vision.out_hidden_size = 24
+    config.vision_stage.cycles = (1, 1)
+    config.vision_stage.batch_size = 326  # four steps an epoch
+    config.vision_stage.warmup_steps = 1
+    config.vision_stage.log_every = 2
+    config.text.hidden_size = 24
+    config.text.intermediate_size = 16
+    config.text.num_layers = 2
+    config.text.mrope_section = (1, 1, 1)
+    config.answer_stage.epochs = 1
+    config.answer_stage.batch_size = 163
+    config.answer_stage.warmup_steps = 1
+    config.answer_stage.answers = 1
+    config.answer_stage.log_every = 4
+    config.checkpoint.save_every = 2
+    return config
+
+
+def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
+    tower = sft.train_vision(config, tmp_path)
+    folder = sft.train_answers(config, tower, tmp_path)
+    dimensions, policy = hf.load(folder, dtype="float32", param_dtype="float32")
+    assert dataclasses.asdict(dimensions.vision)["depth"] == 2
+    # The tower is frozen while the decoder learns; both are stored in bfloat16.
+    for path, trained in nnx.to_flat_state(nnx.state(tower)):
+        loaded = dict(nnx.to_flat_state(nnx.state(policy.visual)))[path]
+        np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
+    losses = (tmp_path / "answers" / "metrics.jsonl").read_text().splitlines()
+    assert len(losses) == 2
+
+    # Finished stages are read back, not trained again.
+    again = sft.train_vision(config, tmp_path)
+    for a, b in zip(
+        nnx.to_flat_state(nnx.state(tower)), nnx.to_flat_state(nnx.state(again)), strict=True
+    ):
+        np.testing.assert_array_equal(a[1][...], b[1][...])
+    config.vision_stage.learning_rate *= 2
+    with pytest.raises(ValueError, match="learning_rate"):
+        sft.train_vision(config, tmp_path)
+
+
+def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
+    config.vision_stage.warmup_steps = 0
+    config.vision_stage.weight_decay = 0.0
+    tower = sft.VisionTower(sft.VisionConfig(**config.vision), rngs=nnx.Rngs(0))
+    params = nnx.state(tower)
+    optimizer = sft.make_optimizer(config.vision_stage, 10)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for path, update in nnx.to_flat_state(updates):
+        is_matrix = update.ndim == (3 if path[0] == "blocks" else 2) and path != ("patch_embed",)
+        if is_matrix:
+            # Orthogonal, layer by layer: the singular values are all about alike.
+            values = np.linalg.svd(update[...], compute_uv=False)
+            assert np.all(values.max(-1) < 3 * values.min(-1)), path
+        else:
+            # The first step of Adam has the size of the learning rate everywhere.
+            rate = config.vision_stage.learning_rate
+            np.testing.assert_allclose(np.abs(update[...]), rate, rtol=1e-3, err_msg=str(path))

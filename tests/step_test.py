@@ -1,0 +1,182 @@
+"""One step of the method: its metrics by hand, its mini-batches one after the other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_run import batch_of
+
+from speciarl_jax import advantages, assemble, step
+from speciarl_jax import update as update_lib
+from speciarl_jax.rewards import best_prediction
+from speciarl_jax.types import Rollout
+from speciarl_jax.verify.category import Category
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+IMAGES, ANSWERS, TOKENS = 8, 4, 8
+NAMES = ["unparsed", "wrong", "abstain", "generic", "less_specific", "specific", "more_specific"]
+
+
+def made_up(seed, run, images=IMAGES):
+    """Answers, categories and validity of random content."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (images, ANSWERS, 1))
+    allowed = np.flatnonzero(~np.asarray(run.banned_V))
+    rollout = Rollout(
+        tokens_BNT=rng.choice(allowed, mask.shape).astype(np.int32),
+        mask_BNT=mask,
+        logp_BNT=rng.normal(-5, 1, mask.shape).astype(np.float32),
+    )
+    category = rng.integers(-1, 6, (images, ANSWERS)).astype(np.int32)
+    category[0] = Category.WRONG
+    return rollout, category, rng.random(category.shape) < 0.8
+
+
+def bar_reward(category):
+    """The reward of a group, written from the paper: 1 from the best category of the group on."""
+    best = min(max(category), Category.SPECIFIC)
+    bar = Category.ABSTAIN if best <= Category.WRONG else best
+    return [-1.0 if c == Category.UNPARSED else float(c >= bar) for c in category]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
+    rollout, category, valid = made_up(seed, run)
+    weight = np.array([1] * 6 + [0] * 2, np.float32)
+    valid &= weight[:, None] > 0
+    batch = batch_of(run).replace(weight_B=weight)
+
+    def nothing(state, base, batch):
+        return state, {"update/loss": jnp.float32(2.0)}
+
+    state = update_lib.TrainState(step=0, lora={}, opt_state=(), skipped=jnp.int32(3))
+    _, metrics = step.learn(
+        state,
+        None,
+        batch,
+        np.zeros((IMAGES, 1, 1)),
+        rollout,
+        jnp.asarray(category),
+        jnp.asarray(valid),
+        reward=best_prediction.reward,
+        advantages=advantages.group_advantages,
+        update=nothing,
+        mini_batches=2,
+    )
+    judged, rewards, lengths, flat = [], [], [], 0
+    for b in range(6):
+        who = np.flatnonzero(valid[b])
+        reward = bar_reward(category[b, who]) if len(who) else []
+        flat += len(set(reward)) < 2
+        rewards += reward
+        judged += category[b, who].tolist()
+        lengths += rollout.mask_BNT[b, who].sum(axis=-1).tolist()
+    want = {f"verify/{name}": judged.count(i - 1) / len(judged) for i, name in enumerate(NAMES)}
+    want |= {
+        "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
+        "reward/mean": np.mean(rewards),
+        "reward/groups_without_signal": flat / 6,
+        "rollout/length": np.mean(lengths),
+        "rollout/truncated": np.mean(np.array(lengths) == TOKENS),
+        "update/loss": 2.0,
+        "update/skipped_in_a_row": 3.0,
+    }
+    assert metrics.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert flat >= 1 and 0 < want["verify/unverified"] < 1
+
+
+def test_a_step_without_a_verdict_has_finite_metrics(run):
+    rollout, category, _ = made_up(0, run)
+    nobody, weight = np.zeros((IMAGES, ANSWERS), bool), np.ones(IMAGES, np.float32)
+    zeros = jnp.zeros((IMAGES, ANSWERS))
+    metrics = step.describe(rollout, jnp.asarray(category), nobody, zeros, zeros, weight)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert float(metrics["verify/unverified"]) == 1.0
+    assert float(metrics["reward/groups_without_signal"]) == 1.0
+
+
+def test_a_row_that_pads_the_batch_has_no_verdict(run):
+    rollout, _, _ = made_up(0, run)
+    batch = batch_of(run).replace(weight_B=np.array([1] * 7 + [0], np.float32))
+    category, valid = step.verify(run.verifier, batch, rollout)
+    assert valid[:7].all() and not valid[7].any()
+    assert len(np.unique(category)) > 4
+
+
+@pytest.fixture(scope="module")
+def features(run):
+    batch, policy = batch_of(run), nnx.merge(run.graphdef, run.lora, run.base)
+    encode = jax.jit(policy.encode_images, compiler_options=QUICK)
+    return encode(batch.patches_BSC, batch.layout)
+
+
+@pytest.fixture(scope="module")
+def learner(run):
+    """The state before the first update, and the configured step with one update."""
+    optimizer, state, _ = assemble.init_state(run)
+    return state, jax.jit(assemble.learner(run, optimizer), compiler_options=QUICK)
+
+
+def pick(tree, which):
+    return jax.tree.map(lambda x: jnp.asarray(x)[which], tree)
+
+
+def largest_difference(got, want):
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+
+
+def test_mini_batches_are_updates_one_after_the_other(run, features, learner):
+    state, learn = learner
+    options = assemble.learner(run, assemble.init_state(run)[0]).keywords | {"mini_batches": 2}
+    program = jax.jit(functools.partial(step.learn, **options), compiler_options=QUICK)
+    rollout, category, valid = made_up(1, run)
+    whole = batch_of(run), features, rollout, category, valid
+    got, got_metrics = program(state, run.base, *whole)
+    want, losses = state, []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        # Groups lie within a part, so their advantages are the same in either way.
+        want, metrics = learn(want, run.base, *pick(whole, part))
+        losses.append(float(metrics["update/loss"]))
+    assert largest_difference(got.lora, want.lora) < 1e-5
+    assert int(got.step) == int(want.step) == 2
+    np.testing.assert_allclose(got_metrics["update/loss"], np.mean(losses), rtol=1e-4, atol=1e-6)
+    at_once, _ = learn(state, run.base, *whole)
+    assert largest_difference(at_once.lora, got.lora) > 1e-3
+
+
+def test_padding_rows_take_no_part_in_learning(run, features, learner):
+    state, learn = learner
+    batch = batch_of(run).replace(weight_B=np.array([1] * 6 + [0] * 2, np.float32))
+    rollout, category, valid = made_up(2, run)
+    valid &= np.asarray(batch.weight_B)[:, None] > 0
+    got, got_metrics = learn(state, run.base, batch, features, rollout, category, valid)
+    few = slice(0, 6)
+    want, want_metrics = learn(
+        state, run.base, *pick((batch, features, rollout, category, valid), few)
+    )
+    assert largest_difference(got.lora, want.lora) < 1e-5
+    assert largest_difference(got.lora, state.lora) > 1e-3
+    for name, value in want_metrics.items():
+        np.testing.assert_allclose(got_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    other, other_category, _ = made_up(3, run)
+    six = np.arange(IMAGES) < 6
+    mixed = jax.tree.map(
+        lambda a, b: np.where(six.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, other
+    )
+    mixed_category = np.where(six[:, None], category, other_category)
+    got, _ = learn(state, run.base, batch, features, mixed, mixed_category, valid)
+    assert largest_difference(got.lora, want.lora) < 1e-5
+
+
+def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
+    optimizer, state, _ = assemble.init_state(run)
+    options = assemble.learner(run, optimizer).keywords | {"mini_batches": 3}
+    learn = functools.partial(step.learn, **options)
+    with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
+        learn(state, run.base, batch_of(run), features, *made_up(0, run))

@@ -1,0 +1,187 @@
+"""A policy and a run so small that a test can afford them, and a program that trains it.
+
+The program is for tests that need processes of their own (several devices, several processes, a
+kill): `python small_run.py NAME OPTIONS`, with one of `PROGRAMS` and the JSON that it takes.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from configs import quickstart, quickstart_sft
+from speciarl_jax import assemble, evaluation, sft, sharding, step, train
+from speciarl_jax.data import emoji
+from speciarl_jax.models.qwen2_5_vl import hf
+
+DOMAINS = ("vehicle",)
+
+
+@flax.struct.dataclass
+class TokenVerifier:
+    """Gives every category to some answers of a random policy: the verdict hashes the tokens.
+
+    Attributes:
+      shift: int32 scalar; an array, as a verifier's tables are.
+    """
+
+    shift: jax.Array
+
+    def verify(self, tokens_BNT, mask_BNT, label_index_B):
+        total_BN = jnp.sum(jnp.where(mask_BNT, tokens_BNT, 0), axis=-1)
+        category_BN = (total_BN + label_index_B[:, None] + self.shift) % 7 - 1
+        return category_BN.astype(jnp.int32), jnp.ones(category_BN.shape, bool)
+
+
+def make_policy(folder: pathlib.Path) -> None:
+    """Writes a random policy in the Hugging Face layout."""
+    config = quickstart_sft.get_config()
+    config.text.vocab_size = 400
+    config.text.hidden_size = 48
+    config.text.intermediate_size = 64
+    config.text.num_layers = 2
+    config.text.num_heads = 4
+    config.text.num_kv_heads = 2
+    config.text.mrope_section = (2, 2, 2)
+    config.vision.depth = 2
+    config.vision.hidden_size = 32
+    config.vision.intermediate_size = 48
+    config.vision.num_heads = 2
+    config.vision.full_attention_layers = (1,)
+    config.vision.out_hidden_size = 48
+    config.data.image_size = 24
+    builder, policy = sft.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
+    # Large enough that the picture and the tokens before decide what is said.
+    rng = np.random.default_rng(0)
+    for path, weight in nnx.to_flat_state(nnx.state(policy)):
+        if weight.ndim > 1:
+            size = 6.0 if path[-1] == "merger_out" else 1.5
+            noise = rng.normal(0, size / np.sqrt(weight.shape[-2]), weight.shape)
+            weight.set_value(jnp.asarray(noise, jnp.float32))
+    # The head is tied to the embedding. Its rows have to be about as long as each other, but for
+    # the token that ends an answer: some answers must end early.
+    table = rng.normal(0, 0.2, policy.decoder.embedding.shape)
+    table[builder.config.eos_token_id] *= 3
+    policy.decoder.embedding.set_value(jnp.asarray(table, jnp.float32))
+    hf.save(folder, builder.config, policy)
+
+
+def small_config(folder, **changes):
+    """`configs/quickstart.py`, smaller; `changes` maps "section__key" to a value."""
+    config = quickstart.get_config()
+    config.model.path = str(folder)
+    config.model.lora_rank = 3
+    config.model.lora_alpha = 6.0
+    config.model.scan_unroll = 1
+    config.data.options.image_size = 24
+    config.data.options.domains = DOMAINS
+    config.rollout.num_rollouts = 4
+    config.rollout.max_tokens = 8
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 0
+    # Where a gradient is nearly zero, rounding must not decide about the sign of a whole step.
+    config.optimizer.epsilon = 1e-4
+    config.train.steps = 3
+    config.train.batch_size = 8
+    config.train.logprob_chunk = 8
+    config.evaluation.options.views = 1
+    config.evaluation.batch_size = 16
+    config.checkpoint.save_every = 1
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        part = config
+        for section in sections:
+            part = part[section]
+        part[key] = value
+    return config
+
+
+def small_run(folder, devices=None, **changes) -> assemble.Run:
+    """Like `assemble.prepare`, with a verifier that a random policy can please."""
+    run = assemble.prepare(small_config(folder, **changes), devices)
+    verifier = jax.device_put(TokenVerifier(np.int32(3)), sharding.replicated(run.mesh))
+    return dataclasses.replace(run, verifier=verifier)
+
+
+def arrays(tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by their path, whole, in every process."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    if jax.process_count() > 1:
+        leaves = [(path, multihost_utils.process_allgather(x, tiled=True)) for path, x in leaves]
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def batch_of(run, first=0):
+    """A batch of `config.train.batch_size` pictures, on the devices."""
+    source, size = run.source(0), run.config.train.batch_size
+    return sharding.put_batch(run.mesh, run.build([source[first + i] for i in range(size)], size))
+
+
+def train_program(policy, workdir, config=None, seconds_a_row=0.0):
+    """Trains in `workdir`; writes metrics no faster than `seconds_a_row`."""
+    write = train.MetricWriter.write
+
+    def slow_write(*args):
+        time.sleep(seconds_a_row)
+        write(*args)
+
+    train.MetricWriter.write = slow_write
+    train.train(small_run(policy, **(config or {})), pathlib.Path(workdir), lambda: None)
+
+
+def mesh_program(policy, out, meshes):
+    """A step on each mesh: tokens, categories and updated adapters, written to `out`."""
+    found = {}
+    for data, fsdp, tensor in meshes:
+        sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
+        run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
+        optimizer, state, where = assemble.init_state(run)
+        rows = sharding.batch_sharding(run.mesh)
+        sample = run.sampler(run.config.rollout.num_rollouts, run.config.rollout.max_tokens)
+        rollout_program = jax.jit(sample, out_shardings=rows)
+        learn_program = jax.jit(assemble.learner(run, optimizer), out_shardings=(where, None))
+        batch = batch_of(run)
+        key = jax.random.key(7)
+        features, rollout = rollout_program(
+            state.lora, run.base, batch, key, np.float32(1), np.float32(1)
+        )
+        category, valid = step.verify(run.verifier, batch, rollout)
+        state, metrics = learn_program(state, run.base, batch, features, rollout, category, valid)
+        found |= {
+            f"{data}{fsdp}{tensor} {name}": value
+            for name, value in arrays(
+                {"lora": state.lora, "rollout": rollout, "category": category, "metrics": metrics}
+            ).items()
+        }
+    np.savez(out, **found)
+
+
+def processes_program(policy, workdir, out, process, processes, port, config=None):
+    """Evaluates, trains and evaluates as process `process` of `processes`."""
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    run = small_run(policy, **(config or {}))
+    evaluator = evaluation.Evaluator(run)
+    workdir = pathlib.Path(workdir)
+    before = evaluator(run.lora)
+    lora, _ = train.train(run, workdir, lambda: None)
+    after = evaluator(lora)
+    if process == 0:
+        evaluation.write_answers(workdir / "before.jsonl", before)
+        evaluation.write_answers(workdir / "after.jsonl", after)
+    found = arrays(lora)
+    np.savez(f"{out}_{process}.npz", devices=jax.device_count(), **found)
+
+
+PROGRAMS = {f.__name__: f for f in (train_program, mesh_program, processes_program)}
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -1,0 +1,360 @@
+"""Training from the command line to the report, killed and resumed, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from speciarl_jax import assemble, train
+from speciarl_jax.checkpoint import Checkpoints
+
+STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
+CATEGORIES = {
+    "unparsed",
+    "wrong",
+    "abstain",
+    "generic",
+    "less_specific",
+    "specific",
+    "more_specific",
+}
+
+
+def with_config(run, small_config, **changes):
+    return dataclasses.replace(run, config=small_config(**changes))
+
+
+def rows_of(workdir):
+    """Rows of `metrics.jsonl` without the time of day."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+
+
+def restored(run, workdir, step=None):
+    """Arrays of a checkpoint by their path."""
+    _, state, _ = assemble.init_state(run)
+    checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
+    state, _ = checkpoints.restore(state, {}, step)
+    checkpoints.close()
+    return small_run.arrays(state)
+
+
+def assert_identical(got, want):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(run, small_config, tmp_path_factory):
+    """The workdir of a run of six steps that nothing disturbed."""
+    workdir, calls = tmp_path_factory.mktemp("finished"), []
+    before = jax.tree.map(np.array, run.base)
+    train.train(with_config(run, small_config, **STEPS), workdir, lambda: calls.append(1))
+    assert calls == [1]
+    # Donation took the adapters' copy and nothing else.
+    assert_identical(small_run.arrays(run.base), small_run.arrays(before))
+    assert all(np.isfinite(x).all() for x in small_run.arrays(run.lora).values())
+    return workdir
+
+
+def test_a_run_learns_from_its_rewards(run, finished):
+    rows, first = rows_of(finished), small_run.arrays(run.lora)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["reward/groups_without_signal"] < 1 for row in rows)
+    assert rows[0]["update/kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["update/kl"] > 1e-3
+    trained = restored(run, finished)
+    assert int(trained[".step"]) == 6
+    moved = [np.abs(trained[".lora" + name] - first[name]).max() for name in first]
+    assert min(moved) > 1e-3
+
+
+def kill_when(process, done, limit=300):
+    """Sends SIGKILL as soon as `done()`; what the process printed."""
+    until = time.monotonic() + limit
+    while not done():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until, "no checkpoint appeared"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return process.stdout.read()
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    run, small_config, policy_folder, finished, start_program, tmp_path
+):
+    process = start_program(
+        "train_program",
+        policy=str(policy_folder),
+        workdir=str(tmp_path),
+        config=STEPS,
+        seconds_a_row=0.5,
+    )
+    printed = kill_when(process, (tmp_path / "checkpoints" / "2").exists)
+    assert process.returncode == -signal.SIGKILL, printed
+    steps = [row["step"] for row in rows_of(tmp_path)]
+    assert steps and steps[-1] < 6 and not (tmp_path / "checkpoints" / "6").exists()
+    # What a kill in the middle of a line leaves behind.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "reward/me')
+    train.train(with_config(run, small_config, **STEPS), tmp_path, lambda: None)
+    assert rows_of(tmp_path) == rows_of(finished)
+    assert_identical(restored(run, tmp_path), restored(run, finished))
+
+
+def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
+    run, small_config, finished, tmp_path, monkeypatch
+):
+    write = train.MetricWriter.write
+
+    def full_disk(writer, step, values):
+        if step == 5:
+            until = time.monotonic() + 100
+            while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < until:
+                time.sleep(0.02)
+            raise OSError("no space left on device")
+        write(writer, step, values)
+
+    short = with_config(run, small_config, **STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.MetricWriter, "write", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            train.train(short, tmp_path, lambda: None)
+    assert rows_of(tmp_path) == rows_of(finished)[:4]
+    lora, _ = train.train(short, tmp_path, lambda: None)
+    assert rows_of(tmp_path) == rows_of(finished)
+    want = restored(run, finished)
+    assert_identical(restored(run, tmp_path), want)
+    got = {".lora" + name: value for name, value in small_run.arrays(lora).items()}
+    assert_identical(got, {k: v for k, v in want.items() if k.startswith(".lora")})
+
+
+def test_one_program_and_three_programs_give_the_same_numbers(
+    run, small_config, finished, tmp_path
+):
+    three = with_config(run, small_config, **STEPS | {"train__steps": 2}, train__fused=False)
+    train.train(three, tmp_path, lambda: None)
+    for got, want in zip(rows_of(tmp_path), rows_of(finished)[:2], strict=True):
+        assert got.keys() == want.keys()
+        for name, value in want.items():
+            assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    got, want = restored(run, tmp_path), restored(run, finished, 2)
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_samples_depend_on_the_step_and_on_nothing_before_it(run, small_config, finished):
+    same = with_config(run, small_config, **STEPS)
+    batch = small_run.batch_of(run)
+
+    def step(number):
+        optimizer, state, where = assemble.init_state(same)
+        program = train.build_step(same, optimizer, where)
+        _, metrics = program(state, run.base, run.verifier, batch, np.uint32(number))
+        return {name: float(value) for name, value in metrics.items()}
+
+    first = step(1)
+    assert step(1) == first
+    assert step(2)["update/entropy"] != first["update/entropy"]
+
+
+def test_a_finished_run_does_nothing_more(run, small_config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "again")
+    calls = []
+    lora, earlier = train.train(
+        with_config(run, small_config, **STEPS), tmp_path / "again", lambda: calls.append(1)
+    )
+    assert rows_of(tmp_path / "again") == rows_of(finished) and not calls and earlier > 0
+    got = {".lora" + name: value for name, value in small_run.arrays(lora).items()}
+    want = restored(run, finished)
+    assert_identical(got, {k: v for k, v in want.items() if k.startswith(".lora")})
+
+
+def test_more_steps_may_be_asked_for_but_no_other_configuration(
+    run, small_config, finished, tmp_path
+):
+    shutil.copytree(finished, tmp_path / "more")
+    other = STEPS | {"train__steps": 7, "optimizer__learning_rate": 0.5, "loss__kl_coefficient": 0}
+    with pytest.raises(ValueError) as error:
+        train.train(with_config(run, small_config, **other), tmp_path / "more", lambda: None)
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in str(error.value)
+    assert "loss.kl_coefficient: 0.01 -> 0" in str(error.value)
+    assert "train.steps" not in str(error.value) and "--workdir" in str(error.value)
+    more = STEPS | {"train__steps": 7, "checkpoint__save_every": 7, "train__log_every": 1}
+    train.train(with_config(run, small_config, **more), tmp_path / "more", lambda: None)
+    rows = rows_of(tmp_path / "more")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert rows[:6] == rows_of(finished)
+
+
+def test_too_many_updates_in_a_row_that_are_not_finite_stop_the_run(run, small_config, tmp_path):
+    def poison(path, x):
+        return x * jnp.nan if "final_norm" in jax.tree_util.keystr(path) else x
+
+    broken = with_config(run, small_config, train__steps=6, train__max_skipped=2)
+    broken = dataclasses.replace(broken, base=jax.tree_util.tree_map_with_path(poison, run.base))
+    with pytest.raises(FloatingPointError, match=r"step 2: .* in the last 2 updates .*learning"):
+        train.train(broken, tmp_path, lambda: None)
+    rows = rows_of(tmp_path)
+    assert [row["update/skipped_in_a_row"] for row in rows] == [1.0, 2.0]
+    assert [row["update/skipped"] for row in rows] == [1.0, 1.0]
+
+
+def wait(process):
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
+    policy_folder, start, tmp_path
+):
+    config, workdir = tmp_path / "tiny.py", tmp_path / "run"
+    config.write_text(
+        "import small_run\n\n\ndef get_config():\n"
+        f"    return small_run.small_config({str(policy_folder)!r}, train__steps=2)\n"
+    )
+    command = ("-m", "speciarl_jax.train", f"--config={config}", f"--workdir={workdir}")
+    printed = wait(start(*command, quick=True))
+    assert "| trained" in printed and str(workdir / "report.md") in printed
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary) == {"base", "trained", "steps", "wall_seconds", "first_step_seconds"}
+    for name in ("base", "trained"):
+        assert set(summary[name]) == {"correctness", "specificity", "hm", "histogram"}
+        assert set(summary[name]["histogram"]) == CATEGORIES
+        lines = (workdir / f"answers_{name}.jsonl").read_text().splitlines()
+        assert len(lines) == sum(summary[name]["histogram"].values()) > 16
+    assert summary["steps"] == 2 and 0 < summary["first_step_seconds"] < summary["wall_seconds"]
+    assert (workdir / "report.md").read_text().startswith("# SpeciaRL: before and after")
+    assert [row["step"] for row in rows_of(workdir)] == [1, 2]
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 2
+
+    # The evaluation of that workdir finds the same scores, and does not need the file.
+    config.unlink()
+    evaluate = ("-m", "speciarl_jax.evaluate", f"--workdir={workdir}", "--best_of=2")
+    assert "trained, best of 2" in wait(start(*evaluate, quick=True))
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert {name: found[name] for name in ("base", "trained")} == {
+        name: summary[name] for name in ("base", "trained")
+    }
+    assert set(found) == {"base", "trained", "base, best of 2", "trained, best of 2"}
+
+
+def test_a_command_line_without_a_workdir_or_without_the_file_is_refused(start, tmp_path):
+    cases = [
+        (["--config=configs/quickstart.py"], "give --config=FILE and --workdir=FOLDER"),
+        ([f"--config={tmp_path / 'missing.py'}", f"--workdir={tmp_path}"], "missing.py"),
+    ]
+    running = [(start("-m", "speciarl_jax.train", *args), said) for args, said in cases]
+    for process, said in running:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode != 0 and said in printed, printed
+
+
+REFUSED = {
+    "model__path": (None, "config.model.path is None.*ship with the package"),
+    "model__path ": ("/nowhere/at/all", "'/nowhere/at/all', which is no folder"),
+    "model__dtype": ("float16", "config.model.dtype is 'float16'; choose bfloat16 or float32"),
+    "model__lora_rank": (0, "config.model.lora_rank is 0; it must be at least 1"),
+    "mesh__data": (3, "data=3, fsdp=-1, tensor=1, but there are 1 devices"),
+    "mesh__fsdp": (2, "data=1, fsdp=2, tensor=1, but there are 1 devices"),
+    "data__name": ("photos", "'photos' is no choice for data; choose one of .*'emoji'"),
+    "data__prompt": ("riddle", "no prompt 'riddle'; choose one of .*base.*specific"),
+    "data__options__split": ("test", "split 'test' is unknown; choose one of .*held_out"),
+    "data__options__difficulty": ("cruel", "difficulty 'cruel' is unknown; choose one of .*hard"),
+    "data__options__domains": (("fruit",), "domains .'fruit'. are unknown; choose from .*vehicle"),
+    "evaluation__options__split": ("test", "split 'test' is unknown; choose one of .*held_out"),
+    "rollout__num_rollouts": (1, "config.rollout.num_rollouts is 1; it must be at least 2"),
+    "rollout__temperature": (0.0, "config.rollout.temperature is 0.0; .*set it above 0"),
+    "verifier__name": ("oracle", r"'oracle' is no choice for verify; choose one of .*taxonomy"),
+    "verifier__options__max_answer_bytes": (2, "max_answer_bytes is 2; raise max_answer_bytes"),
+    "verifier__options__path": ("/no/tree.json", "/no/tree.json"),
+    "reward__name": ("praise", r"'praise' is no choice for rewards; .*best_prediction"),
+    "reward__options__mode": ("some", "reward mode 'some' is unknown; choose one of .*single"),
+    "loss__name": ("reinforce", r"'reinforce' is no choice for losses; choose one of .*grpo"),
+    "loss__options__dual_clip": (0.5, "dual_clip is 0.5; .*set it above 1"),
+    "loss__token_weights": ("mean", "config.loss.token_weights is 'mean'; choose .*token_mean"),
+    "optimizer__learning_rate": (0.0, "learning_rate 0.0 .* must be above 0"),
+    "train__batch_size": (640, "[0-9]+ pictures and config.train.batch_size is 640; lower"),
+    "train__mini_batches": (3, "batch_size 8 cannot be cut into 3 mini-batches"),
+    "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
+    "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),
+    "train__max_skipped": (0, "config.train.max_skipped is 0; it must be at least 1"),
+    "checkpoint__keep": (0, "config.checkpoint.keep is 0; it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_bad_value_is_refused_before_any_compute_and_says_how_to_mend_it(small_config, key):
+    value, said = REFUSED[key]
+    with pytest.raises(ValueError, match=said):
+        assemble.prepare(small_config(**{key.strip(): value}))
+
+
+@pytest.mark.parametrize(
+    "section", ["data", "evaluation", "verifier", "reward", "loss", "optimizer", "advantage"]
+)
+def test_an_unknown_option_is_refused_by_its_name(small_config, section):
+    config = small_config()
+    part = config[section]
+    part = part.options if "options" in part else part
+    with part.unlocked():
+        part.colour = "blue"
+    with pytest.raises(TypeError, match="colour"):
+        assemble.prepare(config)
+
+
+@pytest.fixture
+def damaged(policy_folder, tmp_path):
+    shutil.copytree(policy_folder, tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("tokenizer.json", "holds no tokenizer.json; point config.model.path at"),
+        ("chat_template.jinja", "has no chat template; add chat_template.jinja"),
+        ("preprocessor_config.json", "holds no preprocessor_config.json"),
+        ("config.json", "config.json is missing"),
+        ("model.safetensors", "holds neither model.safetensors nor"),
+    ],
+)
+def test_a_policy_without_one_of_its_files_is_refused(small_config, damaged, name, said):
+    (damaged / name).unlink()
+    with pytest.raises(ValueError, match=said):
+        assemble.prepare(small_config(model__path=str(damaged)))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.9])
+def test_a_damaged_weights_file_is_refused_by_its_name(small_config, damaged, keep):
+    path = damaged / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        assemble.prepare(small_config(model__path=str(damaged)))
+
+
+def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to .*; choose a folder that can"):
+        train.open_workdir(str(tmp_path / "file" / "workdir"))
+    opened = train.open_workdir(str(tmp_path / "new" / "workdir"))
+    assert opened.is_dir() and not list(opened.iterdir())
+
+
+def test_facts_are_every_key_but_those_that_may_change(small_config):
+    facts = train.facts_of(small_config())
+    assert facts["data.options.domains"] == ["vehicle"] and facts["rollout.temperature"] == 1.0
+    free = {"train.steps", "train.log_every", "data.workers", "mesh.data", "checkpoint.keep"}
+    assert not free & facts.keys() and "train.batch_size" in facts
