@@ -52,10 +52,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.text.tie_word_embeddings = True
     # How the base policy talks (pretraining/answers.py).
     config.habits = ml_collections.ConfigDict()
-    config.habits.level_shares = (0.45, 0.3, 0.25)  # generic, less specific, specific
-    config.habits.usual = 0.6
+    # Usual level: abstain, generic, less specific, specific.
+    config.habits.level_shares = (0.12, 0.4, 0.23, 0.25)
+    config.habits.usual = 0.55
     config.habits.abstain = ml_collections.ConfigDict(
-        {"clean": 0.05, "easy": 0.08, "moderate": 0.2, "hard": 0.45}
+        {"clean": 0.02, "easy": 0.03, "moderate": 0.08, "hard": 0.3}
     )
     config.habits.synonym = 0.1
     # Supervision of the decoder by answers in words; the tower is frozen.

@@ -63,7 +63,7 @@ PRETRAINING = AugmentParams(
     restyle=0.3,
 )
 # "mixed" draws a level for each picture.
-MIXED = {"clean": 0.3, "easy": 0.3, "moderate": 0.25, "hard": 0.15}
+MIXED = {"clean": 0.3, "easy": 0.35, "moderate": 0.25, "hard": 0.1}
 DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 

@@ -32,8 +32,10 @@ STYLE_FAMILIES = {
 # Families, never styles, are split: two styles of one designer are nearly the same picture.
 SPLITS = {
     "pretraining": ("noto", "fluent", "emojione"),
-    "reinforcement": ("openmoji", "fxemoji"),
+    "reinforcement": ("fxemoji",),
     "held_out": ("twemoji",),
+    # Black outlines, unlike all the others: a second held-out family, further away.
+    "held_out_outlines": ("openmoji",),
 }
 CONCEPT_SETS = ("benchmark", "all")
 
@@ -159,7 +161,7 @@ class Source:
         """Lists the pictures.
 
         Args:
-          split: "pretraining", "reinforcement" or "held_out".
+          split: one of `SPLITS`.
           difficulty: one of `augment.DIFFICULTIES`.
           image_size: side, pixels.
           seed: of the augmentation.

@@ -2,18 +2,19 @@
 
 Each concept has a level it is usually called by, whatever the picture shows. That is the state of a
 general model before reinforcement: it often says "bird" where it could say "eagle", sometimes
-"eagle" where it can only see a bird, and declines now and then.
+"eagle" where it can only see a bird, and declines to name some things that it could name.
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from speciarl_jax.data.emoji import Concept
 
 ABSTENTION = "None"
-LEVELS = ("generic", "less specific", "specific")
+LEVELS = ("abstain", "generic", "less specific", "specific")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Habits:
     """How a base policy talks.
 
     Attributes:
-      level_shares: share of concepts whose usual level is generic, less specific, specific.
-      usual: probability that an answer is of the concept's usual level; the other two share the
-        rest.
-      abstain: probability of declining at each difficulty.
+      level_shares: share of concepts whose usual level is each of `LEVELS`.
+      usual: probability that an answer is of the concept's usual level; the levels but abstain
+        share the rest.
+      abstain: probability of declining at each difficulty, before any habit.
       synonym: probability of a synonym in place of the name.
     """
 
-    level_shares: tuple[float, float, float]
+    level_shares: Sequence[float]
     usual: float
     abstain: dict[str, float]
     synonym: float
@@ -36,16 +37,18 @@ class Habits:
     def __post_init__(self):
         if len(self.level_shares) != len(LEVELS) or not np.isclose(sum(self.level_shares), 1):
             raise ValueError(
-                f"level_shares {self.level_shares} must be {len(LEVELS)} shares that sum to 1"
+                f"level_shares {tuple(self.level_shares)} must be {len(LEVELS)} shares that sum "
+                f"to 1, one for each of {LEVELS}"
             )
 
 
-def usual_level(concept: Concept, habits: Habits) -> int:
-    """Index into `LEVELS`, fixed for a concept. A concept without ancestors skips that level."""
+def usual_level(concept: Concept, habits: Habits) -> str:
+    """One of `LEVELS`, fixed for a concept. Without ancestors, generic stands for less specific."""
     digest = hashlib.sha256(f"usual level of {concept.label_id}".encode()).digest()
     u = int.from_bytes(digest[:8], "big") / 2**64
-    level = int(np.searchsorted(np.cumsum(habits.level_shares)[:-1], u, side="right"))
-    return 0 if level == 1 and not concept.ancestors else level
+    bounds = np.cumsum(habits.level_shares)[:-1]
+    level = LEVELS[int(np.searchsorted(bounds, u, side="right"))]
+    return "generic" if level == "less specific" and not concept.ancestors else level
 
 
 def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.Generator) -> str:
@@ -53,16 +56,16 @@ def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.G
 
     The thought names the group, the answer a label of the level that habit picks.
     """
-    if rng.random() < habits.abstain.get(difficulty, 0.0):
-        return _format("It is too unclear.", ABSTENTION)
     usual = usual_level(concept, habits)
-    rest = (1 - habits.usual) / 2
-    level = int(rng.choice(3, p=[habits.usual if i == usual else rest for i in range(3)]))
-    if level == 2:
+    others = [level for level in LEVELS[1:] if level != usual]
+    level = usual if rng.random() < habits.usual else others[rng.integers(len(others))]
+    if level == "abstain" or rng.random() < habits.abstain.get(difficulty, 0.0):
+        return _format("It is too unclear.", ABSTENTION)
+    if level == "specific":
         names = (concept.name, *concept.synonyms)
         use_synonym = len(names) > 1 and rng.random() < habits.synonym
         label = names[rng.integers(1, len(names))] if use_synonym else concept.name
-    elif level == 1 and concept.ancestors:
+    elif level == "less specific" and concept.ancestors:
         label = concept.ancestors[0]
     else:
         label = concept.generic
