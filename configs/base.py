@@ -109,6 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
     config.evaluation.options.split = "held_out"
+    config.evaluation.options.difficulty = "mixed"
     config.evaluation.options.views = 1
     config.evaluation.batch_size = 256  # pictures a call
     config.evaluation.seed = 1  # of pictures and of sampling; the same for every training seed

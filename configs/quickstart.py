@@ -30,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.mini_batches = 1
     config.train.logprob_chunk = 24
     config.train.remat = False
-    config.evaluation.options.difficulty = "mixed"
     config.evaluation.options.views = 4
     config.evaluation.batch_size = 128
     config.checkpoint.save_every = 20
