@@ -75,8 +75,10 @@ def test_every_picture_has_a_label_of_the_verifier():
 def test_the_benchmark_is_large_and_every_split_shows_all_of_it(split):
     pictures = source(split=split, difficulty="clean", image_size=8)
     labels = {concept.label_id for concept in pictures.concepts}
-    assert len(labels) >= 150
-    assert {row[3].label_id for row in pictures._rows} == labels
+    shown = {row[3].label_id for row in pictures._rows}
+    assert len(shown) >= 150
+    # One designer drew no more than these of the concepts that are reinforced on.
+    assert shown < labels if split == "reinforcement" else shown == labels
 
 
 def test_a_picture_depends_on_its_identity_and_the_seed_alone():
