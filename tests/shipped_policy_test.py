@@ -12,7 +12,7 @@ def run():
     return assemble.prepare(quickstart.get_config())
 
 
-def test_it_is_right_more_often_than_not_and_errs_in_every_way(run):
+def test_it_is_right_more_often_than_not_and_errs_and_declines(run):
     evaluator = evaluation.Evaluator(run)
     judged = evaluator(run.lora)
     labels = {row["label_id"] for row in judged.rows}
@@ -20,7 +20,10 @@ def test_it_is_right_more_often_than_not_and_errs_in_every_way(run):
     score = evaluator.score(judged.category_BN)
     assert len(labels) >= 150
     assert score.correctness >= 0.60
-    assert min(score.histogram[name] for name in ("wrong", "abstain", "generic", "specific")) > 0
+    assert min(score.histogram[name] for name in ("wrong", "generic", "specific")) > 0
+    # It hardly ever declines when it takes the likeliest words, but it does when it samples.
+    sampled = evaluator(run.lora, temperature=1.0)
+    assert evaluator.score(sampled.category_BN).histogram["abstain"] > len(sampled.rows) // 50
 
 
 @pytest.mark.slow
