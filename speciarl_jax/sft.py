@@ -163,8 +163,8 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
 def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     """Muon for the matrices, AdamW for the rest; one rise and fall of the learning rate.
 
-    Muon (Jordan et al., 2024; arXiv 2502.16982) needs far fewer epochs than AdamW to teach a small
-    tower from few pictures. Matrices of stacked layers [L, in, out] are treated one by one.
+    Muon (Jordan et al., 2024; arXiv 2502.16982) taught the small tower in fewer epochs than AdamW.
+    Matrices of stacked layers [L, in, out] are treated one by one.
     """
 
     def schedule(peak):
