@@ -1,0 +1,105 @@
+"""The published sizes: every parameter is there, and lies where a mesh of 16 devices wants it."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import pytest
+import torch
+from flax import nnx
+from jax.sharding import AbstractMesh
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from speciarl_jax import sharding
+from speciarl_jax.models.qwen2_5_vl import presets
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+
+# As the model hub shows them; 72B as transformers counts it from the published dimensions.
+PUBLISHED = {
+    "3B": 3_754_622_976,
+    "7B": 8_292_166_656,
+    "32B": 33_452_718_336,
+    "72B": 73_410_777_344,
+}
+MESHES = ((1, 16, 1), (1, 8, 2), (1, 4, 4), (2, 4, 2), (4, 4, 1), (4, 1, 4))
+
+
+@functools.cache
+def parameters(size, lora_rank=0):
+    """Path -> abstract parameter."""
+
+    def make():
+        return Qwen25VL(presets.config(size), lora_rank=lora_rank, rngs=nnx.Rngs(0))
+
+    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
+
+
+def size_of(variable):
+    return math.prod(variable.shape)
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_a_size_has_as_many_parameters_as_the_published_weights(size):
+    config = Qwen2_5_VLConfig(**presets.config(size).to_hf())
+    with torch.device("meta"):
+        theirs = Qwen2_5_VLForConditionalGeneration(config)
+    assert sum(p.numel() for p in theirs.parameters()) == PUBLISHED[size]
+    assert sum(map(size_of, parameters(size).values())) == PUBLISHED[size]
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_a_size_is_read_back_from_the_config_that_transformers_makes_of_it(size):
+    config = presets.config(size)
+    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
+
+
+def test_what_transformers_takes_for_granted_agrees():
+    """Its defaults are those of 72B, but for a few that the published files set."""
+    theirs, config = Qwen2_5_VLConfig(), presets.config("72B")
+    text, vision = theirs.text_config, theirs.vision_config
+    for mine, name in {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+    }.items():
+        assert getattr(config.text, mine) == getattr(text, name), mine
+    assert config.text.rope_theta == text.rope_parameters["rope_theta"]
+    for name in ("depth", "num_heads", "patch_size", "temporal_patch_size", "window_size"):
+        assert getattr(config.vision, name) == getattr(vision, name), name
+    assert config.vision.full_attention_layers == tuple(vision.fullatt_block_indexes)
+    for name in ("image", "video", "vision_start", "vision_end"):
+        assert getattr(config, f"{name}_token_id") == getattr(theirs, f"{name}_token_id"), name
+    assert config.eos_token_id == text.eos_token_id
+
+
+def test_lora_of_the_paper_has_the_parameters_of_every_linear_layer():
+    adapters = [p for p in parameters("7B", 64).values() if isinstance(p, nnx.LoRAParam)]
+    hidden, kv, mlp = 3584, 512, 18944
+    a_layer = 2 * 64 * (hidden + hidden) + 2 * 64 * (hidden + kv) + 3 * 64 * (hidden + mlp)
+    assert sum(map(size_of, adapters)) == 28 * a_layer == 161_480_704
+    assert {p.dtype for p in adapters} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes):
+    mesh = AbstractMesh(sizes, sharding.AXES)
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    whole, on_a_chip = 0, 0
+    for path, variable in parameters(size, 64).items():
+        name = ".".join(map(str, path))
+        where = sharding.param_sharding(mesh, name, variable.shape, variable.axes)
+        if not isinstance(variable, nnx.LoRAParam):
+            whole += size_of(variable)
+            on_a_chip += math.prod(where.shard_shape(variable.shape))
+    # Norms and biases are cut on one axis of the mesh only.
+    assert whole / parts <= on_a_chip < 1.005 * whole / parts
+
+
+def test_an_unknown_size_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'13B'.*'3B', '7B', '32B', '72B'"):
+        presets.config("13B")
