@@ -11,38 +11,42 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 # (path, array, logical axes) -> array on its devices.
 Put = Callable[[tuple[str, ...], np.ndarray, tuple[str | None, ...]], jax.Array]
 
 
-class _Source(NamedTuple):
-    """Where a parameter lies in a checkpoint: one tensor, or one a layer."""
+class Source(NamedTuple):
+    """Where a parameter lies in a checkpoint: one tensor, or one a layer to be stacked."""
 
     names: tuple[str, ...]
     stacked: bool
     layout: str  # "same", "transposed" (torch keeps [out, in]) or "patches" (a Conv3d)
 
 
-def _sources(config: ModelConfig) -> dict[tuple[str, ...], _Source]:
-    """Names of all tensors as published: `visual.*`, `model.*`, `lm_head.weight`."""
-    found = {}
+# Path of a parameter in the model -> where it lies.
+Sources = dict[tuple[str, ...], Source]
 
-    def single(path, name, layout="same"):
-        found[tuple(path.split("."))] = _Source((name,), False, layout)
 
-    def stacked(path, pattern, count, layout="same"):
-        names = tuple(pattern.format(i) for i in range(count))
-        found[tuple(path.split("."))] = _Source(names, True, layout)
+def _single(path: str, name: str, layout: str = "same") -> Sources:
+    return {tuple(path.split(".")): Source((name,), False, layout)}
 
-    single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
-    single("visual.merger_norm", "visual.merger.ln_q.weight")
+
+def _stacked(path: str, pattern: str, count: int, layout: str = "same") -> Sources:
+    names = tuple(pattern.format(i) for i in range(count))
+    return {tuple(path.split(".")): Source(names, True, layout)}
+
+
+def vision_sources(config: VisionConfig) -> Sources:
+    """Published names (`visual.*`) of the tensors of the vision tower, whose root is `visual`."""
+    found = _single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
+    found |= _single("visual.merger_norm", "visual.merger.ln_q.weight")
     for mine, number in (("merger_in", 0), ("merger_out", 2)):
-        single(f"visual.{mine}", f"visual.merger.mlp.{number}.weight", "transposed")
-        single(f"visual.{mine}_bias", f"visual.merger.mlp.{number}.bias")
-    blocks, depth = "visual.blocks.{}.", config.vision.depth
+        found |= _single(f"visual.{mine}", f"visual.merger.mlp.{number}.weight", "transposed")
+        found |= _single(f"visual.{mine}_bias", f"visual.merger.mlp.{number}.bias")
+    blocks, depth = "visual.blocks.{}.", config.depth
     for mine, theirs in {
         "qkv": "attn.qkv",
         "proj": "attn.proj",
@@ -50,27 +54,36 @@ def _sources(config: ModelConfig) -> dict[tuple[str, ...], _Source]:
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
     }.items():
-        stacked(f"visual.blocks.{mine}", f"{blocks}{theirs}.weight", depth, "transposed")
-        stacked(f"visual.blocks.{mine}_bias", f"{blocks}{theirs}.bias", depth)
+        found |= _stacked(f"visual.blocks.{mine}", f"{blocks}{theirs}.weight", depth, "transposed")
+        found |= _stacked(f"visual.blocks.{mine}_bias", f"{blocks}{theirs}.bias", depth)
     for norm in ("norm1", "norm2"):
-        stacked(f"visual.blocks.{norm}", f"{blocks}{norm}.weight", depth)
+        found |= _stacked(f"visual.blocks.{norm}", f"{blocks}{norm}.weight", depth)
+    return found
 
-    layers, count = "model.layers.{}.", config.text.num_layers
+
+def text_sources(config: TextConfig) -> Sources:
+    """Published names (`model.*`, `lm_head.weight`) of the decoder's, whose root is `decoder`."""
+    layers, count = "model.layers.{}.", config.num_layers
+    found = {}
     for mine in ("q", "k", "v", "o"):
         theirs = f"{layers}self_attn.{mine}_proj"
-        stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
+        found |= _stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
         if mine != "o":
-            stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
+            found |= _stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
     for mine in ("gate", "up", "down"):
         theirs = f"{layers}mlp.{mine}_proj.weight"
-        stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
-    stacked("decoder.layers.attention_norm", f"{layers}input_layernorm.weight", count)
-    stacked("decoder.layers.mlp_norm", f"{layers}post_attention_layernorm.weight", count)
-    single("decoder.embedding", "model.embed_tokens.weight")
-    single("decoder.final_norm", "model.norm.weight")
-    if not config.text.tie_word_embeddings:
-        single("decoder.head", "lm_head.weight", "transposed")
+        found |= _stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
+    found |= _stacked("decoder.layers.attention_norm", f"{layers}input_layernorm.weight", count)
+    found |= _stacked("decoder.layers.mlp_norm", f"{layers}post_attention_layernorm.weight", count)
+    found |= _single("decoder.embedding", "model.embed_tokens.weight")
+    found |= _single("decoder.final_norm", "model.norm.weight")
+    if not config.tie_word_embeddings:
+        found |= _single("decoder.head", "lm_head.weight", "transposed")
     return found
+
+
+def _sources(config: ModelConfig) -> Sources:
+    return vision_sources(config.vision) | text_sources(config.text)
 
 
 def _published_name(name: str) -> str:
@@ -180,7 +193,7 @@ def _check_names(reader, sources, config) -> None:
             )
 
 
-def _read(reader, stored, source: _Source, shape: tuple[int, ...]) -> np.ndarray:
+def _read(reader, stored, source: Source, shape: tuple[int, ...]) -> np.ndarray:
     """One parameter, its layers stacked, in this package's layout."""
     expected = shape[1:] if source.stacked else shape
     parts = []
