@@ -99,7 +99,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.mini_batches = 2  # optimizer updates a step
     config.train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
     config.train.logprob_chunk = 16  # answer positions a call of the language-model head
-    config.train.remat = True  # recompute layers in the backward pass
+    # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
+    # the linear layers; or "full", whole layers.
+    config.train.remat = "full"
     # One compiled program for rollout, verify, reward and update. Needs an in-graph verifier.
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops

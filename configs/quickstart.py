@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 32
     config.train.mini_batches = 1
     config.train.logprob_chunk = 24
-    config.train.remat = False
+    config.train.remat = "none"
     config.evaluation.options.views = 4
     config.evaluation.batch_size = 128
     config.checkpoint.save_every = 20

@@ -18,7 +18,7 @@ from speciarl_jax import update as update_lib
 from speciarl_jax.data import pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import token_weights
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
 
@@ -202,6 +202,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
             "the same and teach nothing, so set it above 0"
         )
+    decoder.remat_policy(config.train.remat)
     if not hasattr(token_weights, config.loss.token_weights):
         raise ValueError(
             f"config.loss.token_weights is {config.loss.token_weights!r}; choose a function of "

@@ -56,7 +56,7 @@ def update(
     temperature: jax.Array | float,
     micro_batches: int,
     logprob_chunk: int,
-    remat: bool,
+    remat: str,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Policy loss plus `kl_coefficient` times k3 to the reference, which is the same weights
     with LoRA off.
@@ -77,7 +77,7 @@ def update(
       temperature: the answers were sampled at.
       micro_batches: parts the images are cut into; must divide B.
       logprob_chunk: answer positions a call of the head.
-      remat: recompute layers in the backward pass.
+      remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
 
     Returns:
       The new state and float32 metrics. If the gradient is not finite, only `step` and `skipped`

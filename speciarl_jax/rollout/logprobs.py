@@ -18,7 +18,7 @@ def answer_logprobs(
     temperature: jax.Array | float = 1.0,
     use_lora: bool = True,
     chunk_size: int = 16,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy at each token of N answers about each picture.
 
@@ -35,7 +35,7 @@ def answer_logprobs(
       temperature: of the distribution; 0 means 1, as in `sampling.scaled_logits`.
       use_lora: False gives the reference policy.
       chunk_size: answer positions a call of the head.
-      remat: recompute the layers in the backward pass.
+      remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
 
     Returns:
       Two float32 [B, N, T] arrays, log-probability and entropy in nats; what stands outside the

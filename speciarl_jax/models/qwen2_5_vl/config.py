@@ -56,7 +56,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text decoder."""
+    """The text decoder of Qwen2.5-VL and, by the last two options, of Qwen2, Qwen2.5 and Qwen3."""
 
     vocab_size: int
     hidden_size: int
@@ -70,6 +70,8 @@ class TextConfig:
     max_position_embeddings: int = 128_000
     head_dim_override: int | None = None
     tie_word_embeddings: bool = False
+    qkv_bias: bool = True  # biases of queries, keys and values
+    qk_norm: bool = False  # every head's query and key is normed before it is rotated
 
     def __post_init__(self):
         if self.head_dim_override is None and self.hidden_size % self.num_heads:

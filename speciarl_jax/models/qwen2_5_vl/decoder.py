@@ -13,7 +13,7 @@ from speciarl_jax.models.qwen2_5_vl import attention, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
-# Input and output axes of the linear layers, and whether they have a bias.
+# Input and output axes of the linear layers, and whether `config.qkv_bias` gives them a bias.
 LINEARS = {
     "q": ("embed", "heads", True),
     "k": ("embed", "kv_heads", True),
@@ -22,6 +22,14 @@ LINEARS = {
     "gate": ("embed", "mlp", False),
     "up": ("embed", "mlp", False),
     "down": ("mlp", "embed", False),
+}
+
+# What the backward pass finds of each layer; it computes the rest again. None: all is kept.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # Results of the linear layers; not the scores of attention, which grow with the square.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -61,13 +69,16 @@ class Decoder(nnx.Module):
         for name, (inputs, outputs, has_bias) in LINEARS.items():
             shape = (count, sizes[inputs], sizes[outputs])
             self.layers[name] = normal(shape, ("layers", inputs, outputs))
-            if has_bias:
+            if has_bias and config.qkv_bias:
                 self.layers[f"{name}_bias"] = constant(0, shape[::2], ("layers", outputs))
             if lora_rank:
                 a, b = lora.adapters(*shape, lora_rank, (inputs, outputs), rngs.params())
                 self.lora[f"{name}_a"], self.lora[f"{name}_b"] = a, b
         for name in ("attention_norm", "mlp_norm"):
             self.layers[name] = constant(1, (count, width), ("layers", "embed"))
+        if config.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                self.layers[name] = constant(1, (count, config.head_dim), ("layers", None))
         self.embedding = normal((config.vocab_size, width), ("vocab", "embed"))
         self.final_norm = constant(1, (width,), ("embed",))
         if not config.tie_word_embeddings:
@@ -94,6 +105,12 @@ class Decoder(nnx.Module):
 
         x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
         return self._norm(x_BPD), PrefixCache(k_LBPGK=k, v_LBPGK=v, mask_BP=mask_BP)
+
+    def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
+        """An empty cache for `answers` answers of up to `length` tokens to each prompt."""
+        config = self.config
+        shape = (config.num_layers, batch, answers, length, config.num_kv_heads, config.head_dim)
+        return SuffixCache(k_LBNTGK=jnp.zeros(shape, dtype), v_LBNTGK=jnp.zeros(shape, dtype))
 
     def decode_step(
         self,
@@ -142,7 +159,7 @@ class Decoder(nnx.Module):
         position_BT: jax.Array,
         *,
         use_lora: bool,
-        remat: bool,
+        remat: str,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs prompts once and N given answers after each; returns both final hidden states."""
         _, prompt, _ = x_BPD.shape
@@ -181,7 +198,7 @@ class Decoder(nnx.Module):
         carry: Any,
         per_layer: Any,
         use_lora: bool,
-        remat: bool = False,
+        remat: str = "none",
     ) -> tuple[jax.Array, Any, Any]:
         """All layers over `x` [..., D].
 
@@ -197,8 +214,8 @@ class Decoder(nnx.Module):
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
             return (x, carry), kept
 
-        if remat:
-            step = jax.checkpoint(step)
+        if remat != "none":
+            step = jax.checkpoint(step, policy=remat_policy(remat))
         (x, carry), kept = jax.lax.scan(
             step,
             (x, carry),
@@ -219,14 +236,30 @@ class Decoder(nnx.Module):
         def heads(x):
             return x.reshape(*x.shape[:-1], -1, config.head_dim)
 
+        def rotated(name, x):
+            x = heads(linear(name, x))
+            if config.qk_norm:
+                x = rms_norm(x, params[f"{name}_norm"], config.norm_eps)
+            return mrope.rotate(x, *cos_sin)
+
         h = rms_norm(x, params["attention_norm"], config.norm_eps)
-        q = mrope.rotate(heads(linear("q", h)), *cos_sin)
-        k = mrope.rotate(heads(linear("k", h)), *cos_sin)
-        out, carry, kept = attend(q, k, heads(linear("v", h)), carry, layer)
+        q, k, v = rotated("q", h), rotated("k", h), heads(linear("v", h))
+        out, carry, kept = attend(q, k, v, carry, layer)
         x = x + linear("o", out.reshape(*out.shape[:-2], -1))
         h = rms_norm(x, params["mlp_norm"], config.norm_eps)
         x = x + linear("down", jax.nn.silu(linear("gate", h)) * linear("up", h))
         return x, carry, kept
+
+
+def remat_policy(name: str) -> Callable | None:
+    """The member of `jax.checkpoint_policies` that `REMAT` calls `name`.
+
+    Raises:
+      ValueError: no such name.
+    """
+    if name not in REMAT:
+        raise ValueError(f"config.train.remat is {name!r}; choose one of {tuple(REMAT)}")
+    return REMAT[name]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

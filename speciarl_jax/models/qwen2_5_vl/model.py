@@ -79,9 +79,7 @@ class Qwen25VL(nnx.Module):
 
     def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
         """An empty cache for `answers` answers of up to `length` tokens about each picture."""
-        text = self.config.text
-        shape = (text.num_layers, batch, answers, length, text.num_kv_heads, text.head_dim)
-        return SuffixCache(k_LBNTGK=jnp.zeros(shape, dtype), v_LBNTGK=jnp.zeros(shape, dtype))
+        return self.decoder.init_suffix(batch, answers, length, dtype)
 
     def decode_step(
         self,
@@ -119,7 +117,7 @@ class Qwen25VL(nnx.Module):
         position_BT: jax.Array,
         *,
         use_lora: bool = True,
-        remat: bool = False,
+        remat: str = "none",
     ) -> tuple[jax.Array, jax.Array]:
         """Teacher-forced pass over rows `[prompt | answer 1 ... answer N]`, differentiable.
 
@@ -130,7 +128,7 @@ class Qwen25VL(nnx.Module):
           tokens_BNT: answers, padded on the right (padding is never seen by what precedes it).
           position_BT: rotary position of answer token t, the same for all N.
           use_lora: False runs the frozen base.
-          remat: recompute each layer in the backward pass.
+          remat: what the backward pass computes again, a key of `decoder.REMAT`.
 
         Returns:
           Normed hidden states of the prompts [B, P, D] and of the answers [B, N, T, D].
