@@ -68,8 +68,10 @@ def text_sources(config: TextConfig) -> Sources:
     for mine in ("q", "k", "v", "o"):
         theirs = f"{layers}self_attn.{mine}_proj"
         found |= _stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
-        if mine != "o":
+        if mine != "o" and config.qkv_bias:
             found |= _stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
+    for norm in ("q_norm", "k_norm") if config.qk_norm else ():
+        found |= _stacked(f"decoder.layers.{norm}", f"{layers}self_attn.{norm}.weight", count)
     for mine in ("gate", "up", "down"):
         theirs = f"{layers}mlp.{mine}_proj.weight"
         found |= _stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
