@@ -1,0 +1,350 @@
+"""Hands a trained policy to other programs, and takes adapters from them.
+
+    python -m speciarl_jax.convert --workdir=runs/quickstart --to=merged --out=exports/merged
+    python -m speciarl_jax.convert --workdir=runs/quickstart --to=peft --out=exports/adapter
+    python -m speciarl_jax.convert --adapter=exports/adapter --to=run --out=runs/warm \\
+        --config=configs/quickstart.py
+
+What is read is a run of `speciarl_jax.train` (`--workdir`, its latest checkpoint or `--step`) or a
+folder of Hugging Face PEFT (`--adapter`). What is written is
+
+  merged  a checkpoint folder in the Hugging Face layout with the adapters added to the weights, and
+          the base's tokenizer, processor, chat template and generation settings;
+  peft    the adapters alone, in PEFT's layout;
+  run     a workdir whose checkpoint of step 0 holds the adapters: `train` goes on from it with a
+          fresh optimizer, `evaluate` scores it.
+
+All that is written is read back and compared bit for bit before it appears under its name.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from ml_collections import config_flags
+
+from speciarl_jax import assemble, evaluate, optimizer, sharding, train
+from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.models.qwen2_5_vl import hf, peft
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.update import init_state
+
+# What a checkpoint folder holds beside weights and dimensions.
+_COMPANIONS = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*processor_config.json",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Adapters and what they belong to.
+
+    Attributes:
+      base: checkpoint folder of the base.
+      model_config: dimensions of the base.
+      adapter: rank and alpha.
+      lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
+      param_dtype: of the frozen weights in training; bfloat16 where that is not known.
+    """
+
+    base: pathlib.Path
+    model_config: ModelConfig
+    adapter: peft.AdapterConfig
+    lora: nnx.State
+    param_dtype: str
+
+
+def read_run(
+    workdir: pathlib.Path, *, step: int | None = None, model: str | None = None
+) -> Trained:
+    """The adapters of a training run; neither its data nor its mesh are needed.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; the latest when None.
+      model: folder of the base, if it is no longer where the run found it.
+
+    Raises:
+      ValueError: no run there, no such checkpoint, or a base of other dimensions.
+    """
+    config = evaluate.read_config(workdir)
+    base = assemble.model_folder(model or config.model.path)
+    model_config = hf.read_config(base)
+    rank = config.model.lora_rank
+    optimizer_ = optimizer.make(**config.optimizer)
+    abstract = jax.eval_shape(
+        lambda lora: init_state(lora, optimizer_), peft.abstract_lora(model_config, rank)
+    )
+    # Wherever the run's devices kept them, here they lie on one.
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        abstract,
+        sharding.shardings_of(mesh, abstract),
+    )
+    with contextlib.closing(
+        Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False)
+    ) as checkpoints:
+        state, _ = checkpoints.restore(placed, {}, step)
+    adapter = peft.AdapterConfig(rank, config.model.lora_alpha, str(base.resolve()))
+    return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
+
+
+def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
+    """The adapters of a PEFT folder.
+
+    Args:
+      folder: as `peft.load_adapter` reads it.
+      model: folder of the base; the one that the adapter names when None.
+
+    Raises:
+      ValueError: what `peft.load_adapter` refuses, or a base that is not on this disk.
+    """
+    named = peft.read_adapter_config(folder).base
+    try:
+        base = assemble.model_folder(model or named)
+    except ValueError:
+        raise ValueError(
+            f"the base {model or named!r} of {folder} is no folder on this disk; give --model, the "
+            "folder of a Qwen2.5-VL checkpoint"
+        ) from None
+    model_config = hf.read_config(base)
+    adapter, lora = peft.load_adapter(folder, model_config)
+    return Trained(base, model_config, adapter, lora, "bfloat16")
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to that is renamed to `out` at the end, or vanishes if something fails.
+
+    Raises:
+      ValueError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} exists already and is not empty; choose another folder")
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `out`, so that the renaming stays on one disk.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}_", dir=out.parent) as holder:
+        folder = pathlib.Path(holder) / "new"
+        folder.mkdir()
+        yield folder
+        folder.replace(out)
+
+
+def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = None) -> None:
+    """Writes the adapters for `peft.PeftModel.from_pretrained`.
+
+    Args:
+      out: new folder.
+      trained: what is written.
+      base_name: what the adapter calls its base, for instance its name on the hub; the path of its
+        folder when None.
+
+    Raises:
+      ValueError: `out` is not empty.
+      RuntimeError: what was written reads back differently.
+    """
+    adapter = dataclasses.replace(trained.adapter, base=base_name or str(trained.base.resolve()))
+    with new_folder(out) as folder:
+        peft.save_adapter(folder, trained.model_config, adapter, trained.lora)
+        found, lora = peft.load_adapter(folder, trained.model_config)
+        if found != adapter:
+            raise RuntimeError(f"{adapter} was written to {out} and reads back as {found}")
+        _compare(lora, trained.lora)
+
+
+def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = None) -> None:
+    """Writes a whole checkpoint with the adapters added to the weights.
+
+    Args:
+      out: new folder.
+      trained: what is written.
+      dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); that of training
+        when None.
+
+    Raises:
+      ValueError: `out` is not empty, or the base cannot be read.
+      RuntimeError: what was written reads back differently.
+    """
+    dtype = dtype or trained.param_dtype
+    options = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(dtype)}
+    with new_folder(out) as folder:
+        config, policy = hf.load(
+            trained.base,
+            lora_rank=trained.adapter.rank,
+            lora_alpha=trained.adapter.alpha,
+            **options,
+        )
+        nnx.update(policy, trained.lora)
+        merged = merge(config, policy, **options)
+        hf.save(folder, config, merged)
+        settings = _with_dtype(json.loads((trained.base / "config.json").read_text()), dtype)
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for pattern in _COMPANIONS:
+            for path in trained.base.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        found, again = hf.load(folder, **options)
+        if found != config:
+            raise RuntimeError(f"{config} was written to {out} and reads back as {found}")
+        _compare(nnx.state(again), nnx.state(merged))
+
+
+def merge(config: ModelConfig, policy: Qwen25VL, **options: Any) -> Qwen25VL:
+    """The same policy without adapters: they are added to the kernels.
+
+    Args:
+      config: dimensions.
+      policy: with adapters.
+      **options: of `Qwen25VL`.
+    """
+    _, frozen = nnx.state(policy, nnx.LoRAParam, ...)
+    weights = dict(nnx.to_flat_state(frozen))
+    for name, kernel in policy.merged_kernels().items():
+        path = ("decoder", "layers", name)
+        weights[path] = weights[path].replace(kernel)
+    merged = nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **options))
+    nnx.update(merged, nnx.from_flat_state(list(weights.items())))
+    return merged
+
+
+def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A parsed `config.json` that says the weights are stored in `dtype`."""
+    parts = [settings, settings.get("text_config") or {}, settings.get("vision_config") or {}]
+    for part in parts:
+        part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+    if "torch_dtype" not in settings:
+        settings["dtype"] = dtype
+    return settings
+
+
+def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.ConfigDict) -> None:
+    """Writes a workdir whose checkpoint of step 0 holds the adapters, beside a fresh optimizer.
+
+    Args:
+      out: new workdir.
+      trained: what is written.
+      config: of the run that will go on from it; `train` compares it with its own.
+
+    Raises:
+      ValueError: `out` is not empty, or the adapters do not fit the policy of `config`.
+      RuntimeError: what was written reads back differently.
+    """
+    for key, here, there in (
+        ("lora_rank", trained.adapter.rank, config.model.lora_rank),
+        ("lora_alpha", trained.adapter.alpha, config.model.lora_alpha),
+    ):
+        if here != there:
+            raise ValueError(
+                f"the adapters have {key} {here}, the configuration says {there}; give "
+                f"--config.model.{key}={here}"
+            )
+    with new_folder(out) as workdir:
+        run = assemble.prepare(config)
+        if run.model_config != trained.model_config:
+            raise ValueError(
+                f"the adapters were made for {trained.base}, whose dimensions differ from those of "
+                f"config.model.path={config.model.path!r}; choose the same base"
+            )
+        lora = jax.tree.map(
+            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding),
+            trained.lora,
+            run.lora,
+        )
+        _, state, _ = assemble.init_state(dataclasses.replace(run, lora=lora))
+        facts = train.facts_of(config)
+        position = {"stream": train.training_stream(run).get_state(), "seconds": 0.0}
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        with contextlib.closing(
+            Checkpoints(workdir / "checkpoints", save_every=1, keep=1)
+        ) as checkpoints:
+            checkpoints.save(0, state, position, facts, force=True)
+            checkpoints.wait()
+            found, _ = checkpoints.restore(state, facts)
+        _compare(found.lora, trained.lora)
+
+
+def _compare(found: nnx.State, wanted: nnx.State) -> None:
+    """Raises RuntimeError unless both hold the same bits."""
+    found, wanted = (dict(nnx.to_flat_state(state)) for state in (found, wanted))
+    different = sorted(found.keys() ^ wanted.keys())
+    for path in found.keys() & wanted.keys():
+        a, b = (np.ascontiguousarray(state[path][...]) for state in (found, wanted))
+        if a.dtype != b.dtype or not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
+            different.append(path)
+    if different:
+        names = [".".join(map(str, path)) for path in different]
+        raise RuntimeError(
+            f"{names[:3]} ({len(names)} in all) read back differently from what was written; is "
+            "the disk sound?"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) > 1 or not given.to or not given.out:
+        raise app.UsageError("give --to=merged|peft|run and --out=FOLDER, and flags only")
+    if bool(given.workdir) == bool(given.adapter):
+        raise app.UsageError("give either --workdir of a training run or --adapter, a PEFT folder")
+    for name, needs, fits in (
+        ("step", "--workdir", bool(given.workdir)),
+        ("dtype", "--to=merged", given.to == "merged"),
+        ("base_name", "--to=peft", given.to == "peft"),
+        ("config", "--to=run", given.to == "run"),
+    ):
+        if given[name].value is not None and not fits:
+            raise app.UsageError(f"--{name} goes with {needs}")
+    if given.to == "run" and given.config is None:
+        raise app.UsageError("--to=run needs --config=FILE, the configuration of the new run")
+    quieten_orbax()
+    out = pathlib.Path(given.out)
+    if given.workdir:
+        trained = read_run(pathlib.Path(given.workdir), step=given.step, model=given.model)
+    else:
+        trained = read_adapter(pathlib.Path(given.adapter), model=given.model)
+    if given.to == "merged":
+        write_merged(out, trained, dtype=given.dtype)
+    elif given.to == "peft":
+        write_peft(out, trained, base_name=given.base_name)
+    else:
+        write_run(out, trained, given.config)
+    print(f"{out}: {given.to}, LoRA r={trained.adapter.rank} on {trained.base}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a training run whose adapters are read.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
+    flags.DEFINE_string("adapter", None, "PEFT folder whose adapters are read.")
+    flags.DEFINE_string("model", None, "Folder of the base, where it is not where it was.")
+    flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "What is written.")
+    flags.DEFINE_string("out", None, "New folder.")
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["bfloat16", "float32"],
+        "Of the merged weights: float32 is exact. The run's by default, bfloat16 for an adapter.",
+    )
+    flags.DEFINE_string("base_name", None, "What the adapter calls its base; its path by default.")
+    config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
+    app.run(main)
