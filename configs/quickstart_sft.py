@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision.out_hidden_size = 192
     # Supervision of the tower by the levels of the label tree.
     config.vision_stage = ml_collections.ConfigDict()
-    config.vision_stage.cycles = (170,)  # epochs of each fall of the learning rate
+    config.vision_stage.cycles = (220,)  # epochs of each fall of the learning rate
     config.vision_stage.batch_size = 128
     config.vision_stage.muon_learning_rate = 0.02
     config.vision_stage.learning_rate = 1e-3

@@ -130,11 +130,15 @@ def _changes(before, after, each: int = 15) -> str:
     return "\n".join(lines).rstrip()
 
 
+_SHOWN = 60  # characters of an answer
+
+
 def _answer(response: str) -> str:
     """What stands between the answer tags, or the end of the response where there are none."""
     if "<answer>" not in response:
-        return response[-60:]
-    return response.split("<answer>")[-1].split("</answer>")[0].strip()
+        return response[-_SHOWN:]
+    answer = response.split("<answer>")[-1].split("</answer>")[0].strip()
+    return answer if len(answer) <= _SHOWN else answer[: _SHOWN - 1] + "…"
 
 
 def _escape(text: str) -> str:

@@ -7,6 +7,7 @@ tokenizer and a decoder that answers in words, on the frozen tower, and writes a
 in the Hugging Face layout: `policy/` in the workdir.
 """
 
+import hashlib
 import json
 import pathlib
 import time
@@ -155,7 +156,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         )
         folder = workdir / f"vision_cycle_{cycle}"
         layout = layout_of(stage.batch_size)
-        params = fit(config, stage, folder, data, cut, params, loss_of, layout, watched)
+        params = fit(config, stage, folder, data, cut, params, loss_of, layout, watched, ())
         first_epoch += epochs
     return nnx.merge(graphs[0], params[0])
 
@@ -201,7 +202,7 @@ def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     )
 
 
-def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
+def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depends_on):
     """One rise and fall of the learning rate over `data`; returns the trained parameters.
 
     Args:
@@ -214,6 +215,8 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
       loss_of: (params, *batch, static) -> (loss, metrics).
       static: pytree that every step gets as the last argument.
       watched: params -> row of metrics, called now and then.
+      depends_on: parts of the configuration, besides those of every stage, that a resumed run must
+        agree with.
     """
     steps = len(data) // stage.batch_size
     batches = (
@@ -238,8 +241,9 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched):
     checkpoints = Checkpoints(
         folder / "checkpoints", save_every=config.checkpoint.save_every, keep=config.checkpoint.keep
     )
-    facts = {"rows": len(data), "seed": config.seed}
-    for section in (stage, config.data, config.vision):
+    label_tree = hashlib.sha256(emoji.TAXONOMY_PATH.read_bytes()).hexdigest()
+    facts = {"rows": len(data), "seed": config.seed, "label_tree": label_tree}
+    for section in (stage, config.data, config.vision, *depends_on):
         facts |= json.loads(section.to_json())
     for free in ("cycles", "log_every", "workers", "watch_split"):
         facts.pop(free, None)
@@ -369,6 +373,7 @@ def train_answers(
         loss_of,
         frozen,
         lambda decoder: {name: evaluate(decoder)},
+        (config.text, config.habits),
     )
     # bfloat16 as the published checkpoints, and half the size.
     hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)

@@ -6,6 +6,7 @@ Started again on the same workdir, it goes on from the last checkpoint to the sa
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -86,70 +87,116 @@ def train(
     """
     config, begun = run.config, time.time()
     optimizer, state, where = assemble.init_state(run)
-    process, processes = jax.process_index(), jax.process_count()
-    stream = pipeline.training_batches(
+    stream = training_stream(run)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
+        stack.callback(checkpoints.close)
+        facts, done, earlier = facts_of(config), 0, 0.0
+        if checkpoints.latest_step() is not None:
+            state, position = checkpoints.restore(state, facts)
+            done, earlier = checkpoints.latest_step(), position["seconds"]
+            stream.set_state(position["stream"])
+            logging.info("resumed after step %d of %d", done, config.train.steps)
+        program = build_step(run, optimizer, where)
+        journal = Journal(config, workdir, done, after_first_step)
+        stack.callback(journal.close)
+        for number in range(done + 1, config.train.steps + 1):
+            batch = sharding.put_batch(run.mesh, next(stream))
+            state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
+            journal.add(number, values)
+            last = number == config.train.steps
+            if last or checkpoints.due(number):
+                # A run that goes on from a checkpoint writes the rows after it, and no earlier.
+                journal.flush()
+            position = {"stream": stream.get_state(), "seconds": earlier + time.time() - begun}
+            checkpoints.save(number, state, position, facts, force=last)
+    return state.lora, earlier
+
+
+def training_stream(run: assemble.Run):
+    """This process's share of the batches, epoch after epoch."""
+    config, processes = run.config, jax.process_count()
+    return pipeline.training_batches(
         lambda epoch: run.source(config.seed + epoch),
         lambda rows: run.build(rows, config.train.batch_size // processes),
         batch_size=config.train.batch_size,
         seed=config.seed,
         workers=config.data.workers,
-        process=process,
+        process=jax.process_index(),
         processes=processes,
     )
-    checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
-    facts, done, earlier = facts_of(config), 0, 0.0
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(state, facts)
-        done, earlier = checkpoints.latest_step(), position["seconds"]
-        stream.set_state(position["stream"])
-        logging.info("resumed after step %d of %d", done, config.train.steps)
-    program = build_step(run, optimizer, where)
-    writer = MetricWriter(workdir, first_step=done + 1) if process == 0 else None
-    # Metrics are read when the next step has been handed to the devices.
-    waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
-    bar = tqdm(
-        total=config.train.steps,
-        initial=done,
-        desc="training",
-        disable=process > 0,
-        smoothing=0.05,
-        dynamic_ncols=True,
-    )
 
-    def settle():
-        number, values = waiting.popleft()
+
+class Journal:
+    """Metric files and progress bar. It reads a step's metrics when the next step has been handed
+    to the devices, so that they never wait for the host."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        done: int,
+        after_first_step: Callable[[], None],
+    ):
+        """Opens the files; only process 0 writes.
+
+        Args:
+          config: the run's.
+          workdir: receives the files.
+          done: steps that earlier processes of this run finished.
+          after_first_step: called when the first step of this process has finished.
+        """
+        self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
+        self._waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        alone = jax.process_index() == 0
+        self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
+        self._bar = tqdm(
+            total=config.train.steps,
+            initial=done,
+            desc="training",
+            disable=not alone,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        )
+
+    def add(self, number: int, values: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of step `number` and records those of the step before.
+
+        Raises:
+          FloatingPointError: the gradient was not finite too often in a row.
+        """
+        self._waiting.append((number, values))
+        while len(self._waiting) > 1:
+            self._record()
+        if number == self._first:
+            self.flush()
+            self._after_first_step()
+
+    def flush(self) -> None:
+        """Records all that was taken."""
+        while self._waiting:
+            self._record()
+
+    def close(self) -> None:
+        """Closes bar and files."""
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+    def _record(self):
+        number, values = self._waiting.popleft()
         row = {name: float(value) for name, value in values.items()}
-        if number == done + 1:
-            after_first_step()
-        if writer and (number % config.train.log_every == 0 or number == config.train.steps):
-            writer.write(number, row)
-        bar.set_postfix_str(progress(row), refresh=False)
-        bar.update()
-        if row["update/skipped_in_a_row"] >= config.train.max_skipped:
+        due = number % self._train.log_every == 0 or number == self._train.steps
+        if self._writer and due:
+            self._writer.write(number, row)
+        self._bar.set_postfix_str(progress(row), refresh=False)
+        self._bar.update()
+        if row["update/skipped_in_a_row"] >= self._train.max_skipped:
             raise FloatingPointError(
                 f"step {number}: the gradient was not finite in the last "
-                f"{config.train.max_skipped} updates (config.train.max_skipped); lower "
+                f"{self._train.max_skipped} updates (config.train.max_skipped); lower "
                 "config.optimizer.learning_rate, or start from an earlier checkpoint"
             )
-
-    for number in range(done + 1, config.train.steps + 1):
-        batch = sharding.put_batch(run.mesh, next(stream))
-        state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
-        waiting.append((number, values))
-        if len(waiting) > 1 or number == done + 1:
-            settle()
-        last = number == config.train.steps
-        if last or checkpoints.due(number):
-            # A run that goes on from a checkpoint writes the rows after it, and no earlier ones.
-            while waiting:
-                settle()
-        position = {"stream": stream.get_state(), "seconds": earlier + time.time() - begun}
-        checkpoints.save(number, state, position, facts, force=last)
-    bar.close()
-    checkpoints.close()
-    if writer:
-        writer.close()
-    return state.lora, earlier
 
 
 def progress(row: Mapping[str, float]) -> str:

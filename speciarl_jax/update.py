@@ -124,18 +124,27 @@ def update(
             loss += kl_coefficient * metrics["kl"]
         return loss, {"loss": loss, **metrics}
 
+    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, weight_BNT))
+    grads, metrics = _sum_over_parts(loss_of, state.lora, parts)
+    return _step(state, grads, metrics, optimizer)
+
+
+def _sum_over_parts(loss_of, lora, parts):
+    """Gradients and metrics of `loss_of(lora, *part)`, added over the leading axis of `parts`."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def accumulate(total, part):
-        (_, metrics), grads = gradient(state.lora, *part)
+        (_, metrics), grads = gradient(lora, *part)
         return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
-    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, weight_BNT))
     first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(lambda *part: gradient(state.lora, *part), *first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
-    (grads, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
+    (_, metrics), grads = jax.eval_shape(lambda *part: gradient(lora, *part), *first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
+    return jax.lax.scan(accumulate, zeros, parts)[0]
 
+
+def _step(state: TrainState, grads, metrics, optimizer):
+    """One optimizer step, left out if the gradient or the loss is not finite."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)

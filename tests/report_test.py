@@ -108,6 +108,15 @@ def test_answers_that_rose_and_fell_are_listed_apart(tmp_path):
     assert "oak" not in text
 
 
+def test_a_long_answer_is_cut_in_the_report(tmp_path):
+    old, new = (
+        answer("mug", "cup", "wrong"),
+        answer("mug", f"<answer>{'x' * 900}</answer>", "generic"),
+    )
+    text = written(tmp_path, before=[old], after=[new])
+    assert "x" * 59 + "…" in text and "x" * 60 not in text
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -103,8 +103,7 @@ def compose(
         rgb = _change_colour(rgb, rng, params.colour)
     if params.restyle and rng.random() < params.restyle:
         rgb, alpha = _change_style(rgb, alpha, rng)
-    # Premultiplied, so that interpolation does not bleed the colour of transparent pixels. Partly
-    # covered pixels keep their full colour: drawings get a thin light outline, as stickers have.
+    # Premultiplied, so that interpolation does not bleed the colour of transparent pixels.
     drawing = np.concatenate([rgb * alpha, alpha * 255], axis=-1).clip(0, 255).astype(np.uint8)
     placed = _place(drawing, rng, params, image_size).astype(np.float32)
     ground = _background(rng, params.background, image_size)
@@ -130,11 +129,11 @@ def _place(drawing, rng, params, image_size):
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     x, y = image_size / 2 + shift
     matrix = (cos, sin, side / 2 - cos * x - sin * y, -sin, cos, side / 2 + sin * x - cos * y)
-    return np.asarray(
-        Image.fromarray(drawing).transform(
-            (image_size, image_size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-        )
-    )
+    # "RGBa" is PIL's premultiplied mode; it would multiply "RGBA" by alpha a second time.
+    image = Image.frombytes("RGBa", (side, side), np.ascontiguousarray(drawing).tobytes())
+    size = (image_size, image_size)
+    transformed = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return np.frombuffer(transformed.tobytes(), np.uint8).reshape(image_size, image_size, 4)
 
 
 def _background(rng, kind, size):

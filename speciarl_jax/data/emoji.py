@@ -31,11 +31,9 @@ STYLE_FAMILIES = {
 }
 # Families, never styles, are split: two styles of one designer are nearly the same picture.
 SPLITS = {
-    "pretraining": ("noto", "fluent", "emojione"),
+    "pretraining": ("noto", "fluent", "emojione", "openmoji"),
     "reinforcement": ("fxemoji",),
     "held_out": ("twemoji",),
-    # Black outlines, unlike all the others: a second held-out family, further away.
-    "held_out_outlines": ("openmoji",),
 }
 CONCEPT_SETS = ("benchmark", "all")
 

@@ -88,6 +88,17 @@ def test_transparent_colours_do_not_bleed():
         assert np.all(picture[..., 1] <= picture[..., 0])
 
 
+def test_an_edge_mixes_the_drawing_and_the_ground():
+    drawing = np.zeros((64, 64, 4), np.uint8)
+    drawing[16:48, 16:48] = (200, 100, 0, 255)
+    turned = augment.AugmentParams(scale=(0.7, 0.7), rotation=25)
+    picture = compose(drawing, 1, turned).astype(float)
+    share = (255 - picture[..., 1]) / 155  # of the drawing, by the green channel; white elsewhere
+    assert np.any((share > 0.3) & (share < 0.7))
+    np.testing.assert_allclose(picture[..., 0], 255 - 55 * share, atol=3)
+    np.testing.assert_allclose(picture[..., 2], 255 - 255 * share, atol=3)
+
+
 def test_flip_mirrors_the_drawing():
     plain, flipped = augment.AugmentParams(), augment.AugmentParams(flip=1.0)
     one, two = compose(DRAWINGS[2], 0, plain), compose(DRAWINGS[2][:, ::-1], 0, flipped)
