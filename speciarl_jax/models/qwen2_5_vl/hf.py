@@ -96,15 +96,17 @@ def _published_name(name: str) -> str:
     return name
 
 
-def read_config(folder: str | pathlib.Path) -> ModelConfig:
-    """Reads `config.json`.
+def read_config(
+    folder: str | pathlib.Path, parse: Callable[[Any], Any] = ModelConfig.from_hf
+) -> ModelConfig:
+    """Reads `config.json`; `parse` makes dimensions of what it holds.
 
     Raises:
       ValueError: it is missing, no JSON, or describes another model.
     """
     path = pathlib.Path(folder) / "config.json"
     try:
-        return ModelConfig.from_hf(json.loads(path.read_text()))
+        return parse(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; point config.model.path at a checkpoint") from None
     except json.JSONDecodeError as error:
@@ -154,14 +156,10 @@ def load(
 
     model = nnx.eval_shape(make)
     state = dict(nnx.to_flat_state(nnx.state(model)))
-    sources = _sources(config)
-    _check_names(reader, sources, config)
-    stored = {_published_name(name): name for name in reader}
-    for path, variable in state.items():
-        if isinstance(variable, nnx.LoRAParam):
-            continue
-        array = _read(reader, stored, sources[path], variable.shape).astype(param_dtype)
-        variable.set_value(put(path, array, variable.axes))
+    frozen = {
+        p: variable for p, variable in state.items() if not isinstance(variable, nnx.LoRAParam)
+    }
+    fill(frozen, reader, _sources(config), param_dtype, put)
     if lora_rank:
         fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
         for path, variable in state.items():
@@ -169,6 +167,25 @@ def load(
                 variable.set_value(put(path, np.asarray(fresh[path][...]), variable.axes))
     nnx.update(model, nnx.from_flat_state(list(state.items())))
     return config, model
+
+
+def fill(
+    state: dict[tuple[str, ...], nnx.Variable],
+    reader: safetensors_io.Reader,
+    sources: Sources,
+    param_dtype: Any,
+    put: Put,
+) -> None:
+    """Sets every parameter of a flat abstract state to what a checkpoint holds.
+
+    Raises:
+      ValueError: a tensor is missing, unexpected or of the wrong shape, or a file is damaged.
+    """
+    _check_names(reader, sources)
+    stored = {_published_name(name): name for name in reader}
+    for path, variable in state.items():
+        array = _read(reader, stored, sources[path], variable.shape).astype(param_dtype)
+        variable.set_value(put(path, array, variable.axes))
 
 
 def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
@@ -181,10 +198,10 @@ def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.
     return jax.jit(make)()
 
 
-def _check_names(reader, sources, config) -> None:
+def _check_names(reader, sources) -> None:
     wanted = {name for source in sources.values() for name in source.names}
     present = {_published_name(name) for name in reader}
-    if config.text.tie_word_embeddings:
+    if ("decoder", "head") not in sources:
         # Some writers store the tied head a second time.
         present.discard("lm_head.weight")
     for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):

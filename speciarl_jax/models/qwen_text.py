@@ -1,0 +1,137 @@
+"""Text models of the Qwen2, Qwen2.5 and Qwen3 families (dense): the decoder without pictures.
+
+`load` gives a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE; a
+cached continuation is `prefill` and `decode_step`, as in a model with pictures.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
+
+_FAMILIES = ("qwen2", "qwen3")  # Qwen2.5 calls itself qwen2
+
+
+def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
+    """Reads a parsed `config.json` of `Qwen2ForCausalLM` or `Qwen3ForCausalLM`.
+
+    Raises:
+      ValueError: another architecture, a missing key, or an option that is not implemented.
+    """
+    family = config.get("model_type")
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"config.json has model_type {family!r}; this loader reads the dense text models "
+            f"{_FAMILIES}, no mixture of experts"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    try:
+        _refuse_unimplemented(config, rope)
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        # Qwen3 has heads of 128 channels whatever its width is, unless it says otherwise.
+        head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
+        return TextConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=config["intermediate_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=config["num_key_value_heads"],
+            # With three equal positions it does not matter which of them a frequency takes.
+            mrope_section=(head_dim // 2, 0, 0),
+            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+            norm_eps=config["rms_norm_eps"],
+            max_position_embeddings=config["max_position_embeddings"],
+            head_dim_override=None if head_dim * heads == hidden else head_dim,
+            tie_word_embeddings=config.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+        )
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}; is it a checkpoint of {family}?") from None
+
+
+def _refuse_unimplemented(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    layers = config["num_hidden_layers"]
+    windows = config.get("use_sliding_window") and config.get("sliding_window")
+    if config.get("layer_types"):
+        in_use = set(config["layer_types"]) != {"full_attention"}
+    else:
+        in_use = windows and config.get("max_window_layers", layers) < layers
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    activation = config.get("hidden_act", "silu")
+    for refused, what in (
+        (in_use, "sliding-window attention (use_sliding_window, layer_types)"),
+        (kind != "default", f"rope type {kind!r}"),
+        (activation != "silu", f"hidden_act {activation!r}"),
+        (config.get("attention_bias"), "attention_bias"),
+    ):
+        if refused:
+            raise ValueError(f"config.json asks for {what}, which is not implemented")
+
+
+def load(
+    folder: str | pathlib.Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    param_dtype: Any = jnp.bfloat16,
+    scan_unroll: int = 1,
+    put: hf.Put | None = None,
+) -> tuple[TextConfig, Decoder]:
+    """Reads a checkpoint folder into a decoder without LoRA.
+
+    Args:
+      folder: holds `config.json` and safetensors.
+      dtype: of the matrix products.
+      param_dtype: of the weights.
+      scan_unroll: layers a turn of the loop over layers.
+      put: places a parameter on its devices; the default device when None.
+
+    Raises:
+      ValueError: a tensor is missing, unexpected or of the wrong shape, a file is damaged, or the
+        model is another one (`config_from_hf`).
+    """
+    config = hf.read_config(folder, config_from_hf)
+    put = put or (lambda path, array, axes: jnp.asarray(array))
+
+    def make():
+        return Decoder(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            lora_rank=0,
+            lora_alpha=1.0,
+            scan_unroll=scan_unroll,
+            rngs=nnx.Rngs(0),
+        )
+
+    decoder = nnx.eval_shape(make)
+    state = dict(nnx.to_flat_state(nnx.state(decoder)))
+    # The table of names has the decoder inside a model with pictures.
+    placed = {("decoder", *path): variable for path, variable in state.items()}
+    reader = safetensors_io.Reader(folder)
+    hf.fill(placed, reader, hf.text_sources(config), param_dtype, put)
+    nnx.update(decoder, nnx.from_flat_state(list(state.items())))
+    return config, decoder
+
+
+def positions(mask_BS: jax.Array) -> jax.Array:
+    """int32 [3, B, S]: the tokens of each row, counted from 0, padding on either side left out."""
+    position_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
+    return jnp.broadcast_to(position_BS, (3, *position_BS.shape))
+
+
+def logits(decoder: Decoder, tokens_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """float32 logits [B, S, V] of whole sequences; what stands at padding means nothing."""
+    hidden_BSD, _ = decoder.prefill(
+        decoder.embed(tokens_BS), positions(mask_BS), mask_BS, use_lora=False
+    )
+    return decoder.logits(hidden_BSD)
