@@ -110,12 +110,17 @@ def param_sharding(
 
 
 def put_param(mesh: Mesh):
-    """`put` for `hf.load`: every process holds the whole array and keeps its own shards."""
+    """`put` for `hf.load`: a parameter goes straight into its shards.
+
+    Every process reads its own part of what is in a checkpoint; numpy arrays, which every process
+    holds whole, are cut.
+    """
 
     def put(path, array, axes):
-        array = np.asarray(array)
         where = param_sharding(mesh, ".".join(map(str, path)), array.shape, axes)
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        if isinstance(array, np.ndarray):
+            return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        return array.place(where)
 
     return put
 

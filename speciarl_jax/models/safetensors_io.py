@@ -1,32 +1,54 @@
 """Reading and writing safetensors checkpoints, one file or several with an index."""
 
 import json
+import math
+import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+# As `transformers` has it.
+MAX_SHARD_BYTES = 5 * 10**9
+_STAGING = ".incomplete"
+
+
+class Header(NamedTuple):
+    """What a file says about one of its tensors."""
+
+    file: str
+    dtype: str  # as the format spells it: "BF16", "F32", "I8", "F8_E4M3", ...
+    shape: tuple[int, ...]
+    nbytes: int
 
 
 class Reader:
     """The tensors of a checkpoint folder, each read from disk when it is asked for."""
 
     def __init__(self, folder: str | pathlib.Path):
-        """Lists the tensors.
+        """Reads the headers of all files; no weights.
 
         Raises:
-          ValueError: no safetensors there, a shard that is missing or damaged, a tensor that two
-            shards hold, or an index that disagrees with its shards.
+          ValueError: no safetensors there, an index that is none, a shard that is missing or
+            damaged, a tensor that two shards hold, or an index that disagrees with its shards.
         """
         self.folder = pathlib.Path(folder)
         index = self.folder / INDEX
         if index.exists():
-            promised = json.loads(index.read_text())["weight_map"]
+            promised = _read_index(index)
             files = sorted(set(promised.values()))
+            if (self.folder / SINGLE).exists() and SINGLE not in files:
+                raise ValueError(
+                    f"{self.folder} holds {SINGLE} beside an index of other files; delete "
+                    "whichever of the two is out of date"
+                )
         elif (self.folder / SINGLE).exists():
             promised, files = None, [SINGLE]
         else:
@@ -34,47 +56,185 @@ class Reader:
                 f"{self.folder} holds neither {SINGLE} nor {INDEX}; point the path at a checkpoint "
                 "folder with safetensors weights"
             )
-        self._files = {name: self._open(name) for name in files}
-        self._file_of: dict[str, str] = {}
-        for name, file in self._files.items():
-            for tensor in file.keys():
-                if tensor in self._file_of:
+        self._headers: dict[str, Header] = {}
+        for file in files:
+            for name, header in self._read_headers(file).items():
+                if name in self._headers:
                     raise ValueError(
-                        f"tensor {tensor!r} is in both {self._file_of[tensor]} and {name} of "
+                        f"tensor {name!r} is in both {self._headers[name].file} and {file} of "
                         f"{self.folder}; delete the stray file"
                     )
-                self._file_of[tensor] = name
-        if promised is not None and promised != self._file_of:
-            wrong = sorted(
-                t for t in promised | self._file_of if promised.get(t) != self._file_of.get(t)
+                self._headers[name] = header
+        found = {name: header.file for name, header in self._headers.items()}
+        if promised is not None and promised != found:
+            wrong = sorted(t for t in promised | found if promised.get(t) != found.get(t))
+            raise ValueError(
+                f"{index} disagrees with its files about {wrong[:5]} ({len(wrong)} in all); "
+                "download the checkpoint again"
             )
-            raise ValueError(f"{index} disagrees with its files about {wrong[:5]}")
 
-    def _open(self, name: str):
-        path = self.folder / name
+    def _read_headers(self, file: str) -> dict[str, Header]:
+        path = self.folder / file
         try:
-            return safe_open(path, framework="numpy")
+            with safe_open(path, framework="numpy") as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+                return {name: _header(file, part) for name, part in slices.items()}
         except FileNotFoundError:
             raise ValueError(f"{path} is named in the index but missing; download it") from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); download it again") from None
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._headers
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._headers)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
+    def header(self, name: str) -> Header:
+        """File, dtype and shape of a tensor, without reading it."""
+        return self._headers[name]
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor in the dtype it was stored in (bfloat16 as `ml_dtypes.bfloat16`)."""
-        return self._files[self._file_of[name]].get_tensor(name)
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or a part of it, as it is stored (bfloat16 as `ml_dtypes.bfloat16`).
+
+        The file is opened for this one tensor: an open file keeps every page that was ever touched
+        in memory, and would add up to the whole checkpoint.
+
+        Args:
+          name: of the tensor.
+          index: slices of its first axes; only their bytes are copied.
+
+        Raises:
+          ValueError: the file cannot be read any more.
+        """
+        path = self.folder / self._headers[name].file
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return file.get_slice(name)[index] if index else file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"tensor {name!r} in {path} cannot be read: {error}") from None
 
 
-def write(folder: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `model.safetensors` with the metadata that `transformers` asks for."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(contiguous, pathlib.Path(folder) / SINGLE, metadata={"format": "pt"})
+def _header(file: str, part: Any) -> Header:
+    kind, shape = part.get_dtype(), tuple(part.get_shape())
+    bits = re.search(r"\d+", kind)  # "BOOL" has none
+    return Header(file, kind, shape, math.prod(shape) * int(bits[0] if bits else 8) // 8)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: the file is missing, no text, no JSON or no object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} is missing; point the path at a checkpoint folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}; download it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no JSON object; download it again")
+    return found
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    """Name of a tensor -> its file."""
+    promised = read_json(path).get("weight_map")
+    if not isinstance(promised, dict) or not promised:
+        raise ValueError(f"{path} lacks a weight_map; download it again")
+    for name, file in promised.items():
+        # Nothing outside the folder is ever opened.
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise ValueError(f"{path} says {name!r} is in {file!r}, which is no name of a file")
+    return promised
+
+
+class Pending(NamedTuple):
+    """A tensor that is made when its file is written."""
+
+    nbytes: int
+    make: Callable[[], np.ndarray]
+
+
+def plan_shards(nbytes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """Cuts tensors, in their order, into files of at most `max_shard_bytes`.
+
+    A tensor that is larger has a file to itself.
+    """
+    shards, used = [], math.inf
+    for name, size in nbytes.items():
+        if used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def write(
+    folder: str | pathlib.Path,
+    tensors: Mapping[str, Pending],
+    *,
+    config: str,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes `config.json` and one safetensors file, or several with an index.
+
+    One file at a time is in memory. A checkpoint that is there already stays whole until all of the
+    new one is on disk; then it is replaced, `config.json`, without which nothing loads, last.
+
+    Args:
+      folder: made if needed; other files in it stay.
+      tensors: in the order of the files.
+      config: text of `config.json`.
+      max_shard_bytes: of weights in one file.
+
+    Raises:
+      ValueError: no tensors, or `max_shard_bytes` is not positive.
+    """
+    if max_shard_bytes < 1 or not tensors:
+        raise ValueError(
+            f"cannot write {len(tensors)} tensors in files of {max_shard_bytes} bytes; "
+            "max_shard_bytes must be positive"
+        )
+    folder = pathlib.Path(folder)
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    staging.mkdir(parents=True)
+    try:
+        shards = plan_shards({n: t.nbytes for n, t in tensors.items()}, max_shard_bytes)
+        _write_shards(staging, shards, tensors)
+        (staging / CONFIG).write_text(config)
+        _replace(folder, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_shards(
+    folder: pathlib.Path, shards: Sequence[Sequence[str]], tensors: Mapping[str, Pending]
+) -> None:
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(files) == 1:
+        files = [SINGLE]
+    for file, names in zip(files, shards, strict=True):
+        made = {name: np.ascontiguousarray(tensors[name].make()) for name in names}
+        # `transformers` asks for this metadata.
+        save_file(made, folder / file, metadata={"format": "pt"})
+        del made  # before the next file's
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+            "weight_map": {n: f for f, names in zip(files, shards, strict=True) for n in names},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _replace(folder: pathlib.Path, staging: pathlib.Path) -> None:
+    (folder / CONFIG).unlink(missing_ok=True)
+    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        old.unlink(missing_ok=True)
+    for new in staging.iterdir():
+        if new.name != CONFIG:
+            os.replace(new, folder / new.name)
+    os.replace(staging / CONFIG, folder / CONFIG)

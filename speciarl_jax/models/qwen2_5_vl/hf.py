@@ -1,99 +1,42 @@
 """Hugging Face checkpoints of Qwen2.5-VL: read into the model, and written back."""
 
+import dataclasses
+import functools
 import json
+import math
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from flax import nnx
 
-from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models import lora, safetensors_io
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.qwen2_5_vl.names import (
+    Source,
+    Sources,
+    published_name,
+    text_sources,
+    vision_sources,
+)
 
-# (path, array, logical axes) -> array on its devices.
-Put = Callable[[tuple[str, ...], np.ndarray, tuple[str | None, ...]], jax.Array]
+# (path, array, logical axes) -> array on its devices. Parameters of a checkpoint come as `Stored`,
+# to be read with `place` or turned into numpy; adapters come as numpy arrays.
+Put = Callable[[tuple[str, ...], "np.ndarray | Stored", tuple[str | None, ...]], jax.Array]
 
-
-class Source(NamedTuple):
-    """Where a parameter lies in a checkpoint: one tensor, or one a layer to be stacked."""
-
-    names: tuple[str, ...]
-    stacked: bool
-    layout: str  # "same", "transposed" (torch keeps [out, in]) or "patches" (a Conv3d)
-
-
-# Path of a parameter in the model -> where it lies.
-Sources = dict[tuple[str, ...], Source]
-
-
-def _single(path: str, name: str, layout: str = "same") -> Sources:
-    return {tuple(path.split(".")): Source((name,), False, layout)}
-
-
-def _stacked(path: str, pattern: str, count: int, layout: str = "same") -> Sources:
-    names = tuple(pattern.format(i) for i in range(count))
-    return {tuple(path.split(".")): Source(names, True, layout)}
-
-
-def vision_sources(config: VisionConfig) -> Sources:
-    """Published names (`visual.*`) of the tensors of the vision tower, whose root is `visual`."""
-    found = _single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
-    found |= _single("visual.merger_norm", "visual.merger.ln_q.weight")
-    for mine, number in (("merger_in", 0), ("merger_out", 2)):
-        found |= _single(f"visual.{mine}", f"visual.merger.mlp.{number}.weight", "transposed")
-        found |= _single(f"visual.{mine}_bias", f"visual.merger.mlp.{number}.bias")
-    blocks, depth = "visual.blocks.{}.", config.depth
-    for mine, theirs in {
-        "qkv": "attn.qkv",
-        "proj": "attn.proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    }.items():
-        found |= _stacked(f"visual.blocks.{mine}", f"{blocks}{theirs}.weight", depth, "transposed")
-        found |= _stacked(f"visual.blocks.{mine}_bias", f"{blocks}{theirs}.bias", depth)
-    for norm in ("norm1", "norm2"):
-        found |= _stacked(f"visual.blocks.{norm}", f"{blocks}{norm}.weight", depth)
-    return found
-
-
-def text_sources(config: TextConfig) -> Sources:
-    """Published names (`model.*`, `lm_head.weight`) of the decoder's, whose root is `decoder`."""
-    layers, count = "model.layers.{}.", config.num_layers
-    found = {}
-    for mine in ("q", "k", "v", "o"):
-        theirs = f"{layers}self_attn.{mine}_proj"
-        found |= _stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
-        if mine != "o" and config.qkv_bias:
-            found |= _stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
-    for norm in ("q_norm", "k_norm") if config.qk_norm else ():
-        found |= _stacked(f"decoder.layers.{norm}", f"{layers}self_attn.{norm}.weight", count)
-    for mine in ("gate", "up", "down"):
-        theirs = f"{layers}mlp.{mine}_proj.weight"
-        found |= _stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
-    found |= _stacked("decoder.layers.attention_norm", f"{layers}input_layernorm.weight", count)
-    found |= _stacked("decoder.layers.mlp_norm", f"{layers}post_attention_layernorm.weight", count)
-    found |= _single("decoder.embedding", "model.embed_tokens.weight")
-    found |= _single("decoder.final_norm", "model.norm.weight")
-    if not config.tie_word_embeddings:
-        found |= _single("decoder.head", "lm_head.weight", "transposed")
-    return found
+# Dtypes of weights, as safetensors spells them.
+_FLOATS = ("BF16", "F16", "F32", "F64")
+# Layers of a parameter are read together up to this size: small ones are not worth the calls.
+STACK_BYTES = 2**27
 
 
 def _sources(config: ModelConfig) -> Sources:
     return vision_sources(config.vision) | text_sources(config.text)
-
-
-def _published_name(name: str) -> str:
-    """Maps the nested layout (`model.visual.*`, `model.language_model.*`) to the published one."""
-    for prefix, short in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if name.startswith(prefix):
-            return short + name.removeprefix(prefix)
-    return name
 
 
 def read_config(
@@ -104,13 +47,7 @@ def read_config(
     Raises:
       ValueError: it is missing, no JSON, or describes another model.
     """
-    path = pathlib.Path(folder) / "config.json"
-    try:
-        return parse(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; point config.model.path at a checkpoint") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    return parse(safetensors_io.read_json(pathlib.Path(folder) / safetensors_io.CONFIG))
 
 
 def load(
@@ -141,7 +78,6 @@ def load(
     """
     config = read_config(folder)
     reader = safetensors_io.Reader(folder)
-    put = put or (lambda path, array, axes: jnp.asarray(array))
 
     def make():
         return Qwen25VL(
@@ -164,7 +100,8 @@ def load(
         fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
         for path, variable in state.items():
             if isinstance(variable, nnx.LoRAParam):
-                variable.set_value(put(path, np.asarray(fresh[path][...]), variable.axes))
+                array = np.asarray(fresh[path][...])
+                variable.set_value(put(path, array, variable.axes) if put else jnp.asarray(array))
     nnx.update(model, nnx.from_flat_state(list(state.items())))
     return config, model
 
@@ -174,18 +111,45 @@ def fill(
     reader: safetensors_io.Reader,
     sources: Sources,
     param_dtype: Any,
-    put: Put,
+    put: Put | None = None,
 ) -> None:
     """Sets every parameter of a flat abstract state to what a checkpoint holds.
 
+    Names, shapes and dtypes of all tensors are checked before the first of them is read.
+
+    Args:
+      state: path of a parameter, as in `sources` -> a variable with its shape and axes.
+      reader: of the checkpoint.
+      sources: where the parameters lie in it.
+      param_dtype: of the parameters.
+      put: places a parameter (`Put`); the default device when None.
+
     Raises:
-      ValueError: a tensor is missing, unexpected or of the wrong shape, or a file is damaged.
+      ValueError: a tensor is missing, unexpected, of the wrong shape or of a dtype that is not
+        floating-point, or a file is damaged.
     """
-    _check_names(reader, sources)
-    stored = {_published_name(name): name for name in reader}
+    stored = _checked_names(reader, sources)
+    bar = tqdm.tqdm(
+        total=sum(reader.header(stored[n]).nbytes for s in sources.values() for n in s.names),
+        desc=f"reading {reader.folder.name}",
+        unit="B",
+        unit_scale=True,
+        delay=2.0,  # seconds; small checkpoints need no bar
+        disable=jax.process_index() != 0,
+    )
+    found = {}
     for path, variable in state.items():
-        array = _read(reader, stored, sources[path], variable.shape).astype(param_dtype)
-        variable.set_value(put(path, array, variable.axes))
+        source = sources[path]
+        names = tuple(stored[name] for name in source.names)
+        found[path] = Stored(
+            reader, source._replace(names=names), variable.shape, jnp.dtype(param_dtype), bar.update
+        )
+        found[path].check_shape()
+    with bar:
+        for path, variable in state.items():
+            array = found[path]
+            value = put(path, array, variable.axes) if put else array.place(None)
+            variable.set_value(value)
 
 
 def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
@@ -198,9 +162,24 @@ def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.
     return jax.jit(make)()
 
 
-def _check_names(reader, sources) -> None:
-    wanted = {name for source in sources.values() for name in source.names}
-    present = {_published_name(name) for name in reader}
+def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str, str]:
+    """Published name -> name in this checkpoint, of exactly the tensors that are wanted."""
+    stored = {}
+    for name in reader:
+        header, published = reader.header(name), published_name(name)
+        if published in stored:
+            raise ValueError(
+                f"{reader.folder} has {name!r} and {stored[published]!r}, which are the same "
+                "tensor; delete one of them"
+            )
+        if header.dtype not in _FLOATS:
+            raise ValueError(
+                f"tensor {name!r} in {reader.folder / header.file} holds {header.dtype}, but "
+                f"weights must be one of {_FLOATS}; quantized checkpoints cannot be read, give the "
+                "one they were made from"
+            )
+        stored[published] = name
+    wanted, present = {name for source in sources.values() for name in source.names}, set(stored)
     if ("decoder", "head") not in sources:
         # Some writers store the tied head a second time.
         present.discard("lm_head.weight")
@@ -210,59 +189,170 @@ def _check_names(reader, sources) -> None:
                 f"{reader.folder} {what} tensors {sorted(names)[:5]} ({len(names)} in all); do "
                 "config.json and the weights belong together?"
             )
+    return stored
 
 
-def _read(reader, stored, source: Source, shape: tuple[int, ...]) -> np.ndarray:
-    """One parameter, its layers stacked, in this package's layout."""
-    expected = shape[1:] if source.stacked else shape
-    parts = []
-    for published in source.names:
-        name = stored[published]
-        try:
-            tensor = reader.read(name)
-        except Exception as error:  # safetensors raises its own kinds for short files
-            raise ValueError(
-                f"tensor {name!r} in {reader.folder} cannot be read: {error}"
-            ) from None
-        found = tensor.shape
-        if source.layout == "patches":
-            tensor = tensor.reshape(tensor.shape[0], -1)
-        if source.layout != "same":
-            tensor = tensor.T
-        if tensor.shape != expected:
-            raise ValueError(
-                f"tensor {name!r} in {reader.folder} has shape {found}, config.json asks for "
-                f"{expected} ({source.layout})"
-            )
-        parts.append(tensor)
-    return np.stack(parts) if source.stacked else parts[0]
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A parameter that is still in its checkpoint.
+
+    Attributes:
+      reader: of the checkpoint.
+      source: its tensors, by their names in this checkpoint.
+      shape: of the parameter, layers first if it is stacked.
+      dtype: of the parameter; tensors in another one are cast.
+      done: told the number of bytes in the checkpoint whenever some more were placed.
+    """
+
+    reader: safetensors_io.Reader
+    source: Source
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    done: Callable[[int], Any]
+
+    def check_shape(self) -> None:
+        """Compares the headers of its tensors with its shape.
+
+        Raises:
+          ValueError: names the tensor and both shapes.
+        """
+        one = self.shape[1:] if self.source.stacked else self.shape
+        if self.source.layout != "same":
+            one = one[::-1]
+        for name in self.source.names:
+            found = self.reader.header(name).shape
+            flat = found
+            if self.source.layout == "patches" and found:
+                flat = (found[0], math.prod(found[1:]))
+            if flat != one:
+                raise ValueError(
+                    f"tensor {name!r} in {self.reader.folder} has shape {found}, config.json asks "
+                    f"for {one}; do config.json and the weights belong together?"
+                )
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part of the parameter at `index`, a slice for each axis; only that is read."""
+        layers, inner = (index[0], index[1:]) if self.source.stacked else (slice(None), index)
+        cut = {"same": inner, "transposed": inner[::-1], "patches": inner[1:]}[self.source.layout]
+        tensors = [self.reader.read(name, cut) for name in self.source.names[layers]]
+        array = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+        if self.source.layout == "patches":
+            array = array.reshape(*array.shape[:2], -1)[..., inner[0]]
+        if self.source.layout != "same":
+            array = array.swapaxes(-1, -2)
+        return (array if self.source.stacked else array[0]).astype(self.dtype, copy=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.read((slice(None),) * len(self.shape))
+        self.done(self._stored_bytes(self.source.names))
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def place(self, where: jax.sharding.Sharding | None) -> jax.Array:
+        """Reads the parameter into its shards; each process reads only those of its devices.
+
+        A stacked parameter is written into its place on the devices a few layers at a time, so the
+        host never holds all of it.
+
+        Args:
+          where: must not cut the layers; the default device when None.
+        """
+        count = len(self.source.names)
+        at_once = max(1, STACK_BYTES * count // max(1, self._stored_bytes(self.source.names)))
+        if not self.source.stacked or at_once >= count:
+            return self._place_layers(slice(0, count), where)
+        stack = jnp.zeros(self.shape, self.dtype, device=where)
+        for first in range(0, count, at_once):
+            part = self._place_layers(slice(first, min(first + at_once, count)), where)
+            # One part at a time: without waiting, those that were read would queue up on the host.
+            stack = jax.block_until_ready(_set_layers(stack, part, np.int32(first), where))
+        return stack
+
+    def _place_layers(self, layers: slice, where: jax.sharding.Sharding | None) -> jax.Array:
+        shape, parts = self.shape, {}
+        if self.source.stacked:
+            shape = (layers.stop - layers.start, *shape[1:])
+
+        def part(index):
+            # Devices that hold copies of the same part share one reading of it.
+            key = tuple((cut.start, cut.stop) for cut in index)
+            if key not in parts:
+                parts[key] = self.read((layers, *index[1:]) if self.source.stacked else index)
+            return parts[key]
+
+        if where is None:
+            array = jnp.asarray(part((slice(None),) * len(shape)))
+        else:
+            array = jax.make_array_from_callback(shape, where, part, dtype=self.dtype)
+        array.block_until_ready()
+        self.done(self._stored_bytes(self.source.names[layers]))
+        return array
+
+    def _stored_bytes(self, names: Sequence[str]) -> int:
+        return sum(self.reader.header(name).nbytes for name in names)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _set_layers(stack, part, first, where):
+    stack = jax.lax.dynamic_update_slice_in_dim(stack, part, first, axis=0)
+    return stack if where is None else jax.lax.with_sharding_constraint(stack, where)
 
 
 def save(
-    folder: str | pathlib.Path, config: ModelConfig, model: Qwen25VL, *, dtype: Any = None
+    folder: str | pathlib.Path,
+    config: ModelConfig,
+    model: Qwen25VL,
+    *,
+    dtype: Any = None,
+    max_shard_bytes: int = safetensors_io.MAX_SHARD_BYTES,
 ) -> None:
-    """Writes `config.json` and `model.safetensors`, LoRA merged in, as the published ones are.
+    """Writes `config.json` and safetensors, LoRA merged in, as the published checkpoints are.
+
+    The host holds one file's weights at a time. Until all is written, a checkpoint that was in the
+    folder stays, and a new one does not load.
 
     Args:
       folder: made if needed.
       config: dimensions.
       model: its frozen weights and, if it has any, adapters.
       dtype: of the tensors written; the model's own when None.
+      max_shard_bytes: above this there are several files and an index.
+
+    Raises:
+      ValueError: `max_shard_bytes` is not positive.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
-    for name, kernel in model.merged_kernels().items():
-        state["decoder", "layers", name] = kernel
-    vision = config.vision
-    conv = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    tensors = {}
+    tensors, state = {}, {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
     for path, source in _sources(config).items():
-        array = np.asarray(state[path] if dtype is None else state[path].astype(dtype))
-        for name, part in zip(source.names, array if source.stacked else [array], strict=True):
-            part = part if source.layout == "same" else part.T
-            tensors[name] = part.reshape(-1, *conv) if source.layout == "patches" else part
-    safetensors_io.write(folder, tensors)
-    dtype = str(next(iter(tensors.values())).dtype)
-    text = json.dumps(config.to_hf() | {"dtype": dtype}, indent=2)
-    (folder / "config.json").write_text(text + "\n")
+        stack = state[path]
+        kind = jnp.dtype(stack.dtype if dtype is None else dtype)
+        for layer, name in enumerate(source.names):
+            make = functools.partial(_export, config, model, path, source, layer, stack, kind)
+            count = stack.size // len(source.names)
+            tensors[name] = safetensors_io.Pending(count * kind.itemsize, make)
+    safetensors_io.write(
+        folder,
+        {name: tensors[name] for name in sorted(tensors, key=_natural)},
+        config=json.dumps(config.to_hf() | {"dtype": str(kind)}, indent=2) + "\n",
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorts layer 10 behind layer 9, so that a layer's tensors are written side by side."""
+    return [int(part) if part.isdigit() else part for part in name.split(".")]
+
+
+def _export(config, model, path, source, layer, stack, dtype) -> np.ndarray:
+    """One tensor as it is published."""
+    tensor = stack[layer] if source.stacked else stack
+    adapters = model.decoder.lora
+    if path[:2] == ("decoder", "layers") and f"{path[2]}_a" in adapters:
+        pair = [adapters[f"{path[2]}_{half}"][...][layer][None] for half in "ab"]
+        tensor = lora.merge(tensor[None], pair, model.decoder.lora_scale)[0]
+    array = np.asarray(tensor.astype(dtype))
+    if source.layout != "same":
+        array = array.T
+    if source.layout == "patches":
+        vision = config.vision
+        sides = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+        array = array.reshape(-1, vision.in_channels, *sides)
+    return array

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl import hf, names
 from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 
 IMAGE = 90
@@ -167,7 +167,7 @@ def test_what_is_saved_transformers_reads_with_the_same_logits(saved, tmp_path):
 
 def test_both_layouts_of_names_are_read(saved, tmp_path):
     tensors = load_file(saved[0] / "model.safetensors")
-    short = {hf._published_name(name): t for name, t in tensors.items()}
+    short = {names.published_name(name): t for name, t in tensors.items()}
     long = {}
     for name, tensor in short.items():
         head, _, rest = name.partition(".")
@@ -187,7 +187,7 @@ def test_both_layouts_of_names_are_read(saved, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "truncated", "none"])
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(saved, tmp_path, damage):
     tensors = {
-        hf._published_name(k): v for k, v in load_file(saved[0] / "model.safetensors").items()
+        names.published_name(k): v for k, v in load_file(saved[0] / "model.safetensors").items()
     }
     name, message = "model.layers.1.mlp.up_proj.weight", "up_proj.weight"
     if damage == "missing":
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(saved, tmp_path, dama
     elif damage == "unexpected":
         tensors["model.extra"], message = np.zeros(3), "unexpected.*model.extra"
     elif damage == "shape":
-        tensors[name], message = tensors[name][:-1], r"up_proj.weight.*\(63, 48\).*\(48, 64\)"
+        tensors[name], message = tensors[name][:-1], r"up_proj.weight.*\(63, 48\).*\(64, 48\)"
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     if damage == "truncated":
