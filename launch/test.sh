@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-# torch is only the other side of the parity tests; 2.13.0 has a CPU build.
+# torch and peft are only the other side of the parity tests; torch 2.13.0 has a CPU build.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  'torch==2.13.0' 'pytest>=8' 'hypothesis>=6' 'ruff==0.14.5'
+  'torch==2.13.0' 'peft==0.21.2' 'pytest>=8' 'hypothesis>=6' 'ruff==0.14.5'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
