@@ -5,7 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwix
 from flax import nnx
+
+from speciarl_jax.models import int8
 
 
 def adapters(
@@ -34,7 +37,7 @@ def adapters(
 
 def linear(
     x: jax.Array,
-    kernel: jax.Array,
+    kernel: jax.Array | qwix.QArray,
     bias: jax.Array | None,
     adapter: tuple[jax.Array, jax.Array] | None,
     scale: float,
@@ -44,13 +47,13 @@ def linear(
 
     Args:
       x: [..., in].
-      kernel: [in, out].
+      kernel: [in, out], of floats or int8.
       bias: [out], or None.
       adapter: A [in, r] and B [r, out], or None.
       scale: alpha / r.
       dtype: of the products.
     """
-    y = x @ kernel.astype(dtype)
+    y = int8.matmul(x, kernel, dtype)
     if bias is not None:
         y = y + bias.astype(dtype)
     if adapter is not None:
@@ -59,8 +62,19 @@ def linear(
     return y
 
 
-def merge(kernel: jax.Array, adapter: tuple[jax.Array, jax.Array], scale: float) -> jax.Array:
-    """`W + scale A B` of stacked layers, added in float32 and cast back to the kernel's dtype."""
+def merge(
+    kernel: jax.Array | qwix.QArray, adapter: tuple[jax.Array, jax.Array], scale: float
+) -> jax.Array:
+    """`W + scale A B` of stacked layers, added in float32 and cast back to the kernel's dtype.
+
+    Raises:
+      ValueError: the kernel is int8, whose steps would swallow what the adapter learned.
+    """
+    if isinstance(kernel, qwix.QArray):
+        raise ValueError(
+            "adapters cannot be added to int8 weights; load the base with config.model.base_weights"
+            " = 'param_dtype' to export them"
+        )
     a, b = adapter
     delta = scale * jnp.einsum("lir,lro->lio", a, b, precision="highest")
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl import hf, names
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 
@@ -118,7 +118,7 @@ def load(
     # The table of names has the decoder inside a model with pictures.
     placed = {("decoder", *path): variable for path, variable in state.items()}
     reader = safetensors_io.Reader(folder)
-    hf.fill(placed, reader, hf.text_sources(config), param_dtype, put)
+    hf.fill(placed, reader, names.text_sources(config), param_dtype, put)
     nnx.update(decoder, nnx.from_flat_state(list(state.items())))
     return config, decoder
 

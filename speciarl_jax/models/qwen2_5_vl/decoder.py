@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import lora
+from speciarl_jax.models import int8, lora
 from speciarl_jax.models.qwen2_5_vl import attention, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
@@ -24,6 +24,8 @@ LINEARS = {
     "down": ("mlp", "embed", False),
 }
 
+# How the kernels of `LINEARS` are kept: as all other weights, or by `int8.quantize`.
+BASE_WEIGHTS = ("param_dtype", "int8")
 # What the backward pass finds of each layer; it computes the rest again. None: all is kept.
 REMAT = {
     "none": None,
@@ -34,7 +36,7 @@ REMAT = {
 
 
 class Decoder(nnx.Module):
-    """Stacked layers, embedding, final norm and head."""
+    """Stacked layers, embedding, final norm and head; the arguments are those of `Qwen25VL`."""
 
     def __init__(
         self,
@@ -45,8 +47,13 @@ class Decoder(nnx.Module):
         lora_rank: int,
         lora_alpha: float,
         scan_unroll: int,
+        base_weights: str = "param_dtype",
         rngs: nnx.Rngs,
     ):
+        if base_weights not in BASE_WEIGHTS:
+            raise ValueError(
+                f"config.model.base_weights is {base_weights!r}; choose one of {BASE_WEIGHTS}"
+            )
         self.config, self.dtype = config, dtype
         self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
         self.scan_unroll = scan_unroll
@@ -68,7 +75,10 @@ class Decoder(nnx.Module):
         self.layers, self.lora = nnx.Dict(), nnx.Dict()
         for name, (inputs, outputs, has_bias) in LINEARS.items():
             shape = (count, sizes[inputs], sizes[outputs])
-            self.layers[name] = normal(shape, ("layers", inputs, outputs))
+            kernel = normal(shape, ("layers", inputs, outputs))
+            if base_weights == "int8":
+                kernel.set_value(int8.quantize(kernel[...]))
+            self.layers[name] = kernel
             if has_bias and config.qkv_bias:
                 self.layers[f"{name}_bias"] = constant(0, shape[::2], ("layers", outputs))
             if lora_rank:

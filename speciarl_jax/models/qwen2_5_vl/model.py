@@ -29,6 +29,7 @@ class Qwen25VL(nnx.Module):
         lora_rank: int = 0,
         lora_alpha: float = 1.0,
         scan_unroll: int = 1,
+        base_weights: str = "param_dtype",
         rngs: nnx.Rngs,
     ):
         """Random weights; `hf.load` fills them from a checkpoint.
@@ -40,13 +41,19 @@ class Qwen25VL(nnx.Module):
           lora_rank: r of the adapters on the decoder's linear layers; 0 for none.
           lora_alpha: the adapters are scaled by alpha / r.
           scan_unroll: layers a turn of the loop over layers.
+          base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
           rngs: with a `params` stream.
         """
         self.config = config
         common = {"dtype": dtype, "param_dtype": param_dtype, "scan_unroll": scan_unroll}
         self.visual = VisionTower(config.vision, **common, rngs=rngs)
         self.decoder = Decoder(
-            config.text, **common, lora_rank=lora_rank, lora_alpha=lora_alpha, rngs=rngs
+            config.text,
+            **common,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            base_weights=base_weights,
+            rngs=rngs,
         )
 
     def encode_images(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
