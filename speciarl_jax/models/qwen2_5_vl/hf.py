@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwix
 import tqdm
 from flax import nnx
 
-from speciarl_jax.models import lora, safetensors_io
+from speciarl_jax.models import int8, lora, safetensors_io
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.models.qwen2_5_vl.names import (
@@ -32,10 +33,11 @@ Put = Callable[[tuple[str, ...], "np.ndarray | Stored", tuple[str | None, ...]],
 # Dtypes of weights, as safetensors spells them.
 _FLOATS = ("BF16", "F16", "F32", "F64")
 # Layers of a parameter are read together up to this size: small ones are not worth the calls.
-STACK_BYTES = 2**27
+STACK_BYTES = 2**26
 
 
-def _sources(config: ModelConfig) -> Sources:
+def sources(config: ModelConfig) -> Sources:
+    """Where every parameter of the frozen model lies in a checkpoint."""
     return vision_sources(config.vision) | text_sources(config.text)
 
 
@@ -58,6 +60,7 @@ def load(
     lora_rank: int = 0,
     lora_alpha: float = 1.0,
     scan_unroll: int = 1,
+    base_weights: str = "param_dtype",
     seed: int = 0,
     put: Put | None = None,
 ) -> tuple[ModelConfig, Qwen25VL]:
@@ -70,11 +73,14 @@ def load(
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
       scan_unroll: layers a turn of the loop over layers.
+      base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
       seed: of LoRA.
-      put: places a parameter on its devices; the default device when None.
+      put: places a parameter on its devices (`Put`); the default device when None.
 
     Raises:
-      ValueError: a tensor is missing, unexpected or of the wrong shape, or a file is damaged.
+      ValueError: `config.json` describes another model, a tensor is missing, unexpected, of the
+        wrong shape or not floating-point, or a file is damaged; nearly always before any weight is
+        read.
     """
     config = read_config(folder)
     reader = safetensors_io.Reader(folder)
@@ -87,6 +93,7 @@ def load(
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             scan_unroll=scan_unroll,
+            base_weights=base_weights,
             rngs=nnx.Rngs(seed),
         )
 
@@ -95,7 +102,7 @@ def load(
     frozen = {
         p: variable for p, variable in state.items() if not isinstance(variable, nnx.LoRAParam)
     }
-    fill(frozen, reader, _sources(config), param_dtype, put)
+    fill(frozen, reader, sources(config), param_dtype, put)
     if lora_rank:
         fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
         for path, variable in state.items():
@@ -129,27 +136,26 @@ def fill(
         floating-point, or a file is damaged.
     """
     stored = _checked_names(reader, sources)
-    bar = tqdm.tqdm(
-        total=sum(reader.header(stored[n]).nbytes for s in sources.values() for n in s.names),
+    nbytes = sum(reader.header(stored[name]).nbytes for s in sources.values() for name in s.names)
+    with tqdm.tqdm(
+        total=nbytes,
         desc=f"reading {reader.folder.name}",
         unit="B",
         unit_scale=True,
-        delay=2.0,  # seconds; small checkpoints need no bar
+        delay=2.0,  # seconds; a small checkpoint needs no bar
         disable=jax.process_index() != 0,
-    )
-    found = {}
-    for path, variable in state.items():
-        source = sources[path]
-        names = tuple(stored[name] for name in source.names)
-        found[path] = Stored(
-            reader, source._replace(names=names), variable.shape, jnp.dtype(param_dtype), bar.update
-        )
-        found[path].check_shape()
-    with bar:
+    ) as bar:
+        found = {}
+        for path, variable in state.items():
+            names = tuple(stored[name] for name in sources[path].names)
+            source = sources[path]._replace(names=names)
+            dtype = jnp.dtype(param_dtype)
+            is_int8 = isinstance(variable.get_value(), qwix.QArray)
+            found[path] = Stored(reader, source, variable.shape, dtype, is_int8, bar.update)
+            found[path].check_shape()
         for path, variable in state.items():
             array = found[path]
-            value = put(path, array, variable.axes) if put else array.place(None)
-            variable.set_value(value)
+            variable.set_value(put(path, array, variable.axes) if put else array.place(None))
 
 
 def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
@@ -201,6 +207,7 @@ class Stored:
       source: its tensors, by their names in this checkpoint.
       shape: of the parameter, layers first if it is stacked.
       dtype: of the parameter; tensors in another one are cast.
+      is_int8: the devices keep it by `int8.quantize`, layers stacked.
       done: told the number of bytes in the checkpoint whenever some more were placed.
     """
 
@@ -208,6 +215,7 @@ class Stored:
     source: Source
     shape: tuple[int, ...]
     dtype: np.dtype
+    is_int8: bool
     done: Callable[[int], Any]
 
     def check_shape(self) -> None:
@@ -236,6 +244,7 @@ class Stored:
         cut = {"same": inner, "transposed": inner[::-1], "patches": inner[1:]}[self.source.layout]
         tensors = [self.reader.read(name, cut) for name in self.source.names[layers]]
         array = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+        del tensors  # the stack is a copy
         if self.source.layout == "patches":
             array = array.reshape(*array.shape[:2], -1)[..., inner[0]]
         if self.source.layout != "same":
@@ -247,7 +256,7 @@ class Stored:
         self.done(self._stored_bytes(self.source.names))
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def place(self, where: jax.sharding.Sharding | None) -> jax.Array:
+    def place(self, where: jax.sharding.Sharding | None) -> jax.Array | qwix.QArray:
         """Reads the parameter into its shards; each process reads only those of its devices.
 
         A stacked parameter is written into its place on the devices a few layers at a time, so the
@@ -258,13 +267,19 @@ class Stored:
         """
         count = len(self.source.names)
         at_once = max(1, STACK_BYTES * count // max(1, self._stored_bytes(self.source.names)))
-        if not self.source.stacked or at_once >= count:
+        if not self.is_int8 and (not self.source.stacked or at_once >= count):
             return self._place_layers(slice(0, count), where)
-        stack = jnp.zeros(self.shape, self.dtype, device=where)
+        dtype = jnp.int8 if self.is_int8 else self.dtype
+        stack, scales = jnp.zeros(self.shape, dtype, device=where), []
         for first in range(0, count, at_once):
             part = self._place_layers(slice(first, min(first + at_once, count)), where)
+            if self.is_int8:
+                part, scale = _quantize(part)
+                scales.append(scale)
             # One part at a time: without waiting, those that were read would queue up on the host.
             stack = jax.block_until_ready(_set_layers(stack, part, np.int32(first), where))
+        if self.is_int8:
+            return qwix.QArray(stack, jnp.concatenate(scales), qtype=jnp.int8)
         return stack
 
     def _place_layers(self, layers: slice, where: jax.sharding.Sharding | None) -> jax.Array:
@@ -289,6 +304,12 @@ class Stored:
 
     def _stored_bytes(self, names: Sequence[str]) -> int:
         return sum(self.reader.header(name).nbytes for name in names)
+
+
+@jax.jit
+def _quantize(part):
+    part = int8.quantize(part)
+    return part.qvalue, part.scale
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
@@ -318,11 +339,12 @@ def save(
       max_shard_bytes: above this there are several files and an index.
 
     Raises:
-      ValueError: `max_shard_bytes` is not positive.
+      ValueError: `max_shard_bytes` is not positive, or the model has int8 weights.
     """
     tensors, state = {}, {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
-    for path, source in _sources(config).items():
+    for path, source in sources(config).items():
         stack = state[path]
+        int8.check_exportable(stack)
         kind = jnp.dtype(stack.dtype if dtype is None else dtype)
         for layer, name in enumerate(source.names):
             make = functools.partial(_export, config, model, path, source, layer, stack, kind)
@@ -348,9 +370,9 @@ def _export(config, model, path, source, layer, stack, dtype) -> np.ndarray:
     if path[:2] == ("decoder", "layers") and f"{path[2]}_a" in adapters:
         pair = [adapters[f"{path[2]}_{half}"][...][layer][None] for half in "ab"]
         tensor = lora.merge(tensor[None], pair, model.decoder.lora_scale)[0]
-    array = np.asarray(tensor.astype(dtype))
-    if source.layout != "same":
-        array = array.T
+    # Turned on the device, which is quicker.
+    tensor = tensor.astype(dtype)
+    array = np.asarray(tensor if source.layout == "same" else tensor.T)
     if source.layout == "patches":
         vision = config.vision
         sides = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)

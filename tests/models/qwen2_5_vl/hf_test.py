@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from speciarl_jax import sharding
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf, names
 from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 
@@ -184,29 +187,169 @@ def test_both_layouts_of_names_are_read(saved, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-@pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "truncated", "none"])
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(saved, tmp_path, damage):
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def missing(tensors):
+    del tensors[UP]
+
+
+def unexpected(tensors):
+    tensors["model.extra"] = np.zeros(3, np.float32)
+
+
+def one_layer_more(tensors):
+    tensors[UP.replace(".1.", ".3.")] = tensors[UP]
+
+
+def short(tensors):
+    tensors[UP] = tensors[UP][:-1]
+
+
+def turned(tensors):
+    tensors[UP] = np.ascontiguousarray(tensors[UP].T)
+
+
+def flat(tensors):
+    tensors[UP] = tensors[UP].ravel()
+
+
+def scalar(tensors):
+    tensors["visual.patch_embed.proj.weight"] = np.zeros((), np.float32)
+
+
+def patches_of_grey(tensors):
+    name = "visual.patch_embed.proj.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name][:, :1])
+
+
+def integers(tensors):
+    tensors[UP] = tensors[UP].astype(np.int8)
+
+
+def fp8(tensors):
+    tensors[UP] = tensors[UP].astype(ml_dtypes.float8_e4m3fn)
+    tensors[UP.replace("weight", "weight_scale_inv")] = np.ones((1, 1), np.float32)
+
+
+def both_names(tensors):
+    tensors[UP.replace("model.", "model.language_model.")] = tensors[UP]
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (missing, f"lacks tensors .*{UP}"),
+        (unexpected, "has unexpected tensors .*model.extra"),
+        (one_layer_more, r"has unexpected tensors .*layers\.3\.mlp"),
+        (short, rf"{UP}.*\(63, 48\).*\(64, 48\)"),
+        (turned, rf"{UP}.*\(48, 64\).*\(64, 48\)"),
+        (flat, rf"{UP}.*\(3072,\).*\(64, 48\)"),
+        (scalar, r"patch_embed.*shape \(\).*\(32, 96\)"),
+        (patches_of_grey, r"patch_embed.*\(32, 1, 2, 4, 4\).*\(32, 96\)"),
+        (integers, f"{UP}.*model.safetensors holds I8, but weights must be"),
+        (fp8, f"{UP}.*holds F8_E4M3, .*quantized"),
+        (both_names, rf"'{UP}' and 'model\.language_model.*same tensor"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name_before_it_is_read(
+    saved, tmp_path, monkeypatch, damage, said
+):
     tensors = {
         names.published_name(k): v for k, v in load_file(saved[0] / "model.safetensors").items()
     }
-    name, message = "model.layers.1.mlp.up_proj.weight", "up_proj.weight"
-    if damage == "missing":
-        del tensors[name]
-    elif damage == "unexpected":
-        tensors["model.extra"], message = np.zeros(3), "unexpected.*model.extra"
-    elif damage == "shape":
-        tensors[name], message = tensors[name][:-1], r"up_proj.weight.*\(63, 48\).*\(64, 48\)"
-    path = tmp_path / "model.safetensors"
-    save_file(tensors, path)
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-        message = "model.safetensors is damaged"
-    elif damage == "none":
-        path.unlink()
-        message = "neither"
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
-    with pytest.raises(ValueError, match=message):
+
+    def read(*args):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(safetensors_io.Reader, "read", read)
+    with pytest.raises(ValueError, match=said):
         load32(tmp_path)
+
+
+def test_shards_of_transformers_are_read_and_ours_by_transformers(saved, tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    saved[1].save_pretrained(theirs, max_shard_size="60KB")
+    assert len(list(theirs.glob("*.safetensors"))) > 3
+    config, model = load32(theirs)
+    assert_same(nnx.state(model), nnx.state(load32(saved[0])[1]))
+    hf.save(ours, config, model, max_shard_bytes=60_000)
+    assert len(list(ours.glob("model-*-of-*.safetensors"))) > 3
+    assert_same(nnx.state(load32(ours)[1]), nnx.state(model))
+    again = Qwen2_5_VLForConditionalGeneration.from_pretrained(ours).state_dict()
+    want = saved[1].state_dict()
+    assert again.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(again[name], tensor), name
+
+
+def assert_same(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("layers_at_once", [1, 2, 3])
+@pytest.mark.parametrize("placed", [False, True])
+def test_layers_land_in_their_places_however_many_are_read_at_once(
+    saved, monkeypatch, layers_at_once, placed
+):
+    sizes, read = [], hf.Stored.read
+
+    def watched(self, index):
+        array = read(self, index)
+        if self.source.names[0].endswith("layers.0.mlp.up_proj.weight"):
+            sizes.append(len(array))
+        return array
+
+    monkeypatch.setattr(hf.Stored, "read", watched)
+    # The kernels of the MLP, the largest of all, have 64 x 48 float32 a layer.
+    monkeypatch.setattr(hf, "STACK_BYTES", layers_at_once * 64 * 48 * 4)
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    _, model = load32(saved[0], put=sharding.put_param(mesh) if placed else None)
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[layers_at_once]
+    for name in ("gate", "up", "down"):
+        for layer, got in enumerate(model.decoder.layers[name][...]):
+            theirs = saved[1].model.language_model.layers[layer].mlp
+            want = getattr(theirs, f"{name}_proj").weight.detach().numpy().T
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_function_of_numpy_can_place_what_is_stored(saved):
+    _, want = load32(saved[0])
+    _, got = load32(saved[0], put=lambda path, array, axes: jnp.asarray(array))
+    assert_same(nnx.state(got), nnx.state(want))
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_weights_are_cast_to_what_is_asked_for(saved, tmp_path, kind):
+    tensors = load_file(saved[0] / "model.safetensors")
+    tensors = {name: tensor.astype(kind) for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
+    _, model = hf.load(tmp_path, param_dtype=jnp.bfloat16)
+    got = model.decoder.embedding[...]
+    assert got.dtype == jnp.bfloat16
+    name = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    np.testing.assert_array_equal(got, tensors[name].astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"{", "config.json is no JSON"),
+        (b"\xff\xfe\x00", "config.json is no JSON"),
+        (b"[]", "config.json is no JSON object"),
+        (b"{}", "model_type None"),
+        (None, "config.json is missing"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        hf.load(tmp_path)
 
 
 def test_another_architecture_is_refused(tmp_path):
