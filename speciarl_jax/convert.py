@@ -36,6 +36,7 @@ from ml_collections import config_flags
 
 from speciarl_jax import assemble, evaluate, optimizer, sharding, train
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -189,44 +190,51 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
       RuntimeError: what was written reads back differently.
     """
     dtype = dtype or trained.param_dtype
-    options = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(dtype)}
     with new_folder(out) as folder:
         config, policy = hf.load(
             trained.base,
+            param_dtype=jnp.dtype(dtype),
             lora_rank=trained.adapter.rank,
             lora_alpha=trained.adapter.alpha,
-            **options,
         )
         nnx.update(policy, trained.lora)
-        merged = merge(config, policy, **options)
-        hf.save(folder, config, merged)
+        hf.save(folder, config, policy)
         settings = _with_dtype(json.loads((trained.base / "config.json").read_text()), dtype)
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         for pattern in _COMPANIONS:
             for path in trained.base.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
-        found, again = hf.load(folder, **options)
-        if found != config:
-            raise RuntimeError(f"{config} was written to {out} and reads back as {found}")
-        _compare(nnx.state(again), nnx.state(merged))
+        _check_merged(folder, config, policy)
 
 
-def merge(config: ModelConfig, policy: Qwen25VL, **options: Any) -> Qwen25VL:
-    """The same policy without adapters: they are added to the kernels.
+def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:
+    """Reads a merged checkpoint back, a layer at a time, and compares it with base and adapters."""
+    weights = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(policy))}
+    different = []
 
-    Args:
-      config: dimensions.
-      policy: with adapters.
-      **options: of `Qwen25VL`.
-    """
-    _, frozen = nnx.state(policy, nnx.LoRAParam, ...)
-    weights = dict(nnx.to_flat_state(frozen))
-    for name, kernel in policy.merged_kernels().items():
-        path = ("decoder", "layers", name)
-        weights[path] = weights[path].replace(kernel)
-    merged = nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **options))
-    nnx.update(merged, nnx.from_flat_state(list(weights.items())))
-    return merged
+    def merged(path, layers):
+        a, b = (weights.get(("decoder", "lora", f"{path[-1]}_{half}")) for half in "ab")
+        if path[:2] != ("decoder", "layers") or a is None:
+            return weights[path][layers]
+        pair = (a[layers], b[layers])
+        return lora_lib.merge(weights[path][layers], pair, policy.decoder.lora_scale)
+
+    def compare(path, stored, axes):
+        shape = weights[path].shape
+        count = shape[0] if axes[0] == "layers" else 0
+        for layers in [slice(i, i + 1) for i in range(count)] or [slice(None)]:
+            found = stored.read((layers, *(slice(None),) * (len(shape) - 1)))
+            stored.done(found.nbytes)
+            if not _same_bits(found, merged(path, layers)):
+                different.append(path)
+                break
+        return weights[path]
+
+    dtype = policy.decoder.embedding.dtype
+    found, _ = hf.load(folder, param_dtype=dtype, put=compare)
+    if found != config:
+        raise RuntimeError(f"{config} was written and reads back as {found}")
+    _refuse_differences(different)
 
 
 def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -288,23 +296,39 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
 def _compare(found: nnx.State, wanted: nnx.State) -> None:
     """Raises RuntimeError unless both hold the same bits."""
     found, wanted = (dict(nnx.to_flat_state(state)) for state in (found, wanted))
-    different = sorted(found.keys() ^ wanted.keys())
-    for path in found.keys() & wanted.keys():
-        a, b = (np.ascontiguousarray(state[path][...]) for state in (found, wanted))
-        if a.dtype != b.dtype or not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
-            different.append(path)
-    if different:
-        names = [".".join(map(str, path)) for path in different]
+    _refuse_differences(
+        [
+            path
+            for path in found.keys() | wanted.keys()
+            if path not in found
+            or path not in wanted
+            or not _same_bits(found[path][...], wanted[path][...])
+        ]
+    )
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+def _refuse_differences(paths: Sequence[tuple[str, ...]]) -> None:
+    if paths:
+        names = sorted(".".join(map(str, path)) for path in paths)
         raise RuntimeError(
             f"{names[:3]} ({len(names)} in all) read back differently from what was written; is "
             "the disk sound?"
         )
 
 
-def main(argv: Sequence[str]) -> None:
-    given = flags.FLAGS
-    if len(argv) > 1 or not given.to or not given.out:
-        raise app.UsageError("give --to=merged|peft|run and --out=FOLDER, and flags only")
+def check_usage(given: Any) -> None:
+    """Refuses flags that do not go together.
+
+    Raises:
+      app.UsageError: says which, and what is needed.
+    """
+    if not given.to or not given.out:
+        raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
     if bool(given.workdir) == bool(given.adapter):
         raise app.UsageError("give either --workdir of a training run or --adapter, a PEFT folder")
     for name, needs, fits in (
@@ -313,10 +337,17 @@ def main(argv: Sequence[str]) -> None:
         ("base_name", "--to=peft", given.to == "peft"),
         ("config", "--to=run", given.to == "run"),
     ):
-        if given[name].value is not None and not fits:
+        if getattr(given, name) is not None and not fits:
             raise app.UsageError(f"--{name} goes with {needs}")
     if given.to == "run" and given.config is None:
         raise app.UsageError("--to=run needs --config=FILE, the configuration of the new run")
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"give flags only, not {argv[1:]}")
+    check_usage(given)
     quieten_orbax()
     out = pathlib.Path(given.out)
     if given.workdir:
