@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.path = config_dict.placeholder(str)
     config.model.dtype = "bfloat16"  # of matrix products
     config.model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
+    # The frozen linear layers of the decoder: "param_dtype", as above, or "int8" with a scale for
+    # each output channel, half of bfloat16's memory.
+    config.model.base_weights = "param_dtype"
     config.model.lora_rank = 64
     config.model.lora_alpha = 32.0
     config.model.scan_unroll = 1  # layers a turn of the loop over layers

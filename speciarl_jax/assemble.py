@@ -129,6 +129,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
         scan_unroll=config.model.scan_unroll,
+        base_weights=config.model.base_weights,
         seed=config.seed,
         put=sharding.put_param(mesh),
     )

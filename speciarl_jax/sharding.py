@@ -96,7 +96,11 @@ def param_sharding(
     unknown = [axis for axis in axes if axis is not None and axis not in RULES]
     if unknown:
         raise ValueError(f"parameter {name} has axes {unknown}, which sharding.RULES lacks")
-    spec = [None if axis is None else RULES[axis] for axis in axes]
+    # A side of 1 is not cut: the scales of int8 weights have the axes of their kernels.
+    spec = [
+        None if axis is None or size == 1 else RULES[axis]
+        for size, axis in zip(shape, axes, strict=True)
+    ]
     used = [axis for axis in spec if axis is not None]
     if len(set(used)) != len(used):
         raise ValueError(f"parameter {name} with axes {axes} would lie twice on one mesh axis")
@@ -143,7 +147,8 @@ def shardings_of(mesh: Mesh, tree: Any) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return replicated(mesh)
         name = jax.tree_util.keystr(path)
-        return leaf.replace(param_sharding(mesh, name, leaf.shape, leaf.axes))
+        # int8 weights are two arrays.
+        return jax.tree.map(lambda x: param_sharding(mesh, name, x.shape, leaf.axes), leaf)
 
     return jax.tree_util.tree_map_with_path(
         one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)

@@ -41,3 +41,16 @@ def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray, dtype: Any) -> jax.Arr
         return x @ qwix.dequantize(kernel).astype(dtype)
 
     return product(x, kernel)
+
+
+def check_exportable(kernel: jax.Array | qwix.QArray) -> None:
+    """Refuses int8 weights: what is written should be what was read, not its rounded copy.
+
+    Raises:
+      ValueError: says how to load the base instead.
+    """
+    if isinstance(kernel, qwix.QArray):
+        raise ValueError(
+            "int8 weights are neither written nor merged with adapters; load the base with "
+            "config.model.base_weights = 'param_dtype' to export it"
+        )

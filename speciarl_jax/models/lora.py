@@ -70,11 +70,7 @@ def merge(
     Raises:
       ValueError: the kernel is int8, whose steps would swallow what the adapter learned.
     """
-    if isinstance(kernel, qwix.QArray):
-        raise ValueError(
-            "adapters cannot be added to int8 weights; load the base with config.model.base_weights"
-            " = 'param_dtype' to export them"
-        )
+    int8.check_exportable(kernel)
     a, b = adapter
     delta = scale * jnp.einsum("lir,lro->lio", a, b, precision="highest")
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)

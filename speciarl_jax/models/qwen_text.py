@@ -100,7 +100,6 @@ def load(
         model is another one (`config_from_hf`).
     """
     config = hf.read_config(folder, config_from_hf)
-    put = put or (lambda path, array, axes: jnp.asarray(array))
 
     def make():
         return Decoder(
