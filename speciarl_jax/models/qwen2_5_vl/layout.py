@@ -1,9 +1,12 @@
-"""Host-side geometry: attention windows of pictures, and rotary positions of prompts.
+"""Host-side geometry: attention windows of pictures, rotary positions of prompts, static sizes.
 
 Everything here is numpy and depends on sizes and placeholder tokens only, never on pixels.
 """
 
+import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -14,18 +17,23 @@ from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 # (height, width) of one picture, in patches.
 Grid = tuple[int, int]
 
+# Image tokens on the ladder of sizes are multiples of this.
+_TOKEN_MULTIPLE = 16
+
 
 @flax.struct.dataclass
 class VisionLayout:
-    """Where each patch of a batch of pictures stands in the windowed sequence.
+    """Where each patch of a batch of pictures stands in the sequence of its row.
 
-    The sequence of a row is its attention windows one after the other, each padded to a full window
-    of `S / W` patches. So window attention is a reshape, and full attention a segment mask. The
-    patches of one merged token are neighbours, as they are in the processor's order.
+    The sequence is W slots of `S / W` patches, as many as a whole attention window has. A slot
+    holds one whole window, or several small ones from the right and lower borders of pictures. So
+    window attention is a reshape and a mask inside of slots, and full attention a mask of pictures.
+    The patches of one merged token are neighbours, as they are in the processor's order.
 
     Attributes:
       patch_index_BS: int32, which patch of the row (processor's order) stands here; -1 padding.
       image_BS: int32, which picture of the row it belongs to; -1 padding.
+      window_BS: int32, which attention window of the row it belongs to; -1 padding.
       hw_BS2: int32, its row and column in its picture.
       token_index_BM: int32, where merged token m (processor's order) stands, in units of one merged
         token; -1 padding.
@@ -34,9 +42,20 @@ class VisionLayout:
 
     patch_index_BS: jax.Array
     image_BS: jax.Array
+    window_BS: jax.Array
     hw_BS2: jax.Array
     token_index_BM: jax.Array
     num_windows: int = flax.struct.field(pytree_node=False)
+
+
+class _Row(NamedTuple):
+    """The merged tokens of a row's pictures in the processor's order, and the slots they take."""
+
+    place_M: np.ndarray
+    image_M: np.ndarray
+    window_M: np.ndarray
+    rc_M2: np.ndarray
+    slots: int
 
 
 def vision_layout(
@@ -58,41 +77,83 @@ def vision_layout(
     Raises:
       ValueError: a grid that does not divide into merged tokens, or a bucket that is too small.
     """
-    rows = [_row_layout(row, config) for row in grids]
-    windows = max([len(units) for units, _, _ in rows], default=0)
-    tokens = max([len(token) for _, _, token in rows], default=0)
-    windows = _bucket("attention windows", max(windows, 1), num_windows)
-    tokens = _bucket("image tokens", max(tokens, 1), num_tokens)
+    rows = [_row_layout(tuple(row), config) for row in grids]
+    windows, tokens = vision_sizes(grids, config)
+    windows = _fitting("attention windows", windows, num_windows)
+    tokens = _fitting("image tokens", tokens, num_tokens)
     merge, side = config.spatial_merge_size, config.window_units
-    unit_BU = np.full((len(rows), windows * side**2), -1, np.int32)
-    image_BU = np.full_like(unit_BU, -1)
-    rc_BU2 = np.zeros((*unit_BU.shape, 2), np.int32)
+    token_BU = np.full((len(rows), windows * side**2), -1, np.int32)
+    image_BU, window_BU = np.full_like(token_BU, -1), np.full_like(token_BU, -1)
+    rc_BU2 = np.zeros((*token_BU.shape, 2), np.int32)
     token_index_BM = np.full((len(rows), tokens), -1, np.int32)
-    for b, (units, where, token) in enumerate(rows):
-        count = len(units) * side**2
-        if count:
-            unit_BU[b, :count] = np.concatenate(units)
-            image_BU[b, :count], rc_BU2[b, :count] = where[:, 0], where[:, 1:]
-        token_index_BM[b, : len(token)] = token
+    for b, row in enumerate(rows):
+        token_BU[b, row.place_M] = np.arange(len(row.place_M))
+        image_BU[b, row.place_M] = row.image_M
+        window_BU[b, row.place_M] = row.window_M
+        rc_BU2[b, row.place_M] = row.rc_M2
+        token_index_BM[b, : len(row.place_M)] = row.place_M
     k = np.arange(merge**2)
-    patch_BUk = np.where(unit_BU[..., None] >= 0, unit_BU[..., None] * merge**2 + k, -1)
+    patch_BUk = np.where(token_BU[..., None] >= 0, token_BU[..., None] * merge**2 + k, -1)
     inner_k2 = np.stack([k // merge, k % merge], axis=-1)
     hw_BUk2 = rc_BU2[:, :, None] * merge + inner_k2
-    batch = len(rows)
     return VisionLayout(
-        patch_index_BS=patch_BUk.reshape(batch, -1).astype(np.int32),
+        patch_index_BS=patch_BUk.reshape(len(rows), -1).astype(np.int32),
         image_BS=np.repeat(image_BU, merge**2, axis=1),
-        hw_BS2=hw_BUk2.reshape(batch, -1, 2).astype(np.int32),
+        window_BS=np.repeat(window_BU, merge**2, axis=1),
+        hw_BS2=hw_BUk2.reshape(len(rows), -1, 2).astype(np.int32),
         token_index_BM=token_index_BM,
         num_windows=windows,
     )
 
 
-def _row_layout(row: Sequence[Grid], config: VisionConfig):
-    """Units of each window, (picture, row, column) of each slot, and the slot of each token."""
+def vision_sizes(
+    grids: Sequence[Sequence[Grid]], config: VisionConfig, growth: float = 1.0
+) -> tuple[int, int]:
+    """Windows W and image tokens M for the largest row of a batch.
+
+    Args:
+      grids: for each row the grids of its pictures.
+      config: the vision tower's dimensions.
+      growth: 1 for what the batch needs and no more; above 1, the next step of a ladder of sizes
+        (`bucket`), so that batches of any sizes need few compiled programs.
+
+    Raises:
+      ValueError: a grid that does not divide into merged tokens.
+    """
+    rows = [_row_layout(tuple(row), config) for row in grids]
+    tokens = bucket(max([1, *(len(row.place_M) for row in rows)]), growth, _TOKEN_MULTIPLE)
+    windows = max([1, *(row.slots for row in rows)])
+    if growth > 1:
+        # Mostly what so many tokens fill; small windows that do not pack well need a step more.
+        full = math.ceil(tokens / config.window_units**2)
+        windows = full if windows <= full else full + bucket(windows - full, growth, full // 4)
+    return windows, tokens
+
+
+def bucket(needed: int, growth: float, multiple: int = 1) -> int:
+    """The first step of a ladder of sizes that holds `needed`.
+
+    The ladder starts at `multiple` and each step is `growth` times the one before, rounded up to a
+    multiple. Padding is under `1 - 1 / growth` of a step, and at most a rounding more.
+
+    Args:
+      needed: at least 1.
+      growth: of the steps; at 1 the answer is `needed` itself.
+      multiple: of which all steps are multiples.
+    """
+    if growth <= 1:
+        return needed
+    step = multiple = max(1, multiple)
+    while step < needed:
+        step = max(step + multiple, math.ceil(step * growth / multiple) * multiple)
+    return step
+
+
+@functools.lru_cache(maxsize=1024)
+def _row_layout(row: tuple[Grid, ...], config: VisionConfig) -> _Row:
     merge, side = config.spatial_merge_size, config.window_units
-    units, where = [], []
-    first = 0
+    image, window, rank, rc = ([np.zeros((0, *end), np.int64)] for end in ((), (), (), (2,)))
+    windows = 0
     for picture, (height, width) in enumerate(row):
         if height < merge or width < merge or height % merge or width % merge:
             raise ValueError(
@@ -100,26 +161,43 @@ def _row_layout(row: Sequence[Grid], config: VisionConfig):
                 f"{merge} x {merge}; resize it with the checkpoint's image processor"
             )
         rows, columns = height // merge, width // merge
-        index = first + np.arange(rows * columns).reshape(rows, columns)
-        first += rows * columns
-        padded = np.full((-(-rows // side) * side, -(-columns // side) * side), -1, np.int64)
-        padded[:rows, :columns] = index
-        r, c = np.indices(padded.shape)
-        slots = np.stack([padded, np.full_like(padded, picture), r, c])
-        # [4, R, side, C, side] -> windows in raster order, slots in raster order inside each.
-        slots = slots.reshape(4, padded.shape[0] // side, side, -1, side)
-        slots = slots.transpose(1, 3, 2, 4, 0).reshape(-1, side**2, 4)
-        units.extend(slots[..., 0])
-        where.append(slots[..., 1:].reshape(-1, 3))
-    where = np.concatenate(where) if where else np.zeros((0, 3), np.int64)
-    flat = np.concatenate(units) if units else np.zeros(0, np.int64)
-    where[flat < 0, 0] = -1
-    token = np.zeros(first, np.int64)
-    token[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
-    return units, where, token
+        r, c = (axis.ravel() for axis in np.indices((rows, columns)))
+        across = -(-columns // side)
+        image.append(np.full_like(r, picture))
+        window.append(windows + r // side * across + c // side)
+        windows += -(-rows // side) * across
+        # A window at the right border is narrower.
+        rank.append(r % side * np.minimum(side, columns - c // side * side) + c % side)
+        rc.append(np.stack([r, c], axis=-1))
+    window_M = np.concatenate(window)
+    slot, offset, slots = _pack(np.bincount(window_M, minlength=windows), side**2)
+    place_M = slot[window_M] * side**2 + offset[window_M] + np.concatenate(rank)
+    return _Row(place_M, np.concatenate(image), window_M, np.concatenate(rc), slots)
 
 
-def _bucket(what: str, needed: int, size: int | None) -> int:
+def _pack(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Puts windows into slots, largest first, each into the first slot with room for it.
+
+    Returns:
+      The slot of each window, where it starts there, and the number of slots.
+    """
+    slot, offset = np.zeros_like(sizes), np.zeros_like(sizes)
+    used: list[int] = []
+    first = 0  # with room
+    for window in np.argsort(-sizes, kind="stable"):
+        size = int(sizes[window])
+        rooms = range(first, len(used))
+        chosen = next((k for k in rooms if used[k] + size <= capacity), len(used))
+        if chosen == len(used):
+            used.append(0)
+        slot[window], offset[window] = chosen, used[chosen]
+        used[chosen] += size
+        while first < len(used) and used[first] == capacity:
+            first += 1
+    return slot, offset, len(used)
+
+
+def _fitting(what: str, needed: int, size: int | None) -> int:
     if size is None:
         return needed
     if needed > size:

@@ -99,7 +99,10 @@ class VisionTower(nnx.Module):
         def cut(x):
             return rearrange(x, "b (w s) ... -> (b w) s ...", w=windows)
 
-        key_mask = cut(valid_BS)[:, None, None, :]
+        # A slot may hold several windows.
+        window = cut(layout.window_BS)
+        window_mask = window[:, None, :, None] == window[:, None, None, :]
+        window_mask &= cut(valid_BS)[:, None, None, :]
         blocks = {name: param[...] for name, param in self.blocks.items()}
         first = 0
         # Neighbouring blocks of one kind run in one scan.
@@ -111,7 +114,7 @@ class VisionTower(nnx.Module):
             if full:
                 mask, cos_sin, x = same_BSS[:, None], rotary, x_BSD
             else:
-                mask, cos_sin, x = key_mask, tuple(map(cut, rotary)), cut(x_BSD)
+                mask, cos_sin, x = window_mask, tuple(map(cut, rotary)), cut(x_BSD)
 
             def step(x, params, mask=mask, cos_sin=cos_sin):
                 return _block(x, params, mask, cos_sin, config, dtype), None
