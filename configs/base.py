@@ -48,6 +48,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.prompt = "base"
     config.data.system = ""  # system message; "" for none
     config.data.max_prompt_tokens = 2048
+    # Larger pictures are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
+    # None: the limit in the checkpoint's preprocessor_config.json.
+    config.data.max_pixels = config_dict.placeholder(int)
+    # Pictures of many sizes are padded to steps of a ladder of sizes, each so many times the one
+    # before, and so need a handful of compiled programs. 1: no ladder, for pictures of one size.
+    config.data.bucket_growth = 1.25
 
     # Sampling of the answers that are learned from.
     config.rollout = ml_collections.ConfigDict()

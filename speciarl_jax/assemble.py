@@ -144,10 +144,11 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     builder = prompts.PromptBuilder(
         model_config,
         tokenizer,
-        prompts.load_image_processor(folder),
+        prompts.load_image_processor(folder, config.data.max_pixels),
         prompts.read_prompt(config.data.prompt),
         system=config.data.system,
         max_prompt_tokens=config.data.max_prompt_tokens,
+        bucket_growth=config.data.bucket_growth,
     )
     banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
     run = Run(

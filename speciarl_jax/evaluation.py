@@ -94,7 +94,7 @@ class Evaluator:
         batch = self._run.build(rows, share)
         if not local:
             batch = batch.replace(weight_B=np.zeros_like(batch.weight_B))
-        return sharding.put_batch(self._run.mesh, batch)
+        return sharding.put_batch(self._run.mesh, self._run.builder.agree(batch))
 
 
 def write_answers(path: pathlib.Path, judged: Judged) -> None:

@@ -101,7 +101,7 @@ def train(
         journal = Journal(config, workdir, done, after_first_step)
         stack.callback(journal.close)
         for number in range(done + 1, config.train.steps + 1):
-            batch = sharding.put_batch(run.mesh, next(stream))
+            batch = sharding.put_batch(run.mesh, run.builder.agree(next(stream)))
             state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
             journal.add(number, values)
             last = number == config.train.steps

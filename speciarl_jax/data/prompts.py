@@ -1,10 +1,13 @@
 """From pictures to what the policy reads: chat prompt, tokens, patches, layouts, positions."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -12,6 +15,8 @@ from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
 
+# Prompts of a batch that stands on the ladder of sizes are a multiple of this many tokens long.
+_PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
 
 
@@ -32,22 +37,55 @@ def read_prompt(name_or_path: str) -> str:
     return path.read_text().strip()
 
 
-def load_image_processor(folder: str | pathlib.Path) -> Any:
+def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = None) -> Any:
     """The image processor of a checkpoint folder, in the variant that needs no torch.
 
+    Args:
+      folder: holds `preprocessor_config.json`.
+      max_pixels: larger pictures are shrunk to so many; if None or above the checkpoint's own
+        limit, that one holds.
+
     Raises:
-      ValueError: the folder has no `preprocessor_config.json`.
+      ValueError: there is no such file, or `max_pixels` is below the checkpoint's `min_pixels`.
     """
     if not (pathlib.Path(folder) / "preprocessor_config.json").exists():
         raise ValueError(f"{folder} holds no preprocessor_config.json")
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    load = functools.partial(
+        AutoImageProcessor.from_pretrained, folder, backend="pil", local_files_only=True
+    )
+    processor = load()
+    if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
+        return processor
+    fewest = processor.size["shortest_edge"]
+    if max_pixels < fewest:
+        raise ValueError(
+            f"config.data.max_pixels is {max_pixels}, but the image processor of {folder} enlarges "
+            f"pictures to {fewest} pixels (min_pixels); raise max_pixels to at least that"
+        )
+    return load(max_pixels=max_pixels)
+
+
+class BatchSizes(NamedTuple):
+    """What the compiled programs depend on.
+
+    Attributes:
+      windows: W, slots of attention windows a row.
+      image_tokens: M, of all pictures of a row.
+      prompt_tokens: P.
+    """
+
+    windows: int
+    image_tokens: int
+    prompt_tokens: int
 
 
 class PromptBuilder:
-    """Turns pictures into a `PromptBatch` of fixed shape.
+    """Turns pictures into a `PromptBatch`.
 
-    One instruction serves all pictures. Every batch of pictures of one size has one shape, so it
-    runs through one compiled program.
+    One instruction serves all rows. Shapes depend on the largest row alone: batches of pictures of
+    one size have one shape. For pictures of many sizes, `bucket_growth` makes the shapes steps of a
+    ladder, so that they run through a handful of compiled programs; what is padded changes no
+    number.
     """
 
     def __init__(
@@ -59,51 +97,61 @@ class PromptBuilder:
         *,
         system: str = "",
         max_prompt_tokens: int = 2048,
+        bucket_growth: float = 1.0,
     ):
-        """Prepares the text around a picture.
+        """Prepares the text around pictures.
 
         Args:
           config: dimensions of the model.
           tokenizer: of the checkpoint; its chat template is used.
           image_processor: of the checkpoint.
-          instruction: what the policy is asked about each picture.
+          instruction: what the policy is asked about each row's pictures.
           system: system message, left out when empty.
           max_prompt_tokens: longer prompts are refused.
+          bucket_growth: from one step of the ladder of sizes to the next; 1 for no ladder.
         """
         if image_processor.patch_size != config.vision.patch_size:
             raise ValueError(
                 f"preprocessor_config.json cuts patches of {image_processor.patch_size} px, the "
                 f"model's vision tower reads {config.vision.patch_size} px"
             )
+        if bucket_growth < 1:
+            raise ValueError(
+                f"config.data.bucket_growth is {bucket_growth}; sizes must grow (1.25, say), or be "
+                "exact (1)"
+            )
         self.config = config
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_prompt_tokens = max_prompt_tokens
-        messages = [{"role": "system", "content": system}] if system else []
-        content = [{"type": "image"}, {"type": "text", "text": instruction}]
-        messages.append({"role": "user", "content": content})
-        self.text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer(self.text, add_special_tokens=False)["input_ids"]
-        holes = [i for i, token in enumerate(ids) if token == config.image_token_id]
-        if len(holes) != 1:
-            raise ValueError(
-                f"the chat template puts {len(holes)} image placeholders into a prompt with one "
-                f"picture: {self.text!r}"
-            )
-        self._before, self._after = ids[: holes[0]], ids[holes[0] + 1 :]
+        self.bucket_growth = bucket_growth
+        self._instruction, self._system = instruction, system
         self._pad_id = tokenizer_lib.token_id(tokenizer, "<|endoftext|>")
+        self._pieces: dict[int, list[list[int]]] = {}
+        self.text = self._text(pictures=1)
+        self.prompt_ids(1)  # refuses a template that does not fit
 
-    def prompt_ids(self, image_tokens: int) -> list[int]:
-        """The tokens of a prompt whose picture takes `image_tokens` tokens."""
-        return [*self._before, *[self.config.image_token_id] * image_tokens, *self._after]
+    def prompt_ids(self, *image_tokens: int) -> list[int]:
+        """The tokens of a prompt whose pictures take so many tokens each; of text alone for none.
+
+        Raises:
+          ValueError: the chat template does not give each picture one placeholder.
+        """
+        count = len(image_tokens)
+        if count not in self._pieces:
+            self._pieces[count] = self._cut(self._text(count), count)
+        ids, *others = self._pieces[count]
+        ids = list(ids)
+        for tokens, piece in zip(image_tokens, others, strict=True):
+            ids += [self.config.image_token_id] * tokens + piece
+        return ids
 
     def __call__(self, examples: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
         """Builds a batch; missing rows repeat the last example with weight 0.
 
         Args:
-          examples: each with `image` (uint8 [height, width, 3]), `image_id` and `label_index`.
+          examples: each with `image` (uint8 [height, width, 3], or a list of such pictures, or an
+            empty list for a row of text alone), `image_id` and `label_index`.
           batch_size: B, at least `len(examples)`.
 
         Returns:
@@ -115,19 +163,15 @@ class PromptBuilder:
         if not 0 < len(examples) <= batch_size:
             raise ValueError(f"{len(examples)} examples do not make a batch of {batch_size}")
         rows = [*examples, *[examples[-1]] * (batch_size - len(examples))]
-        pixels = self.image_processor(images=[row["image"] for row in rows], return_tensors="np")
-        grids = [[(int(h), int(w))] for _, h, w in pixels["image_grid_thw"]]
-        counts = [h * w for ((h, w),) in grids]
-        patches_BSC = _pad_rows(
-            np.split(pixels["pixel_values"].astype(np.float32), np.cumsum(counts)[:-1])
-        )
+        grids, patches = self._read([row["image"] for row in rows])
         merged = self.config.vision.spatial_merge_size**2
-        prompts = [self.prompt_ids(count // merged) for count in counts]
+        prompts = [self.prompt_ids(*(h * w // merged for h, w in row)) for row in grids]
         length = max(map(len, prompts))
         if length > self.max_prompt_tokens:
             raise ValueError(
                 f"a prompt takes {length} tokens, config.data.max_prompt_tokens is "
-                f"{self.max_prompt_tokens}; lower the picture size (max_pixels) or raise the limit"
+                f"{self.max_prompt_tokens}; lower the picture size (config.data.max_pixels) or "
+                "raise the limit"
             )
         tokens_BP = np.full((batch_size, length), self._pad_id, np.int32)
         mask_BP = np.zeros((batch_size, length), bool)
@@ -137,8 +181,8 @@ class PromptBuilder:
         positions_3BP, next_position_B = layout_lib.mrope_positions(
             tokens_BP, mask_BP, grids, self.config
         )
-        return PromptBatch(
-            patches_BSC=patches_BSC,
+        batch = PromptBatch(
+            patches_BSC=patches,
             layout=layout_lib.vision_layout(grids, self.config.vision),
             tokens_BP=tokens_BP,
             mask_BP=mask_BP,
@@ -148,11 +192,118 @@ class PromptBuilder:
             label_index_B=np.array([row["label_index"] for row in rows], np.int32),
             weight_B=(np.arange(batch_size) < len(examples)).astype(np.float32),
         )
+        return enlarge(batch, self._bucket(grids, prompts), self._pad_id)
+
+    def agree(self, batch: PromptBatch) -> PromptBatch:
+        """This process's share of a batch, as large as the largest share of all processes.
+
+        All processes must call it together, from their main threads. Where sizes are exact, all
+        pictures have one, and nothing has to be agreed upon.
+        """
+        if jax.process_count() == 1 or self.bucket_growth == 1:
+            return batch
+        all_sizes = multihost_utils.process_allgather(np.array(batch_sizes(batch)))
+        sizes = BatchSizes(*np.max(all_sizes, axis=0).tolist())
+        return enlarge(batch, sizes, self._pad_id)
+
+    def _text(self, pictures: int) -> str:
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": self._instruction}]
+        messages.append({"role": "user", "content": content})
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+
+    def _cut(self, text: str, pictures: int) -> list[list[int]]:
+        """The tokens before, between and after the placeholders."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        holes = [i for i, token in enumerate(ids) if token == self.config.image_token_id]
+        if len(holes) != pictures:
+            raise ValueError(
+                f"the chat template puts {len(holes)} image placeholders into a prompt with "
+                f"{pictures} picture(s): {text!r}"
+            )
+        starts, ends = [0, *(hole + 1 for hole in holes)], [*holes, len(ids)]
+        return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def _read(self, images: Sequence[Any]) -> tuple[list[list[layout_lib.Grid]], np.ndarray]:
+        """Grids of the pictures of each row, and their patches [B, S, C], zeros behind them."""
+        rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
+        vision, flat = self.config.vision, [image for row in rows for image in row]
+        thw, pixels = np.zeros((0, 3), int), np.zeros((0, vision.patch_dim), np.float32)
+        if flat:
+            found = self.image_processor(
+                images=flat, input_data_format="channels_last", return_tensors="np"
+            )
+            thw, pixels = found["image_grid_thw"], found["pixel_values"].astype(np.float32)
+        each = iter((int(h), int(w)) for _, h, w in thw)
+        grids = [[next(each) for _ in row] for row in rows]
+        counts = [sum(h * w for h, w in row) for row in grids]
+        width = max([vision.spatial_merge_size**2, *counts])
+        patches_BSC = np.zeros((len(rows), width, pixels.shape[1]), np.float32)
+        for b, part in enumerate(np.split(pixels, np.cumsum(counts)[:-1])):
+            patches_BSC[b, : len(part)] = part
+        return grids, patches_BSC
+
+    def _bucket(self, grids, prompts) -> BatchSizes:
+        """Where a batch stands on the ladder; image tokens decide about all sizes but windows."""
+        growth, length = self.bucket_growth, max(map(len, prompts))
+        windows, image_tokens = layout_lib.vision_sizes(grids, self.config.vision, growth)
+        if growth > 1:
+            unit = self.config.vision.spatial_merge_size**2
+            text = max(
+                len(ids) - sum(h * w for h, w in row) // unit
+                for ids, row in zip(prompts, grids, strict=True)
+            )
+            length = -(-(text + image_tokens) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+            length = min(length, self.max_prompt_tokens)
+        return BatchSizes(windows, image_tokens, length)
 
 
-def _pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    longest = max(len(row) for row in rows)
-    padded = np.zeros((len(rows), longest, rows[0].shape[1]), rows[0].dtype)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded
+def batch_sizes(batch: PromptBatch) -> BatchSizes:
+    """The sizes of a batch."""
+    layout = batch.layout
+    return BatchSizes(layout.num_windows, layout.token_index_BM.shape[1], batch.tokens_BP.shape[1])
+
+
+def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
+    """The same batch with more padding; no feature, logit or answer of it changes.
+
+    Args:
+      batch: of numpy arrays.
+      sizes: at least its own (`batch_sizes`).
+      pad_id: the token that pads prompts.
+
+    Raises:
+      ValueError: a size is smaller than the batch has.
+    """
+    if sizes == (now := batch_sizes(batch)):
+        return batch
+    if min(np.subtract(sizes, now)) < 0:
+        raise ValueError(f"a batch of {now} cannot be enlarged to {sizes}")
+    layout = batch.layout
+    per_slot = layout.patch_index_BS.shape[1] // now.windows
+    per_token = batch.patches_BSC.shape[1] // now.image_tokens
+    slots = (sizes.windows - now.windows) * per_slot
+    tokens = sizes.image_tokens - now.image_tokens
+    left = sizes.prompt_tokens - now.prompt_tokens
+
+    def pad(x, before=0, after=0, value=-1, axis=1):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (before, after)
+        return np.pad(x, widths, constant_values=value)
+
+    return batch.replace(
+        patches_BSC=pad(batch.patches_BSC, after=tokens * per_token, value=0),
+        layout=layout.replace(
+            patch_index_BS=pad(layout.patch_index_BS, after=slots),
+            image_BS=pad(layout.image_BS, after=slots),
+            window_BS=pad(layout.window_BS, after=slots),
+            hw_BS2=pad(layout.hw_BS2, after=slots, value=0),
+            token_index_BM=pad(layout.token_index_BM, after=tokens),
+            num_windows=sizes.windows,
+        ),
+        tokens_BP=pad(batch.tokens_BP, before=left, value=pad_id),
+        mask_BP=pad(batch.mask_BP, before=left, value=False),
+        positions_B3P=pad(batch.positions_B3P, before=left, value=1, axis=2),
+    )

@@ -1,12 +1,22 @@
 """From pictures to a `PromptBatch`: shapes, padding, placeholders, and what is refused."""
 
+import json
+import math
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_policy
+from flax import nnx
+from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 from speciarl_jax.data import prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions
+from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
 
 PATCH, MERGE = 4, 2
 VISION = VisionConfig(
@@ -134,6 +144,175 @@ def test_patches_are_those_of_the_image_processor(builder):
     np.testing.assert_array_equal(builder([row], 1).patches_BSC[0], want)
 
 
+def test_rows_may_have_several_pictures_or_none(builder, config, tokenizer):
+    a, b = example(16, 16, 1)["image"], example(24, 32, 2)["image"]
+    rows = [{"image": image, "image_id": 0, "label_index": 0} for image in ([a, b], [], [b], a)]
+    batch = builder(rows, 4)
+    assert (batch.layout.token_index_BM >= 0).sum(axis=1).tolist() == [4 + 12, 0, 12, 4]
+    for row, counts in enumerate(((4, 12), (), (12,), (4,))):
+        ids = batch.tokens_BP[row][batch.mask_BP[row]].tolist()
+        assert ids == builder.prompt_ids(*counts)
+        text = tokenizer.decode(ids)
+        assert text.count("<|vision_start|>") == len(counts)
+        assert text.endswith(f"{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n")
+    alone = builder([{**rows[3], "image": b}], 1)
+    np.testing.assert_array_equal(batch.patches_BSC[0, 16:64], alone.patches_BSC[0])
+    np.testing.assert_array_equal(batch.patches_BSC[2, :48], alone.patches_BSC[0])
+    grids = [[(4, 4), (6, 8)], [], [(6, 8)], [(4, 4)]]
+    want, following = mrope_positions(batch.tokens_BP, batch.mask_BP, grids, config)
+    np.testing.assert_array_equal(batch.positions_B3P.swapaxes(0, 1), want)
+    np.testing.assert_array_equal(batch.next_position_B, following)
+
+
+def test_a_batch_of_text_alone_has_no_image_tokens(builder):
+    batch = builder([{"image": [], "image_id": 0, "label_index": 0}], 2)
+    assert not (batch.layout.token_index_BM >= 0).any() and not batch.patches_BSC.any()
+    assert batch.tokens_BP[0].tolist() == builder.prompt_ids()
+    np.testing.assert_array_equal(batch.positions_B3P[0, 0], np.arange(batch.tokens_BP.shape[1]))
+
+
+def make_ladder(config, tokenizer, growth=1.25, **options):
+    processor = make_processor(most_pixels=160 * 160)
+    return prompts.PromptBuilder(
+        config, tokenizer, processor, INSTRUCTION, bucket_growth=growth, **options
+    )
+
+
+def programs(builder, tower, batches):
+    """Compiled programs of the vision tower for those batches, and the shares of padding.
+
+    The shares are of image tokens: padding of smaller pictures to the largest of their batch, and
+    of that to the ladder. The arrays of the prompt get no other shapes than the tower's.
+    """
+    traced, shapes, real, largest, held = [], set(), 0, 0, 0
+
+    @random_policy.quick_jit
+    def encode(tower, patches_BSC, layout):
+        traced.append(patches_BSC.shape)
+        return tower(patches_BSC, layout)
+
+    for rows in batches:
+        batch = builder(rows, len(rows))
+        features = np.asarray(encode(tower, batch.patches_BSC, batch.layout))
+        count = (batch.layout.token_index_BM >= 0).sum(axis=1)
+        assert np.isfinite(features).all() and features[0, : count[0]].any()
+        shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
+        real, largest = real + count.sum(), largest + count.max() * len(rows)
+        held += batch.layout.token_index_BM.size
+    assert len(shapes) == len(traced)
+    return len(traced), 1 - real / largest, 1 - largest / held
+
+
+@pytest.mark.parametrize(
+    "growth, size, most_programs, most_padding",
+    [(1.25, 1, 13, 0.15), (1.5, 1, 9, 0.25), (1.25, 4, 6, 0.15)],
+)
+def test_pictures_of_random_sizes_need_a_handful_of_programs(
+    config, tokenizer, growth, size, most_programs, most_padding
+):
+    """40 pictures of 40 to 160 pixels a side: 25 to 400 image tokens, almost all differ."""
+    rng = np.random.default_rng(0)
+    rows = [example(*rng.integers(40, 161, 2), number) for number in range(40)]
+    batches = [rows[i : i + size] for i in range(0, 40, size)]
+    tower = VisionTower(VISION, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    count, between_rows, to_ladder = programs(
+        make_ladder(config, tokenizer, growth), tower, batches
+    )
+    print(f"{count} programs, padding {between_rows:.3f} between rows, {to_ladder:.3f} to ladder")
+    assert count <= most_programs and to_ladder < most_padding, (count, to_ladder)
+    assert (between_rows == 0) == (size == 1)
+
+
+def test_pictures_of_one_size_are_not_padded(config, tokenizer):
+    rows = [example(40, 72, number) for number in range(3)]
+    exact = make_ladder(config, tokenizer, growth=1.0)
+    for batch in (exact(rows, 3), exact(rows[:1], 3)):
+        assert batch.mask_BP.all() and (batch.layout.token_index_BM >= 0).all()
+        assert prompts.batch_sizes(batch) == (12, 45, len(exact.prompt_ids(45)))
+        assert batch.patches_BSC.shape[1] == 45 * 4
+
+
+def test_the_ladder_stays_within_the_limit_of_prompts(config, tokenizer):
+    length = len(make_ladder(config, tokenizer).prompt_ids(20 * 20))
+    builder = make_ladder(config, tokenizer, max_prompt_tokens=length)
+    batch = builder([example(160, 160)], 1)
+    assert batch.tokens_BP.shape == (1, length) and batch.layout.token_index_BM.shape[1] > 400
+
+
+def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkeypatch):
+    builder = make_ladder(config, tokenizer)
+    shares = [builder([example(*size)], 1) for size in ((40, 40), (150, 90), (16, 160))]
+    assert len({prompts.batch_sizes(share) for share in shares}) == 3
+    assert builder.agree(shares[0]) is shares[0]
+    gathered = np.array([prompts.batch_sizes(share) for share in shares])
+    monkeypatch.setattr(prompts.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(prompts.multihost_utils, "process_allgather", lambda sizes: gathered)
+    agreed = [builder.agree(share) for share in shares]
+    assert {prompts.batch_sizes(share) for share in agreed} == {tuple(gathered.max(axis=0))}
+    assert len({tuple(x.shape for x in jax.tree.leaves(share)) for share in agreed}) == 1
+    for before, after in zip(shares, agreed, strict=True):
+        assert after.tokens_BP[after.mask_BP].tolist() == before.tokens_BP[before.mask_BP].tolist()
+
+
+def test_a_ladder_must_grow(config, tokenizer):
+    with pytest.raises(ValueError, match="config.data.bucket_growth is 0.8"):
+        make_ladder(config, tokenizer, growth=0.8)
+
+
+@random_policy.quick_jit
+def numbers_of(policy, batch):
+    """Features, logits, and the gradient of a made-up loss in all weights and in the pixels."""
+    graphdef, weights = nnx.split(policy)
+
+    def loss(weights, patches_BSC):
+        policy = nnx.merge(graphdef, weights)
+        features = policy.encode_images(patches_BSC, batch.layout)
+        positions = batch.positions_B3P.swapaxes(0, 1)
+        logits = policy(batch.tokens_BP, positions, batch.mask_BP, features)
+        return jnp.sum(jnp.sin(logits) * batch.mask_BP[..., None]), (features, logits)
+
+    (_, (features, logits)), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+        weights, batch.patches_BSC
+    )
+    return features, logits, jax.tree.leaves(gradients[0]), gradients[1]
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_more_padding_changes_no_number(seed):
+    _, policy, batch, _ = random_policy.draw(seed)
+    small = prompts.batch_sizes(batch)
+    roomy = prompts.enlarge(
+        batch,
+        prompts.BatchSizes(small.windows + 3, small.image_tokens + 5, small.prompt_tokens + 7),
+        random_policy.PAD,
+    )
+    want, got = numbers_of(policy, batch), numbers_of(policy, roomy)
+    mask, more = batch.mask_BP, roomy.mask_BP
+
+    def same(got, want):
+        assert np.isfinite(got).all()
+        scale = max(np.abs(want).max(), 1e-6)
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * scale)
+
+    same(got[0][:, : small.image_tokens], want[0])
+    assert not np.asarray(got[0][:, small.image_tokens :]).any()
+    same(np.asarray(got[1])[more], np.asarray(want[1])[mask])
+    assert np.isfinite(got[1]).all()
+    for a, b in zip(got[2], want[2], strict=True):
+        assert np.abs(b).max() > 0
+        same(a, b)
+    same(got[3][:, : batch.patches_BSC.shape[1]], want[3])
+    assert not np.asarray(got[3][:, batch.patches_BSC.shape[1] :]).any()
+
+
+def test_a_batch_does_not_shrink(builder):
+    batch = builder([example()], 1)
+    sizes = prompts.batch_sizes(batch)
+    assert prompts.enlarge(batch, sizes, 0) is batch
+    with pytest.raises(ValueError, match="cannot be enlarged"):
+        prompts.enlarge(batch, sizes._replace(image_tokens=3), 0)
+
+
 def test_missing_rows_repeat_the_last_and_weigh_nothing(builder):
     batch = builder([example(number=1), example(number=2)], 5)
     assert batch.weight_B.tolist() == [1, 1, 0, 0, 0]
@@ -185,11 +364,19 @@ def test_a_folder_without_an_image_processor_is_named(tmp_path):
 
 
 def test_shipped_prompts_ask_for_the_tags_and_allow_none():
-    names = sorted(path.stem for path in prompts.TEXTS.glob("*.txt"))
-    assert "base" in names and len({prompts.read_prompt(name) for name in names}) == len(names)
+    names = {path.stem for path in prompts.TEXTS.glob("*.txt")}
+    assert names == {"base", "specific", "calibrated", "elimination", "high_precision",
+                     "max_correctness", "max_specificity"}  # fmt: skip
+    assert len({prompts.read_prompt(name) for name in names}) == len(names)
     for name in names:
         text = prompts.read_prompt(name)
-        assert text == text.strip() and "<think>" in text and "<answer>" in text, name
+        assert text == text.strip() and "\n" not in text and len(text) < 400, name
+        for tag in ("think", "answer"):
+            assert text.count(f"<{tag}></{tag}>") == 1, name
+        assert text.index("<think>") < text.index("<answer>"), name
+        # The finest label is never None; all others may be.
+        assert ("or None" in text or "and None" in text) == (name != "max_specificity"), name
+    assert "None is no answer" in prompts.read_prompt("max_specificity")
 
 
 def test_a_file_of_the_user_is_a_prompt(tmp_path):
@@ -203,3 +390,107 @@ def test_an_unknown_prompt_is_refused_with_the_known_names(tmp_path):
         prompts.read_prompt("bsae")
     with pytest.raises(ValueError, match="no prompt"):
         prompts.read_prompt(str(tmp_path))  # a folder
+
+
+# The settings that are published with Qwen2.5-VL.
+PUBLISHED = {
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
+    return folder
+
+
+def size_by_the_rule(height, width, fewest, most):
+    """Sides are multiples of 28 pixels, nearest to the picture's, with an area within the limits.
+
+    (Qwen2-VL's rule, which Qwen2.5-VL keeps; written down from its description.)
+    """
+    sides = [28 * round(side / 28) for side in (height, width)]
+    area, whole = math.prod(sides), height * width
+    if area > most:
+        sides = [
+            max(28, 28 * math.floor(side * (most / whole) ** 0.5 / 28)) for side in (height, width)
+        ]
+    elif area < fewest:
+        sides = [28 * math.ceil(side * (fewest / whole) ** 0.5 / 28) for side in (height, width)]
+    return sides
+
+
+def patches_by_hand(image, height, width):
+    """Resized, normalised, and cut patch by patch: 2 x 2 neighbours in turn, two equal frames."""
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    mean, std = np.array(PUBLISHED["image_mean"]), np.array(PUBLISHED["image_std"])
+    pixels = (np.asarray(resized, np.float64) / 255 - mean) / std
+    out = []
+    for top in range(0, height, 28):
+        for left in range(0, width, 28):
+            for y in (top, top + 14):
+                for x in (left, left + 14):
+                    patch = pixels[y : y + 14, x : x + 14].transpose(2, 0, 1)
+                    out.append(np.stack([patch, patch], axis=1).ravel())
+    return np.array(out)
+
+
+@pytest.mark.parametrize(
+    "height, width, max_pixels",
+    [
+        (97, 131, None),
+        (3, 200, None),  # three rows of pixels are no channels
+        (20, 31, None),  # enlarged to min_pixels
+        (333, 500, None),
+        (333, 500, 200 * 200),  # shrunk to max_pixels
+        (42, 70, None),  # both sides halfway between multiples
+        (28, 900, 28 * 28 * 16),
+    ],
+)
+def test_pixels_are_those_of_the_published_image_processor(
+    tokenizer, config, published, height, width, max_pixels
+):
+    vision = VisionConfig(
+        depth=1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_heads=2,
+        out_hidden_size=24,
+        full_attention_layers=(0,),
+    )
+    ids = {
+        name: getattr(config, name)
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id",
+                     "vision_end_token_id", "eos_token_id")
+    }  # fmt: skip
+    processor = prompts.load_image_processor(published, max_pixels)
+    builder = prompts.PromptBuilder(
+        ModelConfig(text=TEXT, vision=vision, **ids), tokenizer, processor, INSTRUCTION
+    )
+    row = example(height, width)
+    batch = builder([row], 1)
+    new_height, new_width = size_by_the_rule(height, width, 3136, max_pixels or 12845056)
+    assert batch.patches_BSC.shape[1] == new_height * new_width // 14**2
+    assert batch.layout.hw_BS2[0].max(axis=0).tolist() == [
+        new_height // 14 - 1,
+        new_width // 14 - 1,
+    ]
+    want = patches_by_hand(row["image"], new_height, new_width)
+    np.testing.assert_allclose(batch.patches_BSC[0], want, atol=1e-5)
+
+
+def test_a_limit_below_what_small_pictures_are_enlarged_to_is_refused(published):
+    assert prompts.load_image_processor(published).size["longest_edge"] == 12845056
+    assert prompts.load_image_processor(published, 3136).size["longest_edge"] == 3136
+    assert prompts.load_image_processor(published, 10**9).size["longest_edge"] == 12845056
+    with pytest.raises(ValueError, match="config.data.max_pixels is 3135, but .* 3136 pixels"):
+        prompts.load_image_processor(published, 3135)
