@@ -1,0 +1,224 @@
+"""Sweeps over random small models: every part, and the whole, against transformers in torch.
+
+Each seed draws other dimensions, weights, pictures and texts (`support/random_policy.py`). The
+largest error of each sweep stands in pytest's summary.
+"""
+
+import copy
+import functools
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import random_policy
+import torch
+from flax import nnx
+from random_policy import BANNED, EOS, PAD, quick_jit
+
+from speciarl_jax.rollout.generate import generate
+
+SEEDS = range(20)
+sweep = pytest.mark.parametrize("seed", SEEDS)
+TOLERANCE = 1e-4  # of the largest value
+NEW_TOKENS = 64
+
+
+@functools.cache
+def make_case(seed):
+    with tempfile.TemporaryDirectory() as folder:
+        return random_policy.make_case(seed, folder)
+
+
+@quick_jit
+def run(policy, batch):
+    """The whole model, and what happens inside of it."""
+    features = policy.encode_images(batch.patches_BSC, batch.layout)
+    x = policy.embed(batch.tokens_BP, features)
+    hidden, cache = policy.prefill(x, batch.positions_B3P.swapaxes(0, 1), batch.mask_BP)
+    return {
+        "features": features,
+        "embedded": x,
+        "hidden": hidden,
+        "keys": cache.k_LBPGK,
+        "values": cache.v_LBPGK,
+        "logits": policy.logits(hidden),
+    }
+
+
+@functools.cache
+def ours(seed):
+    case = make_case(seed)
+    return jax.tree.map(np.asarray, run(case.policy, case.batch))
+
+
+def torch_logits(case, model, batch):
+    inputs = case.torch_inputs(batch)
+    inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
+    with torch.no_grad():
+        return model(**inputs).logits.float().numpy()[batch.mask_BP]
+
+
+def relative_error(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape and np.isfinite(got).all()
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+@sweep
+def test_vision_tower(seed, record_error):
+    case = make_case(seed)
+    counts = [sum(h * w // 4 for h, w in row) for row in case.grids]
+    got = [f[:count] for f, count in zip(ours(seed)["features"], counts, strict=True)]
+    with torch.no_grad():
+        visual = case.torch_model.model.visual
+        want = visual(case.flat_patches(), grid_thw=case.grid_thw()).pooler_output.numpy()
+    error = relative_error(np.concatenate(got), want)
+    record_error("vision tower", error)
+    assert error < TOLERANCE
+
+
+@sweep
+def test_merger(seed, record_error):
+    case = make_case(seed)
+    layout, width = case.batch.layout, case.config.vision.hidden_size
+    index_BM = layout.token_index_BM
+    rng = np.random.default_rng(seed)
+    # Merged tokens in the processor's order, and where the tower has them.
+    x_BMkD = 3 * rng.normal(size=(*index_BM.shape, 4, width)).astype(np.float32)
+    x_BUkD = np.zeros((len(index_BM), layout.patch_index_BS.shape[1] // 4, 4, width), np.float32)
+    for b, index_M in enumerate(index_BM):
+        x_BUkD[b, index_M[index_M >= 0]] = x_BMkD[b, index_M >= 0]
+    got = case.policy.visual._merge(x_BUkD.reshape(len(index_BM), -1, width), layout)
+    with torch.no_grad():
+        merger = case.torch_model.model.visual.merger
+        want = merger(torch.tensor(x_BMkD[index_BM >= 0]).flatten(0, 1)).numpy()
+    error = relative_error(np.asarray(got)[index_BM >= 0], want)
+    record_error("merger", error)
+    assert error < TOLERANCE
+
+
+@sweep
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rotary_positions(seed, side):
+    case = make_case(seed)
+    batch = case.batch if side == "left" else case.padded_right()
+    inputs = case.torch_inputs(batch)
+    inputs.pop("pixel_values")
+    want, delta = case.torch_model.model.get_rope_index(**inputs)
+    mask_BP = batch.mask_BP
+    got = batch.positions_B3P.swapaxes(0, 1)
+    np.testing.assert_array_equal(got[:, mask_BP], want.numpy()[:, mask_BP])
+    following_B = delta.numpy().ravel() + mask_BP.sum(axis=1)
+    np.testing.assert_array_equal(batch.next_position_B, following_B)
+
+
+@sweep
+def test_decoder_layers(seed, record_error):
+    """Keys and values of every layer and the final hidden states, of the same embeddings."""
+    case, got = make_case(seed), ours(seed)
+    mask_BP = case.batch.mask_BP
+    with torch.no_grad():
+        want = case.torch_model.model.language_model(
+            inputs_embeds=torch.tensor(got["embedded"]),
+            position_ids=torch.tensor(case.batch.positions_B3P.swapaxes(0, 1)).long(),
+            attention_mask=torch.tensor(mask_BP).long(),
+            use_cache=True,
+        )
+    pairs = [(got["hidden"], want.last_hidden_state.numpy())]
+    for i, layer in enumerate(want.past_key_values.layers):
+        pairs.append((got["keys"][i], layer.keys.numpy().swapaxes(1, 2)))
+        pairs.append((got["values"][i], layer.values.numpy().swapaxes(1, 2)))
+    assert len(pairs) == 1 + 2 * case.config.text.num_layers
+    error = max(relative_error(a[mask_BP], b[mask_BP]) for a, b in pairs)
+    record_error("keys, values and hidden states of the decoder", error)
+    assert error < TOLERANCE
+
+
+@sweep
+def test_language_model_head(seed, record_error):
+    case, got = make_case(seed), ours(seed)
+    with torch.no_grad():
+        want = case.torch_model.lm_head(torch.tensor(got["hidden"])).numpy()
+    error = relative_error(got["logits"], want)
+    record_error("language-model head", error)
+    assert error < TOLERANCE
+
+
+@sweep
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_of_pictures_and_text(seed, side, record_error):
+    case = make_case(seed)
+    if side == "left":
+        batch, got = case.batch, ours(seed)["logits"]
+    else:
+        batch = case.padded_right()
+        got = run(case.policy, batch)["logits"]
+    want = torch_logits(case, case.torch_model, batch)
+    error = relative_error(np.asarray(got)[batch.mask_BP], want)
+    record_error("logits from pictures and text", error)
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("seed", SEEDS[::2])
+def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(seed, record_error):
+    """Rounding has no right answer, so the yardstick is the float32 model of transformers.
+
+    Each bfloat16 run departs from it by its own rounding errors, which are equally large if both
+    round at the same places. Root mean squares over all logits of a case are compared; they scatter
+    by the number of independent logits, so one case may be half as far again, and no more.
+    """
+    case = make_case(seed)
+    policy = random_policy.make_policy(case.config, jnp.bfloat16)
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(case.policy))
+    nnx.update(policy, cast)
+    mask_BP = case.batch.mask_BP
+    want = torch_logits(case, case.torch_model, case.batch)
+    theirs = torch_logits(case, copy.deepcopy(case.torch_model).bfloat16(), case.batch)
+    got = np.asarray(run(policy, case.batch)["logits"])[mask_BP]
+
+    def distance(x):
+        return np.sqrt(np.mean((x - want) ** 2))
+
+    record_error("bfloat16 logits: ours", distance(got) / want.std(), "of their spread, rms")
+    record_error("bfloat16 logits: transformers'", distance(theirs) / want.std(), "likewise")
+    assert 0 < distance(got) < 1.5 * distance(theirs)
+
+
+@quick_jit
+def greedy(policy, batch):
+    return generate(
+        policy,
+        batch,
+        policy.encode_images(batch.patches_BSC, batch.layout),
+        jax.random.key(0),
+        num_rollouts=1,
+        max_tokens=NEW_TOKENS,
+        eos_id=EOS,
+        banned_V=BANNED,
+        temperature=0.0,
+    )
+
+
+@sweep
+def test_greedy_answers_are_those_of_transformers(seed, record_error):
+    """All tokens, of all rows; answers may not end, so that all 64 tokens are compared."""
+    case = make_case(seed)
+    with torch.no_grad():
+        found = case.torch_model.generate(
+            **case.torch_inputs(case.batch),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            suppress_tokens=np.flatnonzero(BANNED).tolist(),
+            pad_token_id=PAD,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    want = found.sequences[:, -NEW_TOKENS:].numpy()
+    got = np.asarray(greedy(case.policy, case.batch).tokens_BNT)[:, 0]
+    best = torch.stack(found.scores, 1).topk(2).values.numpy()
+    record_error("greedy tokens that differ", np.mean(got != want), "of all")
+    np.testing.assert_array_equal(got, want)
+    # Near ties would make the test a matter of luck.
+    assert np.min(best[..., 0] - best[..., 1]) > 1e-5 * np.abs(best).max()
