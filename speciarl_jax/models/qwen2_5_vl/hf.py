@@ -370,9 +370,13 @@ def _export(config, model, path, source, layer, stack, dtype) -> np.ndarray:
     if path[:2] == ("decoder", "layers") and f"{path[2]}_a" in adapters:
         pair = [adapters[f"{path[2]}_{half}"][...][layer][None] for half in "ab"]
         tensor = lora.merge(tensor[None], pair, model.decoder.lora_scale)[0]
-    # Turned on the device, which is quicker.
     tensor = tensor.astype(dtype)
-    array = np.asarray(tensor if source.layout == "same" else tensor.T)
+    if source.layout != "same":
+        tensor = tensor.T  # on the device, which is quicker
+    elif not source.stacked:
+        # An array keeps the numpy array that is made of it; the model's own must not.
+        tensor = jnp.copy(tensor)
+    array = np.asarray(tensor)
     if source.layout == "patches":
         vision = config.vision
         sides = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
