@@ -3,6 +3,7 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import pytest
 import torch
@@ -11,6 +12,7 @@ from jax.sharding import AbstractMesh
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from speciarl_jax import sharding
+from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -98,6 +100,17 @@ def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes)
             on_a_chip += math.prod(where.shard_shape(variable.shape))
     # Norms and biases are cut on one axis of the mesh only.
     assert whole / parts <= on_a_chip < 1.005 * whole / parts
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_int8_weights_lie_where_their_kernels_would(sizes):
+    mesh = AbstractMesh(sizes, sharding.AXES)
+    state = nnx.State({"q": parameters("7B")["decoder", "layers", "q"]})
+    [want] = jax.tree.leaves(sharding.shardings_of(mesh, state))
+    quantized = jax.eval_shape(lambda state: jax.tree.map(int8.quantize, state), state)
+    values, scales = jax.tree.leaves(sharding.shardings_of(mesh, quantized))
+    assert values == want and values.shard_shape((28, 3584, 3584)) != (28, 3584, 3584)
+    assert scales.shard_shape((28, 1, 3584)) == (28, 1, 3584 // mesh.shape["tensor"])
 
 
 def test_an_unknown_size_is_refused_with_those_there_are():
