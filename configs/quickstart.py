@@ -18,13 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.lora_alpha = 16.0
     config.model.scan_unroll = 3
     config.data.bucket_growth = 1.0  # all pictures have one size
-    config.data.options.difficulty = "easy"
     config.data.options.views = 2
     config.rollout.max_tokens = 24
+    config.rollout.temperature = 0.7
     config.verifier.options.max_response_bytes = 192
     # Without the division, a rare lucky answer does not outweigh what is usually right.
     config.advantage.normalize_by_std = False
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 10
     config.train.steps = 60
     config.train.batch_size = 32

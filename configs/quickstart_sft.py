@@ -53,10 +53,10 @@ def get_config() -> ml_collections.ConfigDict:
     # How the base policy talks (pretraining/answers.py).
     config.habits = ml_collections.ConfigDict()
     # Usual level: abstain, generic, less specific, specific.
-    config.habits.level_shares = (0.12, 0.4, 0.23, 0.25)
-    config.habits.usual = 0.55
+    config.habits.level_shares = (0.2, 0.37, 0.2, 0.23)
+    config.habits.usual = 0.75
     config.habits.abstain = ml_collections.ConfigDict(
-        {"clean": 0.02, "easy": 0.03, "moderate": 0.08, "hard": 0.3}
+        {"clean": 0.02, "easy": 0.05, "moderate": 0.15, "hard": 0.6}
     )
     config.habits.synonym = 0.1
     # Supervision of the decoder by answers in words; the tower is frozen.

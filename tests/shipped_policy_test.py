@@ -20,10 +20,8 @@ def test_it_is_right_more_often_than_not_and_errs_and_declines(run):
     score = evaluator.score(judged.category_BN)
     assert len(labels) >= 150
     assert score.correctness >= 0.60
-    assert min(score.histogram[name] for name in ("wrong", "generic", "specific")) > 0
-    # It hardly ever declines when it takes the likeliest words, but it does when it samples.
-    sampled = evaluator(run.lora, temperature=1.0)
-    assert evaluator.score(sampled.category_BN).histogram["abstain"] > len(sampled.rows) // 50
+    kinds = ("abstain", "wrong", "generic", "specific")
+    assert min(score.histogram[name] for name in kinds) > len(judged.rows) // 50
 
 
 @pytest.mark.slow
