@@ -34,6 +34,8 @@ VOCAB = 64
 # Special tokens at the end of the vocabulary; text is drawn from what is before them.
 IMAGE, VIDEO, START, END, EOS, PAD = range(VOCAB - 6, VOCAB)
 BANNED = np.arange(VOCAB) >= IMAGE
+# One in which no greedy choice of the first 20 seeds is nearly a tie.
+STREAM = 1
 GROUPINGS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 2), (6, 3))
 
 
@@ -181,7 +183,8 @@ def random_weights(rng, policy: Qwen25VL) -> None:
     """Weights that keep activations near 1, with norms and biases that do something.
 
     Initial weights of a new model would let every logit lie near 0: a greedy choice would then be
-    one between near ties. These spread the logits by several units.
+    one between near ties. These spread the logits by several units. They are numpy arrays, which
+    are cut into a checkpoint without a compiler.
     """
     for path, p in nnx.to_flat_state(nnx.state(policy)):
         if "norm" in path[-1]:
@@ -189,15 +192,16 @@ def random_weights(rng, policy: Qwen25VL) -> None:
         elif path[-1].endswith("_bias"):
             value = rng.normal(0, 0.3, p.shape)
         elif path[-1] == "embedding":
-            value = rng.normal(0, 0.5, p.shape)
+            # A head tied to larger ones would repeat the last token for ever.
+            value = rng.normal(0, 0.2, p.shape)
         else:
             value = rng.normal(0, 1.2 / np.sqrt(p.shape[-2]), p.shape)
-        p.set_value(jnp.asarray(value, p.dtype))
+        p.set_value(value.astype(p.dtype))
 
 
 def draw(seed: int, rows: int = 3):
     """Dimensions, a policy, a batch and its grids; `seed` decides everything."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([STREAM, seed])
     config = random_config(rng, seed)
     policy = make_policy(config)
     random_weights(rng, policy)

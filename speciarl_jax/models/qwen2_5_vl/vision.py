@@ -144,12 +144,13 @@ def _block(x_BSD, params, mask, cos_sin, config, dtype):
     q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
     q, k = _rotate(q, *cos_sin), _rotate(k, *cos_sin)
     attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    x_BSD = x_BSD + rearrange(attended, "b s h k -> b s (h k)") @ params["proj"]
-    x_BSD = x_BSD + params["proj_bias"]
+    attended = rearrange(attended, "b s h k -> b s (h k)")
+    # Product and bias first: the residual stream is larger, and rounds more coarsely.
+    x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])
     h_BSD = _rms_norm(x_BSD, params["norm2"], config.norm_eps)
     gate = jax.nn.silu(h_BSD @ params["gate"] + params["gate_bias"])
     up = h_BSD @ params["up"] + params["up_bias"]
-    return x_BSD + (gate * up) @ params["down"] + params["down_bias"]
+    return x_BSD + ((gate * up) @ params["down"] + params["down_bias"])
 
 
 def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

@@ -25,6 +25,15 @@ TOLERANCE = 1e-4  # of the largest value
 NEW_TOKENS = 64
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread():
+    """Threads that wait for each other over such small matrices cost more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @functools.cache
 def make_case(seed):
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +73,24 @@ def relative_error(got, want):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape and np.isfinite(got).all()
     return np.abs(got - want).max() / np.abs(want).max()
+
+
+def test_the_sweep_draws_every_kind_of_model_and_row():
+    cases = [make_case(seed) for seed in SEEDS]
+    rows = [row for case in cases for row in case.grids]
+    assert {len(row) for row in rows} == {0, 1, 2, 3}
+    assert sum(len(set(row)) > 1 for row in rows) > 10
+    visions, texts = [c.config.vision for c in cases], [c.config.text for c in cases]
+    assert {v.window_units for v in visions} == {1, 2, 3, 4}
+    full = [(len(v.full_attention_layers), v.depth) for v in visions]
+    assert any(n == 0 for n, _ in full) and any(n == depth > 1 for n, depth in full)
+    assert any(0 < n < depth for n, depth in full)
+    odd = [any(side // 2 % c.config.vision.window_units for row in c.grids for grid in row
+               for side in grid) for c in cases]  # fmt: skip
+    assert sum(odd) >= 10
+    assert {t.num_heads // t.num_kv_heads for t in texts} >= {1, 2, 3, 4}
+    assert {t.tie_word_embeddings for t in texts} == {True, False}
+    assert sum(not case.batch.mask_BP.all() for case in cases) == len(cases)
 
 
 @sweep
@@ -161,13 +188,14 @@ def test_logits_of_pictures_and_text(seed, side, record_error):
     assert error < TOLERANCE
 
 
-@pytest.mark.parametrize("seed", SEEDS[::2])
+@pytest.mark.parametrize("seed", SEEDS[::3])
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(seed, record_error):
     """Rounding has no right answer, so the yardstick is the float32 model of transformers.
 
-    Each bfloat16 run departs from it by its own rounding errors, which are equally large if both
-    round at the same places. Root mean squares over all logits of a case are compared; they scatter
-    by the number of independent logits, so one case may be half as far again, and no more.
+    Each bfloat16 run departs from it by its own rounding errors, which are about equally large if
+    both round at the same places (ours rounds once more before a bias). Root mean squares over all
+    logits of a case are compared: over 20 seeds ours was 0.75 to 1.19 times theirs, 1.03 in the
+    geometric mean. An operation in the wrong precision costs a multiple.
     """
     case = make_case(seed)
     policy = random_policy.make_policy(case.config, jnp.bfloat16)
