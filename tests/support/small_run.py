@@ -85,6 +85,8 @@ def small_config(folder, **changes):
     config.data.options.domains = DOMAINS
     config.rollout.num_rollouts = 4
     config.rollout.max_tokens = 8
+    config.rollout.temperature = 1.0
+    config.data.options.difficulty = "easy"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 0
     # Where a gradient is nearly zero, rounding must not decide about the sign of a whole step.
