@@ -1,5 +1,6 @@
 """One functional policy update: gradients over micro-batches, then one optimizer step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,38 +96,41 @@ def update(
     taken_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
     weight_BNT = token_weights(taken_BNT)
 
-    def loss_of(lora, part: UpdateBatch, weight_BNT):
+    score = functools.partial(
+        logprobs.answer_logprobs,
+        banned_V=banned_V,
+        temperature=temperature,
+        chunk_size=logprob_chunk,
+        remat=remat,
+    )
+
+    def loss_of(lora, part, weight_BNT):
         policy = nnx.merge(graphdef, lora, base)
-
-        def score(use_lora):
-            return logprobs.answer_logprobs(
-                policy,
-                part.prompt,
-                part.features_BMD,
-                part.rollout.tokens_BNT,
-                banned_V=banned_V,
-                temperature=temperature,
-                use_lora=use_lora,
-                chunk_size=logprob_chunk,
-                remat=remat,
-            )
-
-        logp_BNT, entropy_BNT = score(True)
-        loss, metrics = policy_loss(logp_BNT, part.rollout.logp_BNT, part.advantage_BN, weight_BNT)
-        metrics["entropy"] = jnp.sum(weight_BNT * entropy_BNT)
-        if kl_coefficient:
-            reference_BNT, _ = score(False)
-            taken_BNT = weight_BNT > 0
-            kl_BNT = kl.k3(
-                jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0)
-            )
-            metrics["kl"] = jnp.sum(weight_BNT * kl_BNT)
-            loss += kl_coefficient * metrics["kl"]
-        return loss, {"loss": loss, **metrics}
+        return _loss(policy, part, weight_BNT, score, policy_loss, kl_coefficient)
 
     parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, weight_BNT))
     grads, metrics = _sum_over_parts(loss_of, state.lora, parts)
     return _step(state, grads, metrics, optimizer)
+
+
+def _loss(policy, part: UpdateBatch, weight_BNT, score, policy_loss, kl_coefficient):
+    """Loss and metrics of some images: policy loss, and KL to the policy with LoRA off."""
+
+    def score_with(use_lora):
+        return score(
+            policy, part.prompt, part.features_BMD, part.rollout.tokens_BNT, use_lora=use_lora
+        )
+
+    logp_BNT, entropy_BNT = score_with(True)
+    loss, metrics = policy_loss(logp_BNT, part.rollout.logp_BNT, part.advantage_BN, weight_BNT)
+    metrics["entropy"] = jnp.sum(weight_BNT * entropy_BNT)
+    if kl_coefficient:
+        reference_BNT, _ = score_with(False)
+        taken_BNT = weight_BNT > 0
+        kl_BNT = kl.k3(jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0))
+        metrics["kl"] = jnp.sum(weight_BNT * kl_BNT)
+        loss += kl_coefficient * metrics["kl"]
+    return loss, {"loss": loss, **metrics}
 
 
 def _sum_over_parts(loss_of, lora, parts):

@@ -281,29 +281,17 @@ def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
         return batch
     if min(np.subtract(sizes, now)) < 0:
         raise ValueError(f"a batch of {now} cannot be enlarged to {sizes}")
-    layout = batch.layout
-    per_slot = layout.patch_index_BS.shape[1] // now.windows
     per_token = batch.patches_BSC.shape[1] // now.image_tokens
-    slots = (sizes.windows - now.windows) * per_slot
-    tokens = sizes.image_tokens - now.image_tokens
+    patches = (sizes.image_tokens - now.image_tokens) * per_token
     left = sizes.prompt_tokens - now.prompt_tokens
 
-    def pad(x, before=0, after=0, value=-1, axis=1):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (before, after)
-        return np.pad(x, widths, constant_values=value)
+    def pad_left(x, value):
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
 
     return batch.replace(
-        patches_BSC=pad(batch.patches_BSC, after=tokens * per_token, value=0),
-        layout=layout.replace(
-            patch_index_BS=pad(layout.patch_index_BS, after=slots),
-            image_BS=pad(layout.image_BS, after=slots),
-            window_BS=pad(layout.window_BS, after=slots),
-            hw_BS2=pad(layout.hw_BS2, after=slots, value=0),
-            token_index_BM=pad(layout.token_index_BM, after=tokens),
-            num_windows=sizes.windows,
-        ),
-        tokens_BP=pad(batch.tokens_BP, before=left, value=pad_id),
-        mask_BP=pad(batch.mask_BP, before=left, value=False),
-        positions_B3P=pad(batch.positions_B3P, before=left, value=1, axis=2),
+        patches_BSC=np.pad(batch.patches_BSC, [(0, 0), (0, patches), (0, 0)]),
+        layout=layout_lib.pad_layout(batch.layout, sizes.windows, sizes.image_tokens),
+        tokens_BP=pad_left(batch.tokens_BP, pad_id),
+        mask_BP=pad_left(batch.mask_BP, False),
+        positions_B3P=pad_left(batch.positions_B3P, 1),
     )

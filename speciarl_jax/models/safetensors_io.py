@@ -121,8 +121,10 @@ def _header(file: str, part: Any) -> Header:
     return Header(file, kind, shape, math.prod(shape) * int(bits[0] if bits else 8) // 8)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object.
+def read_json(
+    path: pathlib.Path, hint: str = "point the path at a checkpoint folder"
+) -> dict[str, Any]:
+    """A JSON object; `hint` says what to do where there is no such file.
 
     Raises:
       ValueError: the file is missing, no text, no JSON or no object.
@@ -130,12 +132,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} is missing; point the path at a checkpoint folder") from None
+        raise ValueError(f"{path} is missing; {hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}; download it again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object; download it again")
     return found
+
+
+def check_names(
+    where: str | pathlib.Path, present: set[str], wanted: set[str], question: str
+) -> None:
+    """Refuses a file or folder whose tensors are not exactly those that are wanted.
+
+    Raises:
+      ValueError: names some that are missing or unexpected, and asks `question`.
+    """
+    for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
+        if names:
+            raise ValueError(
+                f"{where} {what} tensors {sorted(names)[:5]} ({len(names)} in all); {question}"
+            )
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """From pictures to a `PromptBatch`: shapes, padding, placeholders, and what is refused."""
 
+import dataclasses
 import json
 import math
 
@@ -459,23 +460,10 @@ def patches_by_hand(image, height, width):
 def test_pixels_are_those_of_the_published_image_processor(
     tokenizer, config, published, height, width, max_pixels
 ):
-    vision = VisionConfig(
-        depth=1,
-        hidden_size=16,
-        intermediate_size=16,
-        num_heads=2,
-        out_hidden_size=24,
-        full_attention_layers=(0,),
-    )
-    ids = {
-        name: getattr(config, name)
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id",
-                     "vision_end_token_id", "eos_token_id")
-    }  # fmt: skip
+    vision = dataclasses.replace(config.vision, patch_size=14, window_size=112)
+    config = dataclasses.replace(config, vision=vision)
     processor = prompts.load_image_processor(published, max_pixels)
-    builder = prompts.PromptBuilder(
-        ModelConfig(text=TEXT, vision=vision, **ids), tokenizer, processor, INSTRUCTION
-    )
+    builder = prompts.PromptBuilder(config, tokenizer, processor, INSTRUCTION)
     row = example(height, width)
     batch = builder([row], 1)
     new_height, new_width = size_by_the_rule(height, width, 3136, max_pixels or 12845056)

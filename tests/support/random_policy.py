@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import torch_policy
 from flax import nnx
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
@@ -70,25 +70,9 @@ class Case:
             next_position_B=following_B,
         )
 
-    def flat_patches(self) -> torch.Tensor:
-        """The patches of all pictures one after the other, as the torch model reads them."""
-        counts = [sum(h * w for h, w in row) for row in self.grids]
-        rows = [p[:n] for p, n in zip(self.batch.patches_BSC, counts, strict=True)]
-        return torch.tensor(np.concatenate(rows))
-
-    def grid_thw(self) -> torch.Tensor:
-        return torch.tensor([(1, h, w) for row in self.grids for h, w in row])
-
     def torch_inputs(self, batch: PromptBatch) -> dict[str, torch.Tensor]:
-        tokens = torch.tensor(batch.tokens_BP).long()
-        inputs = {
-            "input_ids": tokens,
-            "attention_mask": torch.tensor(batch.mask_BP).long(),
-            "mm_token_type_ids": (tokens == IMAGE).int(),
-        }
-        if any(self.grids):
-            inputs |= {"pixel_values": self.flat_patches(), "image_grid_thw": self.grid_thw()}
-        return inputs
+        """What the torch model reads; `batch` is `self.batch`, padded on either side."""
+        return torch_policy.inputs(batch, IMAGE, self.grids)
 
 
 def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
@@ -213,7 +197,4 @@ def make_case(seed: int, folder) -> Case:
     """Everything of it is decided by `seed`; `folder` is for the checkpoint in between."""
     config, policy, batch, grids = draw(seed)
     hf.save(folder, config, policy)
-    torch_model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32
-    ).eval()
-    return Case(config, policy, torch_model, batch, grids)
+    return Case(config, policy, torch_policy.load(folder), batch, grids)

@@ -14,18 +14,27 @@ def load(folder):
     return model.float().eval()
 
 
-def inputs(batch, image_token_id):
-    """A `PromptBatch` of square pictures of one size as what the torch model reads."""
-    count, patches, _ = batch.patches_BSC.shape
-    side = math.isqrt(patches)
+def inputs(batch, image_token_id, grids=None):
+    """A `PromptBatch` as what the torch model reads.
+
+    `grids`: for each row those of its pictures, in patches; None for a square picture a row.
+    """
+    patches_BSC = np.asarray(batch.patches_BSC)
+    if grids is None:
+        side = math.isqrt(patches_BSC.shape[1])
+        grids = [[(side, side)]] * len(patches_BSC)
     tokens = torch.tensor(np.asarray(batch.tokens_BP)).long()
-    return {
+    found = {
         "input_ids": tokens,
         "attention_mask": torch.tensor(np.asarray(batch.mask_BP)).long(),
-        "pixel_values": torch.tensor(np.asarray(batch.patches_BSC)).flatten(0, 1),
-        "image_grid_thw": torch.tensor([(1, side, side)] * count),
         "mm_token_type_ids": (tokens == image_token_id).int(),
     }
+    if any(grids):
+        counts = [sum(h * w for h, w in row) for row in grids]
+        rows = [row[:count] for row, count in zip(patches_BSC, counts, strict=True)]
+        found["pixel_values"] = torch.tensor(np.concatenate(rows))
+        found["image_grid_thw"] = torch.tensor([(1, h, w) for row in grids for h, w in row])
+    return found
 
 
 def logits(model, batch, image_token_id):

@@ -189,12 +189,8 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
     if ("decoder", "head") not in sources:
         # Some writers store the tied head a second time.
         present.discard("lm_head.weight")
-    for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
-        if names:
-            raise ValueError(
-                f"{reader.folder} {what} tensors {sorted(names)[:5]} ({len(names)} in all); do "
-                "config.json and the weights belong together?"
-            )
+    question = "do config.json and the weights belong together?"
+    safetensors_io.check_names(reader.folder, present, wanted, question)
     return stored
 
 

@@ -58,29 +58,18 @@ class _Row(NamedTuple):
     slots: int
 
 
-def vision_layout(
-    grids: Sequence[Sequence[Grid]],
-    config: VisionConfig,
-    *,
-    num_windows: int | None = None,
-    num_tokens: int | None = None,
-) -> VisionLayout:
-    """Lays out the pictures of each row.
+def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> VisionLayout:
+    """Lays out the pictures of each row, padded to the largest row.
 
     Args:
       grids: for each row the grids of its pictures, in order; a row may have none.
       config: the vision tower's dimensions.
-      num_windows: W to pad to, so that pictures of many sizes share one compiled program; the
-        batch's own largest when None.
-      num_tokens: M to pad to, likewise.
 
     Raises:
-      ValueError: a grid that does not divide into merged tokens, or a bucket that is too small.
+      ValueError: a grid that does not divide into merged tokens.
     """
     rows = [_row_layout(tuple(row), config) for row in grids]
     windows, tokens = vision_sizes(grids, config)
-    windows = _fitting("attention windows", windows, num_windows)
-    tokens = _fitting("image tokens", tokens, num_tokens)
     merge, side = config.spatial_merge_size, config.window_units
     token_BU = np.full((len(rows), windows * side**2), -1, np.int32)
     image_BU, window_BU = np.full_like(token_BU, -1), np.full_like(token_BU, -1)
@@ -103,6 +92,44 @@ def vision_layout(
         hw_BS2=hw_BUk2.reshape(len(rows), -1, 2).astype(np.int32),
         token_index_BM=token_index_BM,
         num_windows=windows,
+    )
+
+
+def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> VisionLayout:
+    """The same layout with more padding, so that pictures of many sizes share a compiled program.
+
+    Args:
+      layout: of numpy arrays.
+      num_windows: W to pad to.
+      num_tokens: M to pad to.
+
+    Raises:
+      ValueError: the layout has more than that.
+    """
+    tokens = layout.token_index_BM.shape[1]
+    for what, needed, size in (
+        ("attention windows", layout.num_windows, num_windows),
+        ("image tokens", tokens, num_tokens),
+    ):
+        if needed > size:
+            raise ValueError(
+                f"the batch needs {needed} {what}, the bucket holds {size}; use a larger bucket or "
+                "smaller pictures"
+            )
+    per_slot = layout.patch_index_BS.shape[1] // layout.num_windows
+    slots = (num_windows - layout.num_windows) * per_slot
+
+    def pad(x, after, value=-1):
+        widths = [(0, 0), (0, after)] + [(0, 0)] * (x.ndim - 2)
+        return np.pad(x, widths, constant_values=value)
+
+    return VisionLayout(
+        patch_index_BS=pad(layout.patch_index_BS, slots),
+        image_BS=pad(layout.image_BS, slots),
+        window_BS=pad(layout.window_BS, slots),
+        hw_BS2=pad(layout.hw_BS2, slots, 0),
+        token_index_BM=pad(layout.token_index_BM, num_tokens - tokens),
+        num_windows=num_windows,
     )
 
 
@@ -195,17 +222,6 @@ def _pack(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int
         while first < len(used) and used[first] == capacity:
             first += 1
     return slot, offset, len(used)
-
-
-def _fitting(what: str, needed: int, size: int | None) -> int:
-    if size is None:
-        return needed
-    if needed > size:
-        raise ValueError(
-            f"the batch needs {needed} {what}, the bucket holds {size}; use a larger bucket or "
-            "smaller pictures"
-        )
-    return size
 
 
 def mrope_positions(

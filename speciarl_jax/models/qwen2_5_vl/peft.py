@@ -16,6 +16,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
 from speciarl_jax.models.qwen2_5_vl.hf import Put
@@ -117,13 +118,8 @@ def read_adapter_config(folder: str | pathlib.Path) -> AdapterConfig:
         the adapter computes and is not implemented here.
     """
     path = pathlib.Path(folder) / CONFIG
-    try:
-        settings = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} is missing; give the folder of a PEFT adapter") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+    settings = safetensors_io.read_json(path, "give the folder of a PEFT adapter")
+    if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path} describes no LoRA; only peft_type 'LORA' can be read")
     _refuse_options(path, settings)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
@@ -171,7 +167,13 @@ def load_adapter(
     adapter = read_adapter_config(folder)
     tensors = _read_tensors(folder)
     names = _names(config)
-    _check_names(folder, set(tensors), {name for group in names.values() for name in group})
+    safetensors_io.check_names(
+        folder / WEIGHTS,
+        set(tensors),
+        {name for group in names.values() for name in group},
+        "adapters must cover every linear layer of the base's language model and nothing else. Was "
+        "it trained on another base, or with other target_modules?",
+    )
     lora = abstract_lora(config, adapter.rank)
     variables = dict(nnx.to_flat_state(lora))
     for path, variable in variables.items():
@@ -214,16 +216,6 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
         _PREFIX + _LAYERS + name.removeprefix(old) if name.startswith(old) else name: tensor
         for name, tensor in tensors.items()
     }
-
-
-def _check_names(folder: pathlib.Path, present: set[str], wanted: set[str]) -> None:
-    for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
-        if names:
-            raise ValueError(
-                f"{folder / WEIGHTS} {what} tensors {sorted(names)[:3]} ({len(names)} in all); "
-                "adapters must cover every linear layer of the base's language model and nothing "
-                "else. Was it trained on another base, or with other target_modules?"
-            )
 
 
 def _check_shape(

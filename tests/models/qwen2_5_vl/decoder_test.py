@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_policy import QUICK
 
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import decoder as decoder_lib
@@ -23,8 +24,6 @@ CONFIG = TextConfig(
     num_kv_heads=2,
     mrope_section=(2, 1, 1),
 )
-# Compiling takes longer than running here.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 IMAGES, PROMPT, ANSWERS, LENGTH = 2, 12, 3, 16
 
 

@@ -114,7 +114,7 @@ def test_sizes_of_the_ladder_hold_their_batches_and_are_few(side):
     for seed in range(100):
         grids = random_grids(np.random.default_rng(seed), 3, most=16)
         windows, tokens = layout_lib.vision_sizes(grids, config, growth=1.25)
-        layout = layout_lib.vision_layout(grids, config, num_windows=windows, num_tokens=tokens)
+        layout = layout_lib.pad_layout(layout_lib.vision_layout(grids, config), windows, tokens)
         assert layout.num_windows == windows and layout.token_index_BM.shape[1] == tokens
         found.add((windows, tokens))
     assert len(found) <= 16, sorted(found)

@@ -99,8 +99,9 @@ def test_vision_tower(seed, record_error):
     counts = [sum(h * w // 4 for h, w in row) for row in case.grids]
     got = [f[:count] for f, count in zip(ours(seed)["features"], counts, strict=True)]
     with torch.no_grad():
-        visual = case.torch_model.model.visual
-        want = visual(case.flat_patches(), grid_thw=case.grid_thw()).pooler_output.numpy()
+        visual, inputs = case.torch_model.model.visual, case.torch_inputs(case.batch)
+        want = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        want = want.pooler_output.numpy()
     error = relative_error(np.concatenate(got), want)
     record_error("vision tower", error)
     assert error < TOLERANCE

@@ -118,15 +118,19 @@ def test_larger_buckets_change_no_number():
     grids = GRIDS[1]
     tower = VisionTower(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     patches = pad(random_patches(grids, config), config.patch_dim)
-    tight = tower(patches, layout_lib.vision_layout(grids, config))
-    roomy = tower(patches, layout_lib.vision_layout(grids, config, num_windows=11, num_tokens=20))
+    layout = layout_lib.vision_layout(grids, config)
+    tight = tower(patches, layout)
+    roomy = tower(patches, layout_lib.pad_layout(layout, 11, 20))
     assert roomy.shape[1] == 20
     np.testing.assert_allclose(roomy[:, : tight.shape[1]], tight, atol=1e-5)
     assert np.all(np.asarray(roomy[:, tight.shape[1] :]) == 0)
 
 
 def test_a_bucket_that_is_too_small_is_refused_with_both_numbers():
+    layout = layout_lib.vision_layout([[(8, 8)]], make_config())
     with pytest.raises(ValueError, match=r"needs 4 attention windows, the bucket holds 3"):
-        layout_lib.vision_layout([[(8, 8)]], make_config(), num_windows=3)
+        layout_lib.pad_layout(layout, 3, 16)
+    with pytest.raises(ValueError, match=r"needs 16 image tokens, the bucket holds 15"):
+        layout_lib.pad_layout(layout, 4, 15)
     with pytest.raises(ValueError, match="5 x 8 patches"):
         layout_lib.vision_layout([[(5, 8)]], make_config())
