@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision.out_hidden_size = 192
     # Supervision of the tower by the levels of the label tree.
     config.vision_stage = ml_collections.ConfigDict()
+    config.vision_stage.policy = ""  # name or folder of one whose tower is taken as it is
     config.vision_stage.cycles = (220,)  # epochs of each fall of the learning rate
     config.vision_stage.batch_size = 128
     config.vision_stage.muon_learning_rate = 0.02

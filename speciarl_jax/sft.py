@@ -2,9 +2,10 @@
 
     python -m speciarl_jax.sft --config=configs/quickstart_sft.py --workdir=runs/quickstart_sft
 
-The first stage supervises the vision tower with the levels of the label tree. The second trains a
-tokenizer and a decoder that answers in words, on the frozen tower, and writes a checkpoint folder
-in the Hugging Face layout: `policy/` in the workdir.
+The first stage supervises the vision tower with the levels of the label tree; with
+`--config.vision_stage.policy=emoji_tiny` the tower of that policy is taken instead. The second
+trains a tokenizer and a decoder that answers in words, on the frozen tower, and writes a checkpoint
+folder in the Hugging Face layout: `policy/` in the workdir.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
+from speciarl_jax.assemble import model_folder
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import emoji, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -161,6 +163,23 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
     return nnx.merge(graphs[0], params[0])
 
 
+def read_tower(config: ml_collections.ConfigDict) -> VisionTower:
+    """The tower of the policy that `config.vision_stage.policy` names, in float32.
+
+    Raises:
+      ValueError: there is no such policy, or its tower has other dimensions than `config.vision`.
+    """
+    folder = model_folder(config.vision_stage.policy)
+    wanted = VisionConfig(**config.vision)
+    if (found := hf.read_config(folder).vision) != wanted:
+        raise ValueError(
+            f"the tower of config.vision_stage.policy={folder} is {found}, but config.vision says "
+            f"{wanted}; set config.vision to the former, or config.vision_stage.policy='' to train "
+            "a new tower"
+        )
+    return hf.load(folder, dtype=jnp.float32, param_dtype=jnp.float32)[1].visual
+
+
 def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     """Muon for the matrices, AdamW for the rest; one rise and fall of the learning rate.
 
@@ -245,7 +264,7 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depe
     facts = {"rows": len(data), "seed": config.seed, "label_tree": label_tree}
     for section in (stage, config.data, config.vision, *depends_on):
         facts |= json.loads(section.to_json())
-    for free in ("cycles", "log_every", "workers", "watch_split"):
+    for free in ("cycles", "policy", "log_every", "workers", "watch_split"):
         facts.pop(free, None)
     stream, step = iter(batches), 0
     if checkpoints.latest_step() is not None:
@@ -373,7 +392,7 @@ def train_answers(
         loss_of,
         frozen,
         lambda decoder: {name: evaluate(decoder)},
-        (config.text, config.habits),
+        (config.text, config.habits, ml_collections.ConfigDict({"tower_of": config.vision_stage.policy})),
     )
     # bfloat16 as the published checkpoints, and half the size.
     hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)
@@ -393,7 +412,7 @@ def main(_):
     quieten_orbax()
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    tower = train_vision(config, workdir)
+    tower = read_tower(config) if config.vision_stage.policy else train_vision(config, workdir)
     folder = train_answers(config, tower, workdir)
     logging.info("wrote %s", folder)
 
