@@ -92,3 +92,17 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
             # where the gradient is nearly 0.
             want = config.vision_stage.learning_rate * (0.9 * 0.1 / 0.19 + 1)
             np.testing.assert_allclose(np.abs(update[...]), want, rtol=2e-2, err_msg=str(path))
+
+
+def test_a_decoder_on_the_tower_of_a_policy_that_exists(config, tmp_path):
+    tower = sft.VisionTower(sft.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
+    first = sft.train_answers(config, tower, tmp_path / "first")
+    config.vision_stage.policy = str(first)
+    second = sft.train_answers(config, sft.read_tower(config), tmp_path / "second")
+    one, two = (dict(nnx.to_flat_state(nnx.state(hf.load(f)[1].visual))) for f in (first, second))
+    for path, param in one.items():
+        np.testing.assert_array_equal(param[...], two[path][...], err_msg=str(path))
+
+    config.vision.depth = 3
+    with pytest.raises(ValueError, match="depth=2.*depth=3"):
+        sft.read_tower(config)
