@@ -96,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 3e-5
     config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0  # updates until a cosine has taken the rate to 0; 0: constant
     config.optimizer.weight_decay = 0.01
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999

@@ -7,17 +7,20 @@ def make(
     *,
     learning_rate: float,
     warmup_steps: int,
+    decay_steps: int,
     weight_decay: float,
     b1: float,
     b2: float,
     epsilon: float,
     max_grad_norm: float,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up to a constant rate.
+    """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up, then a constant rate or
+    a cosine decay (arXiv 1608.03983, without restarts) to 0.
 
     Args:
       learning_rate: after the warm-up.
       warmup_steps: updates from 0 to `learning_rate`; 0 for none.
+      decay_steps: all updates, warm-up included; the rate is 0 after them. 0: no decay.
       weight_decay: decoupled, times the learning rate.
       b1: decay of the first moment.
       b2: decay of the second moment.
@@ -32,10 +35,17 @@ def make(
             f"optimizer: learning_rate {learning_rate} and max_grad_norm {max_grad_norm} must be "
             f"above 0 and warmup_steps {warmup_steps} at least 0"
         )
+    if decay_steps and decay_steps <= warmup_steps:
+        raise ValueError(
+            f"optimizer: decay_steps {decay_steps} counts the warm-up too and must be above "
+            f"warmup_steps {warmup_steps}, or 0 for a constant rate"
+        )
     # The first update is taken at 1 / warmup_steps, not at 0: a step that changes nothing is lost.
-    schedule = optax.linear_schedule(
-        learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 0)
-    )
+    rise = max(warmup_steps - 1, 0)
+    schedule = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, rise)
+    if decay_steps:
+        fall = optax.cosine_decay_schedule(learning_rate, decay_steps - rise)
+        schedule = optax.join_schedules([schedule, fall], [rise])
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
         optax.adamw(schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),

@@ -10,6 +10,7 @@ from speciarl_jax import optimizer
 OPTIONS = {
     "learning_rate": 0.1,
     "warmup_steps": 0,
+    "decay_steps": 0,
     "weight_decay": 0.0,
     "b1": 0.9,
     "b2": 0.99,
@@ -68,6 +69,16 @@ def test_the_learning_rate_rises_evenly_and_the_first_update_counts(warmup, rate
     np.testing.assert_allclose(-np.diff(np.ravel(path)), rates, rtol=1e-4)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_the_learning_rate_falls_as_a_cosine_behind_the_warm_up(warmup):
+    path = run([np.ones(1)] * 10, np.zeros(1), warmup_steps=warmup, decay_steps=8)
+    rises = max(warmup - 1, 0)
+    rates = [0.1 * (t + 1) / warmup for t in range(rises)]
+    rates += [0.05 * (1 + np.cos(np.pi * t / (8 - rises))) for t in range(8 - rises)] + [0.0] * 2
+    got = -np.diff(np.ravel([np.zeros(1), *path]))
+    np.testing.assert_allclose(got, rates, rtol=1e-4, atol=1e-7)
+
+
 def test_a_gradient_is_scaled_down_as_a_whole_and_never_up():
     adamw = optimizer.make(**OPTIONS | {"max_grad_norm": 1.0, "epsilon": 1e3, "b1": 0.0})
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
@@ -92,6 +103,7 @@ def test_a_gradient_is_scaled_down_as_a_whole_and_never_up():
         ({"learning_rate": -1.0}, "learning_rate -1.0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm 0.0 must be above 0"),
         ({"warmup_steps": -1}, "warmup_steps -1 at least 0"),
+        ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps 5 .* above warmup_steps 5"),
     ],
 )
 def test_values_that_cannot_work_are_refused(changes, said):
