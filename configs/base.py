@@ -71,6 +71,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.verifier.options.max_answer_bytes = 64
     config.verifier.options.max_response_bytes = 4096
 
+    # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
+    config.label_noise = ml_collections.ConfigDict()
+    config.label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
+    config.label_noise.seed = 0
+
     # The reward: a module of `speciarl_jax/rewards` with a function `reward`.
     config.reward = ml_collections.ConfigDict()
     config.reward.name = "best_prediction"

@@ -21,6 +21,7 @@ from speciarl_jax.losses import token_weights
 from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
+from speciarl_jax.verify import label_noise
 
 SHIPPED = pathlib.Path(__file__).parent / "policies"
 
@@ -234,6 +235,7 @@ def try_parts(config: ml_collections.ConfigDict) -> None:
     valid_BN = jnp.ones((1, 2), bool)
     advantage_BN = group_advantages(reward(jnp.array([[0, 4]]), valid_BN), valid_BN)
     policy_loss(*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, jnp.ones((1, 2, 1)))
+    label_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)
 
 
@@ -259,6 +261,9 @@ def learner(run: Run, optimizer_) -> Any:
             remat=config.train.remat,
         ),
         mini_batches=config.train.mini_batches,
+        noise=functools.partial(label_noise.noisy, **config.label_noise)
+        if config.label_noise.rate
+        else None,
     )
 
 

@@ -68,6 +68,7 @@ def learn(
     advantages: Callable[[jax.Array, jax.Array], jax.Array],
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     mini_batches: int,
+    noise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Rewards the answers, compares them within their group, and updates the policy.
 
@@ -83,6 +84,8 @@ def learn(
       advantages: (reward_BN, valid_BN) -> advantage_BN.
       update: (state, base, UpdateBatch) -> (state, metrics).
       mini_batches: optimizer updates; must divide B.
+      noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the
+        study of verifiers that err (`verify.label_noise`).
 
     Returns:
       The new state and float32 metrics named `stage/name`; those of the updates are averaged.
@@ -95,7 +98,8 @@ def learn(
         raise ValueError(
             f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
         )
-    reward_BN = reward(category_BN, valid_BN)
+    rewarded_BN = noise(category_BN, batch.image_id_B, state.step) if noise else category_BN
+    reward_BN = reward(rewarded_BN, valid_BN)
     advantage_BN = advantages(reward_BN, valid_BN)
     whole = UpdateBatch(
         prompt=batch,
@@ -109,6 +113,9 @@ def learn(
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
     metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
     summary = describe(rollout, category_BN, valid_BN, reward_BN, advantage_BN, batch.weight_B)
+    if noise:
+        moved_BN = valid_BN & (rewarded_BN != category_BN)
+        summary["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(valid_BN), 1)
     return state, metrics | summary
 
 

@@ -180,3 +180,45 @@ def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
     learn = functools.partial(step.learn, **options)
     with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
         learn(state, run.base, batch_of(run), features, *made_up(0, run))
+
+
+def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
+    rollout, category, _ = made_up(4, run)
+    everyone = np.ones(category.shape, bool)
+    seen = []
+
+    def reward(category_BN, valid_BN):
+        seen.append(np.asarray(category_BN))
+        return best_prediction.reward(category_BN, valid_BN)
+
+    def noise(category_BN, image_id_B, step):
+        assert image_id_B.shape == (IMAGES,) and int(step) == 7
+        return category_BN.at[0].set(Category.ABSTAIN)
+
+    state = update_lib.TrainState(step=7, lora={}, opt_state=(), skipped=jnp.int32(0))
+    metrics = [
+        step.learn(
+            state,
+            None,
+            batch_of(run),
+            np.zeros((IMAGES, 1, 1)),
+            rollout,
+            jnp.asarray(category),
+            jnp.asarray(everyone),
+            reward=reward,
+            advantages=advantages.group_advantages,
+            update=lambda state, base, batch: (state, {}),
+            mini_batches=1,
+            noise=chosen,
+        )[1]
+        for chosen in (None, noise)
+    ]
+    np.testing.assert_array_equal(seen[0], category)
+    np.testing.assert_array_equal(seen[1][1:], category[1:])
+    assert (seen[1][0] == Category.ABSTAIN).all()
+    # The first group is wrong throughout, so every verdict of it moved.
+    assert float(metrics[1].pop("verify/noise")) == pytest.approx(1 / IMAGES)
+    for name in metrics[0]:
+        if name.startswith("verify/"):
+            assert metrics[0][name] == metrics[1][name]
+    assert metrics[1]["reward/mean"] > metrics[0]["reward/mean"]

@@ -290,6 +290,7 @@ REFUSED = {
     "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
     "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),
     "train__max_skipped": (0, "config.train.max_skipped is 0; it must be at least 1"),
+    "label_noise__rate": (1.5, "config.label_noise.rate is 1.5; it must lie between 0 and 1"),
     "checkpoint__keep": (0, "config.checkpoint.keep is 0; it must be at least 1"),
 }
 
