@@ -68,8 +68,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.verifier.options = ml_collections.ConfigDict()
     config.verifier.options.path = ""  # label tree (JSON); "" for the data set's own
     config.verifier.options.require_think = True  # no <think>...</think>: unparsed
+    config.verifier.options.max_words = 8  # of a label; a longer answer is wrong
     config.verifier.options.max_answer_bytes = 64
     config.verifier.options.max_response_bytes = 4096
+
+    # A language model on the devices.
+    judge = config.verifier.flax_judge = ml_collections.ConfigDict()
+    # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
+    # tower without LoRA, at no extra memory.
+    judge.weights = "policy_base"
+    judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
+    judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
+    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.max_words = 8  # of a label; a longer answer is wrong
+    judge.max_answer_bytes = 64  # likewise
+    judge.max_response_bytes = 4096
+    judge.max_answer_tokens = 24  # of the judge's; a longer answer is wrong
+    judge.answers_at_once = 1  # about each picture, for memory
+    # Where the judge has another vocabulary, answers are encoded anew on the host.
+    judge.pairs_at_once = 64
+    judge.min_probability = 0.0  # a verdict that is less probable counts as none
 
     # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
     config.label_noise = ml_collections.ConfigDict()

@@ -71,6 +71,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that lie on the mesh stay where they are; all others are copied to every device."""
+    where = replicated(mesh)
+
+    def one(x):
+        sharded = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
+        return x if sharded and x.sharding.mesh == mesh else jax.device_put(x, where)
+
+    return jax.tree.map(one, tree)
+
+
 def check_batch(mesh: Mesh, what: str, size: int) -> None:
     """Refuses a number of pictures that the mesh cannot cut evenly.
 

@@ -32,7 +32,7 @@ from speciarl_jax.verify.category import Category
 ASK = -2
 
 # Between the first and the last word of an answer. Outside of them any punctuation is trimmed.
-MARKS = answer.LIST_MARKS + b"\n\r\v\f\x00()[]{}<>\"`=:?!\\*~^"
+MARKS = answer.LIST_MARKS + b'\n\r\v\f\x00()[]{}<>"`=:?!\\*~^'
 # In the form of `answer.normalize`, with a space at both ends.
 JOINS = tuple(f" {word} ".encode() for word in ("or", "and", "either", "vs", "versus", "-")) + (
     b"--",

@@ -1,4 +1,4 @@
-"""WordNet's noun files as plain text: `data.noun` and `index.noun` (wndb(5WN) of Princeton WordNet).
+"""WordNet's noun files as plain text, `data.noun` and `index.noun`: wndb(5WN) of Princeton WordNet.
 
 A line of `data.noun` is a synset: offset, lexicographer file, type, number of words in hexadecimal,
 words with a sense number each, number of pointers, pointers of four fields each, and a gloss behind
