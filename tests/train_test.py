@@ -278,6 +278,7 @@ REFUSED = {
     "rollout__temperature": (0.0, "config.rollout.temperature is 0.0; .*set it above 0"),
     "verifier__name": ("oracle", r"'oracle' is no choice for verify; choose one of .*taxonomy"),
     "verifier__options__max_answer_bytes": (2, "max_answer_bytes is 2; raise max_answer_bytes"),
+    "verifier__options__max_words": (1, "the name .* words, and max_words is 1; raise max_words"),
     "verifier__options__path": ("/no/tree.json", "/no/tree.json"),
     "reward__name": ("praise", r"'praise' is no choice for rewards; .*best_prediction"),
     "reward__options__mode": ("some", "reward mode 'some' is unknown; choose one of .*single"),

@@ -475,7 +475,7 @@ def make_scorer(
 
     Raises:
       ValueError: the chat template loses the pair, a verdict begins another one in this tokenizer,
-        or an id of the tokenizer lies outside of the model's vocabulary.
+        an id of the tokenizer lies outside of the model's vocabulary, or the prompt is too long.
     """
     # Names that no normal form changes and no prompt holds.
     truth, prediction, verdict = "qxtruthxq", "qxpredictionxq", "wrong"
@@ -507,6 +507,12 @@ def make_scorer(
         raise ValueError(
             f"the judge's tokenizer uses id {highest}, its model has {decoder.config.vocab_size}; "
             "do tokenizer and weights belong together?"
+        )
+    longest = len(prefix) + max(map(len, truths)) + len(tail) + max(map(len, verdicts))
+    if longest >= decoder.config.max_position_embeddings:
+        raise ValueError(
+            f"the judge's prompt takes {longest} tokens without an answer, its model has positions "
+            f"for {decoder.config.max_position_embeddings}; shorten the prompt"
         )
     graphdef, weights = nnx.split(decoder)
     truth_FC, truth_length_F = _padded(truths)

@@ -1,5 +1,6 @@
 """The judge on the devices: transformers' numbers, the policy's tokens, and no way to sway it."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import speciarl_jax
+from speciarl_jax import audit_verifier
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text
 from speciarl_jax.verify import answer, byte_text, flax_judge, judge_prompt, screen
@@ -168,17 +170,12 @@ def batch_of(rows, width=96):
     return tokens, mask
 
 
-@functools.cache
-def reading(max_answer_tokens=48):
-    """(tokens, mask, labels) -> stated verdicts, tokens of the pairs and their masks."""
-    scorer = flax_judge.Scorer(
-        *[None] * 2,
-        jnp.array([[1, 2], [1, 0], [1, 2], [1, 2], [1, 2]]),
-        jnp.array([2, 1, 2, 2, 2]),
-        jnp.array([3]),
-        *[None] * 3,
-    )
-    judge = flax_judge.FlaxJudge(
+def reader(names, max_answer_tokens):
+    """A judge without a model: the true label is one token, or two for the label 0."""
+    length = jnp.array([2] + [1] * (len(names) - 1))
+    truths = jnp.tile(jnp.array([[1, 2]]), (len(names), 1))
+    scorer = flax_judge.Scorer(*[None] * 2, truths, length, jnp.array([3]), *[None] * 3)
+    return flax_judge.FlaxJudge(
         scorer=scorer,
         tokens=byte_text.TokenBytes.create(policy_bytes()),
         screen=screen.Screen.create(NAMES, max_words=4, max_answer_bytes=48, require_think=False),
@@ -188,8 +185,13 @@ def reading(max_answer_tokens=48):
         answers_at_once=1,
         min_probability=0.0,
     )
-    one = jax.vmap(judge._read, in_axes=(0, 0, None))
-    return jax.jit(jax.vmap(one))
+
+
+@functools.cache
+def reading(max_answer_tokens=48):
+    """(tokens, mask, labels) -> stated verdicts, tokens of the pairs and their masks."""
+    judge = reader(NAMES, max_answer_tokens)
+    return jax.jit(jax.vmap(jax.vmap(judge._read, in_axes=(0, 0, None))))
 
 
 def check_reading(rows, texts, label):
@@ -201,7 +203,7 @@ def check_reading(rows, texts, label):
         assert int(stated[n]) == (screen.ASK if want is None else want), text
         if want is None:
             ids = np.asarray(pair[n])[np.asarray(is_token[n])]
-            truth = 1 if label == 1 else 2
+            truth = 1 if label else 2
             shown = b"".join(policy_bytes()[i] for i in ids[truth:-1])
             assert shown == answer.normalize(content).encode(), text
             assert ids[:truth].tolist() == [1, 2][:truth] and ids[-1] == 3
@@ -255,6 +257,29 @@ def test_an_answer_of_too_many_tokens_is_wrong_and_never_asked():
 def in_bytes(text):
     single = {spelt: i for i, spelt in reversed(by_first_bytes())}
     return [single[bytes([b])] for b in text.encode()]
+
+
+def test_every_attempt_to_sway_is_refused_or_shown_as_plain_words():
+    rows = audit_verifier.read_pairs("adversarial")
+    names = [row["truth"] for row in rows]
+    limits = {"max_words": 8, "max_answer_bytes": 64, "require_think": False}
+    judge = dataclasses.replace(
+        reader(names, max_answer_tokens=64),
+        screen=screen.Screen.create(names, **limits),
+        max_response_bytes=4096,
+    )
+    ids = [flax_judge.encode(policy_tokenizer(), row["response"]) for row in rows]
+    tokens, mask = batch_of(ids, max(map(len, ids)))
+    label = np.arange(len(rows), dtype=np.int32)
+    stated, pair, is_token = jax.jit(jax.vmap(judge._read))(tokens[0], mask[0], label)
+    # The first row has a label of two tokens, and is no row for the judge to decide.
+    assert rows[0]["judge"] != "ask"
+    for row, got, shown, seen in zip(rows, *map(np.asarray, (stated, pair, is_token)), strict=True):
+        want = row["judge"]
+        assert got == (screen.ASK if want == "ask" else Category[want.upper()]), row
+        if want == "ask":
+            spelt = b"".join(policy_bytes()[i] for i in shown[seen][1:-1]).decode()
+            assert all(c.isalnum() or c in " -" for c in spelt) and spelt == spelt.lower()
 
 
 # --- verdicts -------------------------------------------------------------------------------------
