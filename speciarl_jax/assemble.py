@@ -22,6 +22,7 @@ from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
 from speciarl_jax.verify import label_noise
+from speciarl_jax.verify.host_verifier import HostVerifier
 
 SHIPPED = pathlib.Path(__file__).parent / "policies"
 
@@ -40,7 +41,7 @@ class Run:
       tokenizer: of the checkpoint.
       builder: pictures to batches.
       labels: the names on the host; its `leaf_index` numbers the labels.
-      verifier: of the configuration.
+      verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
       banned_V: tokens that are never sampled.
     """
 
@@ -140,8 +141,10 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     labels, verifier = lookup.find("verify", config.verifier.name, "create")(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
         getattr(source, "TAXONOMY_PATH", None),
-        **config.verifier.options,
+        **verifier_options(config),
     )
+    if not isinstance(verifier, HostVerifier):
+        verifier = jax.device_put(verifier, sharding.replicated(mesh))
     builder = prompts.PromptBuilder(
         model_config,
         tokenizer,
@@ -162,13 +165,19 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         tokenizer=tokenizer,
         builder=builder,
         labels=labels,
-        verifier=jax.device_put(verifier, sharding.replicated(mesh)),
+        verifier=verifier,
         banned_V=jnp.asarray(banned_V),
     )
     pipeline.check_length(len(run.source(config.seed)), config.train.batch_size)
     run.source(config.evaluation.seed, **config.evaluation.options)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
+
+
+def verifier_options(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
+    """Options of the chosen verifier: the section of its name, or else `options`."""
+    name = config.verifier.name
+    return config.verifier[name] if name in config.verifier else config.verifier.options
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -197,9 +206,24 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.max_skipped", train.max_skipped, 1),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("verifier.chunks", config.verifier.chunks, 1),
     ):
         if value < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    for key in ("min_verified", "max_unverified"):
+        if not 0 <= config.verifier[key] <= 1:
+            raise ValueError(
+                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
+                "number from 0 to 1"
+            )
+    if train.batch_size % config.verifier.chunks:
+        raise ValueError(
+            f"config.train.batch_size {train.batch_size} cannot be cut into "
+            f"{config.verifier.chunks} parts (config.verifier.chunks)"
+        )
+    sharding.check_batch(
+        mesh, "train.batch_size / verifier.chunks", train.batch_size // config.verifier.chunks
+    )
     if config.rollout.temperature <= 0:
         raise ValueError(
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
@@ -264,6 +288,7 @@ def learner(run: Run, optimizer_) -> Any:
         noise=functools.partial(label_noise.noisy, **config.label_noise)
         if config.label_noise.rate
         else None,
+        min_verified=config.verifier.min_verified,
     )
 
 
