@@ -43,7 +43,7 @@ class Run:
       tokenizer: of the checkpoint.
       builder: pictures to batches.
       labels: the names on the host; its `leaf_index` numbers the labels.
-      verifier: of the configuration.
+      verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
       banned_V: tokens that are never sampled.
     """
 
@@ -258,9 +258,24 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.max_skipped", train.max_skipped, 1),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("verifier.chunks", config.verifier.chunks, 1),
     ):
         if value < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    for key in ("min_verified", "max_unverified"):
+        if not 0 <= config.verifier[key] <= 1:
+            raise ValueError(
+                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
+                "number from 0 to 1"
+            )
+    if train.batch_size % config.verifier.chunks:
+        raise ValueError(
+            f"config.train.batch_size {train.batch_size} cannot be cut into "
+            f"{config.verifier.chunks} parts (config.verifier.chunks)"
+        )
+    sharding.check_batch(
+        mesh, "train.batch_size / verifier.chunks", train.batch_size // config.verifier.chunks
+    )
     if config.rollout.temperature <= 0:
         raise ValueError(
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
@@ -325,6 +340,7 @@ def learner(run: Run, optimizer_) -> Any:
         noise=functools.partial(label_noise.noisy, **config.label_noise)
         if config.label_noise.rate
         else None,
+        min_verified=config.verifier.min_verified,
     )
 
 

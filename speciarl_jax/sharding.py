@@ -148,6 +148,27 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     )
 
 
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of an array of `batch_sharding`, so that each row is one process's and no other's.
+
+    Returns:
+      int [b], which rows, and their values [b, ...]. Where several processes hold copies of a row,
+      one of them has it here.
+    """
+    shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    numbers = [np.arange(array.shape[0])[shard.index[0]] for shard in shards]
+    values = [np.asarray(shard.data) for shard in shards]
+    if not shards:
+        return np.zeros(0, int), np.zeros((0, *array.shape[1:]), array.dtype)
+    return np.concatenate(numbers), np.concatenate(values)
+
+
+def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """All rows, which every process holds, to an array of `batch_sharding`."""
+    where = batch_sharding(mesh)
+    return jax.make_array_from_callback(rows.shape, where, lambda index: rows[index])
+
+
 def shardings_of(mesh: Mesh, tree: Any) -> Any:
     """The shardings of a pytree of `nnx.Variable` (by their axes) and other arrays (replicated).
 

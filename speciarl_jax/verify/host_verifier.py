@@ -1,8 +1,8 @@
 """The two kinds of verifiers, and the contract of those that live outside of compiled programs.
 
 An *in-graph* verifier is a pytree with a traceable `verify(tokens_BNT, mask_BNT, label_index_B)`.
-A *host* verifier is an instance of `HostVerifier`: it is handed text and answers later. Callers tell
-them apart by this type and by nothing else.
+A *host* verifier is an instance of `HostVerifier`: it is handed text and answers later. Callers
+tell them apart by this type and by nothing else.
 """
 
 import abc
@@ -52,5 +52,6 @@ class HostVerifier(abc.ABC):
     def troubles(self) -> str:
         """What went wrong since the last call, for people; "" for nothing."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Frees threads, connections and files."""
