@@ -62,14 +62,76 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.temperature = 1.0
     config.rollout.top_p = 1.0
 
-    # The verifier: a module of `speciarl_jax/verify` with a function `create`.
+    # The verifier: a module of `speciarl_jax/verify` with a function `create`. Its options are the
+    # section of its name or, where there is none, `options`.
     config.verifier = ml_collections.ConfigDict()
     config.verifier.name = "taxonomy"
+    # Share of a group that must have a verdict; a group with less leaves the update. An answer
+    # without one might have been the best of its group, so below 1 such groups learn from a bar
+    # that may be too low.
+    config.verifier.min_verified = 1.0
+    # A step or an evaluation with a larger share of answers without a verdict stops the run, which
+    # saves a checkpoint first.
+    config.verifier.max_unverified = 0.2
+    # Parts of a batch that are sampled one after the other when the verifier is on the host: it
+    # judges one while the next is sampled. It does nothing for a verifier inside the program.
+    config.verifier.chunks = 1
     config.verifier.options = ml_collections.ConfigDict()
     config.verifier.options.path = ""  # label tree (JSON); "" for the data set's own
     config.verifier.options.require_think = True  # no <think>...</think>: unparsed
+    config.verifier.options.max_words = 8  # of a label; a longer answer is wrong
     config.verifier.options.max_answer_bytes = 64
     config.verifier.options.max_response_bytes = 4096
+
+    # A language model on the devices.
+    judge = config.verifier.flax_judge = ml_collections.ConfigDict()
+    # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
+    # tower without LoRA, at no extra memory.
+    judge.weights = "policy_base"
+    judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
+    judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
+    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.max_words = 8  # of a label; a longer answer is wrong
+    judge.max_answer_bytes = 64  # likewise
+    judge.max_response_bytes = 4096
+    judge.max_answer_tokens = 24  # of the judge's; a longer answer is wrong
+    judge.answers_at_once = 1  # about each picture, for memory
+    # Where the judge has another vocabulary, answers are encoded anew on the host.
+    judge.pairs_at_once = 64
+    judge.min_probability = 0.0  # a verdict that is less probable counts as none
+
+    # A language model behind an OpenAI-compatible server.
+    judge = config.verifier.http_judge = ml_collections.ConfigDict()
+    judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
+    judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
+    judge.model = ""  # what the server calls the judge
+    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.max_words = 8  # of a label; a longer answer is wrong
+    judge.max_answer_bytes = 96  # of a label
+    # Verdicts are kept here: path of an SQLite file, redis://HOST:PORT/NUMBER, or "" for nowhere.
+    judge.cache = "runs/verdicts.sqlite"
+    judge.decoding = ml_collections.ConfigDict()
+    judge.decoding.temperature = 0.0
+    judge.decoding.max_tokens = 32
+    judge.decoding.seed = 0  # None: none is sent
+    # How a server is asked to restrict replies: "json_schema", "choice" (vLLM), "none", or "auto".
+    judge.decoding.structured = "auto"
+    judge.decoding.extra_body = ml_collections.ConfigDict()  # further fields of a request
+    judge.server = ml_collections.ConfigDict()
+    judge.server.url = "http://127.0.0.1:8000/v1"
+    judge.server.api_key_env = ""  # environment variable that holds the key; "" for no key
+    judge.server.concurrency = 64  # requests at once, of each process
+    judge.server.timeout = 60.0  # seconds of an attempt
+    judge.server.attempts = 10  # at a pair
+    judge.server.backoff = 1.0  # seconds; doubles with each attempt, and jitter shortens it
+    judge.server.max_backoff = 60.0  # seconds
+    # Seconds without any verdict after which the waiting answers stay without one.
+    judge.server.patience = 600.0
+
+    # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
+    config.label_noise = ml_collections.ConfigDict()
+    config.label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
+    config.label_noise.seed = 0
 
     # The reward: a module of `speciarl_jax/rewards` with a function `reward`.
     config.reward = ml_collections.ConfigDict()
@@ -112,7 +174,8 @@ def get_config() -> ml_collections.ConfigDict:
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
     config.train.remat = "full"
-    # One compiled program for rollout, verify, reward and update. Needs an in-graph verifier.
+    # One compiled program for rollout, verify, reward and update; with a verifier on the host there
+    # are always several.
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     config.train.log_every = 1  # steps

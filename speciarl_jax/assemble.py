@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,10 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import token_weights
 from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.types import PromptBatch
+from speciarl_jax.verify import flax_judge, label_noise
+from speciarl_jax.verify.host_verifier import HostVerifier
 
 SHIPPED = pathlib.Path(__file__).parent / "policies"
 
@@ -39,7 +43,7 @@ class Run:
       tokenizer: of the checkpoint.
       builder: pictures to batches.
       labels: the names on the host; its `leaf_index` numbers the labels.
-      verifier: of the configuration.
+      verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
       banned_V: tokens that are never sampled.
     """
 
@@ -122,24 +126,11 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     check(config, mesh)
     try_parts(config)
     tokenizer = tokenizer_lib.load(folder)
-    model_config, policy = hf.load(
-        folder,
-        dtype=_dtype("model.dtype", config.model.dtype),
-        param_dtype=_dtype("model.param_dtype", config.model.param_dtype),
-        lora_rank=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
-        scan_unroll=config.model.scan_unroll,
-        base_weights=config.model.base_weights,
-        seed=config.seed,
-        put=sharding.put_param(mesh),
-    )
+    model_config, policy = load_policy(config, folder, mesh)
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
-    source = lookup.find("data", config.data.name, "Source")
-    labels, verifier = lookup.find("verify", config.verifier.name, "create")(
-        tokenizer_lib.token_bytes(tokenizer, vocabulary),
-        getattr(source, "TAXONOMY_PATH", None),
-        **config.verifier.options,
+    labels, verifier = make_verifier(
+        config, config.verifier.name, verifier_options(config), tokenizer, vocabulary, mesh, policy
     )
     builder = prompts.PromptBuilder(
         model_config,
@@ -161,13 +152,84 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         tokenizer=tokenizer,
         builder=builder,
         labels=labels,
-        verifier=jax.device_put(verifier, sharding.replicated(mesh)),
+        verifier=verifier,
         banned_V=jnp.asarray(banned_V),
     )
     pipeline.check_length(len(run.source(config.seed)), config.train.batch_size)
     run.source(config.evaluation.seed, **config.evaluation.options)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
+
+
+def load_policy(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[ModelConfig, Qwen25VL]:
+    """Reads the policy of the configuration into its shards, with fresh adapters."""
+    return hf.load(
+        folder,
+        **dtypes(config),
+        lora_rank=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
+        scan_unroll=config.model.scan_unroll,
+        base_weights=config.model.base_weights,
+        seed=config.seed,
+        put=sharding.put_param(mesh),
+    )
+
+
+def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`dtype` of matrix products and `param_dtype` of frozen weights."""
+    return {
+        "dtype": _dtype("model.dtype", config.model.dtype),
+        "param_dtype": _dtype("model.param_dtype", config.model.param_dtype),
+    }
+
+
+def verifier_options(
+    config: ml_collections.ConfigDict, name: str | None = None
+) -> Mapping[str, Any]:
+    """Options of a verifier, by default the chosen one: the section of its name, or `options`."""
+    name = config.verifier.name if name is None else name
+    return config.verifier[name] if name in config.verifier else config.verifier.options
+
+
+def make_verifier(
+    config: ml_collections.ConfigDict,
+    name: str,
+    options: Mapping[str, Any],
+    tokenizer: Any,
+    vocabulary: int,
+    mesh: jax.sharding.Mesh,
+    policy: Qwen25VL | None,
+) -> tuple[Any, Any]:
+    """The labels and a verifier: on the mesh, or a `HostVerifier`.
+
+    Args:
+      config: the whole configuration.
+      name: of the verifier.
+      options: of the verifier.
+      tokenizer: of the policy.
+      vocabulary: rows of the policy's head.
+      mesh: over all devices.
+      policy: whose tower a judge may use; None reads it if the verifier's `create` asks for it.
+    """
+    create = lookup.find("verify", name, "create")
+    source = lookup.find("data", config.data.name, "Source")
+    extra = {}
+    if "policy" in inspect.signature(create).parameters:
+        if policy is None:
+            _, policy = load_policy(config, model_folder(config.model.path), mesh)
+        put = sharding.put_param(mesh)
+        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, put, dtypes(config))
+    labels, verifier = create(
+        tokenizer_lib.token_bytes(tokenizer, vocabulary),
+        getattr(source, "TAXONOMY_PATH", None),
+        **extra,
+        **options,
+    )
+    if not isinstance(verifier, HostVerifier):
+        verifier = sharding.place(mesh, verifier)
+    return labels, verifier
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -196,9 +258,24 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.max_skipped", train.max_skipped, 1),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("verifier.chunks", config.verifier.chunks, 1),
     ):
         if value < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    for key in ("min_verified", "max_unverified"):
+        if not 0 <= config.verifier[key] <= 1:
+            raise ValueError(
+                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
+                "number from 0 to 1"
+            )
+    if train.batch_size % config.verifier.chunks:
+        raise ValueError(
+            f"config.train.batch_size {train.batch_size} cannot be cut into "
+            f"{config.verifier.chunks} parts (config.verifier.chunks)"
+        )
+    sharding.check_batch(
+        mesh, "train.batch_size / verifier.chunks", train.batch_size // config.verifier.chunks
+    )
     if config.rollout.temperature <= 0:
         raise ValueError(
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
@@ -234,6 +311,7 @@ def try_parts(config: ml_collections.ConfigDict) -> None:
     valid_BN = jnp.ones((1, 2), bool)
     advantage_BN = group_advantages(reward(jnp.array([[0, 4]]), valid_BN), valid_BN)
     policy_loss(*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, jnp.ones((1, 2, 1)))
+    label_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)
 
 
@@ -259,6 +337,10 @@ def learner(run: Run, optimizer_) -> Any:
             remat=config.train.remat,
         ),
         mini_batches=config.train.mini_batches,
+        noise=functools.partial(label_noise.noisy, **config.label_noise)
+        if config.label_noise.rate
+        else None,
+        min_verified=config.verifier.min_verified,
     )
 
 

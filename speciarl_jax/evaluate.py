@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     for name, lora in policies.items():
         judged = greedy(lora, name=name)
         write_answers(workdir / f"answers_{name}.jsonl", judged)
-        found[name] = greedy.score(judged.category_BN)
+        found[name] = greedy.score(judged.verified)
     if given.best_of:
         options = run.config.evaluation
         sampled = Evaluator(run, num_rollouts=given.best_of, batch_size=options.best_of_batch_size)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
                 top_p=options.best_of_top_p,
                 name=f"{name}, best of {given.best_of}",
             )
-            best = metrics.best_of_n(judged.category_BN)
+            best = metrics.best_of_n(judged.verified)
             found[f"{name}, best of {given.best_of}"] = sampled.score(best)
     if jax.process_index() == 0:
         rows = {name: dataclasses.asdict(value) for name, value in found.items()}

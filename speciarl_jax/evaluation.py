@@ -11,9 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from speciarl_jax import assemble, metrics, sharding, step
+from speciarl_jax import assemble, judging, metrics, sharding, step
 from speciarl_jax.data import pipeline
 from speciarl_jax.verify.category import Category
+
+# Stands for the verdict of an answer that has none, where answers are written.
+UNVERIFIED = "unverified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +27,18 @@ class Judged:
       rows: the pictures' own rows, without the pixels.
       responses: N texts a picture.
       category_BN: int32 `Category`.
+      valid_BN: bool, a verdict exists; only a host verifier leaves answers without one.
     """
 
     rows: list[Mapping[str, Any]]
     responses: list[list[str]]
     category_BN: np.ndarray
+    valid_BN: np.ndarray
+
+    @property
+    def verified(self) -> np.ndarray:
+        """Categories [B', N] of the pictures all of whose answers have a verdict."""
+        return self.category_BN[self.valid_BN.all(axis=1)]
 
 
 class Evaluator:
@@ -54,35 +64,49 @@ class Evaluator:
 
         def program(lora, base, verifier, batch, key, temperature, top_p):
             _, rollout = sampler(lora, base, batch, key, temperature, top_p)
-            category_BN, _ = step.verify(verifier, batch, rollout)
-            return rollout.tokens_BNT, rollout.mask_BNT, category_BN
+            # A host verifier is handed the text later.
+            verdicts = step.verify(verifier, batch, rollout) if verifier is not None else ()
+            return rollout.tokens_BNT, rollout.mask_BNT, *verdicts
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
     def __call__(
         self, lora: Any, *, temperature: float = 0.0, top_p: float = 1.0, name: str = "evaluation"
     ) -> Judged:
-        """Answers and verdicts with these adapters; the same pictures and keys in every call."""
-        run = self._run
+        """Answers and verdicts with these adapters; the same pictures and keys in every call.
+
+        Raises:
+          judging.JudgeAway: too many answers have no verdict.
+        """
+        run, on_host = self._run, judging.is_host(self._run)
         key = jax.random.key(run.config.evaluation.seed)
         process, processes = jax.process_index(), jax.process_count()
-        rows, responses, categories = [], [], []
+        rows, responses, verdicts, sent = [], [], [], []
         batches = list(range(0, len(self.source), self._batch_size))
         stream = pipeline.evaluation_batches(
             self.source, self._batch_size, process=process, processes=processes
         )
         for count, local in tqdm(stream, total=len(batches), desc=name, disable=process > 0):
             batch = self._build(local)
+            verifier = None if on_host else run.verifier
             found = self._program(
-                lora, run.base, run.verifier, batch, key, np.float32(temperature), np.float32(top_p)
+                lora, run.base, verifier, batch, key, np.float32(temperature), np.float32(top_p)
             )
+            if on_host:
+                # Judged while the next batches are sampled.
+                sent.append(judging.send(run, *found, batch.label_index_B, batch.weight_B))
             if processes > 1:
                 found = multihost_utils.process_allgather(found, tiled=True)
-            tokens, mask, category = (np.asarray(x)[: len(count)] for x in found)
+            tokens, mask, *verdict = (np.asarray(x)[: len(count)] for x in found)
             responses += run.answers(tokens, mask)
-            categories.append(category)
+            verdicts.append(verdict)
             rows += [{k: v for k, v in self.source[i].items() if k != "image"} for i in count]
-        return Judged(rows, responses, np.concatenate(categories))
+        if on_host:
+            verdicts = [judging.verdicts_of_rows(one) for one in sent]
+        category_BN, valid_BN = (np.concatenate(x) for x in zip(*verdicts, strict=True))
+        if on_host:
+            judging.check_verified(run, name, valid_BN)
+        return Judged(rows, responses, category_BN, valid_BN)
 
     def score(self, category: np.ndarray) -> metrics.Score:
         """Correctness, specificity and HM of verdicts, with the configured weights."""
@@ -100,8 +124,11 @@ class Evaluator:
 def write_answers(path: pathlib.Path, judged: Judged) -> None:
     """One JSON line a picture: what it is, what was said, and the verdicts."""
     with path.open("w") as file:
-        for row, said, category in zip(
-            judged.rows, judged.responses, judged.category_BN, strict=True
+        for row, said, category, valid in zip(
+            judged.rows, judged.responses, judged.category_BN, judged.valid_BN, strict=True
         ):
-            verdicts = [Category(int(c)).name.lower() for c in category]
+            verdicts = [
+                Category(int(c)).name.lower() if known else UNVERIFIED
+                for c, known in zip(category, valid, strict=True)
+            ]
             file.write(json.dumps({**row, "responses": said, "categories": verdicts}) + "\n")

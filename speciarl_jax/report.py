@@ -108,6 +108,8 @@ def _changes(before, after, each: int = 15) -> str:
     pairs = [
         (rank[new["categories"][0]] - rank[old["categories"][0]], old, new)
         for old, new in zip(before, after, strict=True)
+        # An answer that a judge failed to judge has no rank.
+        if {old["categories"][0], new["categories"][0]} <= rank.keys()
     ]
     lines = []
     for title, chosen in (

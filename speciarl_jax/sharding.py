@@ -71,6 +71,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that lie on the mesh stay where they are; all others are copied to every device."""
+    where = replicated(mesh)
+
+    def one(x):
+        sharded = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
+        return x if sharded and x.sharding.mesh == mesh else jax.device_put(x, where)
+
+    return jax.tree.map(one, tree)
+
+
 def check_batch(mesh: Mesh, what: str, size: int) -> None:
     """Refuses a number of pictures that the mesh cannot cut evenly.
 
@@ -135,6 +146,27 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
     )
+
+
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of an array of `batch_sharding`, so that each row is one process's and no other's.
+
+    Returns:
+      int [b], which rows, and their values [b, ...]. Where several processes hold copies of a row,
+      one of them has it here.
+    """
+    shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    numbers = [np.arange(array.shape[0])[shard.index[0]] for shard in shards]
+    values = [np.asarray(shard.data) for shard in shards]
+    if not shards:
+        return np.zeros(0, int), np.zeros((0, *array.shape[1:]), array.dtype)
+    return np.concatenate(numbers), np.concatenate(values)
+
+
+def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """All rows, which every process holds, to an array of `batch_sharding`."""
+    where = batch_sharding(mesh)
+    return jax.make_array_from_callback(rows.shape, where, lambda index: rows[index])
 
 
 def shardings_of(mesh: Mesh, tree: Any) -> Any:

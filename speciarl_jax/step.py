@@ -1,5 +1,6 @@
 """One step of the method as pure functions: sample, verify, reward, learn."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,20 @@ def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> tuple[jax.Arr
     return category_BN, valid_BN & (batch.weight_B[:, None] > 0)
 
 
+def whole_groups(valid_BN: jax.Array, min_verified: float) -> jax.Array:
+    """Answers that take part: those with a verdict, if enough of their group have one.
+
+    The bar is the best answer of the group. One without a verdict might have set it, so at 1 a
+    group with any such answer leaves the update.
+
+    Args:
+      valid_BN: bool, whether a verdict exists.
+      min_verified: share of a group that must have one, in [0, 1].
+    """
+    needed = math.ceil(min_verified * valid_BN.shape[1] - 1e-6)
+    return valid_BN & (jnp.sum(valid_BN, axis=1, keepdims=True) >= needed)
+
+
 def learn(
     state: TrainState,
     base: nnx.State,
@@ -68,6 +83,8 @@ def learn(
     advantages: Callable[[jax.Array, jax.Array], jax.Array],
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     mini_batches: int,
+    noise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    min_verified: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Rewards the answers, compares them within their group, and updates the policy.
 
@@ -83,6 +100,9 @@ def learn(
       advantages: (reward_BN, valid_BN) -> advantage_BN.
       update: (state, base, UpdateBatch) -> (state, metrics).
       mini_batches: optimizer updates; must divide B.
+      noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the
+        study of verifiers that err (`verify.label_noise`).
+      min_verified: as for `whole_groups`.
 
     Returns:
       The new state and float32 metrics named `stage/name`; those of the updates are averaged.
@@ -95,20 +115,27 @@ def learn(
         raise ValueError(
             f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
         )
-    reward_BN = reward(category_BN, valid_BN)
-    advantage_BN = advantages(reward_BN, valid_BN)
+    taken_BN = whole_groups(valid_BN, min_verified)
+    rewarded_BN = noise(category_BN, batch.image_id_B, state.step) if noise else category_BN
+    reward_BN = reward(rewarded_BN, taken_BN)
+    advantage_BN = advantages(reward_BN, taken_BN)
     whole = UpdateBatch(
         prompt=batch,
         features_BMD=features_BMD,
         rollout=rollout,
         advantage_BN=advantage_BN,
-        valid_BN=valid_BN,
+        valid_BN=taken_BN,
     )
     parts = jax.tree.map(lambda x: cut(x, mini_batches), whole)
     state, metrics = jax.lax.scan(lambda state, part: update(state, base, part), state, parts)
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
     metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
-    summary = describe(rollout, category_BN, valid_BN, reward_BN, advantage_BN, batch.weight_B)
+    summary = describe(
+        rollout, category_BN, valid_BN, taken_BN, reward_BN, advantage_BN, batch.weight_B
+    )
+    if noise:
+        moved_BN = valid_BN & (rewarded_BN != category_BN)
+        summary["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(valid_BN), 1)
     return state, metrics | summary
 
 
@@ -116,11 +143,15 @@ def describe(
     rollout: Rollout,
     category_BN: jax.Array,
     valid_BN: jax.Array,
+    taken_BN: jax.Array,
     reward_BN: jax.Array,
     advantage_BN: jax.Array,
     weight_B: jax.Array,
 ) -> dict[str, jax.Array]:
-    """What the answers of a step were like; means over the answers that have a verdict."""
+    """What the answers of a step were like; means over the answers that have a verdict.
+
+    The mean reward is over the answers that take part, `taken_BN`.
+    """
     judged = jnp.sum(valid_BN)
     count = jnp.maximum(judged, 1)
     asked = jnp.maximum(jnp.sum(weight_B) * category_BN.shape[1], 1)
@@ -130,10 +161,12 @@ def describe(
 
     length_BN = jnp.sum(rollout.mask_BNT, axis=-1)
     flat_B = jnp.all(advantage_BN == 0, axis=1) & (weight_B > 0)
+    left_out_B = ~jnp.any(taken_BN, axis=1) & (weight_B > 0)
     shares = {f"verify/{c.name.lower()}": mean(category_BN == c) for c in Category}
     return shares | {
         "verify/unverified": 1 - judged / asked,
-        "reward/mean": mean(reward_BN),
+        "verify/groups_left_out": jnp.sum(left_out_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "reward/mean": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
         "rollout/length": mean(length_BN),
         "rollout/truncated": mean(length_BN == rollout.mask_BNT.shape[-1]),

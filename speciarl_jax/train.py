@@ -22,21 +22,25 @@ from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from speciarl_jax import assemble, evaluation, metrics, report, sharding, step
+from speciarl_jax import assemble, evaluation, judging, metrics, report, sharding, step
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import pipeline
 from speciarl_jax.metric_writer import MetricWriter
 from speciarl_jax.update import TrainState
 
 # What may differ between a checkpoint and the run that goes on from it.
-_FREE = ("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh.")
+_FREE = (
+    *("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh."),
+    *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
+)
 
 
 def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable:
     """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
     advantage -> update.
 
-    One compiled program with `config.train.fused`, otherwise three.
+    One compiled program with `config.train.fused`, otherwise three. A host verifier sits between
+    programs in any case (`judging`).
     """
     config = run.config
     sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
@@ -54,6 +58,8 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
         category_BN, valid_BN = step.verify(verifier, batch, rollout)
         return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
 
+    if judging.is_host(run):
+        return judging.build_step(run, rollout_of, learn, where)
     if config.train.fused:
         return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
     rollout_program = jax.jit(rollout_of, out_shardings=rows)
@@ -84,6 +90,8 @@ def train(
     Raises:
       ValueError: the checkpoint belongs to another configuration.
       FloatingPointError: the gradient was not finite too often in a row.
+      judging.JudgeAway: too many answers of a step have no verdict; a checkpoint of the step before
+        was saved.
     """
     config, begun = run.config, time.time()
     optimizer, state, where = assemble.init_state(run)
@@ -100,9 +108,15 @@ def train(
         program = build_step(run, optimizer, where)
         journal = Journal(config, workdir, done, after_first_step)
         stack.callback(journal.close)
+        position = {"stream": stream.get_state(), "seconds": earlier}
         for number in range(done + 1, config.train.steps + 1):
             batch = sharding.put_batch(run.mesh, run.builder.agree(next(stream)))
-            state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
+            try:
+                state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
+            except judging.JudgeAway:
+                journal.flush()
+                checkpoints.save(number - 1, state, position, facts, force=True)
+                raise
             journal.add(number, values)
             last = number == config.train.steps
             if last or checkpoints.due(number):
@@ -255,7 +269,7 @@ def greedy_score(
     judged = evaluator(lora, name=f"evaluating {name}")
     if jax.process_index() == 0:
         evaluation.write_answers(workdir / f"answers_{name}.jsonl", judged)
-    return evaluator.score(judged.category_BN)
+    return evaluator.score(judged.verified)
 
 
 def main(argv: Sequence[str]) -> None:

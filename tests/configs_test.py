@@ -7,7 +7,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from configs import base, quickstart
+from configs import base, label_noise, quickstart
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -44,3 +44,9 @@ def test_a_key_that_is_not_in_the_base_is_refused():
         config.train.batch_sise = 3
     config.loss.options = ml_collections.ConfigDict({"other": 1.0})
     assert config.loss.options.other == 1.0
+
+
+def test_label_noise_takes_its_rate_from_the_command_line():
+    quiet, noisy = flat(quickstart.get_config()), flat(label_noise.get_config("0.25"))
+    assert {k: noisy[k] for k in noisy if noisy[k] != quiet[k]} == {"label_noise.rate": 0.25}
+    assert label_noise.get_config().label_noise.rate == 0.1

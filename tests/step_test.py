@@ -77,6 +77,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     want = {f"verify/{name}": judged.count(i - 1) / len(judged) for i, name in enumerate(NAMES)}
     want |= {
         "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
+        "verify/groups_left_out": sum(not valid[b].any() for b in range(6)) / 6,
         "reward/mean": np.mean(rewards),
         "reward/groups_without_signal": flat / 6,
         "rollout/length": np.mean(lengths),
@@ -94,7 +95,7 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
     rollout, category, _ = made_up(0, run)
     nobody, weight = np.zeros((IMAGES, ANSWERS), bool), np.ones(IMAGES, np.float32)
     zeros = jnp.zeros((IMAGES, ANSWERS))
-    metrics = step.describe(rollout, jnp.asarray(category), nobody, zeros, zeros, weight)
+    metrics = step.describe(rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight)
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["verify/unverified"]) == 1.0
     assert float(metrics["reward/groups_without_signal"]) == 1.0
@@ -180,3 +181,91 @@ def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
     learn = functools.partial(step.learn, **options)
     with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
         learn(state, run.base, batch_of(run), features, *made_up(0, run))
+
+
+def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
+    rollout, category, _ = made_up(4, run)
+    everyone = np.ones(category.shape, bool)
+    seen = []
+
+    def reward(category_BN, valid_BN):
+        seen.append(np.asarray(category_BN))
+        return best_prediction.reward(category_BN, valid_BN)
+
+    def noise(category_BN, image_id_B, step):
+        assert image_id_B.shape == (IMAGES,) and int(step) == 7
+        return category_BN.at[0].set(Category.ABSTAIN)
+
+    state = update_lib.TrainState(step=7, lora={}, opt_state=(), skipped=jnp.int32(0))
+    metrics = [
+        step.learn(
+            state,
+            None,
+            batch_of(run),
+            np.zeros((IMAGES, 1, 1)),
+            rollout,
+            jnp.asarray(category),
+            jnp.asarray(everyone),
+            reward=reward,
+            advantages=advantages.group_advantages,
+            update=lambda state, base, batch: (state, {}),
+            mini_batches=1,
+            noise=chosen,
+        )[1]
+        for chosen in (None, noise)
+    ]
+    np.testing.assert_array_equal(seen[0], category)
+    np.testing.assert_array_equal(seen[1][1:], category[1:])
+    assert (seen[1][0] == Category.ABSTAIN).all()
+    # The first group is wrong throughout, so every verdict of it moved.
+    assert float(metrics[1].pop("verify/noise")) == pytest.approx(1 / IMAGES)
+    for name in metrics[0]:
+        if name.startswith("verify/"):
+            assert metrics[0][name] == metrics[1][name]
+    assert metrics[1]["reward/mean"] > metrics[0]["reward/mean"]
+
+
+def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
+    state, _ = learner
+    options = assemble.learner(run, assemble.init_state(run)[0]).keywords
+    rollout, category, _ = made_up(5, run)
+    valid = np.ones((IMAGES, ANSWERS), bool)
+    valid[1, 0], valid[2, :3], valid[3] = False, False, False
+    left_out = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
+    seen = []
+
+    def note(state, base, batch):
+        seen.append(batch.valid_BN)
+        return state, {}
+
+    def learn(valid, share):
+        options_here = options | {"min_verified": share, "update": note, "mini_batches": 1}
+        return step.learn(
+            state,
+            run.base,
+            batch_of(run),
+            features,
+            rollout,
+            jnp.asarray(category),
+            jnp.asarray(valid),
+            **options_here,
+        )[1]
+
+    with jax.disable_jit():
+        for share, groups in left_out.items():
+            metrics = learn(valid, share)
+            want = valid.copy()
+            want[groups] = False
+            np.testing.assert_array_equal(np.asarray(seen[-1]).reshape(want.shape), want)
+            assert float(metrics["verify/groups_left_out"]) == len(groups) / IMAGES
+            assert float(metrics["verify/unverified"]) == pytest.approx(8 / 32)
+            # What left is as if it had never been judged.
+            alone = learn(want, 0.0)
+            assert float(metrics["reward/mean"]) == pytest.approx(float(alone["reward/mean"]))
+
+
+def test_the_share_of_a_group_is_rounded_up_and_no_further():
+    valid = jnp.arange(10)[None] < jnp.arange(11)[:, None]
+    for share, fewest in ((0.0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (0.7, 7), (1.0, 10)):
+        kept = np.asarray(step.whole_groups(valid, share))
+        np.testing.assert_array_equal(kept, valid & (np.arange(11)[:, None] >= fewest))

@@ -278,6 +278,7 @@ REFUSED = {
     "rollout__temperature": (0.0, "config.rollout.temperature is 0.0; .*set it above 0"),
     "verifier__name": ("oracle", r"'oracle' is no choice for verify; choose one of .*taxonomy"),
     "verifier__options__max_answer_bytes": (2, "max_answer_bytes is 2; raise max_answer_bytes"),
+    "verifier__options__max_words": (1, "the name .* words, and max_words is 1; raise max_words"),
     "verifier__options__path": ("/no/tree.json", "/no/tree.json"),
     "reward__name": ("praise", r"'praise' is no choice for rewards; .*best_prediction"),
     "reward__options__mode": ("some", "reward mode 'some' is unknown; choose one of .*single"),
@@ -290,6 +291,7 @@ REFUSED = {
     "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
     "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),
     "train__max_skipped": (0, "config.train.max_skipped is 0; it must be at least 1"),
+    "label_noise__rate": (1.5, "config.label_noise.rate is 1.5; it must lie between 0 and 1"),
     "checkpoint__keep": (0, "config.checkpoint.keep is 0; it must be at least 1"),
 }
 

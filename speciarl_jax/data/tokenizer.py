@@ -19,8 +19,8 @@ SPECIAL_TOKENS = (
 ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def load(folder: str | pathlib.Path) -> PreTrainedTokenizerBase:
-    """Reads the tokenizer of a checkpoint folder.
+def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrainedTokenizerBase:
+    """Reads the tokenizer of a checkpoint folder; `key` is what errors tell to mend.
 
     Raises:
       ValueError: the folder holds no tokenizer, or one without a chat template.
@@ -28,7 +28,7 @@ def load(folder: str | pathlib.Path) -> PreTrainedTokenizerBase:
     folder = pathlib.Path(folder)
     if not (folder / "tokenizer.json").exists():
         raise ValueError(
-            f"{folder} holds no tokenizer.json; point config.model.path at a checkpoint folder "
+            f"{folder} holds no tokenizer.json; point {key} at a checkpoint folder "
             "with weights, tokenizer and preprocessor_config.json"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -47,6 +47,24 @@ class TokenBytes:
         )
 
 
+def owners(
+    table: TokenBytes, tokens_T: jax.Array, mask_T: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which token of a response each of its bytes belongs to; arguments as for `spell`.
+
+    Returns:
+      int32 [L], the place of the token in the response; int32 [L], which of its bytes it is; and
+      the int32 number of bytes of the whole response. Beyond the end they mean nothing.
+    """
+    taken_T = mask_T & (tokens_T >= 0) & (tokens_T < table.length_V.shape[0])
+    length_T = jnp.where(taken_T, table.length_V[jnp.where(taken_T, tokens_T, 0)], 0)
+    end_T = jnp.cumsum(length_T)
+    # Byte l belongs to the token whose number is the count of tokens that end at or before l.
+    ends_L = jnp.zeros(size, jnp.int32).at[end_T].add(1, mode="drop")
+    token_L = jnp.minimum(jnp.cumsum(ends_L), tokens_T.shape[0] - 1)
+    return token_L, jnp.arange(size) - (end_T - length_T)[token_L], end_T[-1]
+
+
 def spell(
     table: TokenBytes, tokens_T: jax.Array, mask_T: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -62,18 +80,10 @@ def spell(
       uint8 [L], zero beyond the end (the rest is cut off where a response is longer), and the
       int32 number of bytes of the whole response.
     """
-    taken_T = mask_T & (tokens_T >= 0) & (tokens_T < table.length_V.shape[0])
-    tokens_T = jnp.where(taken_T, tokens_T, 0)
-    length_T = jnp.where(taken_T, table.length_V[tokens_T], 0)
-    end_T = jnp.cumsum(length_T)
-    # Byte l belongs to the token whose number is the count of tokens that end at or before l.
-    ends_L = jnp.zeros(size, jnp.int32).at[end_T].add(1, mode="drop")
-    token_L = jnp.minimum(jnp.cumsum(ends_L), tokens_T.shape[0] - 1)
-    place_L = jnp.arange(size)
-    shift_T = table.offset_V[tokens_T] - (end_T - length_T)
-    inside_L = place_L < end_T[-1]
-    source_L = jnp.where(inside_L, shift_T[token_L] + place_L, 0)
-    return jnp.where(inside_L, table.flat[source_L], 0), end_T[-1]
+    token_L, within_L, total = owners(table, tokens_T, mask_T, size)
+    inside_L = jnp.arange(size) < total
+    source_L = jnp.where(inside_L, table.offset_V[tokens_T[token_L]] + within_L, 0)
+    return jnp.where(inside_L, table.flat[source_L], 0), total
 
 
 def find(text_L: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:

@@ -50,6 +50,7 @@ class Taxonomy:
 
     Attributes:
       leaf_ids: the leaves in the order of the file; `leaf_index` numbers them.
+      leaf_names: their names, in the same order.
       names: the keys of all names and forms, as sorted strings.
       relations: for each leaf, in the same order, a dict from key to (category, description).
       abstentions: the keys of the abstentions.
@@ -80,6 +81,7 @@ class Taxonomy:
         taxonomy_file.check(data, source)
         self.abstentions = frozenset(map(answer.key, abstentions))
         self.leaf_ids = tuple(data["leaves"])
+        self.leaf_names = tuple(leaf["name"] for leaf in data["leaves"].values())
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
         labels = {
             answer.key(name)
@@ -345,6 +347,7 @@ def create(
     *,
     path: str,
     require_think: bool,
+    max_words: int,
     max_answer_bytes: int,
     max_response_bytes: int,
 ) -> tuple[Taxonomy, TaxonomyVerifier]:
@@ -355,6 +358,7 @@ def create(
       dataset_path: the data set's own label tree, or None.
       path: another label tree; "" for the data set's own.
       require_think: as for `answer.extract`.
+      max_words: as for `Taxonomy`.
       max_answer_bytes: as for `TaxonomyVerifier`.
       max_response_bytes: as for `TaxonomyVerifier`.
 
@@ -369,7 +373,7 @@ def create(
             "this data set brings no label tree; set config.verifier.options.path to a JSON file "
             "in the format of verify/taxonomy_file.py"
         )
-    taxonomy = Taxonomy.from_file(path or dataset_path)
+    taxonomy = Taxonomy.from_file(path or dataset_path, max_words=max_words)
     verifier = TaxonomyVerifier(
         taxonomy,
         token_bytes,

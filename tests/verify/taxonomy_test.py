@@ -215,6 +215,25 @@ def test_equal_on_token_sequences(responses, shift):
     np.testing.assert_array_equal(run(rows, leaf_ids, width=24), want)
 
 
+FRAMES = ["<answer>{}</answer>", "<think>{}</think><answer>{}</answer>", "<answer>{}", "{}"]
+FRAMES += ["<answer><answer>{}</answer></answer>", "<answer>{}</answer><answer>{}</answer>"]
+FRAMES += ["<think><answer>{}</think></answer>", "<answer>{}</answer", "<ANSWER>{}</ANSWER>"]
+framed = st.tuples(
+    st.sampled_from(FRAMES),
+    st.one_of(st.text(max_size=20), st.sampled_from([n for n, _, _ in LADDER if len(n) < 40])),
+    st.integers(0, 12),
+).map(lambda p: p[0].format(p[1], p[1]).encode(errors="replace")[: -p[2] or None])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(framed, min_size=32, max_size=32), st.integers(0, len(LEAVES) - 1))
+def test_equal_on_random_unicode_in_broken_nested_and_truncated_frames(texts, shift):
+    leaf_ids = [LEAVES[(b + shift) % len(LEAVES)] for b in range(4)]
+    rows = [[list(text) for text in texts[8 * b : 8 * b + 8]] for b in range(4)]
+    want = [[oracle(r, leaf) for r in group] for group, leaf in zip(rows, leaf_ids, strict=True)]
+    np.testing.assert_array_equal(run(rows, leaf_ids, width=320), want)
+
+
 def random_response(rng):
     """A response around the rules' edges, in a random segmentation into tokens."""
     words = ["eagle", "Bird", "of", "prey", "a", "an", "the", "THE", "mouse", "sea", "lion", "none"]

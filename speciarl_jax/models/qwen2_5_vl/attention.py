@@ -37,7 +37,8 @@ def shared_prefix(
       prefix_mask_BP: bool.
       suffix_k_BNSGK: keys of each answer.
       suffix_v_BNSGK: values of each answer.
-      suffix_mask_TS: bool, which of its own columns a query sees; at least one.
+      suffix_mask_TS: bool, which of its own columns a query sees; at least one. Axes before T and S
+        may differ from answer to answer: [B, 1, 1, N, T, S].
 
     Returns:
       [B, N, T, H, K] in the dtype of the queries.

@@ -160,6 +160,32 @@ class Decoder(nnx.Module):
         x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, carry, layers, use_lora)
         return self._norm(x_BND), SuffixCache(k_LBNTGK=k, v_LBNTGK=v)
 
+    def extend(
+        self,
+        tokens_BNT: jax.Array,
+        position_BNT: jax.Array,
+        mask_BNTT: jax.Array,
+        prefix: PrefixCache,
+        *,
+        use_lora: bool,
+    ) -> jax.Array:
+        """Runs N given continuations of each prefilled prompt; final hidden states [B, N, T, D].
+
+        `mask_BNTT` says which of its own columns a token sees; all see the whole prompt.
+        """
+        position_3BNT = jnp.broadcast_to(position_BNT, (3, *position_BNT.shape))
+        cos_sin = mrope.rotary(position_3BNT, self.config)
+        mask = mask_BNTT[:, None, None]
+
+        def attend(q, k, v, carry, layer):
+            prefix_k, prefix_v = layer
+            out = attention.shared_prefix(q, prefix_k, prefix_v, prefix.mask_BP, k, v, mask)
+            return out, carry, ()
+
+        layers = (prefix.k_LBPGK, prefix.v_LBPGK)
+        x_BNTD, _, _ = self._run(self.embed(tokens_BNT), cos_sin, attend, (), layers, use_lora)
+        return self._norm(x_BNTD)
+
     def forward_shared(
         self,
         x_BPD: jax.Array,

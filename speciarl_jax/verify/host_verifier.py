@@ -1,0 +1,57 @@
+"""The two kinds of verifiers, and the contract of those that live outside of compiled programs.
+
+An *in-graph* verifier is a pytree with a traceable `verify(tokens_BNT, mask_BNT, label_index_B)`.
+A *host* verifier is an instance of `HostVerifier`: it is handed text and answers later. Callers
+tell them apart by this type and by nothing else.
+"""
+
+import abc
+import concurrent.futures
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """Verdicts on N responses about each of B pictures; numpy arrays.
+
+    Attributes:
+      category_BN: int32 `Category`; `UNPARSED` where there is no verdict.
+      valid_BN: bool, a verdict exists.
+      cached_BN: bool, it was in the cache.
+      seconds_BN: float32, from the first request to the verdict, retries and waits included; NaN
+        where nothing was asked for this answer. Failures are no requests that count here.
+    """
+
+    category_BN: np.ndarray
+    valid_BN: np.ndarray
+    cached_BN: np.ndarray
+    seconds_BN: np.ndarray
+
+
+class HostVerifier(abc.ABC):
+    """A verifier outside of compiled programs; for instance, a judge behind HTTP."""
+
+    @abc.abstractmethod
+    def submit(
+        self, responses: Sequence[Sequence[str]], label_index: Sequence[int]
+    ) -> concurrent.futures.Future[Verdicts]:
+        """Starts judging and returns at once.
+
+        Args:
+          responses: N texts about each of B pictures; whole responses, tags included.
+          label_index: of the true label of each picture.
+
+        Returns:
+          A future. What cannot be judged is not valid; a judge's failure raises nothing.
+        """
+
+    @abc.abstractmethod
+    def troubles(self) -> str:
+        """What went wrong since the last call, for people; "" for nothing."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees threads, connections and files."""
