@@ -61,6 +61,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.max_tokens = 2048  # T, of one answer
     config.rollout.temperature = 1.0
     config.rollout.top_p = 1.0
+    # Decode with a copy of the linear layers to which the adapters are added, rounded to
+    # param_dtype: fewer products a token, for the memory of the copy. Not with int8 weights.
+    config.rollout.merge_lora = False
+    # When half of the answers about every picture have ended, a loop of half the width goes on;
+    # and so on, so many times. Each time is a loop to compile.
+    config.rollout.shrink = 2
 
     # The verifier: a module of `speciarl_jax/verify` with a function `create`. Its options are the
     # section of its name or, where there is none, `options`.

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.bucket_growth = 1.0  # all pictures have one size
     config.data.options.views = 2
     config.rollout.max_tokens = 24
+    config.rollout.merge_lora = True
     config.rollout.temperature = 0.7
     config.verifier.options.max_response_bytes = 192
     # Without the division, a rare lucky answer does not outweigh what is usually right.

@@ -79,6 +79,8 @@ class Run:
             max_tokens=max_tokens,
             eos_id=self.model_config.eos_token_id,
             banned_V=self.banned_V,
+            merge_lora=self.config.rollout.merge_lora,
+            shrink=self.config.rollout.shrink,
         )
 
     def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
@@ -252,6 +254,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     for key, value, low in (
         ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
         ("rollout.max_tokens", config.rollout.max_tokens, 1),
+        ("rollout.shrink", config.rollout.shrink, 0),
         ("model.lora_rank", config.model.lora_rank, 1),
         ("train.steps", train.steps, 0),
         ("train.log_every", train.log_every, 1),
@@ -280,6 +283,11 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise ValueError(
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
             "the same and teach nothing, so set it above 0"
+        )
+    if config.rollout.merge_lora and config.model.base_weights == "int8":
+        raise ValueError(
+            "config.rollout.merge_lora adds adapters to floating-point weights, but "
+            "config.model.base_weights is 'int8'; switch one of them off"
         )
     decoder.remat_policy(config.train.remat)
     if not hasattr(token_weights, config.loss.token_weights):

@@ -102,6 +102,7 @@ def update(
         temperature=temperature,
         chunk_size=logprob_chunk,
         remat=remat,
+        frozen_head=True,
     )
 
     def loss_of(lora, part, weight_BNT):

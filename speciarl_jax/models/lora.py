@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on stacked linear layers."""
 
+import functools
 from typing import Any
 
 import jax
@@ -57,9 +58,36 @@ def linear(
     if bias is not None:
         y = y + bias.astype(dtype)
     if adapter is not None:
-        a, b = adapter
-        y = y + (x @ a.astype(dtype)) @ b.astype(dtype) * scale
+        y = y + delta(x, *(p.astype(dtype) for p in adapter), scale)
     return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def delta(x: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """`scale (x A) B`.
+
+    The backward pass is written out so that the transposed operand of both weight gradients is the
+    narrow one, `x A` or its gradient: XLA's CPU backend copies that operand.
+    """
+    return (x @ a * scale) @ b
+
+
+def _delta_forward(x, a, b, scale):
+    narrow = x @ a * scale
+    return narrow @ b, (x, narrow, a, b)
+
+
+def _delta_backward(scale, residual, d_y):
+    x, narrow, a, b = residual
+    d_narrow = d_y @ b.T * scale
+    d_x = d_narrow @ a.T
+    rows = tuple(range(x.ndim - 1))
+    d_b = jax.lax.dot_general(narrow, d_y, ((rows, rows), ((), ())))
+    d_a = jax.lax.dot_general(d_narrow, x, ((rows, rows), ((), ()))).T
+    return d_x, d_a, d_b
+
+
+delta.defvjp(_delta_forward, _delta_backward)
 
 
 def merge(

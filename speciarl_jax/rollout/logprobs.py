@@ -1,5 +1,7 @@
 """Log-probabilities of given answers, teacher-forced against the shared prompt."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -19,12 +21,13 @@ def answer_logprobs(
     use_lora: bool = True,
     chunk_size: int = 16,
     remat: str = "none",
+    frozen_head: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy at each token of N answers about each picture.
 
     The prompt is run once a picture and the answers attend to it (`Qwen25VL.forward_shared`). The
-    head sees answer positions only, `chunk_size` of them at a time, and is rematerialised: logits
-    of the whole batch never exist.
+    head sees answer positions only, `chunk_size` of them at a time: logits of the whole batch never
+    exist, in the backward pass neither.
 
     Args:
       policy: the model.
@@ -36,6 +39,8 @@ def answer_logprobs(
       use_lora: False gives the reference policy.
       chunk_size: answer positions a call of the head.
       remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
+      frozen_head: the head is not trained. Then the backward pass does not run it again, and no
+        gradient reaches it.
 
     Returns:
       Two float32 [B, N, T] arrays, log-probability and entropy in nats; what stands outside the
@@ -59,21 +64,79 @@ def answer_logprobs(
     first_BN1D = jnp.broadcast_to(hidden_BPD[:, None, -1:], (batch_size, num_rollouts, 1, width))
     hidden_BNTD = jnp.concatenate([first_BN1D, hidden_BNTD], axis=2)
 
-    @jax.checkpoint
-    def score(hidden_BNCD, tokens_BNC):
-        logits_BNCV = sampling.scaled_logits(policy.logits(hidden_BNCD), banned_V, temperature)
-        all_logp_BNCV = jax.nn.log_softmax(logits_BNCV, axis=-1)
-        logp_BNC = jnp.take_along_axis(all_logp_BNCV, tokens_BNC[..., None], axis=-1)[..., 0]
-        entropy_BNC = -jnp.sum(jnp.exp(all_logp_BNCV) * all_logp_BNCV, axis=-1)
-        return logp_BNC, jax.lax.stop_gradient(entropy_BNC)
+    score = _frozen_score if frozen_head else jax.checkpoint(_score)
 
-    # Chunks along T leave the batch axis, which is the one that is sharded, alone.
-    parts = [
-        score(
-            hidden_BNTD[:, :, start : start + chunk_size],
-            tokens_BNT[:, :, start:][..., :chunk_size],
-        )
-        for start in range(0, length, chunk_size)
-    ]
-    logp_BNT, entropy_BNT = (jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-    return logp_BNT, entropy_BNT
+    def score_chunk(chunk):
+        return score(*chunk, policy.head(), banned_V, jnp.asarray(temperature, jnp.float32))
+
+    logp_BNT, entropy_BNT = _map_chunks(score_chunk, (hidden_BNTD, tokens_BNT), chunk_size)
+    return logp_BNT, jax.lax.stop_gradient(entropy_BNT)
+
+
+def _map_chunks(function: Callable, arrays_BNT: tuple[jax.Array, ...], size: int):
+    """`function(arrays)` on `size` columns of T at a time, by one loop.
+
+    Chunks along T leave the batch axis, which is the one that is sharded, alone.
+    """
+    length = arrays_BNT[0].shape[2]
+    if length <= size:
+        return function(arrays_BNT)
+    count = -(-length // size)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, count * size - length), *[(0, 0)] * (x.ndim - 3)])
+        return jnp.moveaxis(x.reshape(*x.shape[:2], count, size, *x.shape[3:]), 2, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 2)
+        return x.reshape(*x.shape[:2], count * size, *x.shape[4:])[:, :, :length]
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(cut, arrays_BNT)))
+
+
+def _score(hidden, tokens, head_DV, banned_V, temperature):
+    """Log-probability of `tokens` [...] and entropy [...] after hidden states [..., D]."""
+    return _distribution(hidden, tokens, head_DV, banned_V, temperature)[:2]
+
+
+def _distribution(hidden, tokens, head_DV, banned_V, temperature):
+    """The same, and the probabilities [..., V]."""
+    logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
+    logits = sampling.scaled_logits(logits, banned_V, temperature)
+    # The maximum only keeps the exponentials in range; its gradient cancels.
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    shifted = logits - highest
+    unnormalised = jnp.exp(shifted)
+    total = jnp.sum(unnormalised, axis=-1)
+    chosen = jnp.take_along_axis(shifted, tokens[..., None], axis=-1)[..., 0]
+    log_total = jnp.log(total)
+    mean = jnp.sum(unnormalised * shifted, axis=-1) / total
+    return chosen - log_total, log_total - mean, unnormalised / total[..., None]
+
+
+@jax.custom_vjp
+def _frozen_score(hidden, tokens, head_DV, banned_V, temperature):
+    """`_score`, differentiable in `hidden` only.
+
+    The gradient of a log-probability is linear in what comes back for it, so the pass that has the
+    logits at hand computes it, as one vector of size D a token, and nothing of size V is kept or
+    computed again.
+    """
+    return _score(hidden, tokens, head_DV, banned_V, temperature)
+
+
+def _frozen_score_forward(hidden, tokens, head_DV, banned_V, temperature):
+    logp, entropy, probability = _distribution(hidden, tokens, head_DV, banned_V, temperature)
+    is_token = jnp.arange(head_DV.shape[1]) == tokens[..., None]
+    ascent = jnp.where(is_token, 1 - probability, -probability).astype(head_DV.dtype)
+    gradient = jnp.matmul(ascent, head_DV.T, preferred_element_type=jnp.float32)
+    gradient /= jnp.where(temperature > 0, temperature, 1.0)
+    return (logp, entropy), gradient.astype(hidden.dtype)
+
+
+def _frozen_score_backward(gradient, cotangents):
+    d_hidden = cotangents[0][..., None] * gradient
+    return d_hidden.astype(gradient.dtype), None, None, None, None
+
+
+_frozen_score.defvjp(_frozen_score_forward, _frozen_score_backward)

@@ -1,5 +1,7 @@
 """Drawing tokens from logits. Temperature and top-p are traced: changing them compiles nothing."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -82,11 +84,47 @@ def sample(
     """
     logits_BNV = scaled_logits(logits_BNV, banned_V, temperature)
     kept_BNV = keep_nucleus(logits_BNV, top_p)
+    # The likeliest token is always kept.
+    highest_BN1 = jnp.max(logits_BNV, axis=-1, keepdims=True)
+    shifted_BNV = logits_BNV - highest_BN1
+    weight_BNV = jnp.exp(shifted_BNV)
     keys_BN = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, position)))(keys_BN)
-    vocabulary = logits_BNV.shape[-1]
-    noise_BNV = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,))))(keys_BN)
-    greedy = jnp.asarray(temperature) <= 0
-    token_BN = jnp.argmax(jnp.where(greedy, kept_BNV, kept_BNV + noise_BNV), axis=-1)
-    logp_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
-    logp_BN = logp_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
+    uniform_BN2 = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys_BN)
+    token_BN = jax.lax.cond(
+        jnp.asarray(temperature) <= 0,
+        lambda: jnp.argmax(logits_BNV, axis=-1),
+        lambda: choose(jnp.where(kept_BNV > BANNED_LOGIT, weight_BNV, 0.0), uniform_BN2),
+    )
+    logp_BN = jnp.take_along_axis(shifted_BNV, token_BN[..., None], axis=-1)[..., 0]
+    logp_BN = logp_BN - jnp.log(jnp.sum(weight_BNV, axis=-1))
     return token_BN.astype(jnp.int32), logp_BN
+
+
+def choose(weight: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draws from a distribution given by weights that need not sum to 1.
+
+    First a block of tokens, then a token in the block, each by inverting the cumulative sum. That
+    takes two random numbers a row, where Gumbel noise takes one a token.
+
+    Args:
+      weight: float32 [..., V], not negative and not all 0.
+      uniform: float32 [..., 2] in [0, 1).
+
+    Returns:
+      Indices [...], of a weight above 0.
+    """
+    vocabulary = weight.shape[-1]
+    size = math.isqrt(vocabulary - 1) + 1
+    blocks = -(-vocabulary // size)
+    padding = [(0, 0)] * (weight.ndim - 1) + [(0, blocks * size - vocabulary)]
+    weight = jnp.pad(weight, padding).reshape(*weight.shape[:-1], blocks, size)
+
+    def invert(weight, uniform):
+        cumulative = jnp.cumsum(weight, axis=-1)
+        # `uniform` < 1, so the first sum that exceeds this exists, and its weight is above 0.
+        below = cumulative <= uniform[..., None] * cumulative[..., -1:]
+        return jnp.sum(below, axis=-1)
+
+    block = invert(jnp.sum(weight, axis=-1), uniform[..., 0])
+    inside = jnp.take_along_axis(weight, block[..., None, None], axis=-2)[..., 0, :]
+    return block * size + invert(inside, uniform[..., 1])

@@ -1,5 +1,7 @@
 """Attention of the decoder: causal over one sequence, or over a shared prefix and a suffix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -74,3 +76,44 @@ def shared_prefix(
         preferred_element_type=jnp.float32,
     )
     return rearrange((out / total[..., None]).astype(dtype), "b g r n t k -> b n t (g r) k")
+
+
+def decode(
+    q_BNHK: jax.Array,
+    prefix_k_BGKP: jax.Array,
+    prefix_v_BGPK: jax.Array,
+    prefix_mask_BP: jax.Array,
+    suffix_k_BNGKT: jax.Array,
+    suffix_v_BNGTK: jax.Array,
+    step: jax.Array,
+) -> jax.Array:
+    """`shared_prefix` for one query an answer, against caches laid out for it (`cache`).
+
+    Args:
+      q_BNHK: rotated queries of token `step`.
+      prefix_k_BGKP: keys of the prompt.
+      prefix_v_BGPK: values of the prompt.
+      prefix_mask_BP: bool.
+      suffix_k_BNGKT: keys of each answer; columns after `step` are not seen.
+      suffix_v_BNGTK: values of each answer.
+      step: int32 scalar.
+
+    Returns:
+      [B, N, H, K] in the dtype of the queries.
+    """
+    dtype, answers, groups = q_BNHK.dtype, q_BNHK.shape[1], prefix_k_BGKP.shape[1]
+    q = rearrange(q_BNHK * q_BNHK.shape[-1] ** -0.5, "b n (g r) k -> b n g r k", g=groups)
+    dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    # All answers are rows of one product with the prompt's keys.
+    to_prefix = dot(rearrange(q, "b n g r k -> b g (n r) k"), prefix_k_BGKP)
+    to_prefix = rearrange(to_prefix, "b g (n r) p -> b n g r p", n=answers)
+    to_suffix = dot(q, suffix_k_BNGKT)
+    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None], to_prefix, _MASKED)
+    to_suffix = jnp.where(jnp.arange(to_suffix.shape[-1]) <= step, to_suffix, _MASKED)
+    highest = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
+    to_prefix, to_suffix = jnp.exp(to_prefix - highest), jnp.exp(to_suffix - highest)
+    total = to_prefix.sum(-1) + to_suffix.sum(-1)
+    to_prefix = rearrange(to_prefix.astype(dtype), "b n g r p -> b g (n r) p")
+    out = rearrange(dot(to_prefix, prefix_v_BGPK), "b g (n r) k -> b n g r k", n=answers)
+    out += dot(to_suffix.astype(dtype), suffix_v_BNGTK)
+    return rearrange((out / total[..., None]).astype(dtype), "b n g r k -> b n (g r) k")

@@ -100,9 +100,12 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of final hidden states [..., D]."""
+        return jnp.matmul(hidden, self.head_kernel(), preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> jax.Array:
+        """The head [D, V] in the dtype of the products."""
         tied = self.config.tie_word_embeddings
-        head = self.embedding[...].T if tied else self.head[...]
-        return jnp.matmul(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+        return (self.embedding[...].T if tied else self.head[...]).astype(self.dtype)
 
     def prefill(
         self, x_BPD: jax.Array, positions_3BP: jax.Array, mask_BP: jax.Array, *, use_lora: bool
@@ -114,13 +117,54 @@ class Decoder(nnx.Module):
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
         x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
-        return self._norm(x_BPD), PrefixCache(k_LBPGK=k, v_LBPGK=v, mask_BP=mask_BP)
+        prefix = PrefixCache(
+            k_LBGKP=rearrange(k, "l b p g k -> l b g k p"),
+            v_LBGPK=rearrange(v, "l b p g k -> l b g p k"),
+            mask_BP=mask_BP,
+        )
+        return self._norm(x_BPD), prefix
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether decoding runs the layers one after the other, with no loop over them."""
+        return self.scan_unroll >= self.config.num_layers
 
     def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
         """An empty cache for `answers` answers of up to `length` tokens to each prompt."""
         config = self.config
-        shape = (config.num_layers, batch, answers, length, config.num_kv_heads, config.head_dim)
-        return SuffixCache(k_LBNTGK=jnp.zeros(shape, dtype), v_LBNTGK=jnp.zeros(shape, dtype))
+        rows = (batch, answers, config.num_kv_heads)
+
+        def empty(*shape):
+            if self.unrolled:
+                return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+            return jnp.zeros((config.num_layers, *shape), dtype)
+
+        return SuffixCache(
+            k_LBNGKT=empty(*rows, config.head_dim, length),
+            v_LBNGTK=empty(*rows, length, config.head_dim),
+        )
+
+    def decode_weights(self, *, use_lora: bool, merge_lora: bool) -> Any:
+        """Weights for `decode_step`, to be made once before a loop over steps.
+
+        Args:
+          use_lora: False gives the frozen base.
+          merge_lora: a copy of the linear layers' kernels with the adapters added in; the steps
+            then run no adapters, and read each layer where it lies.
+
+        Raises:
+          ValueError: merging into int8 weights.
+        """
+        layers = {name: p[...] for name, p in self.layers.items()}
+        adapters = {name: p[...] for name, p in self.lora.items()} if use_lora else {}
+        if not (merge_lora and adapters):
+            return layers, adapters
+        for name in LINEARS:
+            pair = (adapters[f"{name}_a"], adapters[f"{name}_b"])
+            layers[name] = lora.merge(layers[name], pair, self.lora_scale)
+        if self.unrolled:
+            return tuple((_layer_of(layers, i), {}) for i in range(self.config.num_layers))
+        return layers, {}
 
     def decode_step(
         self,
@@ -130,35 +174,47 @@ class Decoder(nnx.Module):
         prefix: PrefixCache,
         suffix: SuffixCache,
         *,
-        use_lora: bool,
+        use_lora: bool = True,
+        weights: Any = None,
     ) -> tuple[jax.Array, SuffixCache]:
         """Runs one token of each answer and writes it to column `step` of the suffix."""
         x_BND = self.embed(tokens_BN)
         positions = jnp.broadcast_to(position_BN, (3, *position_BN.shape))
         cos_sin = mrope.rotary(positions, self.config)
-        seen_1T = (jnp.arange(suffix.k_LBNTGK.shape[3]) <= step)[None]
+        if weights is None:
+            weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
 
         def attend(q, k, v, carry, layer):
+            all_k, all_v = carry
             index, prefix_k, prefix_v = layer
-            # One column of one layer is written in place; the cache is never copied.
-            start = (index, 0, 0, step, 0, 0)
-            all_k = jax.lax.dynamic_update_slice(carry[0], k[None, :, :, None], start)
-            all_v = jax.lax.dynamic_update_slice(carry[1], v[None, :, :, None], start)
-            out = attention.shared_prefix(
-                q[:, :, None],
-                prefix_k,
-                prefix_v,
-                prefix.mask_BP,
-                all_k[index],
-                all_v[index],
-                seen_1T,
-            )
-            return out[:, :, 0], (all_k, all_v), ()
+            k, v = k[..., None], v[..., None, :]
+            if self.unrolled:
+                all_k = own_k = jax.lax.dynamic_update_slice(all_k, k, (0, 0, 0, 0, step))
+                all_v = own_v = jax.lax.dynamic_update_slice(all_v, v, (0, 0, 0, step, 0))
+            else:
+                # One column of one layer is written in place; the cache is never copied.
+                all_k = jax.lax.dynamic_update_slice(all_k, k[None], (index, 0, 0, 0, 0, step))
+                all_v = jax.lax.dynamic_update_slice(all_v, v[None], (index, 0, 0, 0, step, 0))
+                own_k, own_v = all_k[index], all_v[index]
+            out = attention.decode(q, prefix_k, prefix_v, prefix.mask_BP, own_k, own_v, step)
+            return out, (all_k, all_v), ()
 
-        layers = (jnp.arange(self.config.num_layers), prefix.k_LBPGK, prefix.v_LBPGK)
-        carry = (suffix.k_LBNTGK, suffix.v_LBNTGK)
-        x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, carry, layers, use_lora)
-        return self._norm(x_BND), SuffixCache(k_LBNTGK=k, v_LBNTGK=v)
+        k, v = suffix.k_LBNGKT, suffix.v_LBNGTK
+        if not self.unrolled:
+            layers = (jnp.arange(self.config.num_layers), prefix.k_LBGKP, prefix.v_LBGPK)
+            x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, (k, v), layers, weights=weights)
+            return self._norm(x_BND), SuffixCache(k_LBNGKT=k, v_LBNGTK=v)
+        written = []
+        for i in range(self.config.num_layers):
+            by_layer = isinstance(weights[0], tuple)
+            params, adapters = weights[i] if by_layer else _layer_of(weights, i)
+            layer = (i, prefix.k_LBGKP[i], prefix.v_LBGPK[i])
+            x_BND, own, _ = self._layer(
+                x_BND, params, adapters, cos_sin, attend, (k[i], v[i]), layer
+            )
+            written.append(own)
+        k, v = zip(*written, strict=True)
+        return self._norm(x_BND), SuffixCache(k_LBNGKT=k, v_LBNGTK=v)
 
     def extend(
         self,
@@ -215,7 +271,9 @@ class Decoder(nnx.Module):
 
             (q0, q1), (k0, k1), (v0, v1) = split(q), split(k), split(v)
             first = attention.causal(q0, k0, v0, mask_BP)
-            own = attention.shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
+            own = q1  # of no tokens, if answers have but one
+            if length:
+                own = attention.shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
             own = rearrange(own, "b n t h k -> b (n t) h k")
             return jnp.concatenate([first, own], axis=1), carry, ()
 
@@ -233,16 +291,17 @@ class Decoder(nnx.Module):
         attend: Callable,
         carry: Any,
         per_layer: Any,
-        use_lora: bool,
+        use_lora: bool = True,
         remat: str = "none",
+        weights: Any = None,
     ) -> tuple[jax.Array, Any, Any]:
         """All layers over `x` [..., D].
 
         `attend(q, k, v, carry, layer) -> (out, carry, kept)` is the only thing that differs between
         prefill, decoding and the shared forward pass.
         """
-        layers = {name: p[...] for name, p in self.layers.items()}
-        adapters = {name: p[...] for name, p in self.lora.items()} if use_lora else {}
+        if weights is None:
+            weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
 
         def step(state, layer):
             x, carry = state
@@ -255,7 +314,7 @@ class Decoder(nnx.Module):
         (x, carry), kept = jax.lax.scan(
             step,
             (x, carry),
-            (layers, adapters, per_layer),
+            (*weights, per_layer),
             length=self.config.num_layers,
             unroll=min(self.scan_unroll, self.config.num_layers),
         )
@@ -285,6 +344,11 @@ class Decoder(nnx.Module):
         h = rms_norm(x, params["mlp_norm"], config.norm_eps)
         x = x + linear("down", jax.nn.silu(linear("gate", h)) * linear("up", h))
         return x, carry, kept
+
+
+def _layer_of(tree: Any, index: int) -> Any:
+    """One layer of stacked weights."""
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def remat_policy(name: str) -> Callable | None:

@@ -97,6 +97,7 @@ class Qwen25VL(nnx.Module):
         suffix: SuffixCache,
         *,
         use_lora: bool = True,
+        weights: Any = None,
     ) -> tuple[jax.Array, SuffixCache]:
         """Runs token `step` of every answer against the shared prefix and its own past.
 
@@ -106,14 +107,19 @@ class Qwen25VL(nnx.Module):
           step: int32 scalar, the column of the suffix that is written; later ones are not seen.
           prefix: from `prefill`, not repeated.
           suffix: from `init_suffix` or the last step.
-          use_lora: False runs the frozen base.
+          use_lora: False runs the frozen base; without effect if there are `weights`.
+          weights: from `decode_weights`; made anew in every step when None.
 
         Returns:
           Normed hidden states [B, N, D] and the suffix.
         """
         return self.decoder.decode_step(
-            tokens_BN, position_BN, step, prefix, suffix, use_lora=use_lora
+            tokens_BN, position_BN, step, prefix, suffix, use_lora=use_lora, weights=weights
         )
+
+    def decode_weights(self, *, use_lora: bool, merge_lora: bool) -> Any:
+        """The decoder's weights for a loop over `decode_step` (`Decoder.decode_weights`)."""
+        return self.decoder.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
 
     def forward_shared(
         self,
@@ -153,6 +159,10 @@ class Qwen25VL(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V]."""
         return self.decoder.logits(hidden)
+
+    def head(self) -> jax.Array:
+        """The language-model head [D, V] in the dtype of the products."""
+        return self.decoder.head_kernel()
 
     def __call__(
         self,

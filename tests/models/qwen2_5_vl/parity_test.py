@@ -50,8 +50,8 @@ def run(policy, batch):
         "features": features,
         "embedded": x,
         "hidden": hidden,
-        "keys": cache.k_LBPGK,
-        "values": cache.v_LBPGK,
+        "keys": cache.k_LBGKP.swapaxes(-1, -2),
+        "values": cache.v_LBGPK,
         "logits": policy.logits(hidden),
     }
 
@@ -156,8 +156,8 @@ def test_decoder_layers(seed, record_error):
         )
     pairs = [(got["hidden"], want.last_hidden_state.numpy())]
     for i, layer in enumerate(want.past_key_values.layers):
-        pairs.append((got["keys"][i], layer.keys.numpy().swapaxes(1, 2)))
-        pairs.append((got["values"][i], layer.values.numpy().swapaxes(1, 2)))
+        pairs.append((got["keys"][i], layer.keys.numpy()))
+        pairs.append((got["values"][i], layer.values.numpy()))
     assert len(pairs) == 1 + 2 * case.config.text.num_layers
     error = max(relative_error(a[mask_BP], b[mask_BP]) for a, b in pairs)
     record_error("keys, values and hidden states of the decoder", error)

@@ -1,0 +1,123 @@
+"""The bench on a tiny policy: what it runs, counts and records. No times are compared."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from speciarl_jax import bench
+
+# 32 channels and one layer, so that a test compiles in seconds.
+TINY = dataclasses.replace(
+    bench.SMALL,
+    text=dataclasses.replace(
+        bench.SMALL.text,
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=1,
+        mrope_section=(2, 1, 1),
+    ),
+    vision=dataclasses.replace(
+        bench.SMALL.vision,
+        depth=1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_heads=2,
+        out_hidden_size=32,
+        full_attention_layers=(0,),
+    ),
+    **{
+        name: getattr(bench.SMALL, name) - 4000
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+            "eos_token_id",
+        )
+    },
+)
+SHAPE = bench.Shape(images=4, answers=3, prompt=24, tokens=6, side=2, parts=1, plain_parts=3)
+OPTIONS = bench.Options(
+    dtype=jnp.dtype("float32"),
+    lora_rank=4,
+    scan_unroll=1,
+    logprob_chunk=6,
+    remat="none",
+    kl_coefficient=0.01,
+    mean_length=0,
+    merge_lora=True,
+    shrink=1,
+    seed=0,
+)
+FIELDS = (
+    "shape shared rollout_tokens_per_s rollout_s update_s step_s compile_s peak_bytes "
+    "gemm_flops_per_s update_useful_flops"
+).split()
+
+
+@functools.cache
+def measured(shared):
+    clock = bench.Clock("wall")
+    machine = bench.Machine(OPTIONS.dtype, 64, clock)
+    policy = bench.random_policy(TINY, OPTIONS)
+    measurement = bench.Measurement(bench.Workload(TINY, SHAPE, shared, OPTIONS, policy))
+    measurement.repeat(clock, machine)
+    return measurement
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_record_has_the_promised_fields_and_every_answer_its_full_length(shared):
+    found = measured(shared)
+    row = found.row("tiny")
+    assert list(row) == FIELDS and row["shape"] == "tiny" and row["shared"] is shared
+    numbers = [row[name] for name in FIELDS[2:]]
+    assert all(np.isfinite(numbers)) and min(numbers) > 0
+    assert found.lengths.tolist() == [SHAPE.tokens] * 12
+    np.testing.assert_allclose(row["rollout_tokens_per_s"] * row["rollout_s"], 72)
+    text = bench.describe(row, found, 1e9)
+    assert ("shared" if shared else "plain") in text and "% of GEMM" in text
+
+
+def test_the_plain_counterpart_runs_every_answer_with_its_own_picture():
+    shared, plain = measured(True).workload, measured(False).workload
+    assert plain.batch.patches_BSC.shape[0] == 3 * shared.batch.patches_BSC.shape[0] == 12
+    np.testing.assert_array_equal(plain.batch.tokens_BP[::3], shared.batch.tokens_BP)
+    assert len(np.unique(plain.batch.image_id_B)) == 12
+
+
+def test_useful_flops_are_nearly_what_the_compiler_counts():
+    """One layer and one chunk, so no loop hides a second turn from the compiler's count."""
+    w = measured(True).workload
+    features, rollout = jax.jit(w.rollout)(w.lora, w.base, w.batch)
+    compiled = jax.jit(w.update).lower(w.state(), w.base, w.batch, features, rollout).compile()
+    counted = compiled.cost_analysis()["flops"]
+    useful = bench.update_useful_flops(TINY, SHAPE, OPTIONS)
+    # The compiler also counts norms, exponentials, masked scores and the optimizer.
+    assert 0.5 * counted < useful < counted, (useful, counted)
+
+
+def test_answers_end_at_random_when_asked_to():
+    allowed_V = bench.allowed_tokens(TINY, 5, 0)
+    assert allowed_V.sum() == 5 and allowed_V[TINY.eos_token_id]
+    assert not bench.allowed_tokens(TINY, 0, 0)[TINY.image_token_id :].any()
+
+
+def test_the_small_model_has_the_published_number_of_parameters():
+    _, _, base = bench.random_policy(bench.SMALL, OPTIONS)
+    assert round(sum(x.size for x in jax.tree.leaves(base)) / 1e6, 2) == 5.67
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(ValueError, match="--model=8B is neither 'small'"):
+        bench.model_config("8B")
+
+
+def test_a_plot_is_a_png(tmp_path):
+    rows = [measured(True).row(f"tiny-n{n}") for n in (1, 3)]
+    bench.plot(rows, [1, 3], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

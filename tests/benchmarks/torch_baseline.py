@@ -1,0 +1,203 @@
+"""The step in torch and transformers, without sharing, beside ours in one run, as ratios.
+
+    python tests/benchmarks/torch_baseline.py --shapes=short,paper
+
+Needs torch, transformers and peft (`launch/test.sh` installs them). The model has the dimensions
+of `speciarl_jax.bench.SMALL` and random weights; the pictures and prompts are those of the bench.
+
+- rollout: `generate(num_return_sequences=N)` on B pictures; no answer ends early.
+- update: LoRA by peft on the linear layers of the language model; B x N whole sequences with their
+  pictures in micro-batches of 32, logits at answer positions only, clipped surrogate, AdamW. With a
+  --kl_coefficient, both sides also run the reference policy.
+
+Ours is measured by `python -m speciarl_jax.bench` in processes between the rounds of torch's.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import peft
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from speciarl_jax import bench  # noqa: E402
+
+LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+MICRO_BATCH = 32
+
+
+def inputs_of(config, shape, copies, seed):
+    """The bench's pictures and prompts as transformers reads them, each `copies` times."""
+    batch = bench.random_batch(config, shape, seed)
+    tokens = torch.tensor(np.repeat(batch.tokens_BP, copies, axis=0)).long()
+    patches = np.repeat(batch.patches_BSC, copies, axis=0)
+    side = shape.side * config.vision.spatial_merge_size
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == config.image_token_id).int(),
+        "pixel_values": torch.tensor(patches.reshape(-1, patches.shape[-1])),
+        "image_grid_thw": torch.tensor([(1, side, side)] * len(tokens)),
+    }
+
+
+def rollout(model, config, shape, inputs):
+    """Tokens [B x N, T], sampled; the end of sequence is suppressed."""
+    special = list(range(config.image_token_id, config.text.vocab_size))
+    with torch.no_grad():
+        found = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=shape.answers,
+            max_new_tokens=shape.tokens,
+            suppress_tokens=special,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return found[:, shape.prompt :]
+
+
+def logprobs(model, inputs, answers):
+    """Log-probabilities [rows, T] of the answers; each row is a whole sequence with its picture."""
+    extended = {
+        **inputs,
+        "input_ids": torch.cat([inputs["input_ids"], answers], dim=1),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(answers)], dim=1),
+        "mm_token_type_ids": torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(answers, dtype=torch.int32)], dim=1
+        ),
+    }
+    length = answers.shape[1]
+    logits = model(**extended, logits_to_keep=length + 1, use_cache=False).logits[:, :-1].float()
+    chosen = logits.gather(-1, answers[..., None])[..., 0]
+    return chosen - torch.logsumexp(logits, dim=-1)
+
+
+def update(model, optimizer, config, shape, inputs, answers, advantages, kl_coefficient):
+    """One step of AdamW on the clipped surrogate, from gradients over micro-batches."""
+    rows, patches = len(answers), len(inputs["pixel_values"]) // len(answers)
+    total = answers.numel()
+    for start in range(0, rows, MICRO_BATCH):
+        part = slice(start, start + MICRO_BATCH)
+        some = {name: x[part] for name, x in inputs.items() if name != "pixel_values"}
+        some["pixel_values"] = inputs["pixel_values"][start * patches : part.stop * patches]
+        logp = logprobs(model, some, answers[part])
+        ratio = torch.exp(logp - logp.detach())
+        advantage = advantages[part, None]
+        clipped = torch.clamp(ratio, 0.8, 1.2)
+        loss = -torch.minimum(ratio * advantage, clipped * advantage).sum()
+        if kl_coefficient:
+            with torch.no_grad(), model.disable_adapter():
+                reference = logprobs(model, some, answers[part])
+            apart = reference - logp
+            loss = loss + kl_coefficient * (torch.exp(apart) - apart - 1).sum()
+        (loss / total).backward()
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+class Torch:
+    """Model, adapters, optimizer and inputs of one shape."""
+
+    def __init__(self, config, shape, given):
+        torch.manual_seed(0)
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config.to_hf())).eval()
+        model.generation_config.eos_token_id = None
+        adapters = peft.LoraConfig(
+            r=given.lora_rank, lora_alpha=given.lora_rank, target_modules=LINEARS
+        )
+        self.config, self.shape, self.given = config, shape, given
+        # Sampling runs without adapters, as if they were merged: the faster choice.
+        self.plain = model
+        self.inputs = inputs_of(config, shape, 1, 0)
+        self.repeated = inputs_of(config, shape, shape.answers, 0)
+        self.answers = rollout(model, config, shape, self.inputs)
+        self.model = peft.get_peft_model(model, adapters)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=3e-5)
+        self.advantages = torch.randn(len(self.answers))
+
+    def measure(self, clock):
+        """Seconds of a rollout and of an update."""
+        begun = clock()
+        with self.model.disable_adapter():
+            rollout(self.model, self.config, self.shape, self.inputs)
+        middle = clock()
+        update(
+            self.model,
+            self.optimizer,
+            self.config,
+            self.shape,
+            self.repeated,
+            self.answers,
+            self.advantages,
+            self.given.kl_coefficient,
+        )
+        return {"rollout_s": middle - begun, "update_s": clock() - middle}
+
+
+def ours(given, shape):
+    """One row of `python -m speciarl_jax.bench`, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "speciarl_jax.bench", f"--shapes={shape}"]
+        command += [f"--json={path}", "--noplain", f"--repeats={given.repeats}"]
+        command += [f"--clock={given.clock}", f"--kl_coefficient={given.kl_coefficient}"]
+        command += [f"--lora_rank={given.lora_rank}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text())[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="short,paper")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that each side takes")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements a turn")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--kl_coefficient", type=float, default=0.0)
+    parser.add_argument("--lora_rank", type=int, default=16)
+    parser.add_argument("--json", help="file for the medians")
+    given = parser.parse_args()
+    clock = bench.Clock(given.clock)
+    found = []
+    for name in given.shapes.split(","):
+        theirs = Torch(bench.SMALL, bench.SHAPES[name], given)
+        theirs.measure(time.perf_counter)
+        seconds = {"torch": [], "ours": []}
+        for _ in range(given.rounds):
+            seconds["ours"].append(ours(given, name))
+            seconds["torch"] += [theirs.measure(clock) for _ in range(given.repeats)]
+        row = {"shape": name}
+        for what in ("rollout_s", "update_s"):
+            pair = [statistics.median(s[what] for s in seconds[side]) for side in ("torch", "ours")]
+            row |= {
+                f"torch_{what}": pair[0],
+                what: pair[1],
+                f"{what[:-2]}_ratio": pair[0] / pair[1],
+            }
+            print(
+                f"{name:6} {what[:-2]:8} torch {pair[0]:7.3f} s  ours {pair[1]:7.3f} s  "
+                f"{pair[0] / pair[1]:5.2f}x",
+                flush=True,
+            )
+        found.append(row)
+    if given.json:
+        pathlib.Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""What a group shares, and what decoding leaves out, against plain counterparts, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.rollout import sampling
+from speciarl_jax.rollout.generate import generate
+from speciarl_jax.rollout.logprobs import answer_logprobs
+from speciarl_jax.types import PromptBatch
+
+VOCAB, IMAGE, EOS = 24, 20, 3
+CONFIG = ModelConfig(
+    text=TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        mrope_section=(2, 1, 1),
+    ),
+    vision=VisionConfig(
+        depth=1,
+        hidden_size=16,
+        intermediate_size=24,
+        num_heads=2,
+        out_hidden_size=32,
+        patch_size=2,
+        window_size=8,
+        full_attention_layers=(0,),
+    ),
+    image_token_id=IMAGE,
+    video_token_id=21,
+    vision_start_token_id=22,
+    vision_end_token_id=23,
+    eos_token_id=EOS,
+)
+BANNED = np.arange(VOCAB) >= IMAGE
+# Tiny programs spend their time in the compiler.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+IMAGES = 3
+
+
+@functools.cache
+def make_policy(scan_unroll=1):
+    """graphdef, adapters that do something, and base."""
+
+    def make():
+        return Qwen25VL(
+            CONFIG,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            lora_rank=3,
+            lora_alpha=6.0,
+            scan_unroll=scan_unroll,
+            rngs=nnx.Rngs(0),
+        )
+
+    graphdef, lora, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)
+    rng = np.random.default_rng(0)
+
+    def fill(p):
+        return jnp.asarray(rng.normal(0, 1 / np.sqrt(max(p.shape[-2:])), p.shape), p.dtype)
+
+    return graphdef, jax.tree.map(fill, lora), jax.tree.map(fill, base)
+
+
+@functools.cache
+def make_batch():
+    """Prompts of three lengths, padded on the left, and a row that only pads the batch."""
+    rng = np.random.default_rng(1)
+    grids = [[(4, 4)]] * IMAGES
+    rows = [[5, 22, *[IMAGE] * 4, 23, *rng.integers(4, 19, 2 + 2 * i)] for i in range(IMAGES)]
+    length = max(map(len, rows))
+    tokens = np.array([[0] * (length - len(r)) + list(r) for r in rows], np.int32)
+    mask = np.array([[False] * (length - len(r)) + [True] * len(r) for r in rows])
+    positions, following = mrope_positions(tokens, mask, grids, CONFIG)
+    return PromptBatch(
+        patches_BSC=rng.normal(size=(IMAGES, 16, CONFIG.vision.patch_dim)).astype(np.float32),
+        layout=vision_layout(grids, CONFIG.vision),
+        tokens_BP=tokens,
+        mask_BP=mask,
+        positions_B3P=positions.swapaxes(0, 1),
+        next_position_B=following,
+        image_id_B=np.arange(IMAGES, dtype=np.uint32) + 7,
+        label_index_B=np.zeros(IMAGES, np.int32),
+        weight_B=np.array([1, 1, 0], np.float32),
+    )
+
+
+def quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature):
+    """Log-probability and entropy, each answer a sequence of its own after its own prompt."""
+    images, answers, length = tokens_BNT.shape
+    start = batch.tokens_BP.shape[1]
+
+    def repeat(x):
+        return jnp.repeat(x, answers, axis=0)
+
+    own = tokens_BNT.reshape(images * answers, length)
+    tokens = jnp.concatenate([repeat(batch.tokens_BP), own], axis=1)
+    mask = jnp.concatenate([repeat(batch.mask_BP), jnp.ones(own.shape, bool)], axis=1)
+    after = repeat(batch.next_position_B)[:, None] + jnp.arange(length)
+    after = jnp.broadcast_to(after[:, None], (len(after), 3, length))
+    positions = jnp.concatenate([repeat(batch.positions_B3P), after], axis=2).swapaxes(0, 1)
+    logits = policy(tokens, positions, mask, repeat(features_BMD))[:, start - 1 : -1]
+    logp = jax.nn.log_softmax(jnp.where(BANNED, -1e30, logits / temperature), axis=-1)
+    chosen = jnp.take_along_axis(logp, own[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    return chosen.reshape(tokens_BNT.shape), entropy.reshape(tokens_BNT.shape)
+
+
+@pytest.mark.parametrize("frozen_head", [True, False])
+@pytest.mark.parametrize("answers, length, chunk", [(4, 7, 3), (1, 7, 100), (3, 1, 16)])
+def test_shared_rows_equal_whole_sequences(answers, length, chunk, frozen_head):
+    """Ragged answers, N = 1, answers of one token; values to 1e-5 and gradients to 1e-4."""
+    graphdef, lora, base = make_policy()
+    batch, rng = make_batch(), np.random.default_rng(2)
+    lengths = rng.integers(1, length + 1, (IMAGES, answers, 1))
+    # One answer never ends.
+    lengths[0, 0] = length
+    mask = np.arange(length) < lengths
+    tokens = np.where(mask, rng.integers(4, IMAGE, mask.shape), EOS).astype(np.int32)
+    weight = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
+    features = jnp.asarray(rng.normal(size=(IMAGES, 4, 32)), jnp.float32)
+
+    def shared(lora, features):
+        policy = nnx.merge(graphdef, lora, base)
+        return answer_logprobs(
+            policy,
+            batch,
+            features,
+            tokens,
+            banned_V=BANNED,
+            temperature=0.7,
+            chunk_size=chunk,
+            frozen_head=frozen_head,
+        )
+
+    def plain(lora, features):
+        policy = nnx.merge(graphdef, lora, base)
+        return whole_sequences(policy, batch, features, tokens, 0.7)
+
+    def gradient(function):
+        def loss(lora, features):
+            logp, entropy = function(lora, features)
+            return jnp.sum(weight * logp), (logp, entropy)
+
+        return quick(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(lora, features)
+
+    ((_, got), got_grads), ((_, want), want_grads) = gradient(shared), gradient(plain)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a[mask], b[mask], rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True):
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+def test_a_trained_head_gets_its_gradient_and_a_frozen_one_none():
+    graphdef, lora, base = make_policy()
+    batch = make_batch()
+    tokens = np.random.default_rng(3).integers(4, IMAGE, (IMAGES, 2, 3)).astype(np.int32)
+    features = jnp.ones((IMAGES, 4, 32))
+
+    def loss(base, frozen_head):
+        policy = nnx.merge(graphdef, lora, base)
+        logp, _ = answer_logprobs(
+            policy, batch, features, tokens, banned_V=BANNED, frozen_head=frozen_head
+        )
+        return jnp.sum(logp)
+
+    def largest(frozen_head):
+        grads = quick(jax.grad(functools.partial(loss, frozen_head=frozen_head)))(base)
+        return float(jnp.abs(grads["decoder"]["head"][...]).max())
+
+    assert largest(False) > 1e-2 and largest(True) == 0.0
+
+
+@functools.cache
+def sampled(num_rollouts=6, max_tokens=9, can_end=True, scan_unroll=1, **options):
+    graphdef, lora, base = make_policy(scan_unroll)
+    banned = BANNED if can_end else BANNED | (np.arange(VOCAB) == EOS)
+
+    @quick
+    def program(lora, base, batch, temperature):
+        policy = nnx.merge(graphdef, lora, base)
+        features = policy.encode_images(batch.patches_BSC, batch.layout)
+        return generate(
+            policy,
+            batch,
+            features,
+            jax.random.key(5),
+            num_rollouts=num_rollouts,
+            max_tokens=max_tokens,
+            eos_id=EOS,
+            banned_V=banned,
+            temperature=temperature,
+            **options,
+        )
+
+    # So hot that many answers end early.
+    return jax.tree.map(np.asarray, program(lora, base, make_batch(), np.float32(3.0)))
+
+
+def assert_same_answers(got, want):
+    np.testing.assert_array_equal(got.tokens_BNT, want.tokens_BNT)
+    np.testing.assert_array_equal(got.mask_BNT, want.mask_BNT)
+    np.testing.assert_allclose(got.logp_BNT, want.logp_BNT, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shrink": 1},
+        {"shrink": 9},
+        {"merge_lora": True},
+        {"scan_unroll": 2},
+        {"scan_unroll": 2, "merge_lora": True, "shrink": 2},
+    ],
+    ids=str,
+)
+def test_decoding_with_less_work_gives_the_same_answers(options):
+    want = sampled()
+    lengths = want.mask_BNT.sum(axis=-1)
+    # Ragged, in every group an early end; the row that pads the batch is empty.
+    assert len(set(lengths[:2].ravel())) > 3 and not lengths[2].any()
+    assert_same_answers(sampled(**options), want)
+
+
+def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_never_end():
+    assert_same_answers(sampled(num_rollouts=1, shrink=3), sampled(num_rollouts=1))
+    one = sampled(max_tokens=1, shrink=3)
+    assert_same_answers(one, sampled(max_tokens=1))
+    assert one.tokens_BNT.shape[-1] == 1
+    endless = sampled(can_end=False, shrink=3)
+    assert_same_answers(endless, sampled(can_end=False))
+    assert endless.mask_BNT[:2].all()
+
+
+def test_narrow_loops_start_when_half_of_every_group_has_ended():
+    """Steps at each width, counted from the lengths, are what the loops ran."""
+    # A wide loop runs as long as more than half of some group goes on.
+    lengths = sampled().mask_BNT.sum(axis=-1)
+    running = np.array([(lengths > t).sum(axis=1).max() for t in range(1, 9)])
+    assert 0 < (running > 3).sum() < (running > 0).sum()
+    graphdef, lora, base = make_policy()
+
+    def widths(shrink):
+        def program(lora, base, batch):
+            policy = nnx.merge(graphdef, lora, base)
+            features = jnp.zeros((IMAGES, 4, 32))
+            return generate(
+                policy,
+                batch,
+                features,
+                jax.random.key(5),
+                num_rollouts=6,
+                max_tokens=9,
+                eos_id=EOS,
+                banned_V=BANNED,
+                shrink=shrink,
+            )
+
+        jaxpr = jax.make_jaxpr(program)(lora, base, make_batch())
+        loops = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "while"]
+        tokens = [v.aval.shape for e in loops for v in e.outvars if v.aval.shape[2:] == (9,)]
+        return sorted({shape[1] for shape in tokens}, reverse=True)
+
+    assert widths(0) == [6] and widths(2) == [6, 3, 2] and widths(9) == [6, 3, 2, 1]
+
+
+def test_choose_draws_by_weight_and_never_what_has_none():
+    weight = np.array([0, 3, 0, 1, 0.5, 0, 0, 0.25, 2, 0, 0.25], np.float32)
+    draws = 20_000
+    uniform = jax.random.uniform(jax.random.key(0), (draws, 2))
+    chosen = quick(sampling.choose)(jnp.tile(weight, (draws, 1)), uniform)
+    counts = np.bincount(chosen, minlength=len(weight))
+    assert len(counts) == len(weight) and (counts[weight == 0] == 0).all()
+    expected = (draws * weight / weight.sum())[weight > 0]
+    # Chi-squared of 5 degrees of freedom exceeds 20.5 once in a thousand.
+    assert np.sum((counts[weight > 0] - expected) ** 2 / expected) < 20.5
+
+
+def test_choose_holds_at_the_ends_of_the_unit_interval():
+    last = np.float32(1) - np.finfo(np.float32).eps
+    corners = jnp.array([[0, 0], [0, last], [last, 0], [last, last]], jnp.float32)
+    weight = np.zeros((4, 17), np.float32)
+    weight[:, [4, 7, 15]] = 1e-20, 1.0, 0.5
+    chosen = np.asarray(sampling.choose(jnp.asarray(weight), corners))
+    assert (weight[0, chosen] > 0).all() and chosen[0] == 4 and chosen[3] == 15
