@@ -47,7 +47,7 @@ def main(policy, prompt, out, data, fsdp, tensor):
         category=category,
         valid=valid,
         probability=probability,
-        parts=len({shard.index for shard in kernel.addressable_shards}),
+        parts=len({str(shard.index) for shard in kernel.addressable_shards}),
     )
 
 
