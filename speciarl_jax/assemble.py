@@ -177,7 +177,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
 def verifier_options(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
     """Options of the chosen verifier: the section of its name, or else `options`."""
     name = config.verifier.name
-    return config.verifier[name] if name in config.verifier else config.verifier.options
+    return config.verifier[name if name in config.verifier else "options"].to_dict()
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -1,10 +1,14 @@
 """The boundary between devices and a host verifier, with a verifier that is a function."""
 
+import concurrent.futures
+
 import jax
 import judged_step
+import numpy as np
 import pytest
 
 from speciarl_jax import judging, sharding
+from speciarl_jax.verify.host_verifier import Verdicts
 
 
 @pytest.fixture
@@ -32,3 +36,12 @@ def test_too_many_answers_without_a_verdict_stop_the_step_before_it_learns(mesh)
     said = r"step 7: 16.7% of the answers .*max_unverified is 16.0%. the judge is ill. .* same"
     with pytest.raises(judging.JudgeAway, match=said):
         judged_step.step(mesh, verifier, limit=0.16)
+
+
+def test_a_process_may_have_nothing_to_judge():
+    none = np.zeros((0, 0))
+    future = concurrent.futures.Future()
+    future.set_result(Verdicts(none.astype(np.int32), none.astype(bool), none.astype(bool), none))
+    verdicts, sent_B = judging.collect([judging.Sent((4, 3), np.zeros(0, int), future)])
+    assert verdicts.category_BN.shape == (4, 3) and not verdicts.valid_BN.any()
+    assert not sent_B.any() and np.isnan(verdicts.seconds_BN).all()
