@@ -8,7 +8,7 @@ source launch/environment.sh
 # torch and peft are only the other side of the parity tests; torch 2.13.0 has a CPU build.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   'torch==2.13.0' 'peft==0.21.2' 'pytest>=8' 'hypothesis>=6' 'ruff==0.14.5' \
-  'fakeredis==2.40.0' 'redis==8.1.0'
+  'fakeredis==2.40.0' 'redis==8.1.0' 'fastapi==0.165.0' 'uvicorn==0.54.0' 'openai==3.57.0'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi

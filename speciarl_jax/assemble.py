@@ -192,7 +192,7 @@ def verifier_options(
 ) -> Mapping[str, Any]:
     """Options of a verifier, by default the chosen one: the section of its name, or `options`."""
     name = config.verifier.name if name is None else name
-    return config.verifier[name] if name in config.verifier else config.verifier.options
+    return config.verifier[name if name in config.verifier else "options"].to_dict()
 
 
 def make_verifier(

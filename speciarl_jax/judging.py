@@ -83,6 +83,8 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
     table = np.zeros((5, images * len(sent), answers), np.float32)
     for i, part in enumerate(sent):
         mine = part.future.result()
+        if not len(part.rows):
+            continue
         table[:, part.rows * len(sent) + i] = (
             mine.category_BN - int(Category.UNPARSED),
             mine.valid_BN,

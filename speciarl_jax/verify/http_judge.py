@@ -12,7 +12,7 @@ import logging as logging_lib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,16 +140,14 @@ class HttpJudge(HostVerifier):
             seconds_BN=np.array([o.seconds for o in filled], np.float32).reshape(shape),
         )
 
-    async def _judge_pairs(self, pairs: Iterable[Pair]) -> dict[Pair, _Outcome]:
+    async def _judge_pairs(self, pairs: Collection[Pair]) -> dict[Pair, _Outcome]:
         """Outcomes of different pairs; those that are being judged already are not asked again."""
+        theirs = {pair: self._open[pair] for pair in pairs if pair in self._open}
+        keys = {pair: self._judge.key(*pair) for pair in pairs if pair not in theirs}
         # A pair is announced before the cache is read and leaves after it was written, so that it
         # cannot slip through between the two.
-        new = [pair for pair in pairs if pair not in self._open]
-        for pair in new:
-            self._open[pair] = self._loop.create_future()
-        theirs = {pair: self._open[pair] for pair in pairs if pair not in set(new)}
-        mine = {pair: self._open[pair] for pair in new}
-        keys = {pair: self._judge.key(*pair) for pair in new}
+        mine = {pair: self._loop.create_future() for pair in keys}
+        self._open |= mine
         known = await self._in_cache(self._cache.get, list(keys.values())) or {}
         for pair, key in keys.items():
             if key in known:
@@ -189,7 +187,7 @@ class HttpJudge(HostVerifier):
             found = await self._loop.run_in_executor(self._cache_thread, what, *args)
             self._cache_fails = False
             return found
-        except verdict_cache.Unavailable as error:
+        except Exception as error:  # whatever it is, a judge can do without a cache
             if not self._cache_fails:
                 logging.warning("the verdict cache fails, going on without it: %s", error)
             self._cache_fails = True

@@ -15,6 +15,7 @@ import tenacity
 from speciarl_jax.verify import judge_prompt
 from speciarl_jax.verify.category import Category
 
+_REPLIES = [judge_prompt.reply(label) for label in judge_prompt.LABELS]
 # How a server is asked to restrict a reply, the strictest first. It may refuse a field (HTTP 400 or
 # 422), then the next is tried, or ignore it: replies are read strictly in any case.
 STRUCTURES: dict[str, Mapping[str, Any]] = {
@@ -28,9 +29,8 @@ STRUCTURES: dict[str, Mapping[str, Any]] = {
             },
         }
     },
-    "choice": {
-        "structured_outputs": {"choice": [judge_prompt.reply(x) for x in judge_prompt.LABELS]}
-    },
+    # vLLM's field, and its name before that.
+    "choice": {"structured_outputs": {"choice": _REPLIES}, "guided_choice": _REPLIES},
     "none": {},
 }
 _REFUSED = (400, 422)
