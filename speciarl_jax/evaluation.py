@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from speciarl_jax import assemble, metrics, sharding, step
 from speciarl_jax.data import pipeline
+from speciarl_jax.data.pictures import describe
 from speciarl_jax.verify.category import Category
 
 
@@ -76,12 +77,16 @@ class Evaluator:
             found = self._program(
                 lora, run.base, run.verifier, batch, key, np.float32(temperature), np.float32(top_p)
             )
+            found = (*found, batch.weight_B)
             if processes > 1:
                 found = multihost_utils.process_allgather(found, tiled=True)
-            tokens, mask, category = (np.asarray(x)[: len(count)] for x in found)
-            responses += run.answers(tokens, mask)
-            categories.append(category)
-            rows += [{k: v for k, v in self.source[i].items() if k != "image"} for i in count]
+            tokens, mask, category, weight = (np.asarray(x)[: len(count)] for x in found)
+            kept = weight > 0  # not the pictures that were left out
+            responses += run.answers(tokens[kept], mask[kept])
+            categories.append(category[kept])
+            rows += [describe(self.source, i) for i, k in zip(count, kept, strict=True) if k]
+        if not rows:
+            raise ValueError("not one picture of the evaluation set can be read")
         return Judged(rows, responses, np.concatenate(categories))
 
     def score(self, category: np.ndarray) -> metrics.Score:

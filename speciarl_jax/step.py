@@ -135,6 +135,7 @@ def describe(
         "verify/unverified": 1 - judged / asked,
         "reward/mean": mean(reward_BN),
         "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "data/left_out": jnp.sum(weight_B == 0, dtype=jnp.float32),
         "rollout/length": mean(length_BN),
         "rollout/truncated": mean(length_BN == rollout.mask_BNT.shape[-1]),
     }

@@ -79,6 +79,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
         "reward/mean": np.mean(rewards),
         "reward/groups_without_signal": flat / 6,
+        "data/left_out": IMAGES - 6,
         "rollout/length": np.mean(lengths),
         "rollout/truncated": np.mean(np.array(lengths) == TOKENS),
         "update/loss": 2.0,
