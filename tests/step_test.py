@@ -163,6 +163,7 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
     )
     assert largest_difference(got.lora, want.lora) < 1e-5
     assert largest_difference(got.lora, state.lora) > 1e-3
+    assert got_metrics.pop("data/left_out") == 2 and want_metrics.pop("data/left_out") == 0
     for name, value in want_metrics.items():
         np.testing.assert_allclose(got_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     other, other_category, _ = made_up(3, run)

@@ -24,10 +24,10 @@ def scan(path: str | os.PathLike) -> tuple[list[str], int]:
     Raises:
       ValueError: there is no such folder, or no picture in it.
     """
-    root = pathlib.Path(path)
-    if not root.is_dir():
+    root = pathlib.Path(path or "")
+    if not path or not root.is_dir():
         raise ValueError(
-            f"config.data.options.path is {str(path)!r}, which is no folder; give one that holds a "
+            f"config.data.options.path is {path!r}, which is no folder; give one that holds a "
             "folder of pictures for each label"
         )
     found, others, seen = [], 0, set()

@@ -62,13 +62,21 @@ class Source:
       label_tree: of all parts, or None if one has none.
     """
 
-    def __init__(self, *, parts: Mapping[str, Mapping[str, Any]], seed: int, size: int = 0):
+    def __init__(
+        self,
+        *,
+        parts: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        common: Mapping[str, Any] | None = None,
+        size: int = 0,
+    ):
         """Opens the parts.
 
         Args:
           parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
             `weight` (None or left out: every picture once).
           seed: of the parts and the choice.
+          common: options of every part; its own come first.
           size: pictures of an epoch; 0 for the largest in which none comes twice.
 
         Raises:
@@ -85,12 +93,13 @@ class Source:
                     "'name', and may have 'options' and 'weight'"
                 )
         self._parts, self._names, self._size = parts, names, size
+        self._common = dict(common or {})
         self._open([self._source(name, seed) for name in names], seed)
 
     def _source(self, name, seed):
         part = self._parts[name]
         source = lookup.find("data", part["name"], "Source")
-        return source(seed=seed, **part.get("options", {}))
+        return source(seed=seed, **{**self._common, **part.get("options", {})})
 
     def _open(self, sources, seed):
         self._sources = sources
@@ -135,7 +144,8 @@ class Source:
     def with_seed(self, seed: int) -> "Source":
         """The mixture of another epoch; parts that no seed changes are shared."""
         other = object.__new__(Source)
-        other._parts, other._names, other._size = self._parts, self._names, self._size
+        for name in ("_parts", "_names", "_size", "_common"):
+            setattr(other, name, getattr(self, name))
         sources = [
             source.with_seed(seed) if hasattr(source, "with_seed") else self._source(name, seed)
             for name, source in zip(self._names, self._sources, strict=True)

@@ -32,7 +32,7 @@ def rows_of(path: str | os.PathLike, columns: Iterable[str]) -> Iterator[tuple[i
       ValueError: the file is missing, damaged or of another kind, or lacks a column; names the file
         and the line.
     """
-    path, columns = pathlib.Path(path), list(columns)
+    path, columns = pathlib.Path(path or "no path"), list(columns)
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
