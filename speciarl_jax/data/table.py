@@ -71,7 +71,10 @@ def _csv_rows(path, columns):
                     )
                 yield reader.line_num, row
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the line") from None
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {error}; mend that line or the next (an open "
+                "quote?)"
+            ) from None
 
 
 def _json_rows(path, columns):
@@ -160,7 +163,7 @@ class Source(listing.Listing):
         """
         del seed
         columns = [image_column, label_column, *filter(None, (label_path_column, id_column))]
-        folder = pathlib.Path(root) if root else pathlib.Path(path).parent
+        folder = pathlib.Path(root or os.path.dirname(path or ""))
         entries: list[listing.Entry] = []
         paths: dict[str, list[str]] = {}
         lines: dict[str, int] = {}
