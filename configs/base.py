@@ -44,6 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.options.domains = ()  # groups to keep; () for all
     config.data.options.views = 1  # differently augmented pictures of each drawing
     config.data.workers = 2  # threads that read and draw pictures
+    # A picture that cannot be read: "stop", or "leave_out": it is logged, counted (data/left_out),
+    # and neither learned from nor scored.
+    config.data.broken_images = "stop"
     # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
     config.data.prompt = "base"
     config.data.system = ""  # system message; "" for none

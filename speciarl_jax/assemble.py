@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from flax import nnx
 
 from speciarl_jax import advantages, lookup, optimizer, sharding, step
 from speciarl_jax import update as update_lib
-from speciarl_jax.data import pipeline, prompts
+from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import token_weights
 from speciarl_jax.models.qwen2_5_vl import decoder, hf
@@ -61,14 +62,15 @@ class Run:
 
     def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
         """Pictures of `config.data` with some options changed."""
-        source = lookup.find("data", self.config.data.name, "Source")
-        options = {**self.config.data.options, **changes}
-        return source(seed=seed, **options)
+        return open_source(self.config, seed, **changes)
 
     def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
-        """A batch of this process's rows, numpy."""
+        """A batch of this process's rows, numpy; a row that was left out weighs nothing."""
         rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
-        return self.builder(rows, batch_size)
+        batch = self.builder(rows, batch_size)
+        kept_B = np.array([not row.get("left_out") for row in rows])
+        kept_B = np.pad(kept_B, (0, batch_size - len(rows)))
+        return batch.replace(weight_B=batch.weight_B * kept_B.astype(np.float32))
 
     def sampler(self, num_rollouts: int, max_tokens: int):
         """`step.sample` but for (lora, base, batch, key, temperature, top_p)."""
@@ -112,6 +114,40 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
     return pathlib.Path(name_or_path)
 
 
+def open_source(
+    config: ml_collections.ConfigDict, seed: int, **changes: Any
+) -> Sequence[Mapping[str, Any]]:
+    """Pictures of `config.data` with some options changed.
+
+    Raises:
+      ValueError: an unknown data set, one that does not hold what it should, or missing files.
+      TypeError: an option that the data set does not have.
+    """
+    options = {**config.data.options, **changes}
+    source = lookup.find("data", config.data.name, "Source")(seed=seed, **options)
+    broken = config.data.broken_images
+    if broken not in pictures.ON_BROKEN:
+        raise ValueError(
+            f"config.data.broken_images is {broken!r}; choose one of {pictures.ON_BROKEN}"
+        )
+    return source if broken == "stop" else pictures.WithoutBroken(source)
+
+
+def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+    """The pictures of training and of evaluation, checked as far as that reads none of them.
+
+    Raises:
+      ValueError: as for `open_source`, or there are fewer than a batch.
+    """
+    training = open_source(config, config.seed)
+    pipeline.check_length(len(training), config.train.batch_size)
+    evaluation = open_source(config, config.evaluation.seed, **config.evaluation.options)
+    if config.data.broken_images == "stop":
+        for source in (training, evaluation):
+            pictures.check_files(source)
+    return training, evaluation
+
+
 def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     """Checks the configuration, loads the policy into its shards, and builds the verifier.
 
@@ -127,12 +163,20 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
     try_parts(config)
+    sources = open_sources(config)
     tokenizer = tokenizer_lib.load(folder)
     model_config, policy = load_policy(config, folder, mesh)
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels, verifier = make_verifier(
-        config, config.verifier.name, verifier_options(config), tokenizer, vocabulary, mesh, policy
+        config,
+        config.verifier.name,
+        verifier_options(config),
+        label_tree.path_of(sources),
+        tokenizer,
+        vocabulary,
+        mesh,
+        policy,
     )
     builder = prompts.PromptBuilder(
         model_config,
@@ -157,8 +201,6 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         verifier=verifier,
         banned_V=jnp.asarray(banned_V),
     )
-    pipeline.check_length(len(run.source(config.seed)), config.train.batch_size)
-    run.source(config.evaluation.seed, **config.evaluation.options)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
 
@@ -199,6 +241,7 @@ def make_verifier(
     config: ml_collections.ConfigDict,
     name: str,
     options: Mapping[str, Any],
+    tree: str | os.PathLike | None,
     tokenizer: Any,
     vocabulary: int,
     mesh: jax.sharding.Mesh,
@@ -210,13 +253,13 @@ def make_verifier(
       config: the whole configuration.
       name: of the verifier.
       options: of the verifier.
+      tree: file with the labels of the data, if there is one.
       tokenizer: of the policy.
       vocabulary: rows of the policy's head.
       mesh: over all devices.
       policy: whose tower a judge may use; None reads it if the verifier's `create` asks for it.
     """
     create = lookup.find("verify", name, "create")
-    source = lookup.find("data", config.data.name, "Source")
     extra = {}
     if "policy" in inspect.signature(create).parameters:
         if policy is None:
@@ -225,7 +268,7 @@ def make_verifier(
         extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, put, dtypes(config))
     labels, verifier = create(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
-        getattr(source, "TAXONOMY_PATH", None),
+        tree,
         **extra,
         **options,
     )

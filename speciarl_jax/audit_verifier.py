@@ -114,8 +114,10 @@ class Maker:
 
     def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
         """Labels and verifier (`assemble.make_verifier`)."""
+        source = lookup.find("data", self.config.data.name, "Source")
+        tree = getattr(source, "TAXONOMY_PATH", None)
         return assemble.make_verifier(
-            self.config, name, options, self.tokenizer, self._vocabulary, self._mesh, None
+            self.config, name, options, tree, self.tokenizer, self._vocabulary, self._mesh, None
         )
 
 

@@ -281,7 +281,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
             run.lora,
         )
         _, state, _ = assemble.init_state(dataclasses.replace(run, lora=lora))
-        facts = train.facts_of(config)
+        facts = train.run_facts(run)
         position = {"stream": train.training_stream(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with contextlib.closing(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from speciarl_jax import assemble, judging, metrics, sharding, step
 from speciarl_jax.data import pipeline
+from speciarl_jax.data.pictures import describe
 from speciarl_jax.verify.category import Category
 
 # Stands for the verdict of an answer that has none, where answers are written.
@@ -95,12 +96,16 @@ class Evaluator:
             if on_host:
                 # Judged while the next batches are sampled.
                 sent.append(judging.send(run, *found, batch.label_index_B, batch.weight_B))
+            found = (*found, batch.weight_B)
             if processes > 1:
                 found = multihost_utils.process_allgather(found, tiled=True)
-            tokens, mask, *verdict = (np.asarray(x)[: len(count)] for x in found)
-            responses += run.answers(tokens, mask)
-            verdicts.append(verdict)
-            rows += [{k: v for k, v in self.source[i].items() if k != "image"} for i in count]
+            tokens, mask, *verdict, weight = (np.asarray(x)[: len(count)] for x in found)
+            kept = weight > 0  # not the pictures that were left out
+            responses += run.answers(tokens[kept], mask[kept])
+            verdicts.append([x[kept] for x in verdict])
+            rows += [describe(self.source, i) for i, k in zip(count, kept, strict=True) if k]
+        if not rows:
+            raise ValueError("not one picture of the evaluation set can be read")
         if on_host:
             verdicts = [judging.verdicts_of_rows(one) for one in sent]
         category_BN, valid_BN = (np.concatenate(x) for x in zip(*verdicts, strict=True))

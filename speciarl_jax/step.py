@@ -168,6 +168,7 @@ def describe(
         "verify/groups_left_out": jnp.sum(left_out_B) / jnp.maximum(jnp.sum(weight_B), 1),
         "reward/mean": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "data/left_out": jnp.sum(weight_B == 0, dtype=jnp.float32),
         "rollout/length": mean(length_BN),
         "rollout/truncated": mean(length_BN == rollout.mask_BNT.shape[-1]),
     }

@@ -99,7 +99,7 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
         stack.callback(checkpoints.close)
-        facts, done, earlier = facts_of(config), 0, 0.0
+        facts, done, earlier = run_facts(run), 0, 0.0
         if checkpoints.latest_step() is not None:
             state, position = checkpoints.restore(state, facts)
             done, earlier = checkpoints.latest_step(), position["seconds"]
@@ -130,8 +130,15 @@ def train(
 def training_stream(run: assemble.Run):
     """This process's share of the batches, epoch after epoch."""
     config, processes = run.config, jax.process_count()
+    first = run.source(config.seed)
+
+    def source_of_epoch(epoch):
+        if hasattr(first, "with_seed"):
+            return first.with_seed(config.seed + epoch)
+        return run.source(config.seed + epoch)
+
     return pipeline.training_batches(
-        lambda epoch: run.source(config.seed + epoch),
+        source_of_epoch,
         lambda rows: run.build(rows, config.train.batch_size // processes),
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -241,6 +248,13 @@ def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
     visit("", json.loads(config.to_json()))
     return flat
+
+
+def run_facts(run: assemble.Run) -> dict[str, Any]:
+    """`facts_of` the configuration, and which pictures there are where the source can tell."""
+    pictures = run.source(run.config.seed)
+    known = {"data.pictures": pictures.fingerprint} if hasattr(pictures, "fingerprint") else {}
+    return facts_of(run.config) | known
 
 
 def open_workdir(path: str) -> pathlib.Path:

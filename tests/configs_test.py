@@ -1,6 +1,8 @@
 """The configurations: every key is in base.py, and an experiment is its differences."""
 
 import ast
+import importlib
+import inspect
 import json
 import pathlib
 
@@ -8,6 +10,8 @@ import ml_collections
 import pytest
 
 from configs import base, label_noise, quickstart
+from speciarl_jax import lookup
+from speciarl_jax.data import tfds_images
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -50,3 +54,45 @@ def test_label_noise_takes_its_rate_from_the_command_line():
     quiet, noisy = flat(quickstart.get_config()), flat(label_noise.get_config("0.25"))
     assert {k: noisy[k] for k in noisy if noisy[k] != quiet[k]} == {"label_noise.rate": 0.25}
     assert label_noise.get_config().label_noise.rate == 0.1
+
+
+DATA_CONFIGS = """cub cub_128 cub_1024 cub_2048 flowers food pets cars aircraft mixture own_folder
+own_table""".split()
+
+
+def options_of(config, changes):
+    return {**config.data.options, **changes}
+
+
+@pytest.mark.parametrize("name", DATA_CONFIGS)
+def test_a_data_configuration_has_only_options_that_its_source_takes(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.is_locked
+    source = lookup.find("data", config.data.name, "Source")
+    signature = inspect.signature(source.__init__)
+    for changes in ({}, config.evaluation.options):
+        signature.bind(None, seed=0, **options_of(config, changes))
+        # The parts of a mixture take their options too.
+        for part in options_of(config, changes).get("parts", {}).values():
+            inner = inspect.signature(lookup.find("data", part.name, "Source").__init__)
+            inner.bind(None, seed=0, **{**config.data.options.common, **part.options})
+    kept = {key: value for key, value in flat(config).items() if "options" not in key}
+    assert kept.keys() == {key for key in flat(base.get_config()) if "options" not in key}
+    assert config.train.batch_size % (config.train.mini_batches * config.train.micro_batches) == 0
+
+
+@pytest.mark.parametrize("name", DATA_CONFIGS)
+def test_published_splits_are_large_enough_for_their_configuration(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for changes, least in (({}, config.train.batch_size), (config.evaluation.options, 1)):
+        options = options_of(config, changes)
+        parts = [part.options for part in options.get("parts", {}).values()] or [options]
+        if config.data.name in ("folder", "table"):
+            continue
+        total = 0
+        for part in parts:
+            published = tfds_images.PUBLISHED[part["dataset"]]
+            split = published.aliases.get(part["split"], part["split"])
+            assert part["subset"] <= published.sizes[split]
+            total += part["subset"] or published.sizes[split]
+        assert total >= least

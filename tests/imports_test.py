@@ -21,7 +21,8 @@ ALLOWED = {
     "rewards": {"verify.category"},
     "rollout": {"models", "types"},
     # What a prompt looks like to the model (layouts, positions) is the model's own knowledge.
-    "data": {"types", "models"},
+    # A mixture finds its parts by their names.
+    "data": {"types", "models", "lookup"},
     "pretraining": {"data", "models"},
     "update": {"losses", "rollout", "types"},
     "metrics": {"verify.category"},

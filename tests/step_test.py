@@ -80,6 +80,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         "verify/groups_left_out": sum(not valid[b].any() for b in range(6)) / 6,
         "reward/mean": np.mean(rewards),
         "reward/groups_without_signal": flat / 6,
+        "data/left_out": IMAGES - 6,
         "rollout/length": np.mean(lengths),
         "rollout/truncated": np.mean(np.array(lengths) == TOKENS),
         "update/loss": 2.0,
@@ -163,6 +164,7 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
     )
     assert largest_difference(got.lora, want.lora) < 1e-5
     assert largest_difference(got.lora, state.lora) > 1e-3
+    assert got_metrics.pop("data/left_out") == 2 and want_metrics.pop("data/left_out") == 0
     for name, value in want_metrics.items():
         np.testing.assert_allclose(got_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     other, other_category, _ = made_up(3, run)

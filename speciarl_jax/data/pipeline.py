@@ -1,5 +1,6 @@
 """The order in which pictures come: shuffled every epoch, cut by process, resumable."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ def check_length(length: int, batch_size: int) -> None:
     if length < batch_size:
         raise ValueError(
             f"the data set has {length} pictures and config.train.batch_size is {batch_size}; "
-            "lower the batch size, or raise config.data.options.views"
+            "lower the batch size, or give more pictures (config.data.options)"
         )
 
 
@@ -55,13 +56,16 @@ def training_batches(
             f"config.train.batch_size {batch_size} cannot be cut over {processes} processes"
         )
     sources: dict[int, Sequence[Any]] = {}
+    lock = threading.Lock()
 
     def read(index: int, position: int) -> Any:
         epoch = index // length
-        if epoch not in sources:
-            sources[epoch] = source_of_epoch(epoch)
-            sources.pop(epoch - 2, None)
-        return sources[epoch][position]
+        with lock:
+            if epoch not in sources:
+                sources[epoch] = source_of_epoch(epoch)
+                sources.pop(epoch - 2, None)
+            source = sources[epoch]
+        return source[position]
 
     rows = grain.MapDataset.range(length).seed(seed).shuffle().repeat().map_with_index(read)
     return iter(

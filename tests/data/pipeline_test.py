@@ -89,7 +89,7 @@ def test_sources_of_past_epochs_are_let_go():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(batch_size=13), "12 pictures and config.train.batch_size is 13.*views"),
+        (dict(batch_size=13), "12 pictures and config.train.batch_size is 13.*more pictures"),
         (dict(processes=3), "batch_size 4 cannot be cut over 3 processes"),
     ],
 )

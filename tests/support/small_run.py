@@ -13,6 +13,7 @@ import time
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -183,7 +184,29 @@ def processes_program(policy, workdir, out, process, processes, port, config=Non
     np.savez(f"{out}_{process}.npz", devices=jax.device_count(), **found)
 
 
-PROGRAMS = {f.__name__: f for f in (train_program, mesh_program, processes_program)}
+def records_program(policy, workdir, data_dir):
+    """Trains two steps on the aircraft in `data_dir`; says whether TensorFlow was imported."""
+    config = small_config(
+        policy,
+        data__name="tfds_images",
+        data__bucket_growth=1.5,
+        train__batch_size=2,
+        train__steps=2,
+        evaluation__batch_size=2,
+    )
+    options = {"dataset": "fgvc_aircraft", "data_dir": data_dir, "check_sizes": False}
+    with config.unlocked():
+        config.data.options = ml_collections.ConfigDict({**options, "split": "train"})
+        config.evaluation.options = ml_collections.ConfigDict({"split": "test"})
+    run = assemble.prepare(config)
+    lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
+    assert len(evaluation.Evaluator(run)(lora).rows) == 1
+    print("tensorflow" if "tensorflow" in sys.modules else "no tensorflow")
+
+
+PROGRAMS = {
+    f.__name__: f for f in (train_program, mesh_program, processes_program, records_program)
+}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -1,0 +1,34 @@
+"""The paper's training set: 3,000 pictures of CUB-200-2011, birds; evaluated on its own test split.
+
+python -m speciarl_jax.prepare --dataset=caltech_birds2011 --data_dir=DATA
+python -m speciarl_jax.train --config=configs/cub.py --workdir=runs/cub \
+    --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
+
+Out of domain: --config.evaluation.options.dataset=oxford_iiit_pet (any of data/tfds_images.py).
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`base.py` with birds."""
+    config = base.get_config()
+    config.data.name = "tfds_images"
+    config.data.options = ml_collections.ConfigDict()
+    config.data.options.dataset = "caltech_birds2011"
+    config.data.options.split = "train"
+    config.data.options.data_dir = ""  # "": ~/tensorflow_datasets
+    config.data.options.check_sizes = True
+    config.data.options.split_file = ""  # CoOp's split_zhou_*.json; "": the splits of TFDS
+    config.data.options.subset = 3000  # as many of each label as possible; 0: all
+    config.data.options.subset_seed = 0
+    # 640 x 640 px, 529 image tokens: most of these photographs are smaller.
+    config.data.max_pixels = 640 * 640
+    config.data.workers = 8
+    config.evaluation.options = ml_collections.ConfigDict()
+    config.evaluation.options.dataset = "caltech_birds2011"
+    config.evaluation.options.split = "test"
+    config.evaluation.options.subset = 0
+    return config

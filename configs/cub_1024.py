@@ -1,0 +1,16 @@
+"""Data scaling: 1024 pictures of CUB-200-2011, which lie within the larger subsets.
+
+python -m speciarl_jax.train --config=configs/cub_1024.py --workdir=runs/cub_1024 \
+    --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
+"""
+
+import ml_collections
+
+from configs import cub
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`cub.py` with fewer pictures."""
+    config = cub.get_config()
+    config.data.options.subset = 1024
+    return config

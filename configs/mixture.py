@@ -1,0 +1,40 @@
+"""Six data sets, 500 pictures of each; evaluated on the test splits, 300 pictures of each.
+
+Each set is prepared once: python -m speciarl_jax.prepare --dataset=NAME --data_dir=DATA
+
+python -m speciarl_jax.train --config=configs/mixture.py --workdir=runs/mixture \
+    --config.model.path=CHECKPOINT --config.data.options.common.data_dir=DATA
+"""
+
+import ml_collections
+
+from configs import cub
+from speciarl_jax.data import tfds_images
+
+
+def parts(split: str, subset: int) -> ml_collections.ConfigDict:
+    """Every data set of the paper with the same weight."""
+    return ml_collections.ConfigDict(
+        {
+            dataset: {
+                "name": "tfds_images",
+                "weight": 1.0,
+                "options": {"dataset": dataset, "split": split, "subset": subset},
+            }
+            for dataset in tfds_images.PUBLISHED
+        }
+    )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`cub.py` with a mixture."""
+    config = cub.get_config()
+    config.data.name = "mixture"
+    config.data.options = ml_collections.ConfigDict()
+    config.data.options.parts = parts("train", 500)
+    # Options of every part.
+    config.data.options.common = ml_collections.ConfigDict({"data_dir": "", "check_sizes": True})
+    config.data.options.size = 0  # pictures an epoch; 0: as many as there are without repeating
+    config.evaluation.options = ml_collections.ConfigDict()
+    config.evaluation.options.parts = parts("test", 300)
+    return config

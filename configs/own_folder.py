@@ -1,0 +1,35 @@
+"""Your own pictures: a folder of folders, each named after what its pictures show.
+
+python -m speciarl_jax.data_check --config=configs/own_folder.py --out=runs/data_check \
+    --config.data.options.path=FOLDER
+python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
+    --config.model.path=CHECKPOINT --config.data.options.path=FOLDER
+
+A tenth of the pictures is held out. If yours are split already, set config.evaluation.options.path
+too, and both `part` to "all". The taxonomy verifier needs to know what is above a label: nest the
+folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`base.py` with a folder."""
+    config = base.get_config()
+    config.data.name = "folder"
+    config.data.options = ml_collections.ConfigDict()
+    config.data.options.path = config_dict.placeholder(str)
+    config.data.options.group = ""  # what all labels are; "": the outermost folder
+    config.data.options.part = "training"
+    config.data.options.held_out_share = 0.1
+    config.data.options.subset = 0  # as many of each label as possible; 0: all
+    config.data.options.subset_seed = 0
+    config.data.max_pixels = 640 * 640
+    config.data.workers = 8
+    config.evaluation.options = ml_collections.ConfigDict()
+    config.evaluation.options.part = "held_out"
+    config.evaluation.options.subset = 0
+    return config

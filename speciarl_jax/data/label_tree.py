@@ -1,0 +1,127 @@
+"""Label trees made from names and label paths, in the format of `verify/taxonomy_file.py`."""
+
+import atexit
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+_NUMBER = re.compile(r"^(\d+\.|0\d*[_-])(?=\D)")
+# The group of labels about which nothing is known.
+_ANYTHING = ("object", "thing")
+
+
+def clean(name: str) -> str:
+    """A folder's or column's name as people would say it: no number before it, no underscores.
+
+    "001.Black_footed_Albatross" -> "Black footed Albatross".
+    """
+    return " ".join(_NUMBER.sub("", name.strip()).replace("_", " ").split())
+
+
+def from_paths(paths: Mapping[str, Sequence[str]], group: str, where: str) -> dict[str, Any]:
+    """A tree from the names above each label.
+
+    Args:
+      paths: label id -> names from the most general to the label itself, at least the latter.
+      group: what all labels are ("bird"); "" for the first name of each path.
+      where: what the warning calls the data set.
+
+    Returns:
+      The tree. Where a label has neither group nor path, its group is "object", and the taxonomy
+      verifier can only tell right from wrong; that is logged.
+
+    Raises:
+      ValueError: a name has no letter or digit.
+    """
+    leaves, groups, flat = {}, {}, 0
+    for label_id, path in paths.items():
+        if not all(any(c.isalnum() for c in name) for name in path):
+            raise ValueError(
+                f"{where}: the label {label_id!r} ({' > '.join(path)!r}) has a name without any "
+                "letter or digit; rename or remove it"
+            )
+        *above, name = path
+        if group:
+            top, names = group, [group]
+        elif above:
+            top, names, above = above[0], [above[0]], above[1:]
+        else:
+            top, names, flat = _ANYTHING[0], list(_ANYTHING), flat + 1
+        groups[top] = names
+        ancestors = [[parent] for parent in reversed(above) if parent not in (name, top)]
+        leaves[label_id] = {"name": name, "generic": top, "ancestors": ancestors}
+    if flat:
+        logging.warning(
+            "%s: nothing is known above %d of %d labels, so the taxonomy verifier can tell right "
+            "from wrong and no levels between. Set config.data.options.group to what all labels "
+            "are ('bird'), give label paths (nested folders, or a label path column), write a "
+            "label tree of your own (config.verifier.options.path), or use another verifier",
+            where,
+            flat,
+            len(paths),
+        )
+    return {"version": 1, "groups": groups, "leaves": leaves}
+
+
+def read(source: Any) -> dict[str, Any] | None:
+    """The tree of a source: its `label_tree`, or the content of its `TAXONOMY_PATH`."""
+    tree = getattr(source, "label_tree", None)
+    if tree is None and getattr(source, "TAXONOMY_PATH", None):
+        tree = json.loads(pathlib.Path(source.TAXONOMY_PATH).read_text())
+    return tree
+
+
+def merge(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One tree with the leaves and groups of all.
+
+    Raises:
+      ValueError: two trees say different things about one leaf.
+    """
+    leaves: dict[str, Any] = {}
+    groups: dict[str, list[str]] = {}
+    for tree in trees:
+        for name, names in tree["groups"].items():
+            known = groups.setdefault(name, [])
+            known += [n for n in names if n not in known]
+        for label_id, leaf in tree["leaves"].items():
+            if leaves.setdefault(label_id, leaf) != leaf:
+                raise ValueError(
+                    f"label {label_id!r} stands in two data sets with different names or paths "
+                    f"({leaves[label_id]} and {leaf}); rename it in one of them"
+                )
+    return {"version": 1, "groups": groups, "leaves": leaves}
+
+
+def path_of(sources: Iterable[Any]) -> str | os.PathLike | None:
+    """A file with the labels of all sources, or None if one brings no tree.
+
+    A file that all of them share is given as it is; a made tree lies in a temporary folder for as
+    long as the process lives.
+
+    Raises:
+      ValueError: two trees contradict each other.
+    """
+    sources = list(sources)
+    paths = {
+        None if hasattr(source, "label_tree") else getattr(source, "TAXONOMY_PATH", None)
+        for source in sources
+    }
+    if len(paths) == 1 and None not in paths:
+        return paths.pop()
+    trees = [read(source) for source in sources]
+    if None in trees:
+        return None
+    text = json.dumps(merge(trees), indent=1)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="label_tree_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path.write_text(text)
+    return path

@@ -1,0 +1,183 @@
+"""What data sets of files have in common: named rows, parts and subsets, and reading on demand."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PARTS = ("all", "training", "held_out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A labelled picture that has not been read.
+
+    Attributes:
+      key: names it within its data set, the same on every machine (relative path, file name).
+      label_id: of the label tree.
+      label: what people would say.
+      place: where `read` finds it.
+    """
+
+    key: str
+    label_id: str
+    label: str
+    place: Any
+
+
+def stable_hash(text: str) -> int:
+    """64 bits, the same in every process and release."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> list[Entry]:
+    """The pictures of one part of a data set that has no split of its own.
+
+    The key decides, so that a picture stays in its part when others come or go.
+
+    Args:
+      entries: the data set.
+      part: one of `PARTS`.
+      held_out_share: of the pictures, about.
+
+    Raises:
+      ValueError: an unknown part, or a share that is none.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part is {part!r}; choose one of {PARTS}")
+    if not 0 < held_out_share < 1:
+        raise ValueError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
+    if part == "all":
+        return list(entries)
+    limit = held_out_share * 2**64
+    return [e for e in entries if (stable_hash(f"part/{e.key}") < limit) == (part == "held_out")]
+
+
+def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry]:
+    """`count` pictures with as many of each label as possible, in the order of `entries`.
+
+    Neither the order nor the machine matters, and a smaller subset lies within a larger one of the
+    same seed: 128 pictures are among the 1,024.
+
+    Args:
+      entries: the data set.
+      count: 0 for all of it.
+      seed: of the choice.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    if not count:
+        return list(entries)
+    if not 0 < count <= len(entries):
+        raise ValueError(
+            f"subset is {count}, but there are {len(entries)} pictures; lower it, or set it to 0 "
+            "for all"
+        )
+    by_label = collections.defaultdict(list)
+    for i, entry in enumerate(entries):
+        order = stable_hash(f"{seed}/{entry.label_id}/{entry.key}")
+        by_label[entry.label_id].append((order, entry.key, i))
+    ranked = [
+        (rank, order, key, i)
+        for rows in by_label.values()
+        for rank, (order, key, i) in enumerate(sorted(rows))
+    ]
+    return [entries[i] for i in sorted(i for *_, i in sorted(ranked)[:count])]
+
+
+class Listing:
+    """Random access to listed pictures (a Grain `RandomAccessDataSource`).
+
+    Rows do not depend on the seed, so all epochs share one object (`with_seed`).
+
+    Attributes:
+      entries: what is in it.
+      label_tree: of its labels, or None.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        read: Callable[[Entry], np.ndarray],
+        label_tree: Mapping[str, Any] | None,
+        *,
+        name: str,
+        part: str = "all",
+        held_out_share: float = 0.1,
+        subset: int = 0,
+        subset_seed: int = 0,
+    ):
+        """Chooses the pictures.
+
+        Args:
+          entries: the whole data set.
+          read: an entry to uint8 [height, width, 3].
+          label_tree: of the labels, or None.
+          name: of the data set; part of the pictures' identity.
+          part: as for `choose_part`.
+          held_out_share: as for `choose_part`.
+          subset: as for `choose_subset`.
+          subset_seed: as for `choose_subset`.
+
+        Raises:
+          ValueError: no picture is left, or an option does not fit.
+        """
+        try:
+            chosen = choose_part(entries, part, held_out_share)
+            self.entries = choose_subset(chosen, subset, subset_seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if not self.entries:
+            raise ValueError(
+                f"{name}: none of its {len(entries)} pictures is in part {part!r}; add pictures, "
+                "or change held_out_share"
+            )
+        self.label_tree = label_tree
+        self._read, self._name = read, name
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A picture with its label: `image` uint8 [height, width, 3], and what `describe` gives.
+
+        Raises:
+          BrokenImageError: the picture cannot be read.
+        """
+        return {"image": self._read(self.entries[index]), **self.describe(index)}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A row without its picture: `image_id`, `label_id`, `label` and `key`."""
+        entry = self.entries[index]
+        return {
+            "image_id": stable_hash(f"{self._name}/{entry.key}") >> 33,
+            "label_id": entry.label_id,
+            "label": entry.label,
+            "key": entry.key,
+        }
+
+    def with_seed(self, seed: int) -> "Listing":
+        """The same pictures: no seed changes them."""
+        del seed
+        return self
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes when a picture or label is added, removed, renamed or moved in the order."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            line = f"{entry.key}\0{entry.label_id}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:32]
+
+    def missing(self) -> list[str]:
+        """The files that are not there; none are opened."""
+        places = [entry.place for entry in self.entries]
+        return [p for p in places if isinstance(p, str) and not os.path.isfile(p)]

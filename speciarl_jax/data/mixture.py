@@ -1,0 +1,179 @@
+"""Several data sets as one, each with a share of the pictures.
+
+config.data.name = "mixture"
+config.data.options = ConfigDict({
+    "parts": {"birds": {"name": "tfds_images", "weight": 2.0, "options": {...}},
+              "mine": {"name": "folder", "weight": 1.0, "options": {...}}},
+    "size": 0})
+"""
+
+import bisect
+import hashlib
+import itertools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from speciarl_jax import lookup
+from speciarl_jax.data import label_tree, pictures
+
+
+def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
+    """How many pictures of each part are in an epoch.
+
+    Args:
+      weights: of the parts, above 0; relative to each other. All None: every picture once.
+      lengths: of the parts.
+      size: of an epoch; 0 for the largest in which no picture comes twice.
+
+    Returns:
+      Whole numbers whose sum is `size`; the largest remainders are rounded up.
+
+    Raises:
+      ValueError: a weight is missing or not above 0, or `size` is below 0.
+    """
+    if all(weight is None for weight in weights):
+        weights = [float(n) for n in lengths]
+    if any(weight is None or not weight > 0 for weight in weights) or size < 0:
+        raise ValueError(
+            f"the weights of a mixture are {weights} and its size {size}; give every part a weight "
+            "above 0 or none of them, and a size that is not below 0"
+        )
+    total = sum(weights)
+    if not size:
+        size = int(min(n * total / w for n, w in zip(lengths, weights, strict=True)) + 1e-9)
+    exact = [size * weight / total for weight in weights]
+    counts = [int(x + 1e-9) for x in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: size - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+class Source:
+    """Random access to a mixture.
+
+    Where a part has more pictures than its share, each seed (so each epoch) draws other ones; where
+    it has fewer, all come equally often, give or take one.
+
+    Attributes:
+      label_tree: of all parts, or None if one has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        common: Mapping[str, Any] | None = None,
+        size: int = 0,
+    ):
+        """Opens the parts.
+
+        Args:
+          parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
+            `weight` (None or left out: every picture once).
+          seed: of the parts and the choice.
+          common: options of every part; its own come first.
+          size: pictures of an epoch; 0 for the largest in which none comes twice.
+
+        Raises:
+          ValueError: no part, a part that cannot be opened, or weights that do not fit.
+        """
+        if not parts:
+            raise ValueError("a mixture needs parts; set config.data.options.parts")
+        names = sorted(parts)
+        for name in names:
+            unknown = set(parts[name]) - {"name", "options", "weight"}
+            if unknown or "name" not in parts[name]:
+                raise ValueError(
+                    f"part {name!r} of the mixture has the keys {sorted(parts[name])}; it needs "
+                    "'name', and may have 'options' and 'weight'"
+                )
+        self._parts, self._names, self._size = parts, names, size
+        self._common = dict(common or {})
+        self._open([self._source(name, seed) for name in names], seed)
+
+    def _source(self, name, seed):
+        part = self._parts[name]
+        source = lookup.find("data", part["name"], "Source")
+        return source(seed=seed, **{**self._common, **part.get("options", {})})
+
+    def _open(self, sources, seed):
+        self._sources = sources
+        weights = [self._parts[name].get("weight") for name in self._names]
+        lengths = [len(source) for source in sources]
+        counts = shares(weights, lengths, self._size)
+        self._ends = list(itertools.accumulate(counts))
+        self._orders = [
+            _draw(length, count, seed, number)
+            for number, (length, count) in enumerate(zip(lengths, counts, strict=True))
+        ]
+        trees = [label_tree.read(source) for source in sources]
+        self.label_tree = None if None in trees else label_tree.merge(trees)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the part and of the picture within it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self._ends, index)
+        start = self._ends[part - 1] if part else 0
+        return part, int(self._orders[part][index - start])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A row of the part it belongs to, and the part's name as `part`."""
+        part, place = self._find(index)
+        return self._named(self._sources[part][place], part)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A row without its picture."""
+        part, place = self._find(index)
+        return self._named(pictures.describe(self._sources[part], place), part)
+
+    def _named(self, row, part):
+        # Two folders may have files of one name.
+        name = self._names[part]
+        image_id = row["image_id"] ^ zlib.crc32(name.encode()) & 0x7FFFFFFF
+        return {**row, "image_id": image_id, "part": name}
+
+    def with_seed(self, seed: int) -> "Source":
+        """The mixture of another epoch; parts that no seed changes are shared."""
+        other = object.__new__(Source)
+        for name in ("_parts", "_names", "_size", "_common"):
+            setattr(other, name, getattr(self, name))
+        sources = [
+            source.with_seed(seed) if hasattr(source, "with_seed") else self._source(name, seed)
+            for name, source in zip(self._names, self._sources, strict=True)
+        ]
+        other._open(sources, seed)
+        return other
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the pictures of a part, its share, and the order."""
+        digest = hashlib.sha256(str(self._ends).encode())
+        for name, source in zip(self._names, self._sources, strict=True):
+            digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def missing(self) -> list[str]:
+        """The files of all parts that are not there."""
+        return [
+            path
+            for source in self._sources
+            if hasattr(source, "missing")
+            for path in source.missing()
+        ]
+
+
+def _draw(length: int, count: int, seed: int, part: int) -> np.ndarray:
+    """`count` of `length` numbers, each as often as any other, give or take one; sorted."""
+    whole, rest = divmod(count, length)
+    rng = np.random.default_rng([seed, part])
+    extra = rng.permutation(length)[:rest]
+    return np.sort(np.concatenate([np.tile(np.arange(length), whole), extra]))

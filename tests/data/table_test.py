@@ -1,0 +1,163 @@
+"""CSV, TSV, JSONL and Parquet, whole and damaged."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from speciarl_jax.data import pictures, table
+from speciarl_jax.verify.taxonomy import Taxonomy
+
+ROWS = [
+    {"image": "a.png", "label": "eagle", "path": "animal > bird > eagle"},
+    {"image": "b.png", "label": "salmon", "path": "animal > fish"},
+    {"image": "sub/c.png", "label": "eagle", "path": "animal > bird > eagle"},
+]
+
+
+def encoded(number):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (number, 40, 90)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, suffix, rows=ROWS):
+    (folder / "sub").mkdir(exist_ok=True)
+    for number, row in enumerate(ROWS):
+        (folder / row["image"]).write_bytes(encoded(number))
+    path = folder / f"table{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        mark = {".csv": ",", ".tsv": "\t"}[suffix]
+        lines = [mark.join(rows[0]), *(mark.join(row.values()) for row in rows)]
+        path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    return path
+
+
+def open_table(path, **options):
+    return table.Source(path=str(path), seed=0, **options)
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    source = open_table(write(tmp_path, suffix), label_path_column="path")
+    rows = list(source)
+    assert [row["label"] for row in rows] == ["eagle", "salmon", "eagle"]
+    assert [row["key"] for row in rows] == ["a.png", "b.png", "sub/c.png"]
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(row["image"][0, 0], [number, 40, 90])
+    taxonomy = Taxonomy(source.label_tree)
+    said = {"eagle": "SPECIFIC", "bird": "LESS_SPECIFIC", "animal": "GENERIC", "fish": "WRONG"}
+    for answer, verdict in said.items():
+        assert taxonomy.category(answer, "eagle").name == verdict
+    assert taxonomy.category("fish", "salmon").name == "LESS_SPECIFIC"
+    assert not source.missing()
+
+
+def test_label_paths_may_be_lists_and_ids_a_column(tmp_path):
+    rows = [{**row, "path": row["path"].split(" > "), "n": i} for i, row in enumerate(ROWS)]
+    for suffix in (".jsonl", ".parquet"):
+        path = write(tmp_path, suffix, rows)
+        source = open_table(path, label_path_column="path", id_column="n")
+        assert [source.describe(i)["key"] for i in range(3)] == ["0", "1", "2"]
+        assert source.label_tree["leaves"]["eagle"]["ancestors"] == [["bird"]]
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_may_hold_the_pictures(tmp_path, as_struct):
+    rows = [
+        {"image": {"bytes": encoded(i), "path": f"{i}.png"} if as_struct else encoded(i)}
+        | {"label": "eagle"}
+        for i in range(3)
+    ]
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    source = open_table(path, group="bird")
+    assert [int(row["image"][0, 0, 0]) for row in source] == [0, 1, 2]
+    assert len({row["key"] for row in source}) == 3
+    assert (source.describe(0)["key"] == "0.png") == as_struct
+
+
+def test_relative_paths_start_from_the_root(tmp_path):
+    path = write(tmp_path, ".csv")
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    path = path.rename(moved / "table.csv")
+    assert len(open_table(path).missing()) == 3
+    assert not open_table(path, root=str(tmp_path)).missing()
+    with pytest.raises(pictures.BrokenImageError, match="a.png is missing .3 such files"):
+        pictures.check_files(open_table(path))
+
+
+def changed(number, **changes):
+    rows = [dict(row) for row in ROWS]
+    rows[number] |= changes
+    return rows
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+@pytest.mark.parametrize(
+    "rows, options, message",
+    [
+        (changed(1, label="  "), {}, "row .*'label': the label is empty; write it"),
+        (changed(1, image=""), {}, "column 'image': got ''; write the path"),
+        (changed(1, image="a.png"), {}, r"'a.png' was in row \d already; remove one"),
+        (ROWS, {"image_column": "file"}, "has no column 'file', only .*'image'.*image_column"),
+        (ROWS, {"label_path_column": "levels"}, "has no column 'levels'"),
+        (
+            changed(2, path="animal > eagle"),
+            {"label_path_column": "path"},
+            "'eagle' has the path .*'animal', 'eagle'.*earlier row; give a label one path",
+        ),
+        (changed(2, path=""), {"id_column": "path"}, "the identity is empty"),
+        (changed(0, label="??"), {}, "without any letter or digit"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_by_line(tmp_path, suffix, rows, options, message):
+    path = write(tmp_path, suffix, rows)
+    with pytest.raises(ValueError, match=message) as error:
+        open_table(path, **options)
+    assert str(path) in str(error.value)
+
+
+def test_a_label_that_is_a_number_says_nothing(tmp_path):
+    with pytest.raises(ValueError, match="line|row 1.*the label is 7; write the name in words"):
+        open_table(write(tmp_path, ".jsonl", [{"image": "a.png", "label": 7}]))
+
+
+@pytest.mark.parametrize(
+    "suffix, content, message",
+    [
+        (".csv", b"image,label\na.png,eagle,more\n", "line 2: not as many fields"),
+        (".csv", b"image,label\na.png\n", "line 2: not as many fields"),
+        (".csv", b'image,label\n"a.png,eagle\n', "line 1: unexpected end of data.*open quote"),
+        (".csv", b"", "has no column 'image', only"),
+        (".csv", b"image,label\n", "has no row"),
+        (".csv", b"image,label\n\xff\xfe,x\n", "no UTF-8 text"),
+        (".jsonl", b'{"image": "a.png", "label": "x"}\n{"image"\n', "line 2: no JSON"),
+        (".jsonl", b"[1]\n", "line 1: got .1.; write an object"),
+        (".jsonl", b'{"image": "a.png"}\n', "line 1: .*has no column 'label'"),
+        (".parquet", b"PAR1 and then nothing", "no whole Parquet file"),
+        (".xlsx", b"", "is no table; give a file that ends in one of"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, suffix, content, message):
+    path = tmp_path / f"table{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        open_table(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(ValueError, match="none.csv is missing; set config.data.options.path"):
+        open_table(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="is no table"):
+        table.Source(path=None, seed=0)
