@@ -14,8 +14,9 @@ def make(
     epsilon: float,
     max_grad_norm: float,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up, then a constant rate or
-    a cosine decay (arXiv 1608.03983, without restarts) to 0.
+    """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up.
+
+    Behind it the rate is constant, or falls to 0 as a cosine (arXiv 1608.03983, no restarts).
 
     Args:
       learning_rate: after the warm-up.

@@ -382,6 +382,7 @@ def train_answers(
     watch = cut([{**row, "index": i} for i, row in watched_rows])
     evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
     name = f"sft/{config.data.watch_split}_loss"
+    tower_of = ml_collections.ConfigDict({"tower_of": config.vision_stage.policy})
     decoder = fit(
         config,
         stage,
