@@ -393,11 +393,7 @@ def train_answers(
         loss_of,
         frozen,
         lambda decoder: {name: evaluate(decoder)},
-        (
-            config.text,
-            config.habits,
-            ml_collections.ConfigDict({"tower_of": config.vision_stage.policy}),
-        ),
+        (config.text, config.habits, tower_of),
     )
     # bfloat16 as the published checkpoints, and half the size.
     hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)
