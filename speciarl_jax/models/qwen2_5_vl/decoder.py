@@ -234,11 +234,12 @@ class Decoder(nnx.Module):
         mask = mask_BNTT[:, None, None]
 
         def attend(q, k, v, carry, layer):
-            prefix_k, prefix_v = layer
+            prefix_k = rearrange(layer[0], "b g k p -> b p g k")
+            prefix_v = rearrange(layer[1], "b g p k -> b p g k")
             out = attention.shared_prefix(q, prefix_k, prefix_v, prefix.mask_BP, k, v, mask)
             return out, carry, ()
 
-        layers = (prefix.k_LBPGK, prefix.v_LBPGK)
+        layers = (prefix.k_LBGKP, prefix.v_LBGPK)
         x_BNTD, _, _ = self._run(self.embed(tokens_BNT), cos_sin, attend, (), layers, use_lora)
         return self._norm(x_BNTD)
 
