@@ -190,7 +190,8 @@ def test_a_trained_head_gets_its_gradient_and_a_frozen_one_none():
 @functools.cache
 def sampled(num_rollouts=6, max_tokens=9, can_end=True, scan_unroll=1, **options):
     graphdef, lora, base = make_policy(scan_unroll)
-    banned = BANNED if can_end else BANNED | (np.arange(VOCAB) == EOS)
+    # So few tokens that most answers end early, each group at several times.
+    banned = ~np.isin(np.arange(VOCAB), [EOS, 4, 5] if can_end else [4, 5])
 
     @quick
     def program(lora, base, batch, temperature):
@@ -209,7 +210,6 @@ def sampled(num_rollouts=6, max_tokens=9, can_end=True, scan_unroll=1, **options
             **options,
         )
 
-    # So hot that many answers end early.
     return jax.tree.map(np.asarray, program(lora, base, make_batch(), np.float32(3.0)))
 
 
@@ -249,11 +249,10 @@ def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_neve
 
 
 def test_narrow_loops_start_when_half_of_every_group_has_ended():
-    """Steps at each width, counted from the lengths, are what the loops ran."""
-    # A wide loop runs as long as more than half of some group goes on.
+    """The answers of the tests above pass through loops of 6, 3 and 2."""
     lengths = sampled().mask_BNT.sum(axis=-1)
     running = np.array([(lengths > t).sum(axis=1).max() for t in range(1, 9)])
-    assert 0 < (running > 3).sum() < (running > 0).sum()
+    assert (running > 3).any() and (running == 3).any() and (running[running < 3] > 0).any()
     graphdef, lora, base = make_policy()
 
     def widths(shrink):
