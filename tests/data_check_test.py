@@ -64,7 +64,7 @@ def test_pictures_in_both_parts_and_new_labels_are_told(folder, tmp_path):
         ("42", "no letters"),
         ("cat, dog", "lists several things"),
         ("cat or dog", "offers several things"),
-        ("a b c d e f g h i", "more than 8 words"),
+        ("one two three four five six seven eight nine", "more than 8 words"),
         ("dahlia?", "ends in a mark"),
         ("misc", "catch-all"),
         ("unknown", "no answer"),
