@@ -132,13 +132,13 @@ def test_parts_of_other_kinds_may_be_mixed_in(folders):
     taxonomy = Taxonomy(source.label_tree)
     for i in (0, len(source) - 1):
         assert taxonomy.leaf_index(source.describe(i)["label_id"]) >= 0
+    assert not source.missing()
     with pytest.raises(ValueError, match="stands in two data sets with different names"):
         (folders / "birds" / "harrier").rename(folders / "birds" / "eagle")
         mixture.Source(parts=parts, seed=0)
     one, two = source[len(source) - 1], source.with_seed(1)[len(source) - 1]
     assert one["image_id"] == two["image_id"]
     assert not np.array_equal(one["image"], two["image"])
-    assert not source.missing()
 
 
 @pytest.mark.parametrize(
