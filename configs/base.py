@@ -118,6 +118,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.max_grad_norm = 1.0
 
     config.train = ml_collections.ConfigDict()
+    # "reward", or "labels": supervised training on `target`, the fields of the data set's rows in
+    # braces.
+    config.train.objective = "reward"
+    config.train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
     config.train.steps = 165  # a step samples, verifies and updates
     config.train.batch_size = 256  # pictures a step
     config.train.mini_batches = 2  # optimizer updates a pass
@@ -127,7 +131,13 @@ def get_config() -> ml_collections.ConfigDict:
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
     config.train.remat = "full"
+    # Dynamic sampling (DAPO): a step samples rounds of so many pictures until `train.batch_size`
+    # groups have rewards that differ, at most `max_rounds` times; 0 for none.
+    config.train.dynamic_sampling = ml_collections.ConfigDict()
+    config.train.dynamic_sampling.max_rounds = 0
+    config.train.dynamic_sampling.batch_size = 768  # pictures a round
     # One compiled program for rollout, verify, reward and update. Needs an in-graph verifier.
+    # Dynamic sampling always takes several.
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     config.train.log_every = 1  # steps

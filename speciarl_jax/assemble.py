@@ -165,7 +165,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         verifier=jax.device_put(verifier, sharding.replicated(mesh)),
         banned_V=jnp.asarray(banned_V),
     )
-    pipeline.check_length(len(run.source(config.seed)), config.train.batch_size)
+    pipeline.check_length(len(run.source(config.seed)), sampled_pictures(config))
     run.source(config.evaluation.seed, **config.evaluation.options)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
@@ -188,6 +188,17 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         mesh, "train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
     )
     sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
+    sharding.check_batch(mesh, "pictures sampled at once", sampled_pictures(config))
+    if train.objective not in ("reward", "labels"):
+        raise ValueError(
+            f"config.train.objective is {train.objective!r}; choose 'reward', or 'labels' for "
+            "supervised training"
+        )
+    if train.objective == "labels" and train.dynamic_sampling.max_rounds:
+        raise ValueError(
+            "supervised training (config.train.objective 'labels') samples nothing; set "
+            "config.train.dynamic_sampling.max_rounds to 0"
+        )
     for key, value, low in (
         ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
         ("rollout.max_tokens", config.rollout.max_tokens, 1),
@@ -196,6 +207,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.log_every", train.log_every, 1),
         ("train.max_skipped", train.max_skipped, 1),
         ("train.passes", train.passes, 1),
+        ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
     ):
@@ -237,13 +249,24 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
         )
 
 
+def sampled_pictures(config: ml_collections.ConfigDict) -> int:
+    """Pictures that are sampled at once: a step's batch, or a round of dynamic sampling."""
+    dynamic = config.train.dynamic_sampling
+    return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size
+
+
+def reward_of(config: ml_collections.ConfigDict) -> Any:
+    """(category_BN, valid_BN) -> reward_BN."""
+    reward = lookup.find("rewards", config.reward.name, "reward")
+    return functools.partial(reward, **config.reward.options)
+
+
 def _parts(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Reward, advantages, policy loss, ... with their options."""
-    reward = lookup.find("rewards", config.reward.name, "reward")
     policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
     weights = getattr(token_weights, config.loss.token_weights)
     return {
-        "reward": functools.partial(reward, **config.reward.options),
+        "reward": reward_of(config),
         "advantages": functools.partial(advantages.group_advantages, **config.advantage),
         "policy_loss": functools.partial(policy_loss, **config.loss.options),
         "token_weights": functools.partial(weights, **config.loss.token_weights_options),
