@@ -147,9 +147,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.reward.name = "best_prediction"
     config.reward.options = ml_collections.ConfigDict()
     config.reward.options.mode = "all"  # or "single": only the first of the best answers
-    config.reward.options.unparsed_reward = -1.0
+    config.reward.options.unparsed_reward = -1.0  # the format penalty
+    # What the longest answer loses, rising over the last `overlong_buffer` tokens; 0 for none.
+    config.reward.overlong_penalty = 0.0
+    config.reward.overlong_buffer = 512  # tokens
 
     config.advantage = ml_collections.ConfigDict()
+    config.advantage.baseline = "mean"  # or "leave_one_out": of the other answers
     config.advantage.normalize_by_std = True
     config.advantage.epsilon = 1e-6
 
@@ -161,8 +165,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.options.clip_high = 0.2
     config.loss.options.dual_clip = 3.0
     config.loss.options.log_ratio_clamp = 20.0
-    config.loss.token_weights = "token_mean"  # or "sequence_mean" (losses/token_weights.py)
-    config.loss.kl_coefficient = 0.01  # k3 to the policy with LoRA off; 0 leaves it out
+    # "token_mean", "sequence_mean", or "constant" with the option `length`
+    # (losses/token_weights.py; losses/__init__.py lists what the methods use).
+    config.loss.token_weights = "token_mean"
+    config.loss.token_weights_options = ml_collections.ConfigDict()
+    config.loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
+    config.loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
+    config.loss.kl_place = "loss"  # or "reward": summed over the answer, taken from its reward
+    # What the ratio is taken against: the "sampler"'s log-probabilities, or those that the
+    # "trainer" finds for the same weights, at the price of a forward pass if a step has several
+    # updates. metrics `update/sampler_*` say how far the two are apart.
+    config.loss.old_logp = "sampler"
+    # With "trainer": bound of the importance weight that corrects for the sampler; 0 for none.
+    config.loss.importance_cap = 0.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 3e-5
@@ -175,16 +190,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.max_grad_norm = 1.0
 
     config.train = ml_collections.ConfigDict()
+    # "reward", or "labels": supervised training on `target`, the fields of the data set's rows in
+    # braces.
+    config.train.objective = "reward"
+    config.train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
     config.train.steps = 165  # a step samples, verifies and updates
     config.train.batch_size = 256  # pictures a step
-    config.train.mini_batches = 2  # optimizer updates a step
+    config.train.mini_batches = 2  # optimizer updates a pass
+    config.train.passes = 1  # times that a step goes through its answers
     config.train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
     config.train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
     config.train.remat = "full"
-    # One compiled program for rollout, verify, reward and update; with a verifier on the host there
-    # are always several.
+    # Dynamic sampling (DAPO): a step samples rounds of so many pictures until `train.batch_size`
+    # groups have rewards that differ, at most `max_rounds` times; 0 for none.
+    config.train.dynamic_sampling = ml_collections.ConfigDict()
+    config.train.dynamic_sampling.max_rounds = 0
+    config.train.dynamic_sampling.batch_size = 768  # pictures a round
+    # One compiled program for rollout, verify, reward and update; with a verifier on the host or
+    # dynamic sampling there are always several.
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     config.train.log_every = 1  # steps

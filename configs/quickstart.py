@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.advantage.normalize_by_std = False
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 10
+    config.train.target = "<think>It is some {generic}.</think> <answer>{label}</answer>"
     config.train.steps = 60
     config.train.batch_size = 32
     config.train.mini_batches = 1

@@ -15,14 +15,15 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from speciarl_jax import advantages, lookup, optimizer, sharding, step
+from speciarl_jax import advantages, lookup, optimizer, scoring, sharding, step
 from speciarl_jax import update as update_lib
 from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.losses import token_weights
+from speciarl_jax.losses import kl, token_weights
 from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.rewards import overlong
 from speciarl_jax.types import PromptBatch
 from speciarl_jax.verify import flax_judge, label_noise
 from speciarl_jax.verify.host_verifier import HostVerifier
@@ -140,7 +141,7 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
       ValueError: as for `open_source`, or there are fewer than a batch.
     """
     training = open_source(config, config.seed)
-    pipeline.check_length(len(training), config.train.batch_size)
+    pipeline.check_length(len(training), sampled_pictures(config))
     evaluation = open_source(config, config.evaluation.seed, **config.evaluation.options)
     if config.data.broken_images == "stop":
         for source in (training, evaluation):
@@ -294,6 +295,17 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         mesh, "train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
     )
     sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
+    sharding.check_batch(mesh, "pictures sampled at once", sampled_pictures(config))
+    if train.objective not in ("reward", "labels"):
+        raise ValueError(
+            f"config.train.objective is {train.objective!r}; choose 'reward', or 'labels' for "
+            "supervised training"
+        )
+    if train.objective == "labels" and train.dynamic_sampling.max_rounds:
+        raise ValueError(
+            "supervised training (config.train.objective 'labels') samples nothing; set "
+            "config.train.dynamic_sampling.max_rounds to 0"
+        )
     for key, value, low in (
         ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
         ("rollout.max_tokens", config.rollout.max_tokens, 1),
@@ -302,6 +314,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.steps", train.steps, 0),
         ("train.log_every", train.log_every, 1),
         ("train.max_skipped", train.max_skipped, 1),
+        ("train.passes", train.passes, 1),
+        ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
         ("verifier.chunks", config.verifier.chunks, 1),
@@ -333,22 +347,64 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             "config.model.base_weights is 'int8'; switch one of them off"
         )
     decoder.remat_policy(config.train.remat)
-    if not hasattr(token_weights, config.loss.token_weights):
+    check_loss(config.loss)
+
+
+def check_loss(loss: ml_collections.ConfigDict) -> None:
+    """Refuses a loss whose parts do not fit together.
+
+    Raises:
+      ValueError: names the key and what it may be.
+    """
+    for key, choices in (
+        ("token_weights", ("token_mean", "sequence_mean", "constant")),
+        ("kl_estimator", kl.ESTIMATORS),
+        ("kl_place", ("loss", "reward")),
+        ("old_logp", update_lib.OLD_LOGP),
+    ):
+        if loss[key] not in choices:
+            raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
+    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_place == "loss":
         raise ValueError(
-            f"config.loss.token_weights is {config.loss.token_weights!r}; choose a function of "
-            "losses/token_weights.py: token_mean or sequence_mean"
+            "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
+            "config.loss.kl_place 'reward'"
+        )
+    if loss.importance_cap < 0 or (loss.importance_cap and loss.old_logp != "trainer"):
+        raise ValueError(
+            f"config.loss.importance_cap is {loss.importance_cap} and config.loss.old_logp "
+            f"{loss.old_logp!r}; a cap above 0 corrects the trainer's ratio, so set old_logp to "
+            "'trainer', and with 'sampler' the cap to 0, for the ratio holds the mismatch itself"
         )
 
 
-def _parts(config: ml_collections.ConfigDict) -> tuple[Any, Any, Any]:
-    """Reward, advantages and policy loss with their options."""
+def sampled_pictures(config: ml_collections.ConfigDict) -> int:
+    """Pictures that are sampled at once: a step's batch, or a round of dynamic sampling."""
+    dynamic = config.train.dynamic_sampling
+    return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size
+
+
+def reward_of(config: ml_collections.ConfigDict) -> Any:
+    """(category_BN, valid_BN) -> reward_BN."""
     reward = lookup.find("rewards", config.reward.name, "reward")
+    return functools.partial(reward, **config.reward.options)
+
+
+def _parts(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Reward, advantages, policy loss, ... with their options."""
     policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
-    return (
-        functools.partial(reward, **config.reward.options),
-        functools.partial(advantages.group_advantages, **config.advantage),
-        functools.partial(policy_loss, **config.loss.options),
-    )
+    weights = getattr(token_weights, config.loss.token_weights)
+    return {
+        "reward": reward_of(config),
+        "advantages": functools.partial(advantages.group_advantages, **config.advantage),
+        "policy_loss": functools.partial(policy_loss, **config.loss.options),
+        "token_weights": functools.partial(weights, **config.loss.token_weights_options),
+        "overlong": functools.partial(
+            overlong.penalty,
+            max_tokens=config.rollout.max_tokens,
+            buffer=config.reward.overlong_buffer,
+            weight=config.reward.overlong_penalty,
+        ),
+    }
 
 
 def try_parts(config: ml_collections.ConfigDict) -> None:
@@ -358,40 +414,74 @@ def try_parts(config: ml_collections.ConfigDict) -> None:
       ValueError: an unknown name, or a value that a part refuses.
       TypeError: an option that a part does not have.
     """
-    reward, group_advantages, policy_loss = _parts(config)
+    parts = _parts(config)
     valid_BN = jnp.ones((1, 2), bool)
-    advantage_BN = group_advantages(reward(jnp.array([[0, 4]]), valid_BN), valid_BN)
-    policy_loss(*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, jnp.ones((1, 2, 1)))
+    advantage_BN = parts["advantages"](parts["reward"](jnp.array([[0, 4]]), valid_BN), valid_BN)
+    weight_BNT = parts["token_weights"](valid_BN[..., None])
+    parts["policy_loss"](*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, weight_BNT)
+    if config.reward.overlong_penalty:
+        parts["overlong"](jnp.ones((1, 2)))
     label_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)
 
 
-def learner(run: Run, optimizer_) -> Any:
+def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
+    """`update.update` but for (state, base, batch), with some options changed."""
+    config, parts = run.config, _parts(run.config)
+    options = {
+        "graphdef": run.graphdef,
+        "optimizer": optimizer_,
+        "policy_loss": parts["policy_loss"],
+        "token_weights": parts["token_weights"],
+        "banned_V": run.banned_V,
+        "kl_coefficient": config.loss.kl_coefficient if config.loss.kl_place == "loss" else 0.0,
+        "kl_estimator": getattr(kl, config.loss.kl_estimator),
+        "old_logp": config.loss.old_logp,
+        "importance_cap": config.loss.importance_cap,
+        "temperature": config.rollout.temperature,
+        "micro_batches": config.train.micro_batches,
+        "logprob_chunk": config.train.logprob_chunk,
+        "remat": config.train.remat,
+    }
+    return functools.partial(update_lib.update, **options | changes)
+
+
+def learner(run: Run, optimizer_: Any) -> Any:
     """`step.learn` but for (state, base, batch, features, rollout, category, valid)."""
-    config = run.config
-    reward, group_advantages, policy_loss = _parts(config)
+    config, parts = run.config, _parts(run.config)
+    loss, updates = config.loss, config.train.mini_batches * config.train.passes
+    score = functools.partial(
+        scoring.answer_logp,
+        graphdef=run.graphdef,
+        parts=config.train.mini_batches * config.train.micro_batches,
+        banned_V=run.banned_V,
+        temperature=config.rollout.temperature,
+        chunk_size=config.train.logprob_chunk,
+    )
+
+    def divergence(lora, base, batch, features_BMD, rollout, logp_BNT):
+        reference_BNT = score(lora, base, batch, features_BMD, rollout, use_lora=False)
+        kl_BNT = getattr(kl, loss.kl_estimator)(
+            jnp.where(rollout.mask_BNT, logp_BNT, 0), jnp.where(rollout.mask_BNT, reference_BNT, 0)
+        )
+        return loss.kl_coefficient * jnp.sum(kl_BNT, axis=-1)
+
+    # The only update of a step is its own trainer before the update.
+    rescored = loss.old_logp == "trainer" and updates > 1
     return functools.partial(
         step.learn,
-        reward=reward,
-        advantages=group_advantages,
-        update=functools.partial(
-            update_lib.update,
-            graphdef=run.graphdef,
-            optimizer=optimizer_,
-            policy_loss=policy_loss,
-            token_weights=getattr(token_weights, config.loss.token_weights),
-            banned_V=run.banned_V,
-            kl_coefficient=config.loss.kl_coefficient,
-            temperature=config.rollout.temperature,
-            micro_batches=config.train.micro_batches,
-            logprob_chunk=config.train.logprob_chunk,
-            remat=config.train.remat,
-        ),
+        reward=parts["reward"],
+        advantages=parts["advantages"],
+        update=update_of(run, optimizer_),
         mini_batches=config.train.mini_batches,
         noise=functools.partial(label_noise.noisy, **config.label_noise)
         if config.label_noise.rate
         else None,
         min_verified=config.verifier.min_verified,
+        passes=config.train.passes,
+        overlong=parts["overlong"] if config.reward.overlong_penalty else None,
+        old_logp=functools.partial(score, use_lora=True) if rescored else None,
+        divergence=divergence if loss.kl_place == "reward" and loss.kl_coefficient else None,
     )
 
 

@@ -80,6 +80,7 @@ _CURVE = {
     "generic": "verify/generic",
     "abstain": "verify/abstain",
     "wrong": "verify/wrong",
+    "loss": "update/loss",
     "KL": "update/kl",
     "entropy": "update/entropy",
 }
@@ -87,7 +88,7 @@ _CURVE = {
 
 def _curve(history: Sequence[Mapping[str, float]], rows: int = 12) -> str:
     """Means of neighbouring steps, so that a noisy curve can be read."""
-    rows_of_training = [row for row in history if "reward/mean" in row]
+    rows_of_training = [row for row in history if "update/loss" in row or "reward/mean" in row]
     if not rows_of_training:
         return "No step was taken."
     size = max(1, -(-len(rows_of_training) // rows))

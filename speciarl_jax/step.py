@@ -85,6 +85,10 @@ def learn(
     mini_batches: int,
     noise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     min_verified: float = 0.0,
+    passes: int = 1,
+    overlong: Callable[[jax.Array], jax.Array] | None = None,
+    old_logp: Callable[..., jax.Array] | None = None,
+    divergence: Callable[..., jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Rewards the answers, compares them within their group, and updates the policy.
 
@@ -99,25 +103,36 @@ def learn(
       reward: (category_BN, valid_BN) -> reward_BN.
       advantages: (reward_BN, valid_BN) -> advantage_BN.
       update: (state, base, UpdateBatch) -> (state, metrics).
-      mini_batches: optimizer updates; must divide B.
+      mini_batches: optimizer updates a pass; must divide B.
       noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the
         study of verifiers that err (`verify.label_noise`).
       min_verified: as for `whole_groups`.
+      passes: how often the step goes through its answers.
+      overlong: length_BN -> what long answers lose of their reward, or None.
+      old_logp: (lora, base, batch, features, rollout) -> the trainer's log-probabilities before the
+        first update, or None if updates do not need them (`update.update`).
+      divergence: the same and `old_logp`'s result, or the sampler's -> what answers lose for their
+        divergence from the reference, or None.
 
     Returns:
-      The new state and float32 metrics named `stage/name`; those of the updates are averaged.
+      The new state and float32 metrics named `stage/name`; those of the updates are averaged, but
+      for `update/sampler_*`, which are the first update's: later the policy has moved.
 
     Raises:
       ValueError: `mini_batches` does not divide B.
     """
-    images = category_BN.shape[0]
-    if images % mini_batches:
-        raise ValueError(
-            f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
-        )
     taken_BN = whole_groups(valid_BN, min_verified)
     rewarded_BN = noise(category_BN, batch.image_id_B, state.step) if noise else category_BN
     reward_BN = reward(rewarded_BN, taken_BN)
+    costs = {}
+    if overlong is not None:
+        costs["overlong_penalty"] = overlong(jnp.sum(rollout.mask_BNT, axis=-1))
+    answers = state.lora, base, batch, features_BMD, rollout
+    old_logp_BNT = old_logp(*answers) if old_logp is not None else None
+    if divergence is not None:
+        known = old_logp_BNT is not None
+        costs["kl_penalty"] = divergence(*answers, old_logp_BNT if known else rollout.logp_BNT)
+    reward_BN = reward_BN - sum(costs.values())
     advantage_BN = advantages(reward_BN, taken_BN)
     whole = UpdateBatch(
         prompt=batch,
@@ -125,18 +140,55 @@ def learn(
         rollout=rollout,
         advantage_BN=advantage_BN,
         valid_BN=taken_BN,
+        old_logp_BNT=old_logp_BNT,
     )
-    parts = jax.tree.map(lambda x: cut(x, mini_batches), whole)
-    state, metrics = jax.lax.scan(lambda state, part: update(state, base, part), state, parts)
-    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
-    metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
+    state, metrics = run_updates(state, base, whole, update, mini_batches, passes)
     summary = describe(
         rollout, category_BN, valid_BN, taken_BN, reward_BN, advantage_BN, batch.weight_B
     )
     if noise:
         moved_BN = valid_BN & (rewarded_BN != category_BN)
         summary["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(valid_BN), 1)
+    taken = jnp.maximum(jnp.sum(taken_BN), 1)
+    for name, cost_BN in costs.items():
+        summary[f"reward/{name}"] = jnp.sum(jnp.where(taken_BN, cost_BN, 0.0)) / taken
     return state, metrics | summary
+
+
+def run_updates(
+    state: TrainState,
+    base: nnx.State,
+    whole: UpdateBatch,
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    mini_batches: int,
+    passes: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Updates on every mini-batch in turn, and so `passes` times; see `learn`.
+
+    Raises:
+      ValueError: `mini_batches` does not divide B.
+    """
+    images = whole.advantage_BN.shape[0]
+    if images % mini_batches:
+        raise ValueError(
+            f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
+        )
+    parts = jax.tree.map(lambda x: cut(x, mini_batches), whole)
+
+    def one_pass(state, _):
+        return jax.lax.scan(lambda state, part: update(state, base, part), state, parts)
+
+    if passes == 1:
+        state, metrics = one_pass(state, None)
+    else:
+        state, metrics = jax.lax.scan(one_pass, state, length=passes)
+        metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
+    metrics = {
+        name: x[0] if name.startswith("update/sampler_") else jnp.mean(x)
+        for name, x in metrics.items()
+    }
+    metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
+    return state, metrics
 
 
 def describe(

@@ -1,6 +1,7 @@
 """Trains a policy with SpeciaRL: evaluate, train, evaluate again.
 
     python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m speciarl_jax.train --config=configs/dapo.py:quickstart --print_config
 
 Started again on the same workdir, it goes on from the last checkpoint to the same result.
 """
@@ -22,7 +23,17 @@ from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from speciarl_jax import assemble, evaluation, judging, metrics, report, sharding, step
+from speciarl_jax import (
+    assemble,
+    dynamic_sampling,
+    evaluation,
+    judging,
+    metrics,
+    report,
+    sharding,
+    step,
+    supervised,
+)
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import pipeline
 from speciarl_jax.metric_writer import MetricWriter
@@ -40,9 +51,12 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
     advantage -> update.
 
     One compiled program with `config.train.fused`, otherwise three. A host verifier sits between
-    programs in any case (`judging`).
+    programs in any case (`judging`). With dynamic sampling it takes a function that gives the next
+    batch instead of a batch.
     """
     config = run.config
+    if config.train.objective == "labels":
+        return supervised.build_step(run, optimizer, where)
     sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
     learn = assemble.learner(run, optimizer)
     temperature = np.float32(config.rollout.temperature)
@@ -58,18 +72,29 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
         category_BN, valid_BN = step.verify(verifier, batch, rollout)
         return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
 
+    dynamic = config.train.dynamic_sampling.max_rounds > 0
     if judging.is_host(run):
+        if dynamic:
+            raise ValueError(
+                f"config.verifier.name {config.verifier.name!r} judges on the host, where dynamic "
+                "sampling does not work yet; set config.train.dynamic_sampling.max_rounds to 0"
+            )
         return judging.build_step(run, rollout_of, learn, where)
-    if config.train.fused:
+    if config.train.fused and not dynamic:
         return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
     rollout_program = jax.jit(rollout_of, out_shardings=rows)
     verify_program = jax.jit(step.verify, out_shardings=rows)
+
+    def answer(state, base, verifier, batch, number):
+        features_BMD, rollout = rollout_program(state.lora, base, batch, number)
+        return features_BMD, rollout, *verify_program(verifier, batch, rollout)
+
+    if dynamic:
+        return dynamic_sampling.build_step(run, answer, learn, where)
     learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
 
     def in_three(state, base, verifier, batch, number):
-        features_BMD, rollout = rollout_program(state.lora, base, batch, number)
-        category_BN, valid_BN = verify_program(verifier, batch, rollout)
-        return learn_program(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
+        return learn_program(state, base, batch, *answer(state, base, verifier, batch, number))
 
     return in_three
 
@@ -109,8 +134,13 @@ def train(
         journal = Journal(config, workdir, done, after_first_step)
         stack.callback(journal.close)
         position = {"stream": stream.get_state(), "seconds": earlier}
+
+        def next_batch():
+            return sharding.put_batch(run.mesh, run.builder.agree(next(stream)))
+
+        dynamic = config.train.dynamic_sampling.max_rounds > 0
         for number in range(done + 1, config.train.steps + 1):
-            batch = sharding.put_batch(run.mesh, run.builder.agree(next(stream)))
+            batch = next_batch if dynamic else next_batch()
             try:
                 state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
             except judging.JudgeAway:
@@ -130,7 +160,8 @@ def train(
 def training_stream(run: assemble.Run):
     """This process's share of the batches, epoch after epoch."""
     config, processes = run.config, jax.process_count()
-    first = run.source(config.seed)
+    first, size = run.source(config.seed), assemble.sampled_pictures(config)
+    build = supervised.builder(run) if config.train.objective == "labels" else run.build
 
     def source_of_epoch(epoch):
         if hasattr(first, "with_seed"):
@@ -139,8 +170,8 @@ def training_stream(run: assemble.Run):
 
     return pipeline.training_batches(
         source_of_epoch,
-        lambda rows: run.build(rows, config.train.batch_size // processes),
-        batch_size=config.train.batch_size,
+        lambda rows: build(rows, size // processes),
+        batch_size=size,
         seed=config.seed,
         workers=config.data.workers,
         process=jax.process_index(),
@@ -221,7 +252,10 @@ class Journal:
 
 
 def progress(row: Mapping[str, float]) -> str:
-    """Reward, shares of the categories and KL, short enough for a progress bar."""
+    """Reward, shares of the categories and KL, short enough for a progress bar; of supervised
+    training the loss."""
+    if "reward/mean" not in row:
+        return f"loss {row['update/loss']:.3f}"
     short = {
         "more_specific": "S+",
         "specific": "S",
@@ -288,6 +322,9 @@ def greedy_score(
 
 def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
+    if given.print_config and given.config is not None:
+        print(given.config.to_json(indent=2))
+        return
     if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     begun = time.time()
@@ -330,4 +367,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report.")
+    flags.DEFINE_bool("print_config", False, "Print the resolved configuration and stop.")
     app.run(main)

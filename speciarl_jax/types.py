@@ -20,6 +20,7 @@ class PromptBatch:
       image_id_B: uint32, stable identity of a picture; folded into its sampling keys.
       label_index_B: int32, index of the true label in the verifier's tables.
       weight_B: float32, 1 for a picture and 0 for a row that only pads the batch.
+      target: `Rollout` of one given answer about each picture, for supervised training; else None.
     """
 
     patches_BSC: jax.Array
@@ -31,6 +32,7 @@ class PromptBatch:
     image_id_B: jax.Array
     label_index_B: jax.Array
     weight_B: jax.Array
+    target: Any = None
 
 
 @flax.struct.dataclass
@@ -59,6 +61,8 @@ class UpdateBatch:
       rollout: the answers.
       advantage_BN: float32.
       valid_BN: bool, answers that take part in the update.
+      old_logp_BNT: float32, the trainer's own log-probabilities before the first update of the step
+        (`scoring.answer_logp`); None where they are not needed.
     """
 
     prompt: PromptBatch
@@ -66,3 +70,4 @@ class UpdateBatch:
     rollout: Rollout
     advantage_BN: jax.Array
     valid_BN: jax.Array
+    old_logp_BNT: jax.Array | None = None

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from speciarl_jax.losses import kl
+from speciarl_jax.losses import importance, kl
+from speciarl_jax.losses import token_weights as token_weights_lib
 from speciarl_jax.rollout import logprobs
 from speciarl_jax.types import UpdateBatch
 
 # (logp_BNT, old_logp_BNT, advantage_BN, weight_BNT) -> (loss, metrics); see `losses/`.
 PolicyLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+# Whose log-probabilities the ratio is taken against.
+OLD_LOGP = ("sampler", "trainer")
 
 
 @flax.struct.dataclass
@@ -58,9 +61,12 @@ def update(
     micro_batches: int,
     logprob_chunk: int,
     remat: str,
+    kl_estimator: Callable[[jax.Array, jax.Array], jax.Array] = kl.k3,
+    old_logp: str = "sampler",
+    importance_cap: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Policy loss plus `kl_coefficient` times k3 to the reference, which is the same weights
-    with LoRA off.
+    """Policy loss plus `kl_coefficient` times the divergence from the reference, which is the same
+    weights with LoRA off.
 
     The weights of the tokens hold the whole batch's denominator before the batch is cut, so the
     gradient does not depend on `micro_batches`.
@@ -79,10 +85,15 @@ def update(
       micro_batches: parts the images are cut into; must divide B.
       logprob_chunk: answer positions a call of the head.
       remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
+      kl_estimator: from `losses.kl`.
+      old_logp: one of `OLD_LOGP`. "trainer" takes `batch.old_logp_BNT`, or, where that is None, the
+        policy of this very update: right for the only update of a step, and free.
+      importance_cap: with "trainer", bound of the truncated importance weight that corrects for the
+        sampler (`losses.importance`); 0 leaves it out.
 
     Returns:
-      The new state and float32 metrics. If the gradient is not finite, only `step` and `skipped`
-      change, and `update/skipped` is 1.
+      The new state and float32 metrics, which are means over the tokens that take part. If the
+      gradient is not finite, only `step` and `skipped` change, and `update/skipped` is 1.
 
     Raises:
       ValueError: `micro_batches` does not divide the images.
@@ -94,27 +105,46 @@ def update(
             "choose config.train.micro_batches that divides config.train.batch_size"
         )
     taken_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
-    weight_BNT = token_weights(taken_BNT)
-
-    score = functools.partial(
-        logprobs.answer_logprobs,
-        banned_V=banned_V,
-        temperature=temperature,
-        chunk_size=logprob_chunk,
-        remat=remat,
-        frozen_head=True,
+    # For the loss, and for the metrics, which mean the same whatever the loss weighs.
+    weights = token_weights(taken_BNT), token_weights_lib.token_mean(taken_BNT)
+    loss = functools.partial(
+        _loss,
+        score=functools.partial(
+            logprobs.answer_logprobs,
+            banned_V=banned_V,
+            temperature=temperature,
+            chunk_size=logprob_chunk,
+            remat=remat,
+            frozen_head=True,
+        ),
+        policy_loss=policy_loss,
+        kl_coefficient=kl_coefficient,
+        kl_estimator=kl_estimator,
+        old_logp=old_logp,
+        importance_cap=importance_cap,
     )
 
-    def loss_of(lora, part, weight_BNT):
-        policy = nnx.merge(graphdef, lora, base)
-        return _loss(policy, part, weight_BNT, score, policy_loss, kl_coefficient)
+    def loss_of(lora, *part):
+        return loss(nnx.merge(graphdef, lora, base), *part)
 
-    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, weight_BNT))
+    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, *weights))
     grads, metrics = _sum_over_parts(loss_of, state.lora, parts)
     return _step(state, grads, metrics, optimizer)
 
 
-def _loss(policy, part: UpdateBatch, weight_BNT, score, policy_loss, kl_coefficient):
+def _loss(
+    policy,
+    part: UpdateBatch,
+    weight_BNT,
+    mean_BNT,
+    *,
+    score,
+    policy_loss,
+    kl_coefficient,
+    kl_estimator,
+    old_logp,
+    importance_cap,
+):
     """Loss and metrics of some images: policy loss, and KL to the policy with LoRA off."""
 
     def score_with(use_lora):
@@ -123,14 +153,30 @@ def _loss(policy, part: UpdateBatch, weight_BNT, score, policy_loss, kl_coeffici
         )
 
     logp_BNT, entropy_BNT = score_with(True)
-    loss, metrics = policy_loss(logp_BNT, part.rollout.logp_BNT, part.advantage_BN, weight_BNT)
-    metrics["entropy"] = jnp.sum(weight_BNT * entropy_BNT)
+    trainer_BNT, sampler_BNT = part.old_logp_BNT, part.rollout.logp_BNT
+    if trainer_BNT is None:
+        trainer_BNT = jax.lax.stop_gradient(logp_BNT)
+    old_BNT = trainer_BNT if old_logp == "trainer" else sampler_BNT
+    corrected_BNT = weight_BNT
+    if importance_cap:
+        importance_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=importance_cap)
+        corrected_BNT = jnp.where(weight_BNT > 0, weight_BNT * importance_BNT, 0.0)
+    loss, _ = policy_loss(logp_BNT, old_BNT, part.advantage_BN, corrected_BNT)
+    _, metrics = policy_loss(logp_BNT, old_BNT, part.advantage_BN, mean_BNT)
+    metrics["entropy"] = jnp.sum(mean_BNT * entropy_BNT)
+    metrics |= importance.mismatch(trainer_BNT, sampler_BNT, mean_BNT)
+    if importance_cap:
+        capped_BNT = jnp.where(mean_BNT > 0, importance_BNT, 0.0)
+        metrics["importance"] = jnp.sum(mean_BNT * capped_BNT)
+        metrics["importance_capped"] = jnp.sum(mean_BNT * (capped_BNT >= importance_cap))
     if kl_coefficient:
         reference_BNT, _ = score_with(False)
         taken_BNT = weight_BNT > 0
-        kl_BNT = kl.k3(jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0))
-        metrics["kl"] = jnp.sum(weight_BNT * kl_BNT)
-        loss += kl_coefficient * metrics["kl"]
+        kl_BNT = kl_estimator(
+            jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0)
+        )
+        metrics["kl"] = jnp.sum(mean_BNT * kl_BNT)
+        loss += kl_coefficient * jnp.sum(weight_BNT * kl_BNT)
     return loss, {"loss": loss, **metrics}
 
 
@@ -176,3 +222,8 @@ def cut(x: jax.Array, parts: int) -> jax.Array:
     Strided, so that a batch axis that is sharded stays sharded in every part.
     """
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def join(x: jax.Array) -> jax.Array:
+    """[parts, B / parts, ...] to [B, ...]: undoes `cut`."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -82,7 +82,7 @@ def test_the_curve_averages_neighbouring_steps(tmp_path):
     assert len(body) == 9
     assert body[0][:3] == ["1-3", "2.000", "0.500"] and body[-1][:2] == ["25-25", "25.000"]
     # A column that was not measured stays empty, and every row has all columns.
-    assert body[0][rows[0].index("KL")] == "" and {len(row) for row in rows} == {9}
+    assert body[0][rows[0].index("KL")] == "" and {len(row) for row in rows} == {10}
 
 
 def test_answers_that_rose_and_fell_are_listed_apart(tmp_path):

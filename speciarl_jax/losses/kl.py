@@ -1,14 +1,19 @@
-"""Estimators of the divergence from the reference policy, a token at a time."""
+"""Estimators of KL(policy || reference) from sampled tokens, one token at a time.
+
+Schulman, "Approximating KL divergence", 2020 (http://joschu.net/blog/kl-approx.html). As values
+all three estimate the divergence. As losses they differ, since the tokens were drawn from the
+policy and the gradient does not see that: k1 has no expected gradient at all, k2 that of the
+divergence, k3 that of KL(reference || policy). So k1 belongs into the reward.
+"""
 
 import jax
 import jax.numpy as jnp
 
+ESTIMATORS = ("k1", "k2", "k3")
 
-def k3(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> jax.Array:
-    """The k3 estimator of KL(policy || reference), never negative.
 
-    `exp(ref - logp) - (ref - logp) - 1` (Schulman, "Approximating KL divergence", 2020), each token
-    clamped to +-`clamp` and its log-ratio to +-20 so that one token cannot overflow the sum.
+def k1(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> jax.Array:
+    """`logp - ref`: unbiased, of either sign.
 
     Args:
       logp: log-probability of the sampled tokens under the policy, any shape.
@@ -18,5 +23,21 @@ def k3(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> ja
     Returns:
       float32, same shape.
     """
-    log_ratio = jnp.clip(jax.lax.stop_gradient(reference_logp) - logp, -20.0, 20.0)
-    return jnp.clip(jnp.expm1(log_ratio) - log_ratio, -clamp, clamp).astype(jnp.float32)
+    return jnp.clip(-_log_ratio(logp, reference_logp), -clamp, clamp)
+
+
+def k2(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> jax.Array:
+    """`(logp - ref)**2 / 2`: biased where the two are far apart, never negative. As for `k1`."""
+    return jnp.minimum(0.5 * _log_ratio(logp, reference_logp) ** 2, clamp)
+
+
+def k3(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> jax.Array:
+    """`exp(ref - logp) - (ref - logp) - 1`: unbiased, never negative. As for `k1`."""
+    log_ratio = _log_ratio(logp, reference_logp)
+    return jnp.clip(jnp.expm1(log_ratio) - log_ratio, -clamp, clamp)
+
+
+def _log_ratio(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
+    """`ref - logp`, clamped to +-20 so that one token cannot overflow the sum."""
+    log_ratio = jax.lax.stop_gradient(reference_logp) - logp
+    return jnp.clip(log_ratio, -20.0, 20.0).astype(jnp.float32)

@@ -34,3 +34,27 @@ def sequence_mean(mask_BNT: jax.Array) -> jax.Array:
     length_BN1 = jnp.sum(mask_BNT, axis=-1, keepdims=True)
     answers = jnp.sum(length_BN1 > 0)
     return mask_BNT / jnp.maximum(length_BN1, 1.0) / jnp.maximum(answers, 1)
+
+
+def constant(mask_BNT: jax.Array, *, length: int) -> jax.Array:
+    """Every token of every answer weighs the same in every batch: an answer's sum over a constant,
+    averaged over the answers (Dr.GRPO, arXiv 2503.20783, section 3.2).
+
+    Args:
+      mask_BNT: bool, the answer tokens that take part, EOS included.
+      length: the constant, tokens; the longest answer there can be.
+
+    Returns:
+      float32 [B, N, T], sums to the mean length of the answers over `length`.
+
+    Raises:
+      ValueError: `length` is below 1.
+    """
+    if length < 1:
+        raise ValueError(
+            f"config.loss.token_weights_options.length is {length}; it divides the loss, so set it "
+            "to config.rollout.max_tokens, say"
+        )
+    mask_BNT = mask_BNT.astype(jnp.float32)
+    answers = jnp.sum(jnp.any(mask_BNT > 0, axis=-1))
+    return mask_BNT / length / jnp.maximum(answers, 1)

@@ -1,0 +1,16 @@
+"""Supervised fine-tuning on the true labels of the same pictures.
+
+python -m speciarl_jax.train --config=configs/sft.py --workdir=runs/sft
+"""
+
+import ml_collections
+
+import configs
+
+
+def get_config(parent: str = "base") -> ml_collections.ConfigDict:
+    """`parent` with labels in place of rewards."""
+    config = configs.load(parent)
+    config.train.objective = "labels"
+    config.loss.kl_coefficient = 0.0
+    return config

@@ -1,0 +1,53 @@
+"""Log-probabilities of a whole step's answers by the policy before its updates, in parts."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from speciarl_jax.rollout import logprobs
+from speciarl_jax.types import PromptBatch, Rollout
+from speciarl_jax.update import cut, join
+
+
+def answer_logp(
+    lora: nnx.State,
+    base: nnx.State,
+    prompt: PromptBatch,
+    features_BMD: jax.Array,
+    rollout: Rollout,
+    *,
+    graphdef: nnx.GraphDef,
+    parts: int,
+    use_lora: bool,
+    **options: Any,
+) -> jax.Array:
+    """The trainer's log-probability of each token; no gradient flows through it.
+
+    Args:
+      lora: adapters.
+      base: frozen weights.
+      prompt: pictures and prompts.
+      features_BMD: of the pictures.
+      rollout: the answers.
+      graphdef: joins `lora` and `base` into the policy.
+      parts: the pictures are scored in so many parts, one after the other, as updates do; must
+        divide B.
+      use_lora: False scores with the reference policy.
+      **options: of `logprobs.answer_logprobs`.
+
+    Returns:
+      float32 [B, N, T]; what stands outside the answers is finite and means nothing.
+    """
+
+    def score(part):
+        prompt, features_BMD, tokens_BNT = part
+        policy = nnx.merge(graphdef, lora, base)
+        logp_BNT, _ = logprobs.answer_logprobs(
+            policy, prompt, features_BMD, tokens_BNT, use_lora=use_lora, **options
+        )
+        return logp_BNT
+
+    whole = prompt, features_BMD, rollout.tokens_BNT
+    found = jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole))
+    return jax.lax.stop_gradient(join(found))
