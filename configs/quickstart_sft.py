@@ -54,15 +54,15 @@ def get_config() -> ml_collections.ConfigDict:
     # How the base policy talks (pretraining/answers.py).
     config.habits = ml_collections.ConfigDict()
     # Usual level: abstain, generic, less specific, specific.
-    config.habits.level_shares = (0.2, 0.37, 0.2, 0.23)
-    config.habits.usual = 0.75
+    config.habits.level_shares = (0.32, 0.32, 0.16, 0.2)
+    config.habits.usual = 0.62
     config.habits.abstain = ml_collections.ConfigDict(
-        {"clean": 0.02, "easy": 0.05, "moderate": 0.15, "hard": 0.6}
+        {"clean": 0.02, "easy": 0.03, "moderate": 0.08, "hard": 0.25}
     )
     config.habits.synonym = 0.1
     # Supervision of the decoder by answers in words; the tower is frozen.
     config.answer_stage = ml_collections.ConfigDict()
-    config.answer_stage.epochs = 15
+    config.answer_stage.epochs = 26
     config.answer_stage.batch_size = 64
     config.answer_stage.answers = 4  # about each picture
     config.answer_stage.max_tokens = 24
