@@ -21,12 +21,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.options.views = 2
     config.rollout.max_tokens = 24
     config.rollout.merge_lora = True
-    config.rollout.temperature = 0.7
+    config.rollout.temperature = 0.8
     config.verifier.options.max_response_bytes = 192
     # Without the division, a rare lucky answer does not outweigh what is usually right.
     config.advantage.normalize_by_std = False
     config.optimizer.learning_rate = 1.25e-3
     config.optimizer.warmup_steps = 10
+    config.optimizer.decay_steps = 61
     config.train.target = "<think>It is some {generic}.</think> <answer>{label}</answer>"
     config.train.steps = 60
     config.train.batch_size = 32

@@ -328,6 +328,13 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
                 f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
                 "number from 0 to 1"
             )
+    updates = train.steps * train.mini_batches * train.passes
+    if 0 < config.optimizer.decay_steps < updates:
+        raise ValueError(
+            f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but config.train.steps "
+            f"{train.steps} make {updates} updates, the last ones at a learning rate of 0; raise it "
+            f"to {updates + 1}, or set it to 0 for a constant rate"
+        )
     if train.batch_size % config.verifier.chunks:
         raise ValueError(
             f"config.train.batch_size {train.batch_size} cannot be cut into "

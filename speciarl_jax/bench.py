@@ -216,6 +216,7 @@ class Workload:
         self.optimizer = optimizer.make(
             learning_rate=3e-5,
             warmup_steps=0,
+            decay_steps=0,
             weight_decay=0.01,
             b1=0.9,
             b2=0.999,
