@@ -289,7 +289,7 @@ REFUSED = {
     "loss__old_logp": ("judge", "config.loss.old_logp is 'judge'; choose one of .*trainer"),
     "loss__importance_cap": (2.0, "cap above 0 corrects the trainer's ratio, so set old_logp to"),
     "advantage__baseline": ("median", "baseline 'median' is unknown; choose one of .*leave_one"),
-    "reward__overlong_penalty": (1.0, "overlong_buffer is 512 .* max_tokens, 8, and"),
+    "reward__overlong_penalty": (1.0, "overlong_buffer is 512 .*between 0 and .*max_tokens, 8,"),
     "train__objective": ("fun", "config.train.objective is 'fun'; choose 'reward', or 'labels'"),
     "train__passes": (0, "config.train.passes is 0; it must be at least 1"),
     "optimizer__learning_rate": (0.0, "learning_rate 0.0 .* must be above 0"),
