@@ -15,6 +15,7 @@ def get_config(parent: str = "base") -> ml_collections.ConfigDict:
     """`parent` with two passes a step."""
     config = configs.load(parent)
     config.train.passes = 2
+    config.optimizer.decay_steps *= 2  # which counts updates
     config.loss.old_logp = "trainer"
     config.loss.importance_cap = 2.0
     return config

@@ -331,9 +331,9 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     updates = train.steps * train.mini_batches * train.passes
     if 0 < config.optimizer.decay_steps < updates:
         raise ValueError(
-            f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but config.train.steps "
-            f"{train.steps} make {updates} updates, the last ones at a learning rate of 0; raise it "
-            f"to {updates + 1}, or set it to 0 for a constant rate"
+            f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but "
+            f"config.train.steps {train.steps} make {updates} updates, the last of them at a "
+            f"learning rate of 0; raise it to {updates + 1}, or set it to 0 for a constant rate"
         )
     if train.batch_size % config.verifier.chunks:
         raise ValueError(

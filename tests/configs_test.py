@@ -6,11 +6,13 @@ import inspect
 import json
 import pathlib
 
+import jax
 import ml_collections
 import pytest
 
+import configs
 from configs import base, label_noise, quickstart
-from speciarl_jax import lookup
+from speciarl_jax import assemble, lookup, sharding
 from speciarl_jax.data import tfds_images
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -96,3 +98,38 @@ def test_published_splits_are_large_enough_for_their_configuration(name):
             assert part["subset"] <= published.sizes[split]
             total += part["subset"] or published.sizes[split]
         assert total >= least
+
+
+# Those that change another file.
+METHODS = sorted(p.stem for p in FOLDER.glob("*.py") if "(parent: str" in p.read_text())
+METHOD_SECTIONS = {"rollout", "reward", "advantage", "loss", "train"}
+
+
+@pytest.mark.parametrize("parent", ["base", "quickstart"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_a_difference_that_fits_together(name, parent):
+    before, config = configs.load(parent), configs.load(f"{name}:{parent}")
+    after = flat(config)
+    changed = {key for key in after if flat(before).get(key, "no") != after[key]}
+    assert changed and all(key.split(".")[0] in METHOD_SECTIONS for key in changed)
+    # What needs devices, data or weights is left to `prepare`; everything else is called.
+    assemble.check(config, sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
+    assemble.try_parts(config)
+
+
+def test_methods_chain_in_any_depth():
+    config = configs.load("binary:dapo:quickstart")
+    assert config.reward.name == "binary" and config.loss.options.clip_high == 0.28
+    assert config.train.dynamic_sampling.batch_size == 3 * config.train.batch_size == 96
+    assert config.reward.overlong_buffer == 6 and config.model.path == "emoji_tiny"
+
+
+def test_the_main_experiments_dapo_and_dr_grpo_are_the_papers():
+    dapo, dr_grpo = configs.load("dapo"), configs.load("dr_grpo")
+    assert (dapo.loss.options.clip_low, dapo.loss.options.clip_high) == (0.2, 0.28)
+    assert dapo.loss.options.dual_clip == 10 and dapo.loss.kl_coefficient == 0
+    assert (dapo.reward.overlong_buffer, dapo.reward.overlong_penalty) == (512, 1)
+    sampling = dapo.train.dynamic_sampling
+    assert (sampling.batch_size, sampling.max_rounds, dapo.train.batch_size) == (768, 10, 256)
+    assert dr_grpo.loss.token_weights_options.length == 2048
+    assert not dr_grpo.advantage.normalize_by_std and dr_grpo.loss.kl_coefficient == 0

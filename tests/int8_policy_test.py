@@ -18,7 +18,7 @@ CATEGORY_BN = np.array([[4, 0, 2, 5], [0, 0, 1, 3], [5, 4, 4, 0], [3, 2, 0, 0]] 
 
 @pytest.fixture(scope="module")
 def run8(policy_folder):
-    return small_run(policy_folder, model__base_weights="int8")
+    return small_run(policy_folder, model__base_weights="int8", rollout__merge_lora=False)
 
 
 def test_kernels_are_rounded_as_they_are_read_and_nothing_else_is(run, run8):
