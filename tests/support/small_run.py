@@ -88,8 +88,9 @@ def small_config(folder, **changes):
     config.rollout.max_tokens = 8
     config.rollout.temperature = 1.0
     config.data.options.difficulty = "easy"
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0
     # Where a gradient is nearly zero, rounding must not decide about the sign of a whole step.
     config.optimizer.epsilon = 1e-4
     config.train.steps = 3
