@@ -102,7 +102,7 @@ def test_published_splits_are_large_enough_for_their_configuration(name):
 
 # Those that change another file.
 METHODS = sorted(p.stem for p in FOLDER.glob("*.py") if "(parent: str" in p.read_text())
-METHOD_SECTIONS = {"rollout", "reward", "advantage", "loss", "train"}
+METHOD_SECTIONS = {"rollout", "reward", "advantage", "loss", "train", "optimizer"}
 
 
 @pytest.mark.parametrize("parent", ["base", "quickstart"])

@@ -185,7 +185,7 @@ def test_more_steps_may_be_asked_for_but_no_other_configuration(
     other = STEPS | {"train__steps": 7, "optimizer__learning_rate": 0.5, "loss__kl_coefficient": 0}
     with pytest.raises(ValueError) as error:
         train.train(with_config(run, small_config, **other), tmp_path / "more", lambda: None)
-    assert "optimizer.learning_rate: 0.01 -> 0.5" in str(error.value)
+    assert "optimizer.learning_rate: 0.004 -> 0.5" in str(error.value)
     assert "loss.kl_coefficient: 0.01 -> 0" in str(error.value)
     assert "train.steps" not in str(error.value) and "--workdir" in str(error.value)
     more = STEPS | {"train__steps": 7, "checkpoint__save_every": 7, "train__log_every": 1}

@@ -21,6 +21,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 OPTIMIZER = {
     "learning_rate": 0.01,
     "warmup_steps": 0,
+    "decay_steps": 0,
     "weight_decay": 0.1,
     "b1": 0.9,
     "b2": 0.99,
