@@ -156,8 +156,9 @@ def test_decoder_layers(seed, record_error):
         )
     pairs = [(got["hidden"], want.last_hidden_state.numpy())]
     for i, layer in enumerate(want.past_key_values.layers):
-        pairs.append((got["keys"][i], layer.keys.numpy()))
-        pairs.append((got["values"][i], layer.values.numpy()))
+        # [B, G, P, K] to [B, P, G, K].
+        pairs.append((got["keys"][i].swapaxes(1, 2), layer.keys.numpy().swapaxes(1, 2)))
+        pairs.append((got["values"][i].swapaxes(1, 2), layer.values.numpy().swapaxes(1, 2)))
     assert len(pairs) == 1 + 2 * case.config.text.num_layers
     error = max(relative_error(a[mask_BP], b[mask_BP]) for a, b in pairs)
     record_error("keys, values and hidden states of the decoder", error)
