@@ -45,7 +45,7 @@ def test_a_step_gives_the_same_numbers_on_every_mesh(on_meshes, run, mesh):
         else:
             np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     # The step was no small one, and its answers were not all alike.
-    assert moved > 5e-3 and sum(name in before for name in want) == len(before)
+    assert moved > 3e-3 and sum(name in before for name in want) == len(before)
     assert len(np.unique(want["['rollout'].tokens_BNT"])) > 20
     assert len(np.unique(want["['category']"])) > 4
 
