@@ -53,7 +53,8 @@ def test_a_name_cannot_break_out_of_its_quotes_or_open_a_hole():
 
 
 def test_text_that_is_no_unicode_can_be_sent():
-    judge_prompt.pair_json("eagle", "\ud800").encode()
+    sent = judge_prompt.pair_json("eagle", "\ud800").encode()
+    assert json.loads(sent)["truth"] == "eagle"
 
 
 @pytest.mark.parametrize(
