@@ -85,9 +85,9 @@ class Shape:
 
 
 SHAPES = {
-    "short": Shape(images=16, answers=10, prompt=98, tokens=64, side=4, parts=1, plain_parts=5),
-    "paper": Shape(images=16, answers=10, prompt=300, tokens=96, side=8, parts=2, plain_parts=5),
-    "long": Shape(images=16, answers=10, prompt=1200, tokens=96, side=28, parts=4, plain_parts=20),
+    "short": Shape(images=16, answers=10, prompt=98, tokens=64, side=4, parts=8, plain_parts=5),
+    "paper": Shape(images=16, answers=10, prompt=300, tokens=96, side=8, parts=8, plain_parts=5),
+    "long": Shape(images=16, answers=10, prompt=1200, tokens=96, side=28, parts=16, plain_parts=20),
 }
 
 

@@ -43,10 +43,10 @@ def answer_logp(
     def score(part):
         prompt, features_BMD, tokens_BNT = part
         policy = nnx.merge(graphdef, lora, base)
-        logp_BNT, _ = logprobs.answer_logprobs(
+        scores = logprobs.answer_logprobs(
             policy, prompt, features_BMD, tokens_BNT, use_lora=use_lora, **options
         )
-        return logp_BNT
+        return scores.logp_BNT
 
     whole = prompt, features_BMD, rollout.tokens_BNT
     found = jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole))

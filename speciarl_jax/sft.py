@@ -364,7 +364,7 @@ def train_answers(
         policy = nnx.merge(graph, frozen, decoder)
         features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
         features_BMD = jax.lax.stop_gradient(features_BMD)
-        logp_BNT, _ = answer_logprobs(
+        scores = answer_logprobs(
             policy,
             batch,
             features_BMD,
@@ -372,7 +372,7 @@ def train_answers(
             banned_V=nothing_banned,
             chunk_size=stage.max_tokens,
         )
-        return -jnp.sum(jnp.where(mask_BNT, logp_BNT, 0)) / jnp.sum(mask_BNT), {}
+        return -jnp.sum(jnp.where(mask_BNT, scores.logp_BNT, 0)) / jnp.sum(mask_BNT), {}
 
     data = Epochs(
         lambda epoch: pictures(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),

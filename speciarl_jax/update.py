@@ -147,12 +147,13 @@ def _loss(
 ):
     """Loss and metrics of some images: policy loss, and KL to the policy with LoRA off."""
 
-    def score_with(use_lora):
-        return score(
-            policy, part.prompt, part.features_BMD, part.rollout.tokens_BNT, use_lora=use_lora
-        )
-
-    logp_BNT, entropy_BNT = score_with(True)
+    logp_BNT, entropy_BNT, reference_BNT = score(
+        policy,
+        part.prompt,
+        part.features_BMD,
+        part.rollout.tokens_BNT,
+        reference=bool(kl_coefficient),
+    )
     trainer_BNT, sampler_BNT = part.old_logp_BNT, part.rollout.logp_BNT
     if trainer_BNT is None:
         trainer_BNT = jax.lax.stop_gradient(logp_BNT)
@@ -170,7 +171,6 @@ def _loss(
         metrics["importance"] = jnp.sum(mean_BNT * capped_BNT)
         metrics["importance_capped"] = jnp.sum(mean_BNT * (capped_BNT >= importance_cap))
     if kl_coefficient:
-        reference_BNT, _ = score_with(False)
         taken_BNT = weight_BNT > 0
         kl_BNT = kl_estimator(
             jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0)

@@ -1,6 +1,7 @@
 """Log-probabilities of given answers, teacher-forced against the shared prompt."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,20 @@ import jax.numpy as jnp
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import sampling
 from speciarl_jax.types import PromptBatch
+
+
+class AnswerScores(NamedTuple):
+    """What a policy makes of given answers, in nats; outside the answers finite and meaningless.
+
+    Attributes:
+      logp_BNT: float32 log-probability of each token.
+      entropy_BNT: float32, of the distribution it was drawn from; no gradient flows through it.
+      reference_BNT: float32 log-probability under the frozen base, without gradient; or None.
+    """
+
+    logp_BNT: jax.Array
+    entropy_BNT: jax.Array
+    reference_BNT: jax.Array | None
 
 
 def answer_logprobs(
@@ -22,7 +37,8 @@ def answer_logprobs(
     chunk_size: int = 16,
     remat: str = "none",
     frozen_head: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+    reference: bool = False,
+) -> AnswerScores:
     """Log-probability and entropy at each token of N answers about each picture.
 
     The prompt is run once a picture and the answers attend to it (`Qwen25VL.forward_shared`). The
@@ -41,17 +57,14 @@ def answer_logprobs(
       remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
       frozen_head: the head is not trained. Then the backward pass does not run it again, and no
         gradient reaches it.
-
-    Returns:
-      Two float32 [B, N, T] arrays, log-probability and entropy in nats; what stands outside the
-      answers is finite and means nothing.
+      reference: also score with LoRA off, in the same pass over the same weights.
     """
     x_BPD = policy.embed(batch.tokens_BP, features_BMD)
     positions_3BP = jnp.swapaxes(batch.positions_B3P, 0, 1)
     length = tokens_BNT.shape[-1]
     # Nothing is predicted from the last token of an answer, so it is not run.
     position_BT = batch.next_position_B[:, None] + jnp.arange(length - 1, dtype=jnp.int32)
-    hidden_BPD, hidden_BNTD = policy.forward_shared(
+    hidden = policy.forward_shared(
         x_BPD,
         positions_3BP,
         batch.mask_BP,
@@ -59,18 +72,29 @@ def answer_logprobs(
         position_BT,
         use_lora=use_lora,
         remat=remat,
+        reference=reference,
     )
-    batch_size, num_rollouts, _, width = hidden_BNTD.shape
-    first_BN1D = jnp.broadcast_to(hidden_BPD[:, None, -1:], (batch_size, num_rollouts, 1, width))
-    hidden_BNTD = jnp.concatenate([first_BN1D, hidden_BNTD], axis=2)
-
     score = _frozen_score if frozen_head else jax.checkpoint(_score)
 
     def score_chunk(chunk):
-        return score(*chunk, policy.head(), banned_V, jnp.asarray(temperature, jnp.float32))
+        tokens, own, *beside = chunk
+        rest = policy.head(), banned_V, jnp.asarray(temperature, jnp.float32)
+        return *score(own, tokens, *rest), *(_score(x, tokens, *rest)[0] for x in beside)
 
-    logp_BNT, entropy_BNT = _map_chunks(score_chunk, (hidden_BNTD, tokens_BNT), chunk_size)
-    return logp_BNT, jax.lax.stop_gradient(entropy_BNT)
+    streams = [_predicting(*states, tokens_BNT.shape[1]) for states in hidden]
+    logp_BNT, entropy_BNT, *other = _map_chunks(score_chunk, (tokens_BNT, *streams), chunk_size)
+    return AnswerScores(
+        logp_BNT,
+        jax.lax.stop_gradient(entropy_BNT),
+        jax.lax.stop_gradient(other[0]) if other else None,
+    )
+
+
+def _predicting(prompt_BPD, answers_BNTD, answers):
+    """The hidden state before each token [B, N, T, D]: the prompt's last, then the answer's own."""
+    first = prompt_BPD[:, None, -1:]
+    first_BN1D = jnp.broadcast_to(first, (first.shape[0], answers, 1, first.shape[-1]))
+    return jnp.concatenate([first_BN1D, answers_BNTD], axis=2)
 
 
 def _map_chunks(function: Callable, arrays_BNT: tuple[jax.Array, ...], size: int):

@@ -151,7 +151,7 @@ def test_teacher_forced_log_probabilities_equal_a_naive_forward_pass(use_lora, c
     policy, batch = make_policy(), make_batch()
     rollout = run(policy, batch)
     features = policy.encode_images(batch.patches_BSC, batch.layout)
-    got, entropy = answer_logprobs(
+    got, entropy, _ = answer_logprobs(
         policy,
         batch,
         features,

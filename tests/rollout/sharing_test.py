@@ -100,7 +100,7 @@ def quick(function):
     return jax.jit(function, compiler_options=QUICK)
 
 
-def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature):
+def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature, use_lora=True):
     """Log-probability and entropy, each answer a sequence of its own after its own prompt."""
     images, answers, length = tokens_BNT.shape
     start = batch.tokens_BP.shape[1]
@@ -114,7 +114,8 @@ def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature):
     after = repeat(batch.next_position_B)[:, None] + jnp.arange(length)
     after = jnp.broadcast_to(after[:, None], (len(after), 3, length))
     positions = jnp.concatenate([repeat(batch.positions_B3P), after], axis=2).swapaxes(0, 1)
-    logits = policy(tokens, positions, mask, repeat(features_BMD))[:, start - 1 : -1]
+    logits = policy(tokens, positions, mask, repeat(features_BMD), use_lora=use_lora)
+    logits = logits[:, start - 1 : -1]
     logp = jax.nn.log_softmax(jnp.where(BANNED, -1e30, logits / temperature), axis=-1)
     chosen = jnp.take_along_axis(logp, own[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
@@ -146,16 +147,21 @@ def test_shared_rows_equal_whole_sequences(answers, length, chunk, frozen_head):
             temperature=0.7,
             chunk_size=chunk,
             frozen_head=frozen_head,
+            reference=True,
         )
 
     def plain(lora, features):
         policy = nnx.merge(graphdef, lora, base)
-        return whole_sequences(policy, batch, features, tokens, 0.7)
+        reference, _ = whole_sequences(policy, batch, features, tokens, 0.7, use_lora=False)
+        return *whole_sequences(policy, batch, features, tokens, 0.7), reference
 
     def gradient(function):
         def loss(lora, features):
-            logp, entropy = function(lora, features)
-            return jnp.sum(weight * logp), (logp, entropy)
+            logp, entropy, reference = function(lora, features)
+            if function is shared:
+                # No gradient may come from here.
+                logp = logp + reference - jax.lax.stop_gradient(reference)
+            return jnp.sum(weight * logp), (logp, entropy, reference)
 
         return quick(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(lora, features)
 
@@ -175,10 +181,10 @@ def test_a_trained_head_gets_its_gradient_and_a_frozen_one_none():
 
     def loss(base, frozen_head):
         policy = nnx.merge(graphdef, lora, base)
-        logp, _ = answer_logprobs(
+        scores = answer_logprobs(
             policy, batch, features, tokens, banned_V=BANNED, frozen_head=frozen_head
         )
-        return jnp.sum(logp)
+        return jnp.sum(scores.logp_BNT)
 
     def largest(frozen_head):
         grads = quick(jax.grad(functools.partial(loss, frozen_head=frozen_head)))(base)

@@ -86,8 +86,12 @@ def decode(
     suffix_k_BNGKT: jax.Array,
     suffix_v_BNGTK: jax.Array,
     step: jax.Array,
+    layer: jax.Array | None = None,
 ) -> jax.Array:
     """`shared_prefix` for one query an answer, against caches laid out for it (`cache`).
+
+    Of the answers' caches only the first columns are read, as many as the next of
+    `columns_to_read`: an answer may be long, and most are short.
 
     Args:
       q_BNHK: rotated queries of token `step`.
@@ -97,10 +101,51 @@ def decode(
       suffix_k_BNGKT: keys of each answer; columns after `step` are not seen.
       suffix_v_BNGTK: values of each answer.
       step: int32 scalar.
+      layer: int32 scalar, if the answers' caches have a leading axis of layers: which to read.
 
     Returns:
       [B, N, H, K] in the dtype of the queries.
     """
+    lengths = columns_to_read(suffix_v_BNGTK.shape[-2])
+
+    def first_columns(cache, axis, length):
+        # Cut inside the branch: what goes into a branch as an argument would be copied whole.
+        if layer is None:
+            return jax.lax.slice_in_dim(cache, 0, length, axis=axis)
+        sizes = [1, *cache.shape[1:]]
+        sizes[axis] = length
+        return jax.lax.dynamic_slice(cache, [layer] + [0] * (cache.ndim - 1), sizes)[0]
+
+    def branch(length):
+        def attend(suffix_k, suffix_v):
+            return _decode(
+                q_BNHK,
+                prefix_k_BGKP,
+                prefix_v_BGPK,
+                prefix_mask_BP,
+                first_columns(suffix_k, suffix_k.ndim - 1, length),
+                first_columns(suffix_v, suffix_v.ndim - 2, length),
+                step,
+            )
+
+        return attend
+
+    chosen = jnp.sum(step >= jnp.array(lengths[:-1], jnp.int32))
+    branches = [branch(length) for length in lengths]
+    return jax.lax.switch(chosen, branches, suffix_k_BNGKT, suffix_v_BNGTK)
+
+
+def columns_to_read(length: int, shortest: int = 32) -> list[int]:
+    """Halves of `length` down to no less than `shortest`, the shortest first."""
+    lengths = [length]
+    while lengths[0] >= 2 * shortest:
+        lengths.insert(0, -(-lengths[0] // 2))
+    return lengths
+
+
+def _decode(
+    q_BNHK, prefix_k_BGKP, prefix_v_BGPK, prefix_mask_BP, suffix_k_BNGKT, suffix_v_BNGTK, step
+):
     dtype, answers, groups = q_BNHK.dtype, q_BNHK.shape[1], prefix_k_BGKP.shape[1]
     q = rearrange(q_BNHK * q_BNHK.shape[-1] ** -0.5, "b n (g r) k -> b n g r k", g=groups)
     dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)

@@ -188,15 +188,15 @@ class Decoder(nnx.Module):
             all_k, all_v = carry
             index, prefix_k, prefix_v = layer
             k, v = k[..., None], v[..., None, :]
-            if self.unrolled:
-                all_k = own_k = jax.lax.dynamic_update_slice(all_k, k, (0, 0, 0, 0, step))
-                all_v = own_v = jax.lax.dynamic_update_slice(all_v, v, (0, 0, 0, step, 0))
-            else:
+            place = ()
+            if index is not None:
                 # One column of one layer is written in place; the cache is never copied.
-                all_k = jax.lax.dynamic_update_slice(all_k, k[None], (index, 0, 0, 0, 0, step))
-                all_v = jax.lax.dynamic_update_slice(all_v, v[None], (index, 0, 0, 0, step, 0))
-                own_k, own_v = all_k[index], all_v[index]
-            out = attention.decode(q, prefix_k, prefix_v, prefix.mask_BP, own_k, own_v, step)
+                k, v, place = k[None], v[None], (index,)
+            all_k = jax.lax.dynamic_update_slice(all_k, k, (*place, 0, 0, 0, 0, step))
+            all_v = jax.lax.dynamic_update_slice(all_v, v, (*place, 0, 0, 0, step, 0))
+            out = attention.decode(
+                q, prefix_k, prefix_v, prefix.mask_BP, all_k, all_v, step, layer=index
+            )
             return out, (all_k, all_v), ()
 
         k, v = suffix.k_LBNGKT, suffix.v_LBNGTK
@@ -208,7 +208,7 @@ class Decoder(nnx.Module):
         for i in range(self.config.num_layers):
             by_layer = isinstance(weights[0], tuple)
             params, adapters = weights[i] if by_layer else _layer_of(weights, i)
-            layer = (i, prefix.k_LBGKP[i], prefix.v_LBGPK[i])
+            layer = (None, prefix.k_LBGKP[i], prefix.v_LBGPK[i])
             x_BND, own, _ = self._layer(
                 x_BND, params, adapters, cos_sin, attend, (k[i], v[i]), layer
             )
@@ -253,8 +253,10 @@ class Decoder(nnx.Module):
         *,
         use_lora: bool,
         remat: str,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Runs prompts once and N given answers after each; returns both final hidden states."""
+        reference: bool,
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Runs prompts once and N given answers after each; returns both final hidden states, and
+        with `reference` those of the frozen base after them."""
         _, prompt, _ = x_BPD.shape
         _, answers, length = tokens_BNT.shape
         row = rearrange(self.embed(tokens_BNT), "b n t d -> b (n t) d")
@@ -278,9 +280,16 @@ class Decoder(nnx.Module):
             own = rearrange(own, "b n t h k -> b (n t) h k")
             return jnp.concatenate([first, own], axis=1), carry, ()
 
-        x, _, _ = self._run(x, cos_sin, attend, (), (), use_lora, remat=remat)
-        x = self._norm(x)
-        return x[:, :prompt], rearrange(x[:, prompt:], "b (n t) d -> b n t d", n=answers)
+        beside = jax.lax.stop_gradient(x) if reference else None
+        *found, _, _ = self._run(
+            x, cos_sin, attend, (), (), use_lora, remat=remat, reference=beside
+        )
+
+        def parts(x):
+            x = self._norm(x)
+            return x[:, :prompt], rearrange(x[:, prompt:], "b (n t) d -> b n t d", n=answers)
+
+        return [parts(x) for x in found]
 
     def _norm(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
@@ -295,31 +304,40 @@ class Decoder(nnx.Module):
         use_lora: bool = True,
         remat: str = "none",
         weights: Any = None,
-    ) -> tuple[jax.Array, Any, Any]:
+        reference: jax.Array | None = None,
+    ) -> tuple[Any, ...]:
         """All layers over `x` [..., D].
 
         `attend(q, k, v, carry, layer) -> (out, carry, kept)` is the only thing that differs between
-        prefill, decoding and the shared forward pass.
+        prefill, decoding and the shared forward pass. `reference` [..., D] goes through the same
+        layers without LoRA, so that each layer's weights are read or gathered once for both.
+
+        Returns:
+          `x`, `reference` if there is one, `carry`, and what was kept of each layer.
         """
         if weights is None:
             weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
 
         def step(state, layer):
-            x, carry = state
+            x, *beside, carry = state
             params, adapters, layer = layer
+            beside = [
+                self._layer(other, params, {}, cos_sin, attend, carry, layer)[0] for other in beside
+            ]
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
-            return (x, carry), kept
+            return (x, *beside, carry), kept
 
         if remat != "none":
             step = jax.checkpoint(step, policy=remat_policy(remat))
-        (x, carry), kept = jax.lax.scan(
+        beside = () if reference is None else (reference,)
+        state, kept = jax.lax.scan(
             step,
-            (x, carry),
+            (x, *beside, carry),
             (*weights, per_layer),
             length=self.config.num_layers,
             unroll=min(self.scan_unroll, self.config.num_layers),
         )
-        return x, carry, kept
+        return *state, kept
 
     def _layer(self, x, params, adapters, cos_sin, attend, carry, layer):
         config = self.config

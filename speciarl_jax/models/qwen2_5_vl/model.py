@@ -131,7 +131,8 @@ class Qwen25VL(nnx.Module):
         *,
         use_lora: bool = True,
         remat: str = "none",
-    ) -> tuple[jax.Array, jax.Array]:
+        reference: bool = False,
+    ) -> list[tuple[jax.Array, jax.Array]]:
         """Teacher-forced pass over rows `[prompt | answer 1 ... answer N]`, differentiable.
 
         Args:
@@ -142,9 +143,11 @@ class Qwen25VL(nnx.Module):
           position_BT: rotary position of answer token t, the same for all N.
           use_lora: False runs the frozen base.
           remat: what the backward pass computes again, a key of `decoder.REMAT`.
+          reference: run the frozen base as well, without gradient, in the same loop over layers.
 
         Returns:
-          Normed hidden states of the prompts [B, P, D] and of the answers [B, N, T, D].
+          One pair, or with `reference` two: normed hidden states of the prompts [B, P, D] and of
+          the answers [B, N, T, D].
         """
         return self.decoder.forward_shared(
             x_BPD,
@@ -154,6 +157,7 @@ class Qwen25VL(nnx.Module):
             position_BT,
             use_lora=use_lora,
             remat=remat,
+            reference=reference,
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -63,8 +63,15 @@ def gradient(remat, base_weights="param_dtype"):
 
     def loss(lora, base):
         decoder = nnx.merge(graphdef, lora, base)
-        _, hidden = decoder.forward_shared(
-            x_BPD, positions_3BP, mask_BP, tokens_BNT, position_BT, use_lora=True, remat=remat
+        [(_, hidden)] = decoder.forward_shared(
+            x_BPD,
+            positions_3BP,
+            mask_BP,
+            tokens_BNT,
+            position_BT,
+            use_lora=True,
+            remat=remat,
+            reference=False,
         )
         logits = decoder.logits(hidden)
         return jnp.mean(jnp.sin(logits)), logits
