@@ -15,10 +15,49 @@ SUPPORT = ROOT / "tests" / "support"
 sys.path += [str(ROOT), str(SUPPORT)]
 
 
+class Sweeps:
+    """The largest errors of the parity sweeps, printed at the end whether or not they passed."""
+
+    def __init__(self):
+        self._found = {}
+
+    def pytest_runtest_logreport(self, report):
+        """Also called where other processes run the tests."""
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "sweep":
+                sweep, error, unit = value
+                count, largest, _ = self._found.get(sweep, (0, 0.0, unit))
+                self._found[sweep] = count + 1, max(largest, error), unit
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self._found:
+            terminalreporter.section("largest errors of the sweeps")
+        for sweep, (count, error, unit) in self._found.items():
+            terminalreporter.write_line(f"{sweep:<58} {error:9.2e} {unit} ({count} cases)")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Sweeps())
+
+
+@pytest.fixture
+def record_error(request):
+    """(sweep, error, unit) -> None; the largest error of each sweep is shown in the summary."""
+
+    def record(sweep, error, unit="of the largest value"):
+        request.node.user_properties.append(("sweep", (sweep, float(error), unit)))
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """One cache of compiled programs for this process and those that tests start."""
-    folder = tmp_path_factory.mktemp("compilation_cache")
+    """One cache of compiled programs for the processes that run the tests and that tests start."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "compilation_cache"
+    folder.mkdir(exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder
