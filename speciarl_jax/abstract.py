@@ -1,0 +1,224 @@
+"""The programs of a configuration with the shapes of their arguments, and no weights.
+
+For checks (`jax.eval_shape`) and plans (`Program.function.lower(*Program.arguments).compile()`) of
+models that are larger than the machine at hand.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from speciarl_jax import assemble, dynamic_sampling, optimizer, sharding, step, supervised, train
+from speciarl_jax import update as update_lib
+from speciarl_jax.data import emoji
+from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.types import PromptBatch, Rollout
+from speciarl_jax.verify import taxonomy
+
+# Bytes of a token in made-up vocabularies.
+_TOKEN = b"a token."
+
+
+class Program(NamedTuple):
+    """A compiled part of a run.
+
+    Attributes:
+      function: made by `jax.jit` as in the run, with its donations and shardings.
+      arguments: `jax.ShapeDtypeStruct` with the shardings that the run's arguments have.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+
+def make_run(
+    config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: jax.sharding.Mesh
+) -> assemble.Run:
+    """`assemble.prepare` without checkpoint, tokenizer and pictures.
+
+    Args:
+      config: the whole configuration.
+      model_config: of a checkpoint, or of `presets.config`.
+      mesh: of any devices, or a `jax.sharding.AbstractMesh`.
+
+    Returns:
+      A run that has programs and no data. The verifier has the tables of the emoji's label tree.
+
+    Raises:
+      ValueError: numbers that do not fit, or a verifier other than `taxonomy`.
+    """
+    assemble.check(config, mesh)
+    assemble.try_parts(config)
+    if config.verifier.name != "taxonomy":
+        raise ValueError(
+            f"config.verifier.name is {config.verifier.name!r}, which needs weights or a server; "
+            "abstract programs have the 'taxonomy'"
+        )
+    policy = nnx.eval_shape(
+        lambda: Qwen25VL(
+            model_config,
+            **assemble.dtypes(config),
+            lora_rank=config.model.lora_rank,
+            lora_alpha=config.model.lora_alpha,
+            scan_unroll=config.model.scan_unroll,
+            base_weights=config.model.base_weights,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
+    vocabulary = model_config.text.vocab_size
+    labels, verifier = taxonomy.create(
+        [_TOKEN] * vocabulary,
+        emoji.TAXONOMY_PATH,
+        **assemble.verifier_options(config) | {"path": ""},
+    )
+    return assemble.Run(
+        config=config,
+        mesh=mesh,
+        model_config=model_config,
+        graphdef=graphdef,
+        lora=_like(lora, sharding.shardings_of(mesh, lora)),
+        base=_like(base, sharding.shardings_of(mesh, base)),
+        tokenizer=None,
+        builder=None,
+        labels=labels,
+        verifier=_like(verifier, sharding.replicated(mesh)),
+        banned_V=np.zeros(vocabulary, bool),
+    )
+
+
+def make_batch(
+    run: assemble.Run, batch_size: int, grid: layout_lib.Grid, prompt_tokens: int
+) -> PromptBatch:
+    """The shapes of a batch whose largest picture and prompt are these.
+
+    Args:
+      run: gives dimensions and mesh.
+      batch_size: B.
+      grid: (height, width) of a picture, in patches.
+      prompt_tokens: P, the picture's tokens included.
+
+    Raises:
+      ValueError: a grid that does not divide into merged tokens.
+    """
+    vision = run.model_config.vision
+    layout = layout_lib.vision_layout([[grid]], vision)
+    one = PromptBatch(
+        patches_BSC=np.zeros((1, grid[0] * grid[1], vision.patch_dim), np.float32),
+        layout=layout,
+        tokens_BP=np.zeros((1, prompt_tokens), np.int32),
+        mask_BP=np.zeros((1, prompt_tokens), bool),
+        positions_B3P=np.zeros((1, 3, prompt_tokens), np.int32),
+        next_position_B=np.zeros(1, np.int32),
+        image_id_B=np.zeros(1, np.uint32),
+        label_index_B=np.zeros(1, np.int32),
+        weight_B=np.zeros(1, np.float32),
+    )
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
+    return _like(many, sharding.batch_sharding(run.mesh))
+
+
+def programs(
+    config: ml_collections.ConfigDict,
+    model_config: ModelConfig,
+    *,
+    mesh: jax.sharding.Mesh,
+    grid: layout_lib.Grid,
+    prompt_tokens: int,
+) -> dict[str, Program]:
+    """What training and evaluation compile.
+
+    Args:
+      config: the whole configuration.
+      model_config: dimensions of the policy.
+      mesh: of any devices.
+      grid: (height, width) of the largest picture, in patches.
+      prompt_tokens: P of the longest prompt, the picture's tokens included.
+
+    Returns:
+      "evaluate", greedy answers, and either "step" alone (a fused or a supervised step), or
+      "rollout", "verify", with dynamic sampling "keep" (the first round), and "learn".
+
+    Raises:
+      ValueError: numbers that do not fit.
+    """
+    run = make_run(config, model_config, mesh)
+    optimizer_ = optimizer.make(**config.optimizer)
+    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
+    where = sharding.shardings_of(mesh, state)
+    state, number = _like(state, where), jax.ShapeDtypeStruct((), jnp.uint32)
+    batch = make_batch(run, assemble.sampled_pictures(config), grid, prompt_tokens)
+    watched = make_batch(run, config.evaluation.batch_size, grid, prompt_tokens)
+    found = {"evaluate": _sampling(run, watched, num_rollouts=1)}
+    if config.train.objective == "labels":
+        batch = batch.replace(target=_answers(run, batch, 1))
+        program = supervised.build_step(run, optimizer_, where)
+        return found | {"step": Program(program, (state, run.base, None, batch, number))}
+    dynamic = config.train.dynamic_sampling.max_rounds > 0
+    if config.train.fused and not dynamic:
+        program = train.build_step(run, optimizer_, where)
+        return found | {"step": Program(program, (state, run.base, run.verifier, batch, number))}
+    return found | _in_parts(run, assemble.learner(run, optimizer_), state, where, batch)
+
+
+def _sampling(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Program:
+    """`run.sampler` on a batch."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sample = run.sampler(num_rollouts, run.config.rollout.max_tokens)
+    function = jax.jit(sample, out_shardings=sharding.batch_sharding(run.mesh))
+    return Program(function, (run.lora, run.base, batch, key, scalar, scalar))
+
+
+def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
+    """A step in parts, as `train.build_step` and `dynamic_sampling.build_step` cut it."""
+    rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
+    found = {"rollout": _sampling(run, batch, run.config.rollout.num_rollouts)}
+    features_BMD, rollout = jax.eval_shape(*_call(found["rollout"]))
+    features_BMD, rollout = _like((features_BMD, rollout), rows)
+    verify = jax.jit(step.verify, out_shardings=rows)
+    found["verify"] = Program(verify, (run.verifier, batch, rollout))
+    verdicts = _like(jax.eval_shape(*_call(found["verify"])), rows)
+    learnt = (batch, features_BMD, rollout, *verdicts)
+    if run.config.train.dynamic_sampling.max_rounds:
+        bare = batch.replace(patches_BSC=None, layout=None)
+        fresh = dynamic_sampling.Groups(bare, *learnt[1:])
+        size, pad_id = run.config.train.batch_size, run.model_config.eos_token_id
+
+        def keep(fresh, signal_B):
+            return dynamic_sampling.gather(None, fresh, signal_B, size=size, pad_id=pad_id)
+
+        signal_B = jax.ShapeDtypeStruct(batch.weight_B.shape, bool, sharding=rows)
+        found["keep"] = Program(jax.jit(keep, out_shardings=rows), (fresh, signal_B))
+        pool = _like(jax.eval_shape(*_call(found["keep"])), rows)
+        learnt = (pool.prompt, pool.features_BMD, pool.rollout, pool.category_BN, pool.valid_BN)
+    function = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
+    found["learn"] = Program(function, (state, run.base, *learnt))
+    return found
+
+
+def _answers(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Rollout:
+    """The shapes of answers about a batch."""
+    shape = (*batch.weight_B.shape, num_rollouts, run.config.rollout.max_tokens)
+    dtypes = {"tokens_BNT": jnp.int32, "mask_BNT": bool, "logp_BNT": jnp.float32}
+    answers = Rollout(**{k: jax.ShapeDtypeStruct(shape, dtype) for k, dtype in dtypes.items()})
+    return _like(answers, sharding.batch_sharding(run.mesh))
+
+
+def _call(program: Program) -> tuple[Any, ...]:
+    return program.function, *program.arguments
+
+
+def _like(tree: Any, where: Any) -> Any:
+    """Shapes and dtypes of a tree, with its shardings or with one for all."""
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda x, w: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), tree, where
+    )
