@@ -137,6 +137,23 @@ def open_cache(where: str, *, create: bool = True) -> VerdictCache:
     return SqliteCache(where or ":memory:", create=create)
 
 
+def _use_wal(base: sqlite3.Connection, *, patience: float = 60.0) -> None:
+    """Turns WAL mode on; waits while another process does, for which SQLite itself has no patience.
+
+    Raises:
+      sqlite3.OperationalError: the file stayed locked for `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            base.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
 class SqliteCache:
     """Verdicts in an SQLite file in WAL mode; any number of processes of one machine."""
 
@@ -149,7 +166,7 @@ class SqliteCache:
             if path != ":memory:":
                 pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._base.execute("PRAGMA journal_mode=WAL")
+            _use_wal(self._base)
             self._base.execute("PRAGMA synchronous=NORMAL")
             self._base.execute(
                 "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, truth TEXT NOT NULL, "

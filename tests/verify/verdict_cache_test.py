@@ -145,6 +145,31 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     cache.close()
 
 
+OPEN = """
+import sys
+from speciarl_jax.verify import verdict_cache
+print("ready", flush=True)
+for path in sys.stdin:
+    verdict_cache.open_cache(path.strip())
+    print("opened", flush=True)
+"""
+
+
+def test_processes_that_make_the_file_at_once_all_get_it(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([sys.executable, "-c", OPEN], **pipes) for _ in range(4)]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for number in range(40):
+        for process in running:
+            process.stdin.write(f"{tmp_path}/{number}.sqlite\n")
+            process.stdin.flush()
+        for process in running:
+            assert process.stdout.readline() == "opened\n"
+    for process in running:
+        process.communicate(timeout=60)
+
+
 def test_what_is_no_cache_is_refused(tmp_path):
     (tmp_path / "text").write_text("no database, but long enough to be taken for one " * 40)
     with pytest.raises(ValueError, match="text cannot be used as a verdict cache"):
