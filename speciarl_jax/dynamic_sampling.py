@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from speciarl_jax import advantages, assemble, sharding
+from speciarl_jax import advantages, assemble, judging, sharding, step
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import TrainState
 from speciarl_jax.verify.category import Category
@@ -86,18 +86,53 @@ def _pad_to(groups: Groups, other: Groups, pad_id: int) -> Groups:
 
 
 def describe(
-    category_BN: jax.Array, valid_BN: jax.Array, reward_BN: jax.Array, signal_B: jax.Array
+    category_BN: jax.Array,
+    valid_BN: jax.Array,
+    taken_BN: jax.Array,
+    reward_BN: jax.Array,
+    signal_B: jax.Array,
+    weight_B: jax.Array,
 ) -> dict[str, jax.Array]:
-    """What all sampled answers were like: those that are learned from are a choice."""
-    judged = jnp.maximum(jnp.sum(valid_BN), 1)
+    """What all sampled answers were like: those that are learned from are a choice.
+
+    The mean reward is over the answers of groups with enough verdicts, `taken_BN`.
+    """
+    judged = jnp.sum(valid_BN)
+    count = jnp.maximum(judged, 1)
+    asked = jnp.maximum(jnp.sum(weight_B) * valid_BN.shape[1], 1)
     shares = {
-        f"sampled/{c.name.lower()}": jnp.sum(valid_BN & (category_BN == c)) / judged
+        f"sampled/{c.name.lower()}": jnp.sum(valid_BN & (category_BN == c)) / count
         for c in Category
     }
     return shares | {
-        "sampled/reward": jnp.sum(jnp.where(valid_BN, reward_BN, 0.0)) / judged,
+        "sampled/unverified": 1 - judged / asked,
+        "sampled/reward": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "sampled/groups_with_signal": jnp.mean(signal_B.astype(jnp.float32)),
     }
+
+
+def host_answer(run: assemble.Run, rollout_of: Callable) -> Callable:
+    """`answer` of `build_step` for a host verifier.
+
+    Args:
+      run: with a host verifier.
+      rollout_of: (lora, base, batch, number) -> features and rollout; traceable.
+    """
+
+    def name(number):
+        this_step, earlier = divmod(number, run.config.train.dynamic_sampling.max_rounds)
+        return f"step {this_step}, round {earlier + 1}"
+
+    judged = judging.answerer(run, rollout_of, name)
+    rows = sharding.batch_sharding(run.mesh)
+    join_program = jax.jit(judging.join_parts, out_shardings=rows)
+
+    def answer(state, base, verifier, batch, number):
+        del verifier
+        found = judged(state.lora, base, batch, number)
+        return *join_program(found.parts), found.category_BN, found.valid_BN, found
+
+    return answer
 
 
 def build_step(
@@ -111,21 +146,26 @@ def build_step(
 
     Args:
       run: policy, verifier, data.
-      answer: (state, base, verifier, batch, number) -> features, rollout, categories, validity.
+      answer: (state, base, verifier, batch, number) -> features, rollout, categories, validity, and
+        the `judging.Answered` of a host verifier or None.
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
     """
     size, options = run.config.train.batch_size, run.config.train.dynamic_sampling
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    reward = assemble.reward_of(run.config)
+    reward, min_verified = assemble.reward_of(run.config), run.config.verifier.min_verified
 
     def keep(pool, batch, features_BMD, rollout, category_BN, valid_BN):
-        reward_BN = reward(category_BN, valid_BN)
-        signal_B = advantages.has_signal(reward_BN, valid_BN)
+        # A group that lacks verdicts would leave the update, so it must not take a place in it.
+        taken_BN = step.whole_groups(valid_BN, min_verified)
+        reward_BN = reward(category_BN, taken_BN)
+        signal_B = advantages.has_signal(reward_BN, taken_BN)
         bare = batch.replace(patches_BSC=None, layout=None)
         fresh = Groups(bare, features_BMD, rollout, category_BN, valid_BN)
         pool = gather(pool, fresh, signal_B, size=size, pad_id=run.model_config.eos_token_id)
-        summary = describe(category_BN, valid_BN, reward_BN, signal_B)
+        summary = describe(
+            category_BN, valid_BN, taken_BN, reward_BN, signal_B, batch.weight_B
+        )
         return pool, (jnp.sum(pool.prompt.weight_B), summary)
 
     def learn_from(state, base, pool):
@@ -143,12 +183,13 @@ def build_step(
     learn_program = jax.jit(learn_from, donate_argnums=0, out_shardings=(where, copies))
 
     def program(state, base, verifier, next_batch, number):
-        pool, filled, summaries = None, 0, []
+        pool, filled, summaries, answered = None, 0, [], []
         while filled < size and len(summaries) < options.max_rounds:
             batch = next_batch()
             # A picture that comes twice in a step is answered anew.
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
-            found = answer(state, base, verifier, batch, draw)
+            *found, judged = answer(state, base, verifier, batch, draw)
+            answered += [judged] if judged is not None else []
             pool, (count, summary) = keep_program(pool, batch, *found)
             filled = int(count)
             summaries.append(summary)
@@ -164,6 +205,7 @@ def build_step(
             "dynamic_sampling/rounds": len(summaries),
             "dynamic_sampling/filled": filled / size,
         }
-        return state, metrics | means | counts
+        on_host = judging.describe(answered) if answered else {}
+        return state, metrics | means | counts | on_host
 
     return program

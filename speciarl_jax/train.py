@@ -75,10 +75,8 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
     dynamic = config.train.dynamic_sampling.max_rounds > 0
     if judging.is_host(run):
         if dynamic:
-            raise ValueError(
-                f"config.verifier.name {config.verifier.name!r} judges on the host, where dynamic "
-                "sampling does not work yet; set config.train.dynamic_sampling.max_rounds to 0"
-            )
+            answer = dynamic_sampling.host_answer(run, rollout_of)
+            return dynamic_sampling.build_step(run, answer, learn, where)
         return judging.build_step(run, rollout_of, learn, where)
     if config.train.fused and not dynamic:
         return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
@@ -90,7 +88,7 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
         return features_BMD, rollout, *verify_program(verifier, batch, rollout)
 
     if dynamic:
-        return dynamic_sampling.build_step(run, answer, learn, where)
+        return dynamic_sampling.build_step(run, lambda *x: (*answer(*x), None), learn, where)
     learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
 
     def in_three(state, base, verifier, batch, number):
