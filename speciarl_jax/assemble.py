@@ -265,8 +265,8 @@ def make_verifier(
     if "policy" in inspect.signature(create).parameters:
         if policy is None:
             _, policy = load_policy(config, model_folder(config.model.path), mesh)
-        put = sharding.put_param(mesh)
-        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, put, dtypes(config))
+        places = (sharding.put_param(one) for one in (mesh, sharding.mesh_alone(mesh)))
+        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, *places, dtypes(config))
     labels, verifier = create(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
         tree,

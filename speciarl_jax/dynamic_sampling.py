@@ -5,7 +5,7 @@ advantage; it only dilutes the batch. What counts is the reward of the verdicts:
 divergence from the reference give no signal of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -111,8 +111,13 @@ def describe(
     }
 
 
+def means(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of several rounds, averaged."""
+    return {name: np.mean([float(one[name]) for one in rounds]) for name in rounds[0]}
+
+
 def host_answer(run: assemble.Run, rollout_of: Callable) -> Callable:
-    """`answer` of `build_step` for a host verifier.
+    """`answer` of `build_step` for a host verifier; it says what `judging.describe` takes.
 
     Args:
       run: with a host verifier.
@@ -136,7 +141,11 @@ def host_answer(run: assemble.Run, rollout_of: Callable) -> Callable:
 
 
 def build_step(
-    run: assemble.Run, answer: Callable, learn: Callable, where: TrainState
+    run: assemble.Run,
+    answer: Callable,
+    learn: Callable,
+    where: TrainState,
+    describe_verdicts: Callable[[Sequence[Any]], Mapping[str, Any]] = means,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """(state, base, verifier, next_batch, step) -> (state, metrics).
 
@@ -147,9 +156,10 @@ def build_step(
     Args:
       run: policy, verifier, data.
       answer: (state, base, verifier, batch, number) -> features, rollout, categories, validity, and
-        the `judging.Answered` of a host verifier or None.
+        what `describe_verdicts` takes.
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
+      describe_verdicts: what `answer` says of its verdicts in all rounds -> metrics.
     """
     size, options = run.config.train.batch_size, run.config.train.dynamic_sampling
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
@@ -163,9 +173,7 @@ def build_step(
         bare = batch.replace(patches_BSC=None, layout=None)
         fresh = Groups(bare, features_BMD, rollout, category_BN, valid_BN)
         pool = gather(pool, fresh, signal_B, size=size, pad_id=run.model_config.eos_token_id)
-        summary = describe(
-            category_BN, valid_BN, taken_BN, reward_BN, signal_B, batch.weight_B
-        )
+        summary = describe(category_BN, valid_BN, taken_BN, reward_BN, signal_B, batch.weight_B)
         return pool, (jnp.sum(pool.prompt.weight_B), summary)
 
     def learn_from(state, base, pool):
@@ -183,13 +191,13 @@ def build_step(
     learn_program = jax.jit(learn_from, donate_argnums=0, out_shardings=(where, copies))
 
     def program(state, base, verifier, next_batch, number):
-        pool, filled, summaries, answered = None, 0, [], []
+        pool, filled, summaries, said = None, 0, [], []
         while filled < size and len(summaries) < options.max_rounds:
             batch = next_batch()
             # A picture that comes twice in a step is answered anew.
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
-            *found, judged = answer(state, base, verifier, batch, draw)
-            answered += [judged] if judged is not None else []
+            *found, verdicts = answer(state, base, verifier, batch, draw)
+            said.append(verdicts)
             pool, (count, summary) = keep_program(pool, batch, *found)
             filled = int(count)
             summaries.append(summary)
@@ -200,12 +208,10 @@ def build_step(
                 *(int(number), len(summaries), options.batch_size, filled, size),
             )
         state, metrics = learn_program(state, base, pool)
-        means = {name: np.mean([float(s[name]) for s in summaries]) for name in summaries[0]}
         counts = {
             "dynamic_sampling/rounds": len(summaries),
             "dynamic_sampling/filled": filled / size,
         }
-        on_host = judging.describe(answered) if answered else {}
-        return state, metrics | means | counts | on_host
+        return state, metrics | means(summaries) | counts | describe_verdicts(said)
 
     return program

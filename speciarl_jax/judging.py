@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax import assemble, sharding, step
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut, join
 from speciarl_jax.verify.category import Category
@@ -80,7 +80,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
     """
     images, answers = sent[0].shape
     # In numbers whose zero stands for what this process did not send: the sum is the whole.
-    table = np.zeros((5, images * len(sent), answers), np.float32)
+    table = np.zeros((6, images * len(sent), answers), np.float32)
     for i, part in enumerate(sent):
         mine = part.future.result()
         if not len(part.rows):
@@ -91,6 +91,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
             mine.cached_BN,
             np.nan_to_num(mine.seconds_BN + 1, nan=0.0),
             np.ones_like(mine.seconds_BN),
+            0.0 if mine.probability_BN is None else np.nan_to_num(mine.probability_BN + 1, nan=0.0),
         )
     if jax.process_count() > 1:
         table = multihost_utils.process_allgather(table).sum(axis=0)
@@ -99,14 +100,19 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
         valid_BN=table[1] > 0,
         cached_BN=table[2] > 0,
         seconds_BN=np.where(table[3] > 0, table[3] - 1, np.nan),
+        probability_BN=np.where(table[5] > 0, table[5] - 1, np.nan) if table[5].any() else None,
     )
     return verdicts, table[4, :, 0] > 0
 
 
-def verdicts_of_rows(sent: Sent) -> tuple[np.ndarray, np.ndarray]:
-    """Categories and validity of the rows of one batch that do not pad it, in order."""
+def verdicts_of_rows(sent: Sent) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Categories, validity and probabilities (`Verdicts`) of the rows of one batch that do not pad
+    it, in order; probabilities are NaN where there are none."""
     verdicts, sent_B = collect([sent])
-    return verdicts.category_BN[sent_B], verdicts.valid_BN[sent_B]
+    probability_BN = verdicts.probability_BN
+    if probability_BN is None:
+        probability_BN = np.full(verdicts.category_BN.shape, np.nan, np.float32)
+    return tuple(x[sent_B] for x in (verdicts.category_BN, verdicts.valid_BN, probability_BN))
 
 
 def check_verified(run: assemble.Run, what: str, valid_BN: np.ndarray) -> None:
@@ -204,6 +210,12 @@ def describe(answered: Sequence[Answered]) -> dict[str, float]:
     if len(seconds):
         found["verify/latency_p50"] = float(np.percentile(seconds, 50))
         found["verify/latency_p95"] = float(np.percentile(seconds, 95))
+    sure = [one.verdicts for one in answered if one.verdicts.probability_BN is not None]
+    if sure:
+        probability_BN = np.concatenate([one.probability_BN for one in sure])
+        found |= step.describe_probability(
+            probability_BN, np.concatenate([one.valid_BN for one in sure])
+        )
     return found
 
 

@@ -115,7 +115,7 @@ def step_of(run, small_config):
         def answer(state, base, verifier, batch, draw):
             draws.append(int(draw))
             now = sampled[-1]
-            return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN, None
+            return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN, {}
 
         def learn(state, base, prompt, features, rollout, category, valid):
             return state, {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}
