@@ -85,13 +85,14 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
         mine = part.future.result()
         if not len(part.rows):
             continue
+        probability_BN = np.nan if mine.probability_BN is None else mine.probability_BN
         table[:, part.rows * len(sent) + i] = (
             mine.category_BN - int(Category.UNPARSED),
             mine.valid_BN,
             mine.cached_BN,
             np.nan_to_num(mine.seconds_BN + 1, nan=0.0),
             np.ones_like(mine.seconds_BN),
-            0.0 if mine.probability_BN is None else np.nan_to_num(mine.probability_BN + 1, nan=0.0),
+            np.nan_to_num(np.broadcast_to(probability_BN, mine.valid_BN.shape) + 1, nan=0.0),
         )
     if jax.process_count() > 1:
         table = multihost_utils.process_allgather(table).sum(axis=0)
