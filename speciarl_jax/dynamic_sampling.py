@@ -5,7 +5,7 @@ advantage; it only dilutes the batch. What counts is the reward of the verdicts:
 divergence from the reference give no signal of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from speciarl_jax import advantages, assemble, sharding
+from speciarl_jax import advantages, assemble, judging, sharding, step
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import TrainState
 from speciarl_jax.verify.category import Category
@@ -86,22 +86,66 @@ def _pad_to(groups: Groups, other: Groups, pad_id: int) -> Groups:
 
 
 def describe(
-    category_BN: jax.Array, valid_BN: jax.Array, reward_BN: jax.Array, signal_B: jax.Array
+    category_BN: jax.Array,
+    valid_BN: jax.Array,
+    taken_BN: jax.Array,
+    reward_BN: jax.Array,
+    signal_B: jax.Array,
+    weight_B: jax.Array,
 ) -> dict[str, jax.Array]:
-    """What all sampled answers were like: those that are learned from are a choice."""
-    judged = jnp.maximum(jnp.sum(valid_BN), 1)
+    """What all sampled answers were like: those that are learned from are a choice.
+
+    The mean reward is over the answers of groups with enough verdicts, `taken_BN`.
+    """
+    judged = jnp.sum(valid_BN)
+    count = jnp.maximum(judged, 1)
+    asked = jnp.maximum(jnp.sum(weight_B) * valid_BN.shape[1], 1)
     shares = {
-        f"sampled/{c.name.lower()}": jnp.sum(valid_BN & (category_BN == c)) / judged
+        f"sampled/{c.name.lower()}": jnp.sum(valid_BN & (category_BN == c)) / count
         for c in Category
     }
     return shares | {
-        "sampled/reward": jnp.sum(jnp.where(valid_BN, reward_BN, 0.0)) / judged,
+        "sampled/unverified": 1 - judged / asked,
+        "sampled/reward": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "sampled/groups_with_signal": jnp.mean(signal_B.astype(jnp.float32)),
     }
 
 
+def means(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of several rounds, averaged."""
+    return {name: np.mean([float(one[name]) for one in rounds]) for name in rounds[0]}
+
+
+def host_answer(run: assemble.Run, rollout_of: Callable) -> Callable:
+    """`answer` of `build_step` for a host verifier; it says what `judging.describe` takes.
+
+    Args:
+      run: with a host verifier.
+      rollout_of: (lora, base, batch, number) -> features and rollout; traceable.
+    """
+
+    def name(number):
+        this_step, earlier = divmod(number, run.config.train.dynamic_sampling.max_rounds)
+        return f"step {this_step}, round {earlier + 1}"
+
+    judged = judging.answerer(run, rollout_of, name)
+    rows = sharding.batch_sharding(run.mesh)
+    join_program = jax.jit(judging.join_parts, out_shardings=rows)
+
+    def answer(state, base, verifier, batch, number):
+        del verifier
+        found = judged(state.lora, base, batch, number)
+        return *join_program(found.parts), found.category_BN, found.valid_BN, found
+
+    return answer
+
+
 def build_step(
-    run: assemble.Run, answer: Callable, learn: Callable, where: TrainState
+    run: assemble.Run,
+    answer: Callable,
+    learn: Callable,
+    where: TrainState,
+    describe_verdicts: Callable[[Sequence[Any]], Mapping[str, Any]] = means,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """(state, base, verifier, next_batch, step) -> (state, metrics).
 
@@ -111,21 +155,25 @@ def build_step(
 
     Args:
       run: policy, verifier, data.
-      answer: (state, base, verifier, batch, number) -> features, rollout, categories, validity.
+      answer: (state, base, verifier, batch, number) -> features, rollout, categories, validity, and
+        what `describe_verdicts` takes.
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
+      describe_verdicts: what `answer` says of its verdicts in all rounds -> metrics.
     """
     size, options = run.config.train.batch_size, run.config.train.dynamic_sampling
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    reward = assemble.reward_of(run.config)
+    reward, min_verified = assemble.reward_of(run.config), run.config.verifier.min_verified
 
     def keep(pool, batch, features_BMD, rollout, category_BN, valid_BN):
-        reward_BN = reward(category_BN, valid_BN)
-        signal_B = advantages.has_signal(reward_BN, valid_BN)
+        # A group that lacks verdicts would leave the update, so it must not take a place in it.
+        taken_BN = step.whole_groups(valid_BN, min_verified)
+        reward_BN = reward(category_BN, taken_BN)
+        signal_B = advantages.has_signal(reward_BN, taken_BN)
         bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
         fresh = Groups(bare, features_BMD, rollout, category_BN, valid_BN)
         pool = gather(pool, fresh, signal_B, size=size, pad_id=run.model_config.eos_token_id)
-        summary = describe(category_BN, valid_BN, reward_BN, signal_B)
+        summary = describe(category_BN, valid_BN, taken_BN, reward_BN, signal_B, batch.weight_B)
         return pool, (jnp.sum(pool.prompt.weight_B), summary)
 
     def learn_from(state, base, pool):
@@ -143,12 +191,13 @@ def build_step(
     learn_program = jax.jit(learn_from, donate_argnums=0, out_shardings=(where, copies))
 
     def program(state, base, verifier, next_batch, number):
-        pool, filled, summaries = None, 0, []
+        pool, filled, summaries, said = None, 0, [], []
         while filled < size and len(summaries) < options.max_rounds:
             batch = next_batch()
             # A picture that comes twice in a step is answered anew.
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
-            found = answer(state, base, verifier, batch, draw)
+            *found, verdicts = answer(state, base, verifier, batch, draw)
+            said.append(verdicts)
             pool, (count, summary) = keep_program(pool, batch, *found)
             filled = int(count)
             summaries.append(summary)
@@ -159,11 +208,10 @@ def build_step(
                 *(int(number), len(summaries), options.batch_size, filled, size),
             )
         state, metrics = learn_program(state, base, pool)
-        means = {name: np.mean([float(s[name]) for s in summaries]) for name in summaries[0]}
         counts = {
             "dynamic_sampling/rounds": len(summaries),
             "dynamic_sampling/filled": filled / size,
         }
-        return state, metrics | means | counts
+        return state, metrics | means(summaries) | counts | describe_verdicts(said)
 
     return program

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
@@ -28,13 +29,15 @@ class Judged:
       rows: the pictures' own rows, without the pixels.
       responses: N texts a picture.
       category_BN: int32 `Category`.
-      valid_BN: bool, a verdict exists; only a host verifier leaves answers without one.
+      valid_BN: bool, a verdict exists; only a judge leaves answers without one.
+      probability_BN: float, of the verdict; NaN where no judge was asked, or none has any.
     """
 
     rows: list[Mapping[str, Any]]
     responses: list[list[str]]
     category_BN: np.ndarray
     valid_BN: np.ndarray
+    probability_BN: np.ndarray
 
     @property
     def verified(self) -> np.ndarray:
@@ -66,8 +69,12 @@ class Evaluator:
         def program(lora, base, verifier, batch, key, temperature, top_p):
             _, rollout = sampler(lora, base, batch, key, temperature, top_p)
             # A host verifier is handed the text later.
-            verdicts = step.verify(verifier, batch, rollout) if verifier is not None else ()
-            return rollout.tokens_BNT, rollout.mask_BNT, *verdicts
+            if verifier is None:
+                return rollout.tokens_BNT, rollout.mask_BNT
+            *verdicts, probability_BN = step.verify_with_probability(verifier, batch, rollout)
+            if probability_BN is None:
+                probability_BN = jnp.full(verdicts[0].shape, jnp.nan)
+            return rollout.tokens_BNT, rollout.mask_BNT, *verdicts, probability_BN
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
@@ -108,10 +115,10 @@ class Evaluator:
             raise ValueError("not one picture of the evaluation set can be read")
         if on_host:
             verdicts = [judging.verdicts_of_rows(one) for one in sent]
-        category_BN, valid_BN = (np.concatenate(x) for x in zip(*verdicts, strict=True))
+        category_BN, valid_BN, probability_BN = map(np.concatenate, zip(*verdicts, strict=True))
         if on_host:
             judging.check_verified(run, name, valid_BN)
-        return Judged(rows, responses, category_BN, valid_BN)
+        return Judged(rows, responses, category_BN, valid_BN, probability_BN)
 
     def score(self, category: np.ndarray) -> metrics.Score:
         """Correctness, specificity and HM of verdicts, with the configured weights."""
@@ -127,13 +134,21 @@ class Evaluator:
 
 
 def write_answers(path: pathlib.Path, judged: Judged) -> None:
-    """One JSON line a picture: what it is, what was said, and the verdicts."""
+    """One JSON line a picture: what it is, what was said, the verdicts and, where a judge was asked
+    about any of it, how probable they were."""
+    found = judged.category_BN, judged.valid_BN, judged.probability_BN
     with path.open("w") as file:
-        for row, said, category, valid in zip(
-            judged.rows, judged.responses, judged.category_BN, judged.valid_BN, strict=True
+        for row, said, category, valid, probability in zip(
+            judged.rows, judged.responses, *found, strict=True
         ):
             verdicts = [
                 Category(int(c)).name.lower() if known else UNVERIFIED
                 for c, known in zip(category, valid, strict=True)
             ]
-            file.write(json.dumps({**row, "responses": said, "categories": verdicts}) + "\n")
+            line = {**row, "responses": said, "categories": verdicts}
+            if not np.isnan(probability).all():
+                # NaN is no JSON.
+                line["probabilities"] = [
+                    None if p != p else round(float(p), 6) for p in probability
+                ]
+            file.write(json.dumps(line) + "\n")

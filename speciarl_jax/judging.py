@@ -15,9 +15,9 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax import assemble, sharding, step
 from speciarl_jax.types import PromptBatch, Rollout
-from speciarl_jax.update import cut
+from speciarl_jax.update import cut, join
 from speciarl_jax.verify.category import Category
 from speciarl_jax.verify.host_verifier import HostVerifier, Verdicts
 
@@ -80,17 +80,19 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
     """
     images, answers = sent[0].shape
     # In numbers whose zero stands for what this process did not send: the sum is the whole.
-    table = np.zeros((5, images * len(sent), answers), np.float32)
+    table = np.zeros((6, images * len(sent), answers), np.float32)
     for i, part in enumerate(sent):
         mine = part.future.result()
         if not len(part.rows):
             continue
+        probability_BN = np.nan if mine.probability_BN is None else mine.probability_BN
         table[:, part.rows * len(sent) + i] = (
             mine.category_BN - int(Category.UNPARSED),
             mine.valid_BN,
             mine.cached_BN,
             np.nan_to_num(mine.seconds_BN + 1, nan=0.0),
             np.ones_like(mine.seconds_BN),
+            np.nan_to_num(np.broadcast_to(probability_BN, mine.valid_BN.shape) + 1, nan=0.0),
         )
     if jax.process_count() > 1:
         table = multihost_utils.process_allgather(table).sum(axis=0)
@@ -99,29 +101,19 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
         valid_BN=table[1] > 0,
         cached_BN=table[2] > 0,
         seconds_BN=np.where(table[3] > 0, table[3] - 1, np.nan),
+        probability_BN=np.where(table[5] > 0, table[5] - 1, np.nan) if table[5].any() else None,
     )
     return verdicts, table[4, :, 0] > 0
 
 
-def verdicts_of_rows(sent: Sent) -> tuple[np.ndarray, np.ndarray]:
-    """Categories and validity of the rows of one batch that do not pad it, in order."""
+def verdicts_of_rows(sent: Sent) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Categories, validity and probabilities (`Verdicts`) of the rows of one batch that do not pad
+    it, in order; probabilities are NaN where there are none."""
     verdicts, sent_B = collect([sent])
-    return verdicts.category_BN[sent_B], verdicts.valid_BN[sent_B]
-
-
-def describe(verdicts: Verdicts, sent_B: np.ndarray) -> dict[str, float]:
-    """What a host verifier did: share of answers found in the cache, pairs that the judge was asked
-    about with success, and the seconds that these took."""
-    seconds = verdicts.seconds_BN[~np.isnan(verdicts.seconds_BN)]
-    answers = max(sent_B.sum() * verdicts.category_BN.shape[1], 1)
-    found = {
-        "verify/cache_hits": float(verdicts.cached_BN.sum() / answers),
-        "verify/asked": float(len(seconds)),
-    }
-    if len(seconds):
-        found["verify/latency_p50"] = float(np.percentile(seconds, 50))
-        found["verify/latency_p95"] = float(np.percentile(seconds, 95))
-    return found
+    probability_BN = verdicts.probability_BN
+    if probability_BN is None:
+        probability_BN = np.full(verdicts.category_BN.shape, np.nan, np.float32)
+    return tuple(x[sent_B] for x in (verdicts.category_BN, verdicts.valid_BN, probability_BN))
 
 
 def check_verified(run: assemble.Run, what: str, valid_BN: np.ndarray) -> None:
@@ -149,13 +141,89 @@ def check_verified(run: assemble.Run, what: str, valid_BN: np.ndarray) -> None:
         logging.warning("%s: %.2f%% of the answers unverified; %s", what, 100 * share, troubles)
 
 
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """Answers of a batch with the verdicts on them.
+
+    Attributes:
+      parts: features and rollout of each part of the batch.
+      category_BN: int32, of the whole batch, on the devices.
+      valid_BN: bool, likewise.
+      verdicts: the same on the host, with what they cost.
+      sent_B: bool, rows that do not pad the batch.
+    """
+
+    parts: Sequence[tuple[jax.Array, Rollout]]
+    category_BN: jax.Array
+    valid_BN: jax.Array
+    verdicts: Verdicts
+    sent_B: np.ndarray
+
+
+def answerer(
+    run: assemble.Run, rollout_of: Callable, name: Callable[[int], str]
+) -> Callable[..., Answered]:
+    """(lora, base, batch, number) -> `Answered`.
+
+    The batch is sampled in `config.verifier.chunks` parts, and a part is judged while the next one
+    is sampled. No sample depends on the number of parts. It raises `JudgeAway` where too many
+    answers have no verdict.
+
+    Args:
+      run: with a host verifier.
+      rollout_of: (lora, base, batch, number) -> features and rollout; traceable.
+      name: number -> what messages call this batch.
+    """
+    chunks, rows = run.config.verifier.chunks, sharding.batch_sharding(run.mesh)
+    cut_program = jax.jit(lambda batch: _cut(batch, chunks), out_shardings=rows)
+    rollout_program = jax.jit(rollout_of, out_shardings=rows)
+
+    def answer(lora, base, batch, number):
+        sent, sampled = [], []
+        parts = cut_program(batch) if chunks > 1 else [batch]
+        for i, part in enumerate(parts):
+            # The devices get the next part before the host waits for the one before it.
+            sampled.append(rollout_program(lora, base, part, number))
+            if i:
+                sent.append(_send(run, parts[i - 1], sampled[i - 1]))
+        sent.append(_send(run, parts[-1], sampled[-1]))
+        verdicts, sent_B = collect(sent)
+        check_verified(run, name(int(number)), verdicts.valid_BN[sent_B])
+        on_devices = (
+            sharding.put_rows(run.mesh, x) for x in (verdicts.category_BN, verdicts.valid_BN)
+        )
+        return Answered(sampled, *on_devices, verdicts, sent_B)
+
+    return answer
+
+
+def describe(answered: Sequence[Answered]) -> dict[str, float]:
+    """What a host verifier did in a step: share of answers found in the cache, pairs that the judge
+    was asked about with success, and the seconds that these took."""
+    seconds = np.concatenate([one.verdicts.seconds_BN.ravel() for one in answered])
+    seconds = seconds[~np.isnan(seconds)]
+    answers = sum(one.sent_B.sum() * one.verdicts.category_BN.shape[1] for one in answered)
+    cached = sum(one.verdicts.cached_BN.sum() for one in answered)
+    found = {
+        "verify/cache_hits": float(cached / max(answers, 1)),
+        "verify/asked": float(len(seconds)),
+    }
+    if len(seconds):
+        found["verify/latency_p50"] = float(np.percentile(seconds, 50))
+        found["verify/latency_p95"] = float(np.percentile(seconds, 95))
+    sure = [one.verdicts for one in answered if one.verdicts.probability_BN is not None]
+    if sure:
+        probability_BN = np.concatenate([one.probability_BN for one in sure])
+        found |= step.describe_probability(
+            probability_BN, np.concatenate([one.valid_BN for one in sure])
+        )
+    return found
+
+
 def build_step(
     run: assemble.Run, rollout_of: Callable, learn: Callable, where: Any
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """(state, base, verifier, batch, step) -> (state, metrics), with a host verifier in between.
-
-    The batch is sampled in `config.verifier.chunks` parts, and a part is judged while the next one
-    is sampled. No sample depends on the number of parts.
 
     Args:
       run: with a host verifier.
@@ -163,37 +231,25 @@ def build_step(
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
     """
-    chunks = run.config.verifier.chunks
-    rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    cut_program = jax.jit(lambda batch: _cut(batch, chunks), out_shardings=rows)
-    rollout_program = jax.jit(rollout_of, out_shardings=rows)
+    answer = answerer(run, rollout_of, lambda number: f"step {number}")
 
     def learn_from_parts(state, base, batch, parts, category_BN, valid_BN):
-        features_BMD, rollout = jax.tree.map(_join, *parts)
+        features_BMD, rollout = join_parts(parts)
         return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
 
+    copies = sharding.replicated(run.mesh)
     learn_program = jax.jit(learn_from_parts, donate_argnums=0, out_shardings=(where, copies))
 
-    def in_parts(state, base, verifier, batch, number):
+    def program(state, base, verifier, batch, number):
         del verifier
-        sent, sampled = [], []
-        parts = cut_program(batch) if chunks > 1 else [batch]
-        for i, part in enumerate(parts):
-            # The devices get the next part before the host waits for the one before it.
-            sampled.append(rollout_program(state.lora, base, part, number))
-            if i:
-                sent.append(_send(run, parts[i - 1], sampled[i - 1]))
-        sent.append(_send(run, parts[-1], sampled[-1]))
-        verdicts, sent_B = collect(sent)
         # Before the update: the state is as it was when this raises.
-        check_verified(run, f"step {int(number)}", verdicts.valid_BN[sent_B])
-        category_BN, valid_BN = (
-            sharding.put_rows(run.mesh, x) for x in (verdicts.category_BN, verdicts.valid_BN)
+        found = answer(state.lora, base, batch, number)
+        state, metrics = learn_program(
+            state, base, batch, found.parts, found.category_BN, found.valid_BN
         )
-        state, metrics = learn_program(state, base, batch, sampled, category_BN, valid_BN)
-        return state, metrics | describe(verdicts, sent_B)
+        return state, metrics | describe([found])
 
-    return in_parts
+    return program
 
 
 def _send(run: assemble.Run, part: PromptBatch, sampled: tuple[jax.Array, Rollout]) -> Sent:
@@ -206,6 +262,6 @@ def _cut(batch: PromptBatch, parts: int) -> list[PromptBatch]:
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
 
 
-def _join(*parts: jax.Array) -> jax.Array:
-    """The reverse of `cut`."""
-    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+def join_parts(parts: Sequence[Any]) -> Any:
+    """Pytrees of the parts of a batch to one of the batch: undoes `update.cut`."""
+    return jax.tree.map(lambda *x: join(jnp.stack(x)), *parts)

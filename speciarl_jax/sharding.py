@@ -61,6 +61,17 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh
     )
 
 
+def mesh_alone(mesh: Mesh) -> Mesh:
+    """A mesh for programs that one process runs without the others.
+
+    The mesh itself if there is one process; else one over this process's devices, which cuts
+    weights over all of them.
+    """
+    if jax.process_count() == 1:
+        return mesh
+    return make_mesh(data=1, fsdp=-1, tensor=1, devices=jax.local_devices())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis of every array of a batch is cut over the devices that share it."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

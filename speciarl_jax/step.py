@@ -74,6 +74,35 @@ def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> tuple[jax.Arr
     return category_BN, valid_BN & (batch.weight_B[:, None] > 0)
 
 
+def verify_with_probability(
+    verifier: Any, batch: PromptBatch, rollout: Rollout
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """`verify`, and float32 [B, N], the probability of the likeliest verdict; NaN where no judge
+    was asked. None if the verifier has no probabilities."""
+    if not hasattr(verifier, "verify_with_probability"):
+        return *verify(verifier, batch, rollout), None
+    category_BN, valid_BN, probability_BN = verifier.verify_with_probability(
+        rollout.tokens_BNT, rollout.mask_BNT, batch.label_index_B
+    )
+    real_B1 = batch.weight_B[:, None] > 0
+    return category_BN, valid_BN & real_B1, jnp.where(real_B1, probability_BN, jnp.nan)
+
+
+def describe_probability(
+    probability_BN: jax.Array | None, valid_BN: jax.Array
+) -> dict[str, jax.Array]:
+    """How sure a judge was, over the answers that it was asked about: mean probability of the
+    likeliest verdict, and share of answers where that was too low to count (or not finite)."""
+    if probability_BN is None:
+        return {}
+    asked_BN = ~jnp.isnan(probability_BN)
+    asked = jnp.maximum(jnp.sum(asked_BN), 1)
+    return {
+        "verify/probability_mean": jnp.sum(jnp.where(asked_BN, probability_BN, 0.0)) / asked,
+        "verify/below_min_probability": jnp.sum(asked_BN & ~valid_BN) / asked,
+    }
+
+
 def whole_groups(valid_BN: jax.Array, min_verified: float) -> jax.Array:
     """Answers that take part: those with a verdict, if enough of their group have one.
 

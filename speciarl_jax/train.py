@@ -69,23 +69,28 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         return sample(lora, base, batch, key, temperature, top_p)
 
+    def verdicts_of(verifier, batch, rollout):
+        category_BN, valid_BN, probability_BN = step.verify_with_probability(
+            verifier, batch, rollout
+        )
+        return category_BN, valid_BN, step.describe_probability(probability_BN, valid_BN)
+
     def whole(state, base, verifier, batch, number):
         features_BMD, rollout = rollout_of(state.lora, base, batch, number)
-        category_BN, valid_BN = step.verify(verifier, batch, rollout)
-        return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
+        category_BN, valid_BN, sure = verdicts_of(verifier, batch, rollout)
+        state, found = learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
+        return state, found | sure
 
     dynamic = config.train.dynamic_sampling.max_rounds > 0
     if judging.is_host(run):
         if dynamic:
-            raise ValueError(
-                f"config.verifier.name {config.verifier.name!r} judges on the host, where dynamic "
-                "sampling does not work yet; set config.train.dynamic_sampling.max_rounds to 0"
-            )
+            answer = dynamic_sampling.host_answer(run, rollout_of)
+            return dynamic_sampling.build_step(run, answer, learn, where, judging.describe)
         return judging.build_step(run, rollout_of, learn, where)
     if config.train.fused and not dynamic:
         return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
     rollout_program = jax.jit(rollout_of, out_shardings=rows)
-    verify_program = jax.jit(step.verify, out_shardings=rows)
+    verify_program = jax.jit(verdicts_of, out_shardings=(rows, rows, copies))
 
     def answer(state, base, verifier, batch, number):
         features_BMD, rollout = rollout_program(state.lora, base, batch, number)
@@ -96,7 +101,9 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
     learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
 
     def in_three(state, base, verifier, batch, number):
-        return learn_program(state, base, batch, *answer(state, base, verifier, batch, number))
+        *found, sure = answer(state, base, verifier, batch, number)
+        state, metrics = learn_program(state, base, batch, *found)
+        return state, metrics | sure
 
     return in_three
 

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import judge_server
 import numpy as np
 import pytest
 
@@ -53,6 +54,42 @@ def test_two_verifiers_are_compared_with_the_pairs_and_with_each_other(config, t
         written = list(csv.DictReader(file))
     assert [row["taxonomy: verdict"] for row in written][:2] == ["more_specific", "less_specific"]
     assert float(written[4]["flax_judge: abstain"]) == 1.0
+
+
+def test_a_judge_behind_http_is_audited_beside_the_tree(config, tmp_path):
+    def script(body, number):
+        pair = judge_server.pair_of(body)
+        return judge_server.status(404) if pair["prediction"] == "beast" else None
+
+    rows = [
+        ("wolf", "timber wolf", "more_specific"),
+        ("wolf", "canid", "less_specific"),
+        ("wolf", "wolf or fox", "wrong"),
+        ("fox", "beast", "generic"),
+        ("fox", "none", "abstain"),
+    ]
+    path = write_pairs(tmp_path / "p.csv", ["truth", "prediction", "category"], rows)
+    judge = config.verifier.http_judge
+    judge.model, judge.cache = "judge", ""
+    with judge_server.JudgeServer(script, opinion=lambda pair: "less specific") as server:
+        judge.server.url = server.url
+        names = ["taxonomy", "http_judge"]
+        figures, found, kept, lines = audit_verifier.audit(config, path, names)
+        asked = [judge_server.pair_of(body) for body in server.requests]
+    assert sorted(pair["prediction"] for pair in asked) == ["beast", "canid", "timber wolf"]
+    assert found["http_judge"].valid.tolist() == [True, True, True, False, True]
+    assert found["http_judge"].category[[0, 1, 2, 4]].tolist() == [3, 3, 0, 1]
+    result = figures["verifiers"]["http_judge"]
+    assert result["unverified"] == 1 and result["accuracy"] == 0.75
+    assert result["disagreements"] == 1 and np.sum(result["matrix"]) == 4
+    text = "\n".join(lines)
+    assert "== http_judge against the labels ==" in text and "1 pairs have no verdict" in text
+    assert "== taxonomy and http_judge ==" in text and "HTTP 404" in text
+    audit_verifier.write(tmp_path / "out", figures, found, kept)
+    with (tmp_path / "out" / "verdicts.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    said = [row["http_judge: verdict"] for row in written]
+    assert said == ["less_specific", "less_specific", "wrong", "unverified", "abstain"]
 
 
 def test_outcomes_of_its_own_and_pairs_left_to_the_judge(config, tmp_path):

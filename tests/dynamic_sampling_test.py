@@ -84,10 +84,14 @@ def test_the_summary_is_of_all_sampled_answers():
     category = jnp.array([[0, 4, 4], [2, 2, -1]])
     valid = jnp.array([[True, True, False], [True, True, True]])
     reward = jnp.array([[0.0, 1, 9], [1, 1, -1]])
-    found = dynamic_sampling.describe(category, valid, reward, jnp.array([True, False]))
+    taken = jnp.array([[False] * 3, [True] * 3])
+    found = dynamic_sampling.describe(
+        category, valid, taken, reward, jnp.array([True, False]), jnp.array([1.0, 1])
+    )
     shares = {c: float(found[f"sampled/{c.name.lower()}"]) for c in Category}
     assert shares == {c: pytest.approx((category[valid] == c).mean()) for c in Category}
-    assert float(found["sampled/reward"]) == pytest.approx(2 / 5)
+    assert float(found["sampled/reward"]) == pytest.approx(1 / 3)
+    assert float(found["sampled/unverified"]) == pytest.approx(1 / 6)
     assert float(found["sampled/groups_with_signal"]) == 0.5
 
 
@@ -111,7 +115,7 @@ def step_of(run, small_config):
         def answer(state, base, verifier, batch, draw):
             draws.append(int(draw))
             now = sampled[-1]
-            return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN
+            return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN, {}
 
         def learn(state, base, prompt, features, rollout, category, valid):
             return state, {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}

@@ -1,13 +1,17 @@
 """Training with the policy's own frozen tower as the judge, and the judge on several devices."""
 
 import json
+import socket
 
 import jax
+import judged_run
 import numpy as np
 import pytest
+import text_judge
 
-from speciarl_jax import assemble, train
+from speciarl_jax import assemble, evaluation, train
 from speciarl_jax.verify.flax_judge import FlaxJudge
+from speciarl_jax.verify.reencoding_judge import ReencodingJudge
 
 # Tokens of the shipped prompt are 2,000 of the tiny vocabulary; these are few.
 PROMPT = 'Sort the prediction.\n{pair}\nReply with {"verdict": "CLASS"}.'
@@ -20,19 +24,26 @@ def prompt(tmp_path):
     return path
 
 
-def test_two_steps_with_the_tower_of_the_tiny_policy(small_config, prompt, tmp_path):
-    config = small_config(
-        model__path="emoji_tiny",
-        data__options__image_size=48,
-        rollout__num_rollouts=3,
-        rollout__max_tokens=20,
-        train__batch_size=4,
-        train__steps=2,
-        train__logprob_chunk=20,
-        verifier__name="flax_judge",
-        verifier__flax_judge__prompt=str(prompt),
-        verifier__flax_judge__max_response_bytes=192,
-    )
+@pytest.fixture
+def judged_config(small_config, prompt):
+    """section__key=value, ... -> a run of two steps with the tiny policy and a flax_judge."""
+    defaults = {
+        "model__path": "emoji_tiny",
+        "data__options__image_size": 48,
+        "rollout__num_rollouts": 3,
+        "rollout__max_tokens": 20,
+        "train__batch_size": 4,
+        "train__steps": 2,
+        "train__logprob_chunk": 20,
+        "verifier__name": "flax_judge",
+        "verifier__flax_judge__prompt": str(prompt),
+        "verifier__flax_judge__max_response_bytes": 192,
+    }
+    return lambda **changes: small_config(**defaults | changes)
+
+
+def test_two_steps_with_the_tower_of_the_tiny_policy(judged_config, tmp_path):
+    config = judged_config()
     run = assemble.prepare(config)
     assert isinstance(run.verifier, FlaxJudge)
     before = jax.tree.map(np.array, run.base)
@@ -45,9 +56,99 @@ def test_two_steps_with_the_tower_of_the_tiny_policy(small_config, prompt, tmp_p
         assert row["verify/unverified"] == 0 and row["update/skipped_in_a_row"] == 0
         # This policy writes answers that can be read.
         assert row["verify/unparsed"] < 0.5
+        assert 1 / 6 <= row["verify/probability_mean"] <= 1
+        assert row["verify/below_min_probability"] == 0
     # Neither donated nor changed, though the judge holds the same arrays.
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(run.base), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_folder, tmp_path):
+    """Its words are not the policy's, so text goes to it through the host; half of its verdicts are
+    too doubtful to count."""
+    text_judge.make_judge(tmp_path / "judge", "qwen2", policy_folder)
+    config = judged_config(
+        verifier__flax_judge__weights=str(tmp_path / "judge"),
+        verifier__flax_judge__min_probability=0.9,
+        verifier__max_unverified=1.0,
+        verifier__min_verified=0.5,
+        verifier__chunks=2,
+        evaluation__batch_size=24,
+    )
+    run = assemble.prepare(config)
+    assert isinstance(run.verifier, ReencodingJudge)
+    train.train(run, tmp_path / "workdir", lambda: None)
+    rows = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert max(row["verify/unverified"] for row in rows) > 0
+    for row in rows:
+        assert 1 / 6 <= row["verify/probability_mean"] <= 1
+        assert row["verify/unverified"] <= row["verify/below_min_probability"] < 1
+    judged = evaluation.Evaluator(run)(run.lora)
+    run.verifier.close()
+    evaluation.write_answers(tmp_path / "answers.jsonl", judged)
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    asked = [line for line in lines if "probabilities" in line]
+    assert 0 < len(asked) < len(lines)
+    for line in asked:
+        (sure,), (category,) = line["probabilities"], line["categories"]
+        assert 1 / 6 <= sure <= 1 and (category == evaluation.UNVERIFIED) == (sure < 0.9)
+    for line in lines:
+        # What was not asked has a stated verdict.
+        stated = ("wrong", "abstain", "unparsed")
+        assert "probabilities" in line or line["categories"][0] in stated
+
+
+@pytest.mark.slow
+def test_two_processes_judge_with_another_vocabulary(start, policy_folder, prompt, tmp_path):
+    text_judge.make_judge(tmp_path / "judge", "qwen2", policy_folder)
+    for processes in (1, 2):
+        (tmp_path / f"run_{processes}").mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = {
+            "url": "http://127.0.0.1:1/v1",
+            "cache": "",
+            "workdir": str(tmp_path / f"run_{processes}"),
+            "out": str(tmp_path / f"lora_{processes}"),
+            "processes": processes,
+            "port": port,
+            "config": {
+                "mesh__fsdp": 4,
+                "train__steps": 2,
+                "verifier__name": "flax_judge",
+                "verifier__chunks": 1,
+                "verifier__flax_judge__prompt": str(prompt),
+                "verifier__flax_judge__weights": str(tmp_path / "judge"),
+            },
+        }
+        running = [
+            start(
+                judged_run.__file__,
+                json.dumps(options | {"process": process}),
+                devices=4 // processes,
+                quick=True,
+            )
+            for process in range(processes)
+        ]
+        printed = [process.communicate(timeout=900)[0] for process in running]
+        assert not any(process.returncode for process in running), "\n".join(printed)
+        assert all("answers are encoded anew" in text for text in printed)
+    one, two = (
+        [json.loads(row) for row in (tmp_path / f"run_{n}" / "metrics.jsonl").open()]
+        for n in (1, 2)
+    )
+    for got, want in zip(two, one, strict=True):
+        got, want = ({k: v for k, v in row.items() if k != "time"} for row in (got, want))
+        assert got["verify/probability_mean"] > 0
+        assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
+    assert len(one) == 2
+    first, second = ((tmp_path / f"run_{n}" / "answers.jsonl").open() for n in (1, 2))
+    for got, want in zip(map(json.loads, second), map(json.loads, first), strict=True):
+        sure = got.pop("probabilities", None), want.pop("probabilities", None)
+        assert got == want and sure[0] == pytest.approx(sure[1], abs=1e-4)
 
 
 def test_verdicts_are_the_same_on_eight_devices(start, policy_folder, prompt, tmp_path):

@@ -18,6 +18,8 @@ ALLOWED = {
     "verify": {"verify.category", "types"},
     # The judge on the devices is a model with a tokenizer of its own.
     "verify.flax_judge": {"verify", "models", "data.tokenizer"},
+    "verify.verdict_scorer": {"verify", "models"},
+    "verify.reencoding_judge": {"verify", "models"},
     "rewards": {"verify.category"},
     "rollout": {"models", "types"},
     # What a prompt looks like to the model (layouts, positions) is the model's own knowledge.

@@ -23,12 +23,15 @@ class Verdicts:
       cached_BN: bool, it was in the cache.
       seconds_BN: float32, from the first request to the verdict, retries and waits included; NaN
         where nothing was asked for this answer. Failures are no requests that count here.
+      probability_BN: float32 probability of the likeliest verdict; NaN where the judge was not
+        asked. None if this verifier has no probabilities.
     """
 
     category_BN: np.ndarray
     valid_BN: np.ndarray
     cached_BN: np.ndarray
     seconds_BN: np.ndarray
+    probability_BN: np.ndarray | None = None
 
 
 class HostVerifier(abc.ABC):

@@ -134,6 +134,9 @@ class JudgeServer:
                 with outer._lock:
                     outer._now -= 1
 
+            def do_GET(self):
+                self.reply(200 if self.path == "/health" else 404, b"")
+
             def reply(self, number, content, **headers):
                 self.send_response(number)
                 for name, value in headers.items():

@@ -17,8 +17,17 @@ import speciarl_jax
 from speciarl_jax import audit_verifier
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text
-from speciarl_jax.verify import answer, byte_text, flax_judge, judge_prompt, screen
+from speciarl_jax.verify import (
+    answer,
+    byte_text,
+    flax_judge,
+    judge_prompt,
+    screen,
+    verdict_scorer,
+)
 from speciarl_jax.verify.category import Category
+from speciarl_jax.verify.reencoding_judge import ReencodingJudge
+from speciarl_jax.verify.token_reuse import Reuse
 
 TINY = pathlib.Path(speciarl_jax.__file__).parent / "policies" / "emoji_tiny"
 NAMES = ["tiger", "golden retriever", "salt and pepper", "jalape\u00f1o", "fox"]
@@ -55,12 +64,12 @@ def judge(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = text_judge.make_judge(folder, request.param, TINY)
     _, decoder = qwen_text.load(folder, dtype=jnp.float32, param_dtype=jnp.float32)
-    return model, flax_judge.make_scorer(decoder, policy_tokenizer(), PROMPT, NAMES)
+    return model, verdict_scorer.make_scorer(decoder, policy_tokenizer(), PROMPT, NAMES)
 
 
 @pytest.fixture(scope="module")
 def in_graph(judge):
-    reuse, agree = flax_judge.Reuse.create(policy_bytes(), policy_bytes())
+    reuse, agree = Reuse.create(policy_bytes(), policy_bytes())
     assert agree
     limits = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "require_think")}
     return flax_judge.FlaxJudge(
@@ -74,7 +83,7 @@ def in_graph(judge):
 
 
 def pairs_of(texts, size=16):
-    ids = [flax_judge.encode(policy_tokenizer(), text) for text in texts]
+    ids = [verdict_scorer.encode(policy_tokenizer(), text) for text in texts]
     tokens = np.zeros((len(ids), size), np.int32)
     for row, one in zip(tokens, ids, strict=True):
         row[: len(one)] = one
@@ -133,7 +142,7 @@ def test_the_shared_prefix_equals_full_prompts(judge):
 def test_the_prompt_is_the_chat_of_the_judge(judge):
     _, scorer = judge
     for text, label in PAIRS:
-        ids = whole(scorer, label, flax_judge.encode(policy_tokenizer(), text))
+        ids = whole(scorer, label, verdict_scorer.encode(policy_tokenizer(), text))
         message = [{"role": "user", "content": PROMPT.fill(NAMES[label], text)}]
         chat = policy_tokenizer().apply_chat_template(
             message, tokenize=False, add_generation_prompt=True
@@ -174,12 +183,12 @@ def reader(names, max_answer_tokens):
     """A judge without a model: the true label is one token, or two for the label 0."""
     length = jnp.array([2] + [1] * (len(names) - 1))
     truths = jnp.tile(jnp.array([[1, 2]]), (len(names), 1))
-    scorer = flax_judge.Scorer(*[None] * 2, truths, length, jnp.array([3]), *[None] * 3)
+    scorer = verdict_scorer.Scorer(*[None] * 2, truths, length, jnp.array([3]), *[None] * 3)
     return flax_judge.FlaxJudge(
         scorer=scorer,
         tokens=byte_text.TokenBytes.create(policy_bytes()),
         screen=screen.Screen.create(NAMES, max_words=4, max_answer_bytes=48, require_think=False),
-        reuse=flax_judge.Reuse.create(policy_bytes(), policy_bytes())[0],
+        reuse=Reuse.create(policy_bytes(), policy_bytes())[0],
         max_answer_tokens=max_answer_tokens,
         max_response_bytes=160,
         answers_at_once=1,
@@ -224,16 +233,16 @@ def test_the_judge_is_shown_the_normal_form_whatever_the_tokens(seed, label):
 @given(st.lists(st.text(max_size=12), min_size=16, max_size=16), st.integers(0, len(NAMES) - 1))
 def test_no_text_reaches_the_judge_but_in_normal_form(contents, label):
     texts = [f"<answer>{text}</answer>".encode(errors="replace").decode() for text in contents]
-    rows = [flax_judge.encode(policy_tokenizer(), text) for text in texts]
+    rows = [verdict_scorer.encode(policy_tokenizer(), text) for text in texts]
     check_reading(rows, texts, label)
 
 
 def test_whole_tokens_of_the_policy_are_used_again():
     texts = ["<answer>Golden Retriever</answer>", "<answer> tiger</answer>"]
     words = ["golden retriever", "tiger"]
-    rows = [flax_judge.encode(policy_tokenizer(), text) for text in texts]
+    rows = [verdict_scorer.encode(policy_tokenizer(), text) for text in texts]
     _, pair, is_token = reading()(*batch_of(rows), np.array([0]))
-    lower = [flax_judge.encode(policy_tokenizer(), text.lower()) for text in texts]
+    lower = [verdict_scorer.encode(policy_tokenizer(), text.lower()) for text in texts]
     for n, word in enumerate(words):
         ids = np.asarray(pair[0, n])[np.asarray(is_token[0, n])][2:-1]
         assert len(ids) < len(word)  # not spelt in bytes
@@ -268,7 +277,7 @@ def test_every_attempt_to_sway_is_refused_or_shown_as_plain_words():
         screen=screen.Screen.create(names, **limits),
         max_response_bytes=4096,
     )
-    ids = [flax_judge.encode(policy_tokenizer(), row["response"]) for row in rows]
+    ids = [verdict_scorer.encode(policy_tokenizer(), row["response"]) for row in rows]
     tokens, mask = batch_of(ids, max(map(len, ids)))
     label = np.arange(len(rows), dtype=np.int32)
     stated, pair, is_token = jax.jit(jax.vmap(judge._read))(tokens[0], mask[0], label)
@@ -291,7 +300,7 @@ RESPONSES += ["tiger", "<answer>fox</answer>", "<answer>an animal</answer>"]
 def reencoding(judge_scorer, **changes):
     options = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "max_answer_tokens")}
     options |= {k: OPTIONS[k] for k in ("pairs_at_once", "min_probability", "require_think")}
-    return flax_judge.ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options | changes)
+    return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options | changes)
 
 
 def test_in_graph_and_on_the_host_the_verdicts_are_the_same(judge, in_graph):
@@ -303,7 +312,7 @@ def test_in_graph_and_on_the_host_the_verdicts_are_the_same(judge, in_graph):
     host.close()
     # The same bytes in the same tokens.
     canonical = [t.lower() for t in RESPONSES]
-    rows = [flax_judge.encode(policy_tokenizer(), text) for text in canonical]
+    rows = [verdict_scorer.encode(policy_tokenizer(), text) for text in canonical]
     tokens, mask = (np.repeat(x, len(NAMES), axis=0) for x in batch_of(rows, 32))
     program = jax.jit(lambda judge, *batch: judge.judge(*batch))
     category, valid, probability = program(in_graph, tokens, mask, labels)
@@ -332,17 +341,17 @@ def test_equal_pairs_are_judged_once(judge, monkeypatch):
 def test_a_verdict_is_the_likeliest_and_doubt_or_a_fault_is_none():
     logp = jnp.log(jnp.array([[0.1, 0.1, 0.1, 0.1, 0.1, 0.5], [0.4, 0.4, 0.1, 0.1, 0, 0]]) + 1e-9)
     ask = jnp.full(2, screen.ASK)
-    category, valid, probability = flax_judge.decide(ask, logp, 0.0)
+    category, valid, probability = verdict_scorer.decide(ask, logp, 0.0)
     assert category.tolist() == [5, 0] and valid.all()  # a tie goes to the lower verdict
     np.testing.assert_allclose(probability, jnp.exp(logp), atol=1e-5)
-    category, valid, _ = flax_judge.decide(ask, logp, 0.45)
+    category, valid, _ = verdict_scorer.decide(ask, logp, 0.45)
     assert category.tolist() == [5, -1] and valid.tolist() == [True, False]
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
-        category, valid, probability = flax_judge.decide(ask, logp.at[0, 4].set(bad), 0.0)
+        category, valid, probability = verdict_scorer.decide(ask, logp.at[0, 4].set(bad), 0.0)
         assert category.tolist() == [-1, 0] and valid.tolist() == [False, True]
         assert np.isfinite(probability).all()
         stated = jnp.array([int(Category.WRONG), screen.ASK])
-        category, valid, _ = flax_judge.decide(stated, logp.at[0, 4].set(bad), 0.0)
+        category, valid, _ = verdict_scorer.decide(stated, logp.at[0, 4].set(bad), 0.0)
         assert category.tolist() == [0, 0] and valid.all()
 
 
@@ -352,7 +361,7 @@ def test_a_verdict_is_the_likeliest_and_doubt_or_a_fault_is_none():
 def policy_of(run):
     policy = nnx.merge(run.graphdef, run.lora, run.base)
     float32 = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-    return policy, flax_judge.Policy(policy.decoder, run.tokenizer, None, float32)
+    return policy, flax_judge.Policy(policy.decoder, run.tokenizer, None, None, float32)
 
 
 def build(run, names, **changes):
@@ -381,7 +390,7 @@ def test_another_vocabulary_is_encoded_anew_on_the_host(run, tmp_path):
     # The tokenizer of the shipped policy has words that the small one lacks, and the reverse.
     text_judge.make_judge(tmp_path, "qwen2", TINY)
     _, judge = build(run, NAMES, weights=str(tmp_path))
-    assert isinstance(judge, flax_judge.ReencodingJudge)
+    assert isinstance(judge, ReencodingJudge)
     verdicts, probability = judge.judge([RESPONSES], [0])
     assert verdicts.valid_BN.all() and verdicts.category_BN[0, 1:4].tolist() == [0, 1, -1]
     assert 0 < probability[0, 0].max() < 1
@@ -411,12 +420,12 @@ def test_options_that_do_not_fit_are_refused(run, changes, message):
 def test_verdicts_that_cannot_be_told_apart_are_refused(judge, monkeypatch):
     decoder, _ = judge[1].prefill()
     labels = {"wrong": Category.WRONG, "wronger": Category.ABSTAIN}
-    monkeypatch.setattr(flax_judge, "_VERDICTS", tuple(labels))
-    monkeypatch.setattr(flax_judge, "encode", lambda tokenizer, text: list(text.encode()))
+    monkeypatch.setattr(verdict_scorer, "VERDICTS", tuple(labels))
+    monkeypatch.setattr(verdict_scorer, "encode", lambda tokenizer, text: list(text.encode()))
     with pytest.raises(ValueError, match="verdict 'wrong' begins another one"):
-        flax_judge.make_scorer(decoder, policy_tokenizer(), PROMPT, NAMES)
+        verdict_scorer.make_scorer(decoder, policy_tokenizer(), PROMPT, NAMES)
 
 
 def test_a_tokenizer_without_single_bytes_is_refused():
     with pytest.raises(ValueError, match="no token for the single bytes"):
-        flax_judge.Reuse.create(policy_bytes(), [b"tiger", b" fox"])
+        Reuse.create(policy_bytes(), [b"tiger", b" fox"])

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import threading
 import fakeredis
 import pytest
 import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 from speciarl_jax import verdicts
 from speciarl_jax.verify import verdict_cache
@@ -21,13 +25,35 @@ BAD = {"category": 17}
 JUDGE = verdict_cache.Judge("judge", "Compare {pair}", {"temperature": 0.0})
 
 
-@pytest.fixture(params=["sqlite", "memory", "redis"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """URL of a Redis server of our own, where one is installed (apt-get install redis-server)."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("there is no redis-server here; fakeredis takes its place")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = str(tmp_path_factory.mktemp("redis"))
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    client = redis.Redis(port=port, retry=Retry(ExponentialBackoff(cap=0.5), 40))
+    assert client.ping() and "redis_version" in client.info()
+    yield f"redis://127.0.0.1:{port}/0"
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "memory", "redis", "redis-server"])
 def where(request, tmp_path):
     """The path or URL of an empty cache."""
     if request.param == "sqlite":
         yield str(tmp_path / "deep" / "verdicts.sqlite")
     elif request.param == "memory":
         yield ""
+    elif request.param == "redis-server":
+        url = request.getfixturevalue("redis_server")
+        redis.Redis.from_url(url).flushdb()
+        yield url
     else:
         server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -69,7 +95,7 @@ def test_the_first_verdict_stays(cache):
     assert list(cache.rows()) == [first]
 
 
-@pytest.mark.parametrize("where", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("where", ["sqlite", "redis", "redis-server"], indirect=True)
 def test_what_is_no_verdict_counts_as_absent(cache, where):
     rows = rows_of(3)
     for row in rows:
@@ -124,8 +150,9 @@ for i in range(200):
 """
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
-    path = str(tmp_path / "verdicts.sqlite")
+@pytest.mark.parametrize("where", ["sqlite", "redis-server"], indirect=True)
+def test_processes_that_write_at_once_lose_nothing(where):
+    path = where
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = [
         subprocess.Popen([sys.executable, "-c", PUT, path, str(me)], **pipes) for me in range(3)
@@ -206,7 +233,7 @@ def command(where, tmp_path):
     return command
 
 
-@pytest.mark.parametrize("where", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("where", ["sqlite", "redis", "redis-server"], indirect=True)
 def test_the_command_lists_exports_and_prunes(command, where, tmp_path):
     _, said, _ = command("list")
     assert "12 verdicts: more_specific 2, specific 2" in said and "1 verdicts" in said
