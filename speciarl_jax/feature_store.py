@@ -70,7 +70,7 @@ class DiskStore:
         self._used, self._uncounted = self._make_room(0), 0
 
     def get(self, key: str) -> bytes | None:
-        """The value, whose file is now the one that was used last; None if there is no sound one."""
+        """The value, whose file is now the last that was used; None if there is no sound one."""
         path = self._path(key)
         try:
             content = path.read_bytes()
