@@ -8,13 +8,13 @@ LABELS = ("bird/duck/mallard", "bird/gull", "car/van")
 BATCH = 4
 
 
-def fill(root):
+def fill(root, shortest=18, longest=39):
     """18 pictures of many sizes; a name says which of them are its label's."""
     rng = np.random.default_rng(0)
     for label in LABELS:
         (root / label).mkdir(parents=True)
         for i in range(6):
-            height, width = rng.integers(18, 40, 2)
+            height, width = rng.integers(shortest, longest + 1, 2)
             pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
             Image.fromarray(pixels).save(root / label / f"{i}.png")
     return root
