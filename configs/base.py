@@ -215,6 +215,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.mini_batches = 2  # optimizer updates a pass
     config.train.passes = 1  # times that a step goes through its answers
     config.train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
+    # The answers of a micro-batch are cut to the narrowest that holds them of so many widths: T,
+    # half of T, a quarter, ... It changes no number and saves most of an update whose answers are
+    # much shorter than `rollout.max_tokens`; each width is one more program to compile.
+    config.train.answer_widths = 1
     config.train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.

@@ -364,6 +364,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.log_every", train.log_every, 1),
         ("train.max_skipped", train.max_skipped, 1),
         ("train.passes", train.passes, 1),
+        ("train.answer_widths", train.answer_widths, 1),
         ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
@@ -498,6 +499,7 @@ def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
         "micro_batches": config.train.micro_batches,
         "logprob_chunk": config.train.logprob_chunk,
         "remat": config.train.remat,
+        "answer_widths": config.train.answer_widths,
     }
     return functools.partial(update_lib.update, **options | changes)
 
@@ -513,6 +515,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         banned_V=run.banned_V,
         temperature=config.rollout.temperature,
         chunk_size=config.train.logprob_chunk,
+        answer_widths=config.train.answer_widths,
     )
 
     def divergence(lora, base, batch, features_BMD, rollout, logp_BNT):

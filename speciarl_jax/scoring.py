@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from speciarl_jax.rollout import logprobs
+from speciarl_jax.rollout import logprobs, widths
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut, join
 
@@ -20,6 +21,7 @@ def answer_logp(
     graphdef: nnx.GraphDef,
     parts: int,
     use_lora: bool,
+    answer_widths: int = 1,
     **options: Any,
 ) -> jax.Array:
     """The trainer's log-probability of each token; no gradient flows through it.
@@ -34,6 +36,7 @@ def answer_logp(
       parts: the pictures are scored in so many parts, one after the other, as updates do; must
         divide B.
       use_lora: False scores with the reference policy.
+      answer_widths: how many widths a part is compiled for (`rollout.widths`).
       **options: of `logprobs.answer_logprobs`.
 
     Returns:
@@ -41,13 +44,18 @@ def answer_logp(
     """
 
     def score(part):
-        prompt, features_BMD, tokens_BNT = part
+        prompt, features_BMD, rollout = part
         policy = nnx.merge(graphdef, lora, base)
-        scores = logprobs.answer_logprobs(
-            policy, prompt, features_BMD, tokens_BNT, use_lora=use_lora, **options
-        )
-        return scores.logp_BNT
 
-    whole = prompt, features_BMD, rollout.tokens_BNT
+        def narrow(tokens_BNT):
+            scores = logprobs.answer_logprobs(
+                policy, prompt, features_BMD, tokens_BNT, use_lora=use_lora, **options
+            )
+            behind = rollout.tokens_BNT.shape[-1] - tokens_BNT.shape[-1]
+            return jnp.pad(scores.logp_BNT, [(0, 0), (0, 0), (0, behind)])
+
+        return widths.at_narrowest(narrow, rollout.tokens_BNT, rollout.mask_BNT, answer_widths)
+
+    whole = prompt, features_BMD, rollout
     found = jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole))
     return jax.lax.stop_gradient(join(found))

@@ -45,6 +45,7 @@ _FREE = (
     *("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh."),
     *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
+    "train.answer_widths",
 )
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from speciarl_jax.losses import importance, kl
 from speciarl_jax.losses import token_weights as token_weights_lib
-from speciarl_jax.rollout import logprobs
+from speciarl_jax.rollout import logprobs, widths
 from speciarl_jax.types import UpdateBatch
 
 # (logp_BNT, old_logp_BNT, advantage_BN, weight_BNT) -> (loss, metrics); see `losses/`.
@@ -64,6 +64,7 @@ def update(
     kl_estimator: Callable[[jax.Array, jax.Array], jax.Array] = kl.k3,
     old_logp: str = "sampler",
     importance_cap: float = 0.0,
+    answer_widths: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Policy loss plus `kl_coefficient` times the divergence from the reference, which is the same
     weights with LoRA off.
@@ -90,6 +91,7 @@ def update(
         policy of this very update: right for the only update of a step, and free.
       importance_cap: with "trainer", bound of the truncated importance weight that corrects for the
         sampler (`losses.importance`); 0 leaves it out.
+      answer_widths: how many widths a micro-batch is compiled for (`rollout.widths`).
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
@@ -128,7 +130,7 @@ def update(
         return loss(nnx.merge(graphdef, lora, base), *part)
 
     parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, *weights))
-    grads, metrics = _sum_over_parts(loss_of, state.lora, parts)
+    grads, metrics = _sum_over_parts(loss_of, state.lora, parts, answer_widths)
     return _step(state, grads, metrics, optimizer)
 
 
@@ -180,12 +182,22 @@ def _loss(
     return loss, {"loss": loss, **metrics}
 
 
-def _sum_over_parts(loss_of, lora, parts):
+def _sum_over_parts(loss_of, lora, parts, answer_widths):
     """Gradients and metrics of `loss_of(lora, *part)`, added over the leading axis of `parts`."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def accumulate(total, part):
-        (_, metrics), grads = gradient(lora, *part)
+        batch, *weights = part
+
+        def narrow(arrays):
+            rollout, old_logp_BNT, *weights = arrays
+            return gradient(
+                lora, batch.replace(rollout=rollout, old_logp_BNT=old_logp_BNT), *weights
+            )
+
+        arrays = batch.rollout, batch.old_logp_BNT, *weights
+        mask_BNT = batch.rollout.mask_BNT
+        (_, metrics), grads = widths.at_narrowest(narrow, arrays, mask_BNT, answer_widths)
         return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
     first = jax.tree.map(lambda x: x[0], parts)

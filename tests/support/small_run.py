@@ -110,7 +110,12 @@ def small_config(folder, **changes):
 
 def small_run(folder, devices=None, **changes) -> assemble.Run:
     """Like `assemble.prepare`, with a verifier that a random policy can please."""
-    run = assemble.prepare(small_config(folder, **changes), devices)
+    return prepared(small_config(folder, **changes), devices)
+
+
+def prepared(config, devices=None) -> assemble.Run:
+    """The same for a whole configuration."""
+    run = assemble.prepare(config, devices)
     verifier = jax.device_put(TokenVerifier(np.int32(3)), sharding.replicated(run.mesh))
     return dataclasses.replace(run, verifier=verifier)
 
