@@ -2,29 +2,15 @@
 
 import json
 
-import ml_collections
 import numpy as np
 import pytest
+from own_pictures import BATCH, LABELS, fill, own
 from PIL import Image
 
 from speciarl_jax import assemble, evaluation, train
 from speciarl_jax.data import pipeline
 
-LABELS = ("bird/duck/mallard", "bird/gull", "car/van")
 BROKEN = "bird/gull/3.png"
-BATCH = 4
-
-
-def fill(root):
-    """18 pictures of many sizes; a name says which of them are its label's."""
-    rng = np.random.default_rng(0)
-    for label in LABELS:
-        (root / label).mkdir(parents=True)
-        for i in range(6):
-            height, width = rng.integers(18, 40, 2)
-            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-            Image.fromarray(pixels).save(root / label / f"{i}.png")
-    return root
 
 
 @pytest.fixture
@@ -36,22 +22,6 @@ def folder(tmp_path):
 def damaged(folder):
     (folder / BROKEN).write_bytes((folder / BROKEN).read_bytes()[:60])
     return folder
-
-
-def own(small_config, folder, **changes):
-    config = small_config(
-        **{
-            "data__name": "folder",
-            "data__bucket_growth": 1.5,
-            "train__batch_size": BATCH,
-            "evaluation__batch_size": BATCH,
-            **changes,
-        }
-    )
-    with config.unlocked():
-        config.data.options = ml_collections.ConfigDict({"path": str(folder), "part": "all"})
-        config.evaluation.options = ml_collections.ConfigDict({"part": "all"})
-    return config
 
 
 @pytest.fixture(scope="module")
