@@ -31,7 +31,7 @@ NAMES = [f"{f}:{a}" for f in ARGUMENTS for a in ARGUMENTS[f]]
 CHAINED = [f"{name}:quickstart" for name in [*NAMES, *METHODS]]
 NAMES += [f for f in FILES if f not in ARGUMENTS]
 # Devices of the mesh: a pod for the published models unless the file says otherwise.
-DEVICES = {"cub_3b_one_gpu": 1, "cub_3b": 32}
+DEVICES = {"cub_3b_one_gpu": 1}
 # What decides the programs of a step, but for the size of the pictures.
 SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
 

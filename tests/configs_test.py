@@ -58,7 +58,9 @@ def test_label_noise_takes_its_rate_from_its_name(rate, parent):
     quiet, noisy = flat(configs.load(parent)), flat(configs.load(f"label_noise:{rate}:{parent}"))
     changed = {key: noisy[key] for key in noisy if noisy[key] != quiet[key]}
     assert changed == {"label_noise.rate": float(rate)}
-    assert flat(configs.load(f"label_noise:{rate}")) == flat(configs.load(f"label_noise:{rate}:base"))
+    assert flat(configs.load(f"label_noise:{rate}")) == flat(
+        configs.load(f"label_noise:{rate}:base")
+    )
 
 
 def test_a_prompt_and_a_static_map_are_chosen_by_name():
