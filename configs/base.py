@@ -15,101 +15,140 @@ def get_config() -> ml_collections.ConfigDict:
     # Folder of compiled programs, which later runs read instead of compiling; "" for none. Runs may
     # share it; machines whose processors differ may not.
     config.compilation_cache = ""
+    config.model = _model()
+    config.mesh = _mesh()
+    config.data = _data()
+    config.rollout = _rollout()
+    config.verifier = _verifier()
+    config.label_noise = _label_noise()
+    config.reward = _reward()
+    config.advantage = _advantage()
+    config.loss = _loss()
+    config.optimizer = _optimizer()
+    config.train = _train()
+    config.evaluation = _evaluation()
+    config.checkpoint = _checkpoint()
+    # A key that is not here is refused; `options` may be replaced as a whole.
+    return config.lock()
 
+
+def _model() -> ml_collections.ConfigDict:
+    """The policy."""
+    model = ml_collections.ConfigDict()
     # The policy: a checkpoint folder in the Hugging Face layout, or the name of one that ships with
     # the package ("emoji_tiny").
-    config.model = ml_collections.ConfigDict()
-    config.model.path = config_dict.placeholder(str)
-    config.model.dtype = "bfloat16"  # of matrix products
-    config.model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
+    model.path = config_dict.placeholder(str)
+    model.dtype = "bfloat16"  # of matrix products
+    model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
     # The frozen linear layers of the decoder: "param_dtype", as above, or "int8" with a scale for
     # each output channel, half of bfloat16's memory.
-    config.model.base_weights = "param_dtype"
-    config.model.lora_rank = 64
-    config.model.lora_alpha = 32.0
-    config.model.scan_unroll = 1  # layers a turn of the loop over layers
+    model.base_weights = "param_dtype"
+    model.lora_rank = 64
+    model.lora_alpha = 32.0
+    model.scan_unroll = 1  # layers a turn of the loop over layers
+    return model
 
+
+def _mesh() -> ml_collections.ConfigDict:
+    """Devices."""
+    mesh = ml_collections.ConfigDict()
     # Devices: sizes of the mesh axes; their product is the number of devices. -1: what is left.
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = 1  # the batch is cut, the weights are copied
-    config.mesh.fsdp = -1  # the batch and the weights are cut
-    config.mesh.tensor = 1  # heads and hidden units are cut
+    mesh.data = 1  # the batch is cut, the weights are copied
+    mesh.fsdp = -1  # the batch and the weights are cut
+    mesh.tensor = 1  # heads and hidden units are cut
+    return mesh
 
+
+def _data() -> ml_collections.ConfigDict:
+    """Pictures, labels and prompts."""
+    data = ml_collections.ConfigDict()
     # Pictures and labels: the name is a module of `speciarl_jax/data`; the options are those of its
     # `Source`, but for the seed.
-    config.data = ml_collections.ConfigDict()
-    config.data.name = "emoji"
-    config.data.options = ml_collections.ConfigDict()
-    config.data.options.split = "reinforcement"
-    config.data.options.difficulty = "mixed"
-    config.data.options.image_size = 48  # pixels
-    config.data.options.concept_set = "benchmark"
-    config.data.options.domains = ()  # groups to keep; () for all
-    config.data.options.views = 1  # differently augmented pictures of each drawing
-    config.data.workers = 2  # threads that read and draw pictures
+    data.name = "emoji"
+    data.options = ml_collections.ConfigDict()
+    data.options.split = "reinforcement"
+    data.options.difficulty = "mixed"
+    data.options.image_size = 48  # pixels
+    data.options.concept_set = "benchmark"
+    data.options.domains = ()  # groups to keep; () for all
+    data.options.views = 1  # differently augmented pictures of each drawing
+    data.workers = 2  # threads that read and draw pictures
     # A picture that cannot be read: "stop", or "leave_out": it is logged, counted (data/left_out),
     # and neither learned from nor scored.
-    config.data.broken_images = "stop"
+    data.broken_images = "stop"
     # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
-    config.data.prompt = "base"
-    config.data.system = ""  # system message; "" for none
-    config.data.max_prompt_tokens = 2048
+    data.prompt = "base"
+    data.system = ""  # system message; "" for none
+    data.max_prompt_tokens = 2048
     # Larger pictures are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
     # None: the limit in the checkpoint's preprocessor_config.json.
-    config.data.max_pixels = config_dict.placeholder(int)
+    data.max_pixels = config_dict.placeholder(int)
     # Pictures of many sizes are padded to steps of a ladder of sizes, each so many times the one
     # before, and so need a handful of compiled programs. 1: no ladder, for pictures of one size.
-    config.data.bucket_growth = 1.25
+    data.bucket_growth = 1.25
     # Features of pictures are kept, so that the frozen vision tower need not run for a picture that
     # was seen before: in the next epoch if nothing augments it, and in the next evaluation.
-    config.data.vision_cache = ml_collections.ConfigDict()
-    config.data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
-    config.data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
-    config.data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
+    data.vision_cache = ml_collections.ConfigDict()
+    data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
+    data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
+    data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
     # The tower runs for so many pictures at a time, on each device that the batch is cut over.
-    config.data.vision_cache.pictures = 8
+    data.vision_cache.pictures = 8
+    return data
 
+
+def _rollout() -> ml_collections.ConfigDict:
+    """Sampling of answers."""
+    rollout = ml_collections.ConfigDict()
     # Sampling of the answers that are learned from.
-    config.rollout = ml_collections.ConfigDict()
-    config.rollout.num_rollouts = 10  # N, answers about each picture
-    config.rollout.max_tokens = 2048  # T, of one answer
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0
+    rollout.num_rollouts = 10  # N, answers about each picture
+    rollout.max_tokens = 2048  # T, of one answer
+    rollout.temperature = 1.0
+    rollout.top_p = 1.0
     # Decode with a copy of the linear layers to which the adapters are added, rounded to
     # param_dtype: fewer products a token, for the memory of the copy. Not with int8 weights.
-    config.rollout.merge_lora = False
+    rollout.merge_lora = False
     # When half of the answers about every picture have ended, a loop of half the width goes on;
     # and so on, so many times. Each time is a loop to compile.
-    config.rollout.shrink = 2
+    rollout.shrink = 2
     # Memory: the answers about a batch are sampled in parts, one after the other, so that keys and
     # values of prompts and answers take at most so many bytes on a device, and parts hold at most
     # so many pictures (of all devices). 0: no limit. No answer depends on it.
-    config.rollout.cache_bytes = 0
-    config.rollout.chunk_pictures = 0
+    rollout.cache_bytes = 0
+    rollout.chunk_pictures = 0
+    return rollout
 
+
+def _verifier() -> ml_collections.ConfigDict:
+    """Who sorts the answers."""
+    verifier = ml_collections.ConfigDict()
     # The verifier: a module of `speciarl_jax/verify` with a function `create`. Its options are the
     # section of its name or, where there is none, `options`.
-    config.verifier = ml_collections.ConfigDict()
-    config.verifier.name = "taxonomy"
+    verifier.name = "taxonomy"
     # Share of a group that must have a verdict; a group with less leaves the update. An answer
     # without one might have been the best of its group, so below 1 such groups learn from a bar
     # that may be too low.
-    config.verifier.min_verified = 1.0
+    verifier.min_verified = 1.0
     # A step or an evaluation with a larger share of answers without a verdict stops the run, which
     # saves a checkpoint first.
-    config.verifier.max_unverified = 0.2
+    verifier.max_unverified = 0.2
     # Parts of a batch that are sampled one after the other when the verifier is on the host: it
     # judges one while the next is sampled. It does nothing for a verifier inside the program.
-    config.verifier.chunks = 1
-    config.verifier.options = ml_collections.ConfigDict()
-    config.verifier.options.path = ""  # label tree (JSON); "" for the data set's own
-    config.verifier.options.require_think = True  # no <think>...</think>: unparsed
-    config.verifier.options.max_words = 8  # of a label; a longer answer is wrong
-    config.verifier.options.max_answer_bytes = 64
-    config.verifier.options.max_response_bytes = 4096
+    verifier.chunks = 1
+    verifier.options = ml_collections.ConfigDict()
+    verifier.options.path = ""  # label tree (JSON); "" for the data set's own
+    verifier.options.require_think = True  # no <think>...</think>: unparsed
+    verifier.options.max_words = 8  # of a label; a longer answer is wrong
+    verifier.options.max_answer_bytes = 64
+    verifier.options.max_response_bytes = 4096
+    verifier.flax_judge = _flax_judge()
+    verifier.http_judge = _http_judge()
+    return verifier
 
-    # A language model on the devices.
-    judge = config.verifier.flax_judge = ml_collections.ConfigDict()
+
+def _flax_judge() -> ml_collections.ConfigDict:
+    """A language model on the devices."""
+    judge = ml_collections.ConfigDict()
     # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
     # tower without LoRA, at no extra memory.
     judge.weights = "policy_base"
@@ -124,9 +163,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Where the judge has another vocabulary, answers are encoded anew on the host.
     judge.pairs_at_once = 64
     judge.min_probability = 0.0  # a verdict that is less probable counts as none
+    return judge
 
-    # A language model behind an OpenAI-compatible server.
-    judge = config.verifier.http_judge = ml_collections.ConfigDict()
+
+def _http_judge() -> ml_collections.ConfigDict:
+    """A language model behind an OpenAI-compatible server."""
+    judge = ml_collections.ConfigDict()
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
     judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
     judge.model = ""  # what the server calls the judge
@@ -152,108 +194,139 @@ def get_config() -> ml_collections.ConfigDict:
     judge.server.max_backoff = 60.0  # seconds
     # Seconds without any verdict after which the waiting answers stay without one.
     judge.server.patience = 600.0
+    return judge
 
+
+def _label_noise() -> ml_collections.ConfigDict:
+    """Verdicts that are wrong on purpose."""
+    label_noise = ml_collections.ConfigDict()
     # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
-    config.label_noise = ml_collections.ConfigDict()
-    config.label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
-    config.label_noise.seed = 0
+    label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
+    label_noise.seed = 0
+    return label_noise
 
+
+def _reward() -> ml_collections.ConfigDict:
+    """What an answer earns."""
+    reward = ml_collections.ConfigDict()
     # The reward: a module of `speciarl_jax/rewards` with a function `reward`.
-    config.reward = ml_collections.ConfigDict()
-    config.reward.name = "best_prediction"
-    config.reward.options = ml_collections.ConfigDict()
-    config.reward.options.mode = "all"  # or "single": only the first of the best answers
-    config.reward.options.unparsed_reward = -1.0  # the format penalty
+    reward.name = "best_prediction"
+    reward.options = ml_collections.ConfigDict()
+    reward.options.mode = "all"  # or "single": only the first of the best answers
+    reward.options.unparsed_reward = -1.0  # the format penalty
     # What the longest answer loses, rising over the last `overlong_buffer` tokens; 0 for none.
-    config.reward.overlong_penalty = 0.0
-    config.reward.overlong_buffer = 512  # tokens
+    reward.overlong_penalty = 0.0
+    reward.overlong_buffer = 512  # tokens
+    return reward
 
-    config.advantage = ml_collections.ConfigDict()
-    config.advantage.baseline = "mean"  # or "leave_one_out": of the other answers
-    config.advantage.normalize_by_std = True
-    config.advantage.epsilon = 1e-6
 
+def _advantage() -> ml_collections.ConfigDict:
+    """How answers of a group are compared."""
+    advantage = ml_collections.ConfigDict()
+    advantage.baseline = "mean"  # or "leave_one_out": of the other answers
+    advantage.normalize_by_std = True
+    advantage.epsilon = 1e-6
+    return advantage
+
+
+def _loss() -> ml_collections.ConfigDict:
+    """The policy loss."""
+    loss = ml_collections.ConfigDict()
     # The policy loss: a module of `speciarl_jax/losses` with a function `policy_loss`.
-    config.loss = ml_collections.ConfigDict()
-    config.loss.name = "grpo"
-    config.loss.options = ml_collections.ConfigDict()
-    config.loss.options.clip_low = 0.2
-    config.loss.options.clip_high = 0.2
-    config.loss.options.dual_clip = 3.0
-    config.loss.options.log_ratio_clamp = 20.0
+    loss.name = "grpo"
+    loss.options = ml_collections.ConfigDict()
+    loss.options.clip_low = 0.2
+    loss.options.clip_high = 0.2
+    loss.options.dual_clip = 3.0
+    loss.options.log_ratio_clamp = 20.0
     # "token_mean", "sequence_mean", or "constant" with the option `length`
     # (losses/token_weights.py; losses/__init__.py lists what the methods use).
-    config.loss.token_weights = "token_mean"
-    config.loss.token_weights_options = ml_collections.ConfigDict()
-    config.loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
-    config.loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
-    config.loss.kl_place = "loss"  # or "reward": summed over the answer, taken from its reward
+    loss.token_weights = "token_mean"
+    loss.token_weights_options = ml_collections.ConfigDict()
+    loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
+    loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
+    loss.kl_place = "loss"  # or "reward": summed over the answer, taken from its reward
     # What the ratio is taken against: the "sampler"'s log-probabilities, or those that the
     # "trainer" finds for the same weights, at the price of a forward pass if a step has several
     # updates. metrics `update/sampler_*` say how far the two are apart.
-    config.loss.old_logp = "sampler"
+    loss.old_logp = "sampler"
     # With "trainer": bound of the importance weight that corrects for the sampler; 0 for none.
-    config.loss.importance_cap = 0.0
+    loss.importance_cap = 0.0
+    return loss
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 3e-5
-    config.optimizer.warmup_steps = 0
-    config.optimizer.decay_steps = 0  # updates until a cosine has taken the rate to 0; 0: constant
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.epsilon = 1e-8
-    config.optimizer.max_grad_norm = 1.0
 
-    config.train = ml_collections.ConfigDict()
+def _optimizer() -> ml_collections.ConfigDict:
+    """AdamW."""
+    optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 3e-5
+    optimizer.warmup_steps = 0
+    optimizer.decay_steps = 0  # updates until a cosine has taken the rate to 0; 0: constant
+    optimizer.weight_decay = 0.01
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.epsilon = 1e-8
+    optimizer.max_grad_norm = 1.0
+    return optimizer
+
+
+def _train() -> ml_collections.ConfigDict:
+    """Steps and their parts."""
+    train = ml_collections.ConfigDict()
     # "reward", or "labels": supervised training on `target`, the fields of the data set's rows in
     # braces.
-    config.train.objective = "reward"
-    config.train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
-    config.train.steps = 165  # a step samples, verifies and updates
-    config.train.batch_size = 256  # pictures a step
-    config.train.mini_batches = 2  # optimizer updates a pass
-    config.train.passes = 1  # times that a step goes through its answers
-    config.train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
+    train.objective = "reward"
+    train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
+    train.steps = 165  # a step samples, verifies and updates
+    train.batch_size = 256  # pictures a step
+    train.mini_batches = 2  # optimizer updates a pass
+    train.passes = 1  # times that a step goes through its answers
+    train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
     # The answers of a micro-batch are cut to the narrowest that holds them of so many widths: T,
     # half of T, a quarter, ... It changes no number and saves most of an update whose answers are
     # much shorter than `rollout.max_tokens`; each width is one more program to compile.
-    config.train.answer_widths = 1
-    config.train.logprob_chunk = 16  # answer positions a call of the language-model head
+    train.answer_widths = 1
+    train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
-    config.train.remat = "full"
+    train.remat = "full"
     # Dynamic sampling (DAPO): a step samples rounds of so many pictures until `train.batch_size`
     # groups have rewards that differ, at most `max_rounds` times; 0 for none.
-    config.train.dynamic_sampling = ml_collections.ConfigDict()
-    config.train.dynamic_sampling.max_rounds = 0
-    config.train.dynamic_sampling.batch_size = 768  # pictures a round
+    train.dynamic_sampling = ml_collections.ConfigDict()
+    train.dynamic_sampling.max_rounds = 0
+    train.dynamic_sampling.batch_size = 768  # pictures a round
     # One compiled program for rollout, verify, reward and update; with a verifier on the host or
     # dynamic sampling there are always several.
-    config.train.fused = True
-    config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
-    config.train.log_every = 1  # steps
+    train.fused = True
+    train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
+    train.log_every = 1  # steps
+    return train
 
+
+def _evaluation() -> ml_collections.ConfigDict:
+    """Evaluation."""
+    evaluation = ml_collections.ConfigDict()
     # Before and after training, and by `python -m speciarl_jax.evaluate`.
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
-    config.evaluation.options.split = "held_out"
-    config.evaluation.options.difficulty = "mixed"
-    config.evaluation.options.views = 1
-    config.evaluation.batch_size = 256  # pictures a call
-    config.evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
-    config.evaluation.best_of_batch_size = 16  # pictures a call of best-of-N
-    config.evaluation.best_of_temperature = 0.6
-    config.evaluation.best_of_top_p = 0.95
+    evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
+    evaluation.options.split = "held_out"
+    evaluation.options.difficulty = "mixed"
+    evaluation.options.views = 1
+    evaluation.batch_size = 256  # pictures a call
+    evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
+    evaluation.best_of_batch_size = 16  # pictures a call of best-of-N
+    evaluation.best_of_temperature = 0.6
+    evaluation.best_of_top_p = 0.95
     # What a correct answer adds to specificity. The paper does not state its weights.
-    config.evaluation.weights = ml_collections.ConfigDict()
-    config.evaluation.weights.generic = 1 / 3
-    config.evaluation.weights.less_specific = 2 / 3
-    config.evaluation.weights.specific = 1.0
-    config.evaluation.weights.more_specific = 1.0
+    evaluation.weights = ml_collections.ConfigDict()
+    evaluation.weights.generic = 1 / 3
+    evaluation.weights.less_specific = 2 / 3
+    evaluation.weights.specific = 1.0
+    evaluation.weights.more_specific = 1.0
+    return evaluation
 
-    config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.save_every = 10  # steps
-    config.checkpoint.keep = 2
-    # A key that is not here is refused; `options` may be replaced as a whole.
-    return config.lock()
+
+def _checkpoint() -> ml_collections.ConfigDict:
+    """Checkpoints."""
+    checkpoint = ml_collections.ConfigDict()
+    checkpoint.save_every = 10  # steps
+    checkpoint.keep = 2
+    return checkpoint

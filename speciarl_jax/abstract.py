@@ -120,6 +120,11 @@ def make_batch(
         label_index_B=np.zeros(1, np.int32),
         weight_B=np.zeros(1, np.float32),
     )
+    if run.config.data.vision_cache.place != "none":
+        # The tower is a program of its own.
+        shape = (1, layout.token_index_BM.shape[1], vision.out_hidden_size)
+        features_BMD = np.zeros(shape, assemble.dtypes(run.config)["dtype"])
+        one = one.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
     return _like(many, sharding.batch_sharding(run.mesh))
 
@@ -187,7 +192,7 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     verdicts = _like(jax.eval_shape(*_call(found["verify"])), rows)
     learnt = (batch, features_BMD, rollout, *verdicts)
     if run.config.train.dynamic_sampling.max_rounds:
-        bare = batch.replace(patches_BSC=None, layout=None)
+        bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
         fresh = dynamic_sampling.Groups(bare, *learnt[1:])
         size, pad_id = run.config.train.batch_size, run.model_config.eos_token_id
 

@@ -10,24 +10,26 @@ import small_run
 
 import configs
 from speciarl_jax import assemble, train
+from speciarl_jax.verify.category import Category
 
 # What each must log besides the metrics that all have.
 METHODS = {
     "n5": (),
     "single": (),
     "binary": (),
-    "static_map_1": (),
-    "static_map_2": (),
-    "static_map_3": (),
-    "grpo_sequence_mean": ("update/kl",),
+    "static_map:1": (),
+    "static_map:2": (),
+    "static_map:3": (),
+    "label_noise:0.25": ("verify/noise",),
+    "grpo_sequence_mean": (),
     "dr_grpo": (),
     "dr_grpo_binary": (),
     "dapo": ("reward/overlong_penalty", "dynamic_sampling/rounds", "sampled/wrong"),
     "dapo_binary": ("reward/overlong_penalty", "dynamic_sampling/filled"),
     "dapo_no_dynamic": ("reward/overlong_penalty",),
     "gspo": (),
-    "rloo": ("reward/kl_penalty",),
-    "reuse": ("update/importance", "update/importance_capped", "update/kl"),
+    "rloo": (),
+    "reuse": ("update/importance", "update/importance_capped"),
     "sft": (),
 }
 ALL = {
@@ -37,7 +39,8 @@ ALL = {
 SAMPLED = {
     *("update/clip_fraction", "update/approx_kl", "update/ratio", "update/sampler_gap"),
     *("update/sampler_kl", "reward/mean", "reward/groups_without_signal", "rollout/length"),
-    *("rollout/truncated", "verify/wrong", "verify/specific", "verify/unverified"),
+    *("rollout/truncated", "verify/unverified"),
+    *(f"verify/{category.name.lower()}" for category in Category),
 }
 
 
@@ -66,12 +69,13 @@ def quick_to_compile(compilation_cache):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-# Those that differ from another one by a number or by what is tested alone.
-SLOW = {"n5", "static_map_2", "static_map_3", "dr_grpo_binary", "dapo_binary", "grpo_sequence_mean"}
+# Those with programs of their own; the others differ from them or from the quickstart by a part
+# that is tested alone (losses/methods_test.py).
+QUICK = {"dapo", "gspo", "reuse", "sft"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in METHODS]
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in METHODS]
 )
 def test_every_algorithm_trains(run, config_of, quick_to_compile, tmp_path, name):
     config = config_of(name)
@@ -82,9 +86,14 @@ def test_every_algorithm_trains(run, config_of, quick_to_compile, tmp_path, name
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     wanted = ALL | set(METHODS[name]) | (SAMPLED if name != "sft" else set())
+    if config.loss.kl_coefficient:
+        wanted |= {{"loss": "update/kl", "reward": "reward/kl_penalty"}[config.loss.kl_place]}
     for row in rows:
         assert wanted <= row.keys()
         assert all(np.isfinite(value) for value in row.values())
         assert row["update/skipped"] == 0 and row["update/gradient_norm"] > 0
+        if name != "sft":
+            shares = [row[f"verify/{category.name.lower()}"] for category in Category]
+            assert sum(shares) == pytest.approx(1, abs=1e-5) and row["verify/unverified"] == 0
     after = small_run.arrays(lora)
     assert min(np.abs(after[k] - before[k]).max() for k in before) > 1e-4

@@ -11,7 +11,7 @@ import ml_collections
 import pytest
 
 import configs
-from configs import base, label_noise, quickstart
+from configs import base, quickstart
 from speciarl_jax import assemble, lookup, sharding
 from speciarl_jax.data import tfds_images
 
@@ -52,10 +52,22 @@ def test_a_key_that_is_not_in_the_base_is_refused():
     assert config.loss.options.other == 1.0
 
 
-def test_label_noise_takes_its_rate_from_the_command_line():
-    quiet, noisy = flat(quickstart.get_config()), flat(label_noise.get_config("0.25"))
-    assert {k: noisy[k] for k in noisy if noisy[k] != quiet[k]} == {"label_noise.rate": 0.25}
-    assert label_noise.get_config().label_noise.rate == 0.1
+@pytest.mark.parametrize("parent", ["base", "quickstart"])
+@pytest.mark.parametrize("rate", ["0.05", "0.10", "0.25"])
+def test_label_noise_takes_its_rate_from_its_name(rate, parent):
+    quiet, noisy = flat(configs.load(parent)), flat(configs.load(f"label_noise:{rate}:{parent}"))
+    changed = {key: noisy[key] for key in noisy if noisy[key] != quiet[key]}
+    assert changed == {"label_noise.rate": float(rate)}
+    assert flat(configs.load(f"label_noise:{rate}")) == flat(
+        configs.load(f"label_noise:{rate}:base")
+    )
+
+
+def test_a_prompt_and_a_static_map_are_chosen_by_name():
+    assert configs.load("prompt:specific:cub").data.prompt == "specific"
+    assert configs.load("static_map:3:dapo").reward.options.generic == 0.0
+    with pytest.raises(ValueError, match="no static map '4'; choose one of"):
+        configs.load("static_map:4")
 
 
 DATA_CONFIGS = """cub cub_128 cub_1024 cub_2048 flowers food pets cars aircraft mixture own_folder

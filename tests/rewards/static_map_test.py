@@ -10,9 +10,9 @@ from speciarl_jax.verify.category import Category
 # more specific & specific / less specific / generic / abstain / wrong
 TABLE = {
     "binary": (1, 0, 0, 0, 0),
-    "static_map_1": (1, 0.75, 0.5, 0.25, 0),
-    "static_map_2": (1, 0.75, 0.5, 0, 0),
-    "static_map_3": (1, 0.75, 0, 0, 0),
+    "static_map:1": (1, 0.75, 0.5, 0.25, 0),
+    "static_map:2": (1, 0.75, 0.5, 0, 0),
+    "static_map:3": (1, 0.75, 0, 0, 0),
 }
 
 

@@ -1,0 +1,26 @@
+"""Qwen2.5-VL-3B on the paper's training set, on one GPU of 80 GB.
+
+python -m speciarl_jax.train --config=configs/cub_3b_one_gpu.py --workdir=runs/cub_3b \
+    --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
+
+Batch, N, T and all rates are the paper's. Memory, by arithmetic as in `cub_3b.py`, not measured:
+- weights 7.5 GB; adapters with gradient and two moments 1.9 GB.
+- pictures: the tower runs for 8 at a time, and their features are kept on the host (6.5 GB for
+  3,000 pictures of 529 tokens).
+- sampling: 1.16 GB a picture, so the 256 pictures of a step come in eight parts of 32, 37 GB.
+- update: two pictures at a time, 6.2 GB of layer inputs, and of a layer 2.8 GB and 7 GB, each a
+  few times over.
+"""
+
+import ml_collections
+
+from configs import cub
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`cub.py` with a step in small parts."""
+    config = cub.get_config()
+    config.data.vision_cache.place = "host"
+    config.rollout.cache_bytes = 40 * 2**30
+    config.train.micro_batches = 64
+    return config
