@@ -213,6 +213,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     config.train.log_every = 1  # steps
+    config.train.profile_steps = 3  # traced when asked for (speciarl_jax/profiling.py)
 
     # Before and after training, and by `python -m speciarl_jax.evaluate`.
     config.evaluation = ml_collections.ConfigDict()
@@ -234,6 +235,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.save_every = 10  # steps
-    config.checkpoint.keep = 2
+    config.checkpoint.keep = 2  # of the latest
+    # So many of the best stay besides, by the mean of a metric since the checkpoint before.
+    config.checkpoint.keep_best = 0
+    config.checkpoint.best_metric = "reward/mean"
+    config.checkpoint.best_mode = "max"  # or "min"
     # A key that is not here is refused; `options` may be replaced as a whole.
     return config.lock()

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -126,7 +126,7 @@ class Evaluator:
         return sharding.put_batch(self._run.mesh, self._run.builder.agree(batch))
 
 
-def write_answers(path: pathlib.Path, judged: Judged) -> None:
+def write_answers(path: epath.Path, judged: Judged) -> None:
     """One JSON line a picture: what it is, what was said, and the verdicts."""
     with path.open("w") as file:
         for row, said, category, valid in zip(

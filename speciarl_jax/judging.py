@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax import assemble, sharding, stopwatch
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut
 from speciarl_jax.verify.category import Category
@@ -150,7 +150,11 @@ def check_verified(run: assemble.Run, what: str, valid_BN: np.ndarray) -> None:
 
 
 def build_step(
-    run: assemble.Run, rollout_of: Callable, learn: Callable, where: Any
+    run: assemble.Run,
+    rollout_of: Callable,
+    learn: Callable,
+    where: Any,
+    mark: Callable = stopwatch.ignore,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """(state, base, verifier, batch, step) -> (state, metrics), with a host verifier in between.
 
@@ -162,6 +166,7 @@ def build_step(
       rollout_of: (lora, base, batch, step) -> features and rollout; traceable.
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
+      mark: told when a stage ends (`stopwatch`).
     """
     chunks = run.config.verifier.chunks
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
@@ -184,7 +189,9 @@ def build_step(
             if i:
                 sent.append(_send(run, parts[i - 1], sampled[i - 1]))
         sent.append(_send(run, parts[-1], sampled[-1]))
+        mark("rollout", sampled[-1][1].mask_BNT)
         verdicts, sent_B = collect(sent)
+        mark("verify")
         # Before the update: the state is as it was when this raises.
         check_verified(run, f"step {int(number)}", verdicts.valid_BN[sent_B])
         category_BN, valid_BN = (
