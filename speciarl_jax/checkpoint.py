@@ -220,7 +220,8 @@ class Checkpoints:
                 force=True,
             )
         except Exception as error:
-            raise self._not_written(error) from error
+            self._explain(error)
+            raise
 
     def resume(
         self, state: Any, facts: dict[str, Any], *, allow_change: bool = False
@@ -303,6 +304,14 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"{found} holds other numbers than were written")
         return restored, texts.iterator
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if _others_are_gone(error):
+            return  # What is being written waits for them; the exit of the program ends it.
+        self.close()
+
     def wait(self) -> None:
         """Returns when everything saved so far is on disk.
 
@@ -312,7 +321,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._not_written(error) from error
+            self._explain(error)
+            raise
 
     def close(self) -> None:
         """Waits for what is being written and frees the threads.
@@ -323,11 +333,14 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            raise self._not_written(error) from error
+            self._explain(error)
+            raise
 
     def _read(self, step: int, **args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except jax.errors.JaxRuntimeError:
+            raise  # No memory, or another process went away: the checkpoint is not to blame.
         except Exception as error:
             # Whatever a damaged file makes Orbax and TensorStore stumble over.
             raise DamagedCheckpoint(
@@ -362,7 +375,7 @@ class Checkpoints:
         """Gives a damaged checkpoint another name.
 
         Raises:
-          DamagedCheckpoint: in a run of several processes, for they may not all have met the
+          exits.RestartNeeded: in a run of several processes, for they may not all have met the
             damage; all start again, and find it set aside.
         """
         folder = self._manager.directory
@@ -382,16 +395,21 @@ class Checkpoints:
             raise exits.RestartNeeded(f"checkpoint {step} was damaged and is set aside") from error
         self._manager.reload()
 
-    def _not_written(self, error: Exception) -> exits.StorageError:
-        if isinstance(error, exits.StorageError):
-            return error
+    def _explain(self, error: Exception) -> None:
+        """Raises a StorageError in place of what Orbax says when it cannot write."""
+        if isinstance(error, exits.StorageError) or _others_are_gone(error):
+            return
         folder = self._manager.directory
         whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        return exits.StorageError(
+        raise exits.StorageError(
             f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
             f"Whole ones there: {whole}. Free space, or make the folder writable, and start the "
             "same command again"
-        )
+        ) from error
+
+
+def _others_are_gone(error: BaseException | None) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
 
 
 def compare(

@@ -140,15 +140,9 @@ def train(
     optimizer, state, where = assemble.init_state(run)
     stream = training_stream(run)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
-        stack.callback(checkpoints.close)
-        facts, done, earlier, window = run_facts(run), 0, 0.0, (0.0, 0)
-        if found := checkpoints.resume(state, facts, allow_change=allow_change):
-            done, state, position = found
-            earlier, window = position["seconds"], position.get("window", window)
-            processes = position.get("processes", jax.process_count())
-            stream.set_state(pipeline.state_for(position["stream"], processes, jax.process_count()))
-            logging.info("resumed after step %d of %d", done, config.train.steps)
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
+        facts = run_facts(run)
+        done, state, earlier, window = go_on(checkpoints, state, stream, facts, allow_change)
         watch = stopwatch.Stopwatch()
         stack.callback(watch.close)
         program = build_step(run, optimizer, where, watch.mark)
@@ -196,6 +190,30 @@ def train(
                 checkpoints.wait()
                 raise exits.Preempted(f"preempted: step {number} is saved; start again to go on")
     return state.lora, earlier
+
+
+def go_on(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    stream: Any,
+    facts: Mapping[str, Any],
+    allow_change: bool,
+) -> tuple[int, TrainState, float, tuple[float, int]]:
+    """Takes up the newest checkpoint, if there is one; sets `stream` to where it stood.
+
+    Returns:
+      The number of finished steps, the state after them, the seconds that they took, and `window`
+      of the `Journal`.
+    """
+    found = checkpoints.resume(state, facts, allow_change=allow_change)
+    if found is None:
+        return 0, state, 0.0, (0.0, 0)
+    done, state, position = found
+    # Checkpoints of older versions, and those that `convert` makes, say less.
+    was = position.get("processes", jax.process_count())
+    stream.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
+    logging.info("resumed after step %d", done)
+    return done, state, position["seconds"], tuple(position.get("window", (0.0, 0)))
 
 
 def training_stream(run: assemble.Run):
@@ -405,9 +423,7 @@ def main(argv: Sequence[str]) -> None:
     quieten_orbax()
     config, workdir = given.config, open_workdir(given.workdir)
     run = assemble.prepare(config)
-    with contextlib.closing(
-        Checkpoints(workdir / "checkpoints", **config.checkpoint)
-    ) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.agree(run_facts(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")

@@ -99,7 +99,7 @@ def one_life(both, workdir, rng):
     codes, printed = [], []
     for process in sorted(both, key=lambda p: p is not victim):
         try:
-            printed.append(process.communicate(timeout=120)[0])
+            printed.append(process.communicate(timeout=120 if training else 30)[0])
         except subprocess.TimeoutExpired:
             # It waits for a process that was never there; `srun` and JobSet end it so too.
             assert not training, "the other process went on without the one that was killed"
