@@ -299,6 +299,7 @@ def _train() -> ml_collections.ConfigDict:
     train.fused = True
     train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     train.log_every = 1  # steps
+    train.profile_steps = 3  # traced when asked for (speciarl_jax/profiling.py)
     return train
 
 
@@ -328,5 +329,9 @@ def _checkpoint() -> ml_collections.ConfigDict:
     """Checkpoints."""
     checkpoint = ml_collections.ConfigDict()
     checkpoint.save_every = 10  # steps
-    checkpoint.keep = 2
+    checkpoint.keep = 2  # of the latest
+    # So many of the best stay besides, by the mean of a metric since the checkpoint before.
+    checkpoint.keep_best = 0
+    checkpoint.best_metric = "reward/mean"
+    checkpoint.best_mode = "max"  # or "min"
     return checkpoint

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: makes the virtual environment `$venv` if needed and installs
 # what the package needs. VENV chooses another folder, PYTHON another interpreter (3.11 or newer).
+# ACCELERATOR=tpu, cuda12 or cuda13 installs JAX's libraries for it as well, and BUCKET=1 what
+# gs:// paths need.
+# shellcheck shell=bash
 venv="${VENV:-.venv}"
 python="${PYTHON:-python3}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
@@ -8,4 +11,9 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 1
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+packages=(-r requirements.txt)
+if [ -n "${ACCELERATOR:-}" ]; then
+  packages+=("jax[$ACCELERATOR]==$(sed -n 's/^jax==//p' requirements.txt)")
+fi
+if [ -n "${BUCKET:-}" ]; then packages+=(gcsfs google-cloud-storage); fi
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"

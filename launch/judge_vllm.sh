@@ -3,8 +3,8 @@
 # to it; the judge ends with it. Arguments go to the training command:
 #   JUDGE=Qwen/Qwen3-30B-A3B-Instruct-2507-FP8 JUDGE_DEVICES=7 \
 #     bash launch/judge_vllm.sh --config=configs/base.py --workdir=runs/judged
-# Without arguments it only serves the judge. With --dry_run as the first one it prints both
-# commands and runs none. Settings, all of the environment:
+# Without arguments it only serves the judge. `--dry_run` as the first argument prints the commands.
+# Settings, all of the environment:
 #   JUDGE            checkpoint folder or name
 #   JUDGE_DEVICES    GPUs of the judge ("0" or "0,1"); keep the others for training
 #   JUDGE_PORT       8000
@@ -12,47 +12,37 @@
 #   VLLM             the command of a vLLM that is installed in an environment of its own, "vllm"
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source launch/common.sh
 : "${JUDGE:?set JUDGE to the checkpoint of the judge}"
 port="${JUDGE_PORT:-8000}"
 devices="${JUDGE_DEVICES:-0}"
 vllm="${VLLM:-vllm}"
-# All pairs share the prompt's text, which is read once with prefix caching; replies are short.
-serve=(
-  "$vllm" serve "$JUDGE" --served-model-name judge --host 127.0.0.1 --port "$port"
-  --tensor-parallel-size "$(tr ',' '\n' <<< "$devices" | wc -l)"
-  --gpu-memory-utilization "${JUDGE_MEMORY:-0.9}" --max-model-len 4096 --enable-prefix-caching
-)
-train=(
-  -m speciarl_jax.train --config.verifier.name=http_judge
-  --config.verifier.http_judge.model=judge
-  --config.verifier.http_judge.server.url="http://127.0.0.1:$port/v1"
-)
-if [ "${1:-}" = --dry_run ]; then
-  shift
-  printf 'CUDA_VISIBLE_DEVICES=%q' "$devices"
-  printf ' %q' "${serve[@]}"
-  printf '\n'
-  if [ "$#" -gt 0 ]; then
-    printf '%q' "${VENV:-.venv}/bin/python"
-    printf ' %q' "${train[@]}" "$@"
-    printf '\n'
-  fi
-  exit
-fi
-command -v "$vllm" > /dev/null || {
+[ -n "$dry_run" ] || command -v "$vllm" > /dev/null || {
   echo "there is no command '$vllm'; install vLLM (python -m venv; pip install vllm) and set VLLM" >&2
   exit 1
 }
+# All pairs share the prompt's text, which is read once with prefix caching; replies are short.
+serve=("$vllm" serve "$JUDGE" --served-model-name judge --host 127.0.0.1 --port "$port"
+  --tensor-parallel-size "$(tr ',' '\n' <<< "$devices" | wc -l)"
+  --gpu-memory-utilization "${JUDGE_MEMORY:-0.9}" --max-model-len 4096 --enable-prefix-caching)
+train=("${VENV:-.venv}/bin/python" -m speciarl_jax.train
+  --config.verifier.name=http_judge --config.verifier.http_judge.model=judge
+  --config.verifier.http_judge.server.url="http://127.0.0.1:$port/v1" "$@")
+if [ -n "$dry_run" ]; then
+  run env CUDA_VISIBLE_DEVICES="$devices" "${serve[@]}"
+  if [ "$#" -gt 0 ]; then run "${train[@]}"; fi
+  exit
+fi
 CUDA_VISIBLE_DEVICES="$devices" "${serve[@]}" &
 judge=$!
 trap 'kill "$judge" 2> /dev/null || true; wait "$judge" 2> /dev/null || true' EXIT
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; do
   kill -0 "$judge" 2> /dev/null || { echo "the judge ended before it answered" >&2; exit 1; }
-  sleep 1
+  sleep "${POLL:-5}"
 done
 if [ "$#" -eq 0 ]; then
   wait "$judge"
   exit
 fi
 source launch/environment.sh
-"$venv/bin/python" "${train[@]}" "$@"
+"${train[@]}"

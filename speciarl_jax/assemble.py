@@ -368,6 +368,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
         ("checkpoint.save_every", config.checkpoint.save_every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("checkpoint.keep_best", config.checkpoint.keep_best, 0),
+        ("train.profile_steps", train.profile_steps, 1),
         ("verifier.chunks", config.verifier.chunks, 1),
     ):
         if value < low:

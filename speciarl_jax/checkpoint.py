@@ -1,12 +1,29 @@
 """Orbax checkpoints: what changes while training, and where the data iterator stands."""
 
+import hashlib
+import json
 import logging as logging_lib
-import pathlib
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from speciarl_jax import exits
+
+# Before the number of a checkpoint that was set aside.
+DAMAGED = "damaged_"
+_PARTS = ("state", "iterator", "facts")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or that holds other numbers than were written."""
 
 
 def quieten_orbax() -> None:
@@ -18,53 +35,144 @@ def quieten_orbax() -> None:
     logging.get_absl_handler().addFilter(wanted)
 
 
+@jax.jit
+def checksums(state: Any) -> list[jax.Array]:
+    """A uint32 for each array: the sum of its bits, each element times its own odd number.
+
+    One changed element always changes it, and no mesh does, for whole numbers add up alike in any
+    order. Orbax notices damage to the structure of a checkpoint, and none to its numbers.
+    """
+
+    def one(x):
+        x = x.astype(jnp.uint8) if x.dtype == bool else x
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            stride = math.prod(x.shape[axis + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return [one(jnp.asarray(x)) for x in jax.tree.leaves(state)]
+
+
+def _digest(state: Any, *parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `restore` compares: of the arrays, and of what is written as JSON."""
+    text = json.dumps(parts, sort_keys=True).encode()
+    return {
+        "state": [int(x) for x in checksums(state)],
+        "json": hashlib.sha256(text).hexdigest(),
+    }
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to `preemption.Notice` alone to count steps for JAX's preemption service."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """A folder of checkpoints, one a step.
 
     A checkpoint holds the train state (LoRA, optimizer, step, never the frozen base), the state of
-    the data iterator and the facts a resumed run must agree with. It is written asynchronously and
-    is complete or absent: Orbax renames it into place when all of it is on disk.
+    the data iterator, the facts a resumed run must agree with, and checksums. It is written
+    asynchronously and is complete or absent: Orbax renames it into place (in a bucket: marks it as
+    complete) when all of it is written.
     """
 
     def __init__(
-        self, folder: str | pathlib.Path, *, save_every: int, keep: int, create: bool = True
+        self,
+        folder: epath.PathLike,
+        *,
+        save_every: int,
+        keep: int,
+        keep_best: int = 0,
+        best_metric: str = "",
+        best_mode: str = "max",
+        create: bool = True,
     ):
         """Opens or makes the folder.
 
         Args:
-          folder: local path, or a URL that Orbax understands (gs://...).
+          folder: local path, or a URL (gs://...).
           save_every: steps between two checkpoints.
           keep: how many of the latest stay.
+          keep_best: how many of the best stay besides.
+          best_metric: what `save` is told of each checkpoint, if `keep_best`.
+          best_mode: "max" or "min".
           create: make a local folder that does not exist.
 
         Raises:
-          ValueError: numbers below 1, no such folder, or its latest checkpoint lacks a part.
+          ValueError: numbers below 1, an unknown mode, or no such folder.
         """
-        if save_every < 1 or keep < 1:
+        if save_every < 1 or keep < 1 or keep_best < 0:
             raise ValueError(
                 f"checkpoint.save_every is {save_every} and checkpoint.keep {keep}; both must be "
-                "at least 1"
+                f"at least 1. checkpoint.keep_best is {keep_best}; it must be at least 0"
             )
-        if not create and "://" not in str(folder) and not pathlib.Path(folder).is_dir():
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.best_mode is {best_mode!r}; choose 'max' or 'min'")
+        folder = epath.Path(folder)
+        if not create and not folder.is_dir():
             raise ValueError(f"{folder} holds no checkpoint: there is no such folder")
-        self._manager = ocp.CheckpointManager(
-            folder if "://" in str(folder) else pathlib.Path(folder).absolute(),
+        self._best_metric = best_metric if keep_best else ""
+
+        def metric(metrics):
+            return metrics[best_metric]
+
+        kept = [preservation_policy.LatestN(keep)]
+        if keep_best:
+            kept.append(
+                preservation_policy.BestN(
+                    get_metric_fn=metric,
+                    reverse=best_mode == "min",
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = _Manager(
+            folder if "://" in str(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                save_interval_steps=save_every, max_to_keep=keep, create=create
+                save_interval_steps=save_every,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+                best_fn=metric if keep_best else None,
+                best_mode=best_mode,
+                create=create,
             ),
         )
-        latest = self._manager.latest_step()
-        if latest is not None:
-            found = self._manager.directory / str(latest)
-            if not all((found / part).exists() for part in ("state", "iterator", "facts")):
-                raise ValueError(
-                    f"{found} is no whole checkpoint (a copy that was cut short?); delete it, and "
-                    "the one before it is used"
-                )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def agree(self, facts: dict[str, Any], *, allow_change: bool = False) -> None:
+        """Refuses a run that the newest checkpoint does not belong to, before it costs anything.
+
+        Raises:
+          ValueError: facts differ, and `allow_change` is not set.
+        """
+        step = self.latest_step()
+        if step is None:
+            return
+        try:
+            saved = self._read(step, facts=ocp.args.JsonRestore()).facts
+        except DamagedCheckpoint:
+            return  # `resume` knows what to do.
+        compare(saved, facts, f"the checkpoint of step {step}", allow_change)
+
+    def best_step(self) -> int:
+        """The checkpoint with the best value of the metric.
+
+        Raises:
+          ValueError: none has a value.
+        """
+        best = self._manager.best_step() if self._best_metric else None
+        if best is None:
+            raise ValueError(
+                f"no checkpoint of {self._manager.directory} has a metric; train with "
+                "config.checkpoint.keep_best above 0, or name a --step"
+            )
+        return best
 
     def due(self, step: int) -> bool:
         """Whether `save` would write at this step without being forced."""
@@ -77,6 +185,7 @@ class Checkpoints:
         iterator_state: dict[str, Any],
         facts: dict[str, Any],
         *,
+        metric: float | None = None,
         force: bool = False,
     ) -> bool:
         """Writes a checkpoint if one is due at this step, or if `force` is set.
@@ -86,25 +195,75 @@ class Checkpoints:
           state: pytree of arrays.
           iterator_state: JSON-able state of the data iterator.
           facts: JSON-able description of the run that `restore` compares.
+          metric: value of `best_metric`, if the best are kept.
           force: write it even though none is due.
 
         Returns:
           Whether a checkpoint was written.
+
+        Raises:
+          exits.StorageError: this one, or the one before, cannot be written.
         """
-        if step == self.latest_step():
+        if step == self.latest_step() or not (force or self.due(step)):
             return False
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                iterator=ocp.args.JsonSave(iterator_state),
-                facts=ocp.args.JsonSave(facts),
-            ),
-            force=force,
-        )
+        known = self._best_metric and metric is not None
+        try:
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    iterator=ocp.args.JsonSave(iterator_state),
+                    facts=ocp.args.JsonSave(facts),
+                    checksum=ocp.args.JsonSave(_digest(state, iterator_state, facts)),
+                ),
+                metrics={self._best_metric: metric} if known else None,
+                force=True,
+            )
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def resume(
+        self, state: Any, facts: dict[str, Any], *, allow_change: bool = False
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole, for a run that goes on from it.
+
+        One that is damaged is set aside, under the name `damaged_STEP`, and the one before is used:
+        the run takes the same steps again, to the same bits. That is logged as an error.
+
+        Args:
+          state: as for `restore`.
+          facts: likewise.
+          allow_change: likewise.
+
+        Returns:
+          Its step, the state and the state of the data iterator; None if there is none.
+
+        Raises:
+          DamagedCheckpoint: there were checkpoints, and not one is whole.
+          ValueError: as for `restore`.
+        """
+        while (step := self.latest_step()) is not None:
+            try:
+                return step, *self.restore(state, facts, step, allow_change=allow_change)
+            except DamagedCheckpoint as error:
+                self._set_aside(step, error)
+        folder = self._manager.directory
+        if aside := sorted(path.name for path in folder.glob(f"{DAMAGED}*")):
+            raise DamagedCheckpoint(
+                f"{folder} holds no whole checkpoint, only {aside}, which were damaged and set "
+                "aside; put back a copy of one under its number, or begin anew with another "
+                "--workdir"
+            )
+        return None
 
     def restore(
-        self, state: Any, facts: dict[str, Any], step: int | None = None
+        self,
+        state: Any,
+        facts: dict[str, Any],
+        step: int | None = None,
+        *,
+        allow_change: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint into the shapes, dtypes and shardings of `state`.
 
@@ -112,12 +271,15 @@ class Checkpoints:
           state: pytree of arrays, or of abstract arrays with shardings, to be filled.
           facts: what this run believes; every key must agree with the checkpoint's.
           step: which one; the latest when None.
+          allow_change: log the facts that differ, and go on.
 
         Returns:
           The state and the state of the data iterator.
 
         Raises:
-          ValueError: there is no such checkpoint, or its facts differ from this run's.
+          DamagedCheckpoint: it is not whole.
+          ValueError: there is no such checkpoint, its facts differ from this run's, or its arrays
+            have other shapes.
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -125,33 +287,151 @@ class Checkpoints:
                 f"{self._manager.directory} holds no checkpoint"
                 + ("" if step is None else f" of step {step}, only {self._manager.all_steps()}")
             )
-        saved = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
-        differing = {
-            key: (saved.facts.get(key), value)
-            for key, value in facts.items()
-            if saved.facts.get(key) != value
-        }
-        if differing:
-            lines = [f"  {key}: {was!r} -> {now!r}" for key, (was, now) in differing.items()]
-            raise ValueError(
-                f"the checkpoint of step {step} was made by another configuration "
-                "(checkpoint -> now):\n"
-                + "\n".join(lines)
-                + "\nuse the old values, or another --workdir"
+        found = self._manager.directory / str(step)
+        missing = [part for part in _PARTS if not (found / part).exists()]
+        if missing:
+            raise DamagedCheckpoint(
+                f"{found} is no whole checkpoint: it lacks {missing} (a copy that was cut short?)"
             )
+        texts = self._read(step, iterator=ocp.args.JsonRestore(), facts=ocp.args.JsonRestore())
+        compare(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
+        self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), iterator=ocp.args.JsonRestore()
-            ),
-        )
-        return restored.state, restored.iterator
+        restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        if (found / "checksum").exists():
+            wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
+            if wanted != _digest(restored, texts.iterator, texts.facts):
+                raise DamagedCheckpoint(f"{found} holds other numbers than were written")
+        return restored, texts.iterator
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if _others_are_gone(error):
+            return  # What is being written waits for them; the exit of the program ends it.
+        self.close()
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk.
+
+        Raises:
+          exits.StorageError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._explain(error)
+            raise
 
     def close(self) -> None:
-        """Waits for what is being written and frees the threads."""
-        self._manager.close()
+        """Waits for what is being written and frees the threads.
+
+        Raises:
+          exits.StorageError: it cannot be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def _read(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except jax.errors.JaxRuntimeError:
+            raise  # No memory, or another process went away: the checkpoint is not to blame.
+        except Exception as error:
+            # Whatever a damaged file makes Orbax and TensorStore stumble over.
+            raise DamagedCheckpoint(
+                f"{self._manager.directory / str(step)} cannot be read "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _check_shapes(self, step: int, state: Any) -> None:
+        """Refuses a sound checkpoint of something else, which is not a damaged one."""
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(self._manager.directory / str(step) / "state")
+            saved = saved.item_metadata.tree
+        except Exception:
+            return  # Damaged; reading it says how.
+        shapes = [
+            sorted(
+                (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(leaf.shape))
+                for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+                if hasattr(leaf, "shape")
+            )
+            for tree in (saved, state)
+        ]
+        if shapes[0] != shapes[1]:
+            differing = sorted(set(shapes[0]) ^ set(shapes[1]))
+            raise ValueError(
+                f"the arrays of the checkpoint of step {step} are not this run's; they differ in "
+                f"{differing[:8]}"
+            )
+
+    def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
+        """Gives a damaged checkpoint another name.
+
+        Raises:
+          exits.RestartNeeded: in a run of several processes, for they may not all have met the
+            damage; all start again, and find it set aside.
+        """
+        folder = self._manager.directory
+        target = folder / f"{DAMAGED}{step}"
+        logging.error(
+            "DAMAGED CHECKPOINT, set aside as %s: %s. The run goes on from the one before.",
+            target,
+            error,
+        )
+        several = jax.process_count() > 1
+        if (folder / str(step)).exists():
+            try:
+                (folder / str(step)).rename(target)
+            except FileNotFoundError:
+                pass  # Another process was faster.
+        if several:
+            raise exits.RestartNeeded(f"checkpoint {step} was damaged and is set aside") from error
+        self._manager.reload()
+
+    def _explain(self, error: Exception) -> None:
+        """Raises a StorageError in place of what Orbax says when it cannot write."""
+        if isinstance(error, exits.StorageError) or _others_are_gone(error):
+            return
+        folder = self._manager.directory
+        whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        raise exits.StorageError(
+            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
+            f"Whole ones there: {whole}. Free space, or make the folder writable, and start the "
+            "same command again"
+        ) from error
+
+
+def _others_are_gone(error: BaseException | None) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+
+
+def compare(
+    saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_change: bool
+) -> None:
+    """Refuses facts that differ, with a diff; or logs it if `allow_change`.
+
+    Raises:
+      ValueError: they differ.
+    """
+    lines = [
+        f"  {key}: {saved.get(key)!r} -> {value!r}"
+        for key, value in now.items()
+        if saved.get(key) != value
+    ]
+    if not lines:
+        return
+    diff = f"{what} was made by another configuration (checkpoint -> now):\n" + "\n".join(lines)
+    if allow_change:
+        logging.warning("%s\nthe run goes on with the new values (--allow_config_change)", diff)
+        return
+    raise ValueError(
+        f"{diff}\nuse the old values or another --workdir; to go on with the new values, give "
+        "--allow_config_change"
+    )

@@ -11,21 +11,29 @@ Writes `evaluation.json` and the answers (`answers_*.jsonl`) to the workdir.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, checkpoint, compilation_cache, metrics, report
+from speciarl_jax import (
+    assemble,
+    checkpoint,
+    compilation_cache,
+    distributed,
+    exits,
+    metrics,
+    report,
+)
 from speciarl_jax.data import prompts
 from speciarl_jax.evaluation import Evaluator, write_answers
 
 
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     """The configuration that a training run wrote.
 
     Raises:
@@ -54,19 +62,21 @@ def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
     return dataclasses.replace(run, builder=builder)
 
 
-def trained_adapters(run: assemble.Run, workdir: pathlib.Path, step: int | None) -> Any:
-    """Adapters of a checkpoint of a training run; the latest when `step` is None."""
+def trained_adapters(
+    run: assemble.Run, workdir: epath.Path, step: int | None, best: bool = False
+) -> Any:
+    """Adapters of a checkpoint of a training run: of `step`, of the best one, or of the latest."""
     _, state, _ = assemble.init_state(run)
     checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints", save_every=1, keep=1, create=False
+        workdir / "checkpoints", **run.config.checkpoint, create=False
     )
-    trained, _ = checkpoints.restore(state, {}, step)
+    trained, _ = checkpoints.restore(state, {}, checkpoints.best_step() if best else step)
     checkpoints.close()
     return trained.lora
 
 
 def scores_of(
-    run: assemble.Run, policies: Mapping[str, Any], workdir: pathlib.Path, best_of: int
+    run: assemble.Run, policies: Mapping[str, Any], workdir: epath.Path, best_of: int
 ) -> dict[str, metrics.Score]:
     """Scores of the greedy answers of each policy and, if `best_of`, of its best samples.
 
@@ -96,13 +106,17 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1 or not given.workdir:
         raise app.UsageError("give --workdir=FOLDER of a training run, and flags only")
+    if given.best and given.step is not None:
+        raise app.UsageError("give --best or --step, not both")
+    distributed.start(given)
     checkpoint.quieten_orbax()
-    workdir = pathlib.Path(given.workdir)
+    workdir = epath.Path(given.workdir)
     if given.config is None:
         config = read_config(workdir)
         compilation_cache.enable(config.compilation_cache)
         run = assemble.prepare(config)
-        policies = {"base": run.lora, "trained": trained_adapters(run, workdir, given.step)}
+        trained = trained_adapters(run, workdir, given.step, given.best)
+        policies = {"base": run.lora, "trained": trained}
     else:
         workdir.mkdir(parents=True, exist_ok=True)
         compilation_cache.enable(given.config.compilation_cache)
@@ -111,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     if given.prompts:
         found = {}
         for prompt in given.prompts:
-            named = {f"{k}, prompt {pathlib.Path(prompt).stem}": v for k, v in policies.items()}
+            named = {f"{k}, prompt {epath.Path(prompt).stem}": v for k, v in policies.items()}
             found |= scores_of(with_prompt(run, prompt), named, workdir, given.best_of)
     else:
         found = scores_of(run, policies, workdir, given.best_of)
@@ -125,6 +139,8 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration, to evaluate its base policy.")
     flags.DEFINE_string("workdir", None, "Folder of a training run, or with --config for results.")
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
+    flags.DEFINE_bool("best", False, "Evaluate the best checkpoint (config.checkpoint.keep_best).")
     flags.DEFINE_integer("best_of", 0, "Also score the best of this many samples.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
-    app.run(main)
+    distributed.define_flags()
+    app.run(exits.guarded(main))

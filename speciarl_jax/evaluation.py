@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -133,7 +133,7 @@ class Evaluator:
         return self._run.place(batch)
 
 
-def write_answers(path: pathlib.Path, judged: Judged) -> None:
+def write_answers(path: epath.Path, judged: Judged) -> None:
     """One JSON line a picture: what it is, what was said, the verdicts and, where a judge was asked
     about any of it, how probable they were."""
     found = judged.category_BN, judged.valid_BN, judged.probability_BN

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, sharding, step
+from speciarl_jax import assemble, sharding, step, stopwatch
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut, join
 from speciarl_jax.verify.category import Category
@@ -161,7 +161,10 @@ class Answered:
 
 
 def answerer(
-    run: assemble.Run, rollout_of: Callable, name: Callable[[int], str]
+    run: assemble.Run,
+    rollout_of: Callable,
+    name: Callable[[int], str],
+    mark: Callable = stopwatch.ignore,
 ) -> Callable[..., Answered]:
     """(lora, base, batch, number) -> `Answered`.
 
@@ -173,6 +176,7 @@ def answerer(
       run: with a host verifier.
       rollout_of: (lora, base, batch, number) -> features and rollout; traceable.
       name: number -> what messages call this batch.
+      mark: told when a stage ends (`stopwatch`).
     """
     chunks, rows = run.config.verifier.chunks, sharding.batch_sharding(run.mesh)
     cut_program = jax.jit(lambda batch: _cut(batch, chunks), out_shardings=rows)
@@ -187,7 +191,9 @@ def answerer(
             if i:
                 sent.append(_send(run, parts[i - 1], sampled[i - 1]))
         sent.append(_send(run, parts[-1], sampled[-1]))
+        mark("rollout", sampled[-1][1].mask_BNT)
         verdicts, sent_B = collect(sent)
+        mark("verify")
         check_verified(run, name(int(number)), verdicts.valid_BN[sent_B])
         on_devices = (
             sharding.put_rows(run.mesh, x) for x in (verdicts.category_BN, verdicts.valid_BN)
@@ -221,7 +227,11 @@ def describe(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def build_step(
-    run: assemble.Run, rollout_of: Callable, learn: Callable, where: Any
+    run: assemble.Run,
+    rollout_of: Callable,
+    learn: Callable,
+    where: Any,
+    mark: Callable = stopwatch.ignore,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """(state, base, verifier, batch, step) -> (state, metrics), with a host verifier in between.
 
@@ -230,8 +240,9 @@ def build_step(
       rollout_of: (lora, base, batch, step) -> features and rollout; traceable.
       learn: `step.learn` with all its options; traceable.
       where: shardings of the state.
+      mark: told when a stage ends (`stopwatch`).
     """
-    answer = answerer(run, rollout_of, lambda number: f"step {number}")
+    answer = answerer(run, rollout_of, lambda number: f"step {number}", mark)
 
     def learn_from_parts(state, base, batch, parts, category_BN, valid_BN):
         features_BMD, rollout = join_parts(parts)

@@ -1,9 +1,10 @@
 """What a person reads after a run: a table before and after, and answers that changed."""
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from speciarl_jax.metrics import Score
 from speciarl_jax.verify.category import Category
@@ -39,7 +40,7 @@ def table(scores: Mapping[str, Score]) -> str:
 
 
 def write(
-    path: pathlib.Path,
+    path: epath.Path,
     *,
     summary: Mapping[str, Any],
     scores: Mapping[str, Score],
@@ -151,6 +152,6 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

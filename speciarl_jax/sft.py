@@ -26,6 +26,7 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
+from speciarl_jax import exits, preemption
 from speciarl_jax.assemble import model_folder
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import emoji, prompts
@@ -267,24 +268,28 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depe
     for free in ("cycles", "policy", "log_every", "workers", "watch_split"):
         facts.pop(free, None)
     stream, step = iter(batches), 0
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(state, facts)
+    if found := checkpoints.resume(state, facts):
+        step, state, position = found
         stream.set_state(position)
-        step = checkpoints.latest_step()
         logging.info("resumed at step %d of %d", step, steps)
     writer = MetricWriter(folder, first_step=step + 1)
     begun, first = time.time(), step
-    while step < steps:
-        batch = next(stream)
-        state, metrics = train_step(state, batch, static)
-        step += 1
-        if step % stage.log_every == 0 or step == steps:
-            row = {"sft/loss": metrics["loss"], **watched(state[0])}
-            writer.write(step, row)
-            left = (time.time() - begun) / (step - first) * (steps - step) / 60
-            text = " ".join(f"{name.split('/')[1]} {float(v):.3f}" for name, v in row.items())
-            logging.info("step %d/%d, %.0f min left: %s", step, steps, left, text)
-        checkpoints.save(step, state, stream.get_state(), facts, force=step == steps)
+    with preemption.Notice() as notice:
+        while step < steps:
+            batch = next(stream)
+            state, metrics = train_step(state, batch, static)
+            step += 1
+            if step % stage.log_every == 0 or step == steps:
+                row = {"sft/loss": metrics["loss"], **watched(state[0])}
+                writer.write(step, row)
+                left = (time.time() - begun) / (step - first) * (steps - step) / 60
+                text = " ".join(f"{name.split('/')[1]} {float(v):.3f}" for name, v in row.items())
+                logging.info("step %d/%d, %.0f min left: %s", step, steps, left, text)
+            leaves = notice.after_step()
+            checkpoints.save(step, state, stream.get_state(), facts, force=step == steps or leaves)
+            if leaves and step < steps:
+                checkpoints.wait()
+                raise exits.Preempted(f"preempted: step {step} is saved; start again to go on")
     checkpoints.close()
     writer.close()
     return state[0]
@@ -423,4 +428,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the result.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(exits.guarded(main))

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -26,13 +26,18 @@ from tqdm import tqdm
 from speciarl_jax import (
     assemble,
     compilation_cache,
+    distributed,
     dynamic_sampling,
     evaluation,
+    exits,
     judging,
     metrics,
+    preemption,
+    profiling,
     report,
     sharding,
     step,
+    stopwatch,
     supervised,
 )
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
@@ -42,20 +47,23 @@ from speciarl_jax.update import TrainState
 
 # What may differ between a checkpoint and the run that goes on from it.
 _FREE = (
-    *("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh."),
+    *("train.steps", "train.log_every", "train.profile_steps"),
+    *("checkpoint.", "evaluation.", "data.workers", "mesh."),
     *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
     "train.answer_widths",
 )
 
 
-def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable:
+def build_step(
+    run: assemble.Run, optimizer: Any, where: TrainState, mark: Callable = stopwatch.ignore
+) -> Callable:
     """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
     advantage -> update.
 
     One compiled program with `config.train.fused`, otherwise three. A host verifier sits between
     programs in any case (`judging`). With dynamic sampling it takes a function that gives the next
-    batch instead of a batch.
+    batch instead of a batch. Where there are several, `mark` is told when a stage ends.
     """
     config = run.config
     if config.train.objective == "labels":
@@ -87,7 +95,7 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
         if dynamic:
             answer = dynamic_sampling.host_answer(run, rollout_of)
             return dynamic_sampling.build_step(run, answer, learn, where, judging.describe)
-        return judging.build_step(run, rollout_of, learn, where)
+        return judging.build_step(run, rollout_of, learn, where, mark)
     if config.train.fused and not dynamic:
         return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
     rollout_program = jax.jit(rollout_of, out_shardings=rows)
@@ -95,7 +103,10 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
 
     def answer(state, base, verifier, batch, number):
         features_BMD, rollout = rollout_program(state.lora, base, batch, number)
-        return features_BMD, rollout, *verify_program(verifier, batch, rollout)
+        mark("rollout", rollout.mask_BNT)
+        category_BN, valid_BN, sure = verify_program(verifier, batch, rollout)
+        mark("verify", valid_BN)
+        return features_BMD, rollout, category_BN, valid_BN, sure
 
     if dynamic:
         return dynamic_sampling.build_step(run, answer, learn, where)
@@ -110,7 +121,11 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
 
 
 def train(
-    run: assemble.Run, workdir: pathlib.Path, after_first_step: Callable[[], None]
+    run: assemble.Run,
+    workdir: epath.PathLike,
+    after_first_step: Callable[[], None],
+    *,
+    allow_change: bool = False,
 ) -> tuple[nnx.State, float]:
     """The loop over steps; resumes where an earlier run in `workdir` stopped.
 
@@ -118,6 +133,7 @@ def train(
       run: policy, verifier, data.
       workdir: receives checkpoints and metrics.
       after_first_step: called when the first step of this process has finished.
+      allow_change: go on from a checkpoint of another configuration.
 
     Returns:
       The trained adapters, and the seconds that earlier processes of this run took.
@@ -127,44 +143,87 @@ def train(
       FloatingPointError: the gradient was not finite too often in a row.
       judging.JudgeAway: too many answers of a step have no verdict; a checkpoint of the step before
         was saved.
+      exits.Preempted: the machine is about to be taken away; a checkpoint was saved.
+      exits.StorageError: a checkpoint cannot be written.
     """
-    config, begun = run.config, time.time()
+    config, begun, workdir = run.config, time.time(), epath.Path(workdir)
     optimizer, state, where = assemble.init_state(run)
     stream = training_stream(run)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
-        stack.callback(checkpoints.close)
-        facts, done, earlier = run_facts(run), 0, 0.0
-        if checkpoints.latest_step() is not None:
-            state, position = checkpoints.restore(state, facts)
-            done, earlier = checkpoints.latest_step(), position["seconds"]
-            stream.set_state(position["stream"])
-            logging.info("resumed after step %d of %d", done, config.train.steps)
-        program = build_step(run, optimizer, where)
-        journal = Journal(config, workdir, done, after_first_step)
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
+        facts = run_facts(run)
+        done, state, earlier, window = go_on(checkpoints, state, stream, facts, allow_change)
+        watch = stopwatch.Stopwatch()
+        stack.callback(watch.close)
+        program = build_step(run, optimizer, where, watch.mark)
+        journal = Journal(config, workdir, done, after_first_step, watch, window)
         stack.callback(journal.close)
-        position = {"stream": stream.get_state(), "seconds": earlier}
+        profiler = stack.enter_context(profiling.Profiler(workdir, config.train.profile_steps))
+        notice = stack.enter_context(preemption.Notice())
+
+        def where_it_stands():
+            return {
+                "stream": stream.get_state(),
+                "processes": jax.process_count(),
+                "seconds": earlier + time.time() - begun,
+                "window": journal.window,
+            }
 
         def next_batch():
             return run.place(next(stream))
 
+        position = where_it_stands()
         dynamic = config.train.dynamic_sampling.max_rounds > 0
         for number in range(done + 1, config.train.steps + 1):
+            profiler.before_step(number)
             batch = next_batch if dynamic else next_batch()
+            watch.begin()
             try:
                 state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
             except judging.JudgeAway:
                 journal.flush()
                 checkpoints.save(number - 1, state, position, facts, force=True)
                 raise
+            watch.end(values)
             journal.add(number, values | run.place_metrics())
-            last = number == config.train.steps
-            if last or checkpoints.due(number):
+            profiler.after_step(values)
+            leaves, last = notice.after_step(), number == config.train.steps
+            due = last or checkpoints.due(number)
+            metric = None
+            if due or leaves:
                 # A run that goes on from a checkpoint writes the rows after it, and no earlier.
                 journal.flush()
-            position = {"stream": stream.get_state(), "seconds": earlier + time.time() - begun}
-            checkpoints.save(number, state, position, facts, force=last)
+                metric = journal.mean(begin_anew=due)
+            position = where_it_stands()
+            checkpoints.save(number, state, position, facts, metric=metric, force=last or leaves)
+            if leaves and not last:
+                checkpoints.wait()
+                raise exits.Preempted(f"preempted: step {number} is saved; start again to go on")
     return state.lora, earlier
+
+
+def go_on(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    stream: Any,
+    facts: Mapping[str, Any],
+    allow_change: bool,
+) -> tuple[int, TrainState, float, tuple[float, int]]:
+    """Takes up the newest checkpoint, if there is one; sets `stream` to where it stood.
+
+    Returns:
+      The number of finished steps, the state after them, the seconds that they took, and `window`
+      of the `Journal`.
+    """
+    found = checkpoints.resume(state, facts, allow_change=allow_change)
+    if found is None:
+        return 0, state, 0.0, (0.0, 0)
+    done, state, position = found
+    # Checkpoints of older versions, and those that `convert` makes, say less.
+    was = position.get("processes", jax.process_count())
+    stream.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
+    logging.info("resumed after step %d", done)
+    return done, state, position["seconds"], tuple(position.get("window", (0.0, 0)))
 
 
 def training_stream(run: assemble.Run):
@@ -196,9 +255,11 @@ class Journal:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        workdir: pathlib.Path,
+        workdir: epath.Path,
         done: int,
         after_first_step: Callable[[], None],
+        watch: stopwatch.Stopwatch,
+        window: tuple[float, int],
     ):
         """Opens the files; only process 0 writes.
 
@@ -207,7 +268,11 @@ class Journal:
           workdir: receives the files.
           done: steps that earlier processes of this run finished.
           after_first_step: called when the first step of this process has finished.
+          watch: has a row for each step.
+          window: sum and number of the values of `config.checkpoint.best_metric` since the last
+            checkpoint.
         """
+        self.window, self._watch, self._kept = window, watch, config.checkpoint
         self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
         self._waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         alone = jax.process_index() == 0
@@ -238,6 +303,19 @@ class Journal:
         """Records all that was taken."""
         while self._waiting:
             self._record()
+        if self._writer:
+            self._writer.flush()
+
+    def mean(self, *, begin_anew: bool) -> float | None:
+        """Mean of `config.checkpoint.best_metric` since the last checkpoint, if the best are kept.
+
+        Args:
+          begin_anew: count from here on.
+        """
+        total, count = self.window
+        if begin_anew:
+            self.window = (0.0, 0)
+        return total / count if count else None
 
     def close(self) -> None:
         """Closes bar and files."""
@@ -247,7 +325,14 @@ class Journal:
 
     def _record(self):
         number, values = self._waiting.popleft()
-        row = {name: float(value) for name, value in values.items()}
+        row = {name: float(value) for name, value in values.items()} | self._watch.row()
+        if self._kept.keep_best:
+            if (name := self._kept.best_metric) not in row:
+                raise ValueError(
+                    f"config.checkpoint.best_metric is {name!r}, which is no metric of a step; "
+                    f"choose one of {sorted(row)}"
+                )
+            self.window = (self.window[0] + row[name], self.window[1] + 1)
         due = number % self._train.log_every == 0 or number == self._train.steps
         if self._writer and due:
             self._writer.write(number, row)
@@ -301,27 +386,33 @@ def run_facts(run: assemble.Run) -> dict[str, Any]:
     return facts_of(run.config) | known
 
 
-def open_workdir(path: str) -> pathlib.Path:
+def open_workdir(path: str) -> epath.Path:
     """Makes the folder and proves that it can be written to.
 
     Raises:
       ValueError: it cannot.
     """
-    workdir = pathlib.Path(path)
+    workdir = epath.Path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".probe_{jax.process_index()}"
-        probe.write_text("")
+        probe.write_text("." * 4096)  # an empty file fits on a full disk
         probe.unlink()
+    except ImportError as error:
+        raise ValueError(
+            f"--workdir={path} needs a library that is not installed ({error}); for gs:// paths: "
+            "pip install gcsfs google-cloud-storage"
+        ) from error
     except OSError as error:
         raise ValueError(
-            f"--workdir={path} cannot be written to ({error.strerror}); choose a folder that can"
+            f"--workdir={path} cannot be written to ({error.strerror or error}); choose a folder "
+            "that can, or free space"
         ) from None
     return workdir
 
 
 def greedy_score(
-    evaluator: evaluation.Evaluator, lora: nnx.State, name: str, workdir: pathlib.Path
+    evaluator: evaluation.Evaluator, lora: nnx.State, name: str, workdir: epath.Path
 ) -> metrics.Score:
     """Score of a policy's greedy answers, which are written to `workdir`."""
     judged = evaluator(lora, name=f"evaluating {name}")
@@ -338,16 +429,24 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     begun = time.time()
+    distributed.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
     config, workdir = given.config, open_workdir(given.workdir)
     run = assemble.prepare(config)
+    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
+        checkpoints.agree(run_facts(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
     evaluator = evaluation.Evaluator(run)
     scores = {"base": greedy_score(evaluator, run.lora, "base", workdir)}
     first: list[float] = []
-    lora, earlier = train(run, workdir, lambda: first.append(time.time() - begun))
+    lora, earlier = train(
+        run,
+        workdir,
+        lambda: first.append(time.time() - begun),
+        allow_change=given.allow_config_change,
+    )
     scores["trained"] = greedy_score(evaluator, lora, "trained", workdir)
     if jax.process_index() > 0:
         return
@@ -379,4 +478,8 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report.")
     flags.DEFINE_bool("print_config", False, "Print the resolved configuration and stop.")
-    app.run(main)
+    flags.DEFINE_bool(
+        "allow_config_change", False, "Go on from a checkpoint of another configuration."
+    )
+    distributed.define_flags()
+    app.run(exits.guarded(main))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speciarl_jax import assemble
-from speciarl_jax.checkpoint import Checkpoints
+from speciarl_jax.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 
 FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
 
@@ -46,14 +46,20 @@ def small(number):
     return {"lora": jnp.full((3, 2), number / 3), "step": jnp.int32(number)}
 
 
+def large(number):
+    """Numbers that do not compress, so that most of a checkpoint are they."""
+    rng = np.random.default_rng(number)
+    return {"lora": jnp.asarray(rng.normal(size=(60, 40)), jnp.float32), "step": jnp.int32(number)}
+
+
 @pytest.fixture
 def saved(tmp_path):
-    """Steps -> a folder with checkpoints of `small` at these steps."""
+    """Steps -> a folder with checkpoints of `small` or another state at these steps."""
 
-    def saved(steps):
+    def saved(steps, state=small):
         checkpoints = Checkpoints(tmp_path, save_every=1, keep=5)
         for step in steps:
-            checkpoints.save(step, small(step), {"position": step}, FACTS)
+            checkpoints.save(step, state(step), {"position": step}, FACTS)
         checkpoints.close()
         return tmp_path
 
@@ -104,6 +110,8 @@ def test_other_facts_are_refused_with_old_and_new(opened, saved):
         "optimizer.learning_rate: 0.01 -> 0.5",
     ]
     assert "--workdir" in lines[-1]
+    with pytest.raises(ValueError, match="--allow_config_change"):
+        opened(folder).agree(now)
     # Facts that the caller does not give are not compared.
     got, _ = opened(folder).restore(small(0), {"seed": 0})
     assert int(got["step"]) == 3
@@ -180,13 +188,16 @@ def test_a_checkpoint_that_was_not_finished_is_never_chosen(opened, saved, leave
 
 
 @pytest.mark.parametrize("leave", [without_state, empty])
-def test_a_step_folder_without_a_whole_checkpoint_is_refused_by_name(opened, saved, leave):
+def test_a_step_folder_without_a_whole_checkpoint_is_set_aside(opened, saved, leave, caplog):
     folder = saved([2, 4])
     leave(folder)
-    with pytest.raises(ValueError, match="7 is no whole checkpoint .*; delete it"):
-        opened(folder)
-    shutil.rmtree(folder / "7")
-    assert opened(folder).latest_step() == 4
+    with pytest.raises(DamagedCheckpoint, match="7 is no whole checkpoint: it lacks .*'state'"):
+        opened(folder).restore(small(0), FACTS)
+    step, got, position = opened(folder).resume(small(0), FACTS)
+    assert step == 4 and position == {"position": 4}
+    np.testing.assert_array_equal(got["lora"], small(4)["lora"])
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "4", "damaged_7"]
+    assert "DAMAGED CHECKPOINT, set aside as" in caplog.text and "lacks" in caplog.text
 
 
 def test_a_folder_is_not_made_where_none_is_wanted(opened, tmp_path):
@@ -229,3 +240,84 @@ def test_what_is_saved_does_not_follow_later_changes(opened, tmp_path):
     got, _ = checkpoints.restore(small(0), FACTS, 1)
     checkpoints.close()
     np.testing.assert_array_equal(got["lora"], want)
+
+
+def files_of(folder):
+    """Parts of a checkpoint that hold its content."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "commit_success.txt"]
+    numbers = max((p for p in files if p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    named = ("iterator/metadata", "facts/metadata", "checksum/metadata", "state/manifest.ocdbt")
+    return [numbers, *(folder / name for name in named)]
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x11
+    path.write_bytes(content)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("spoil", [flipped, cut_short])
+def test_no_damage_to_the_newest_checkpoint_goes_unnoticed(opened, saved, tmp_path, spoil, caplog):
+    names = [p.relative_to(tmp_path / "4") for p in files_of(saved([2, 4], large) / "4")]
+    assert len(names) == 5
+    for i, name in enumerate(names):
+        folder = tmp_path / f"copy_{i}"
+        for step in ("2", "4"):
+            shutil.copytree(tmp_path / step, folder / step)
+        spoil(folder / "4" / name)
+        caplog.clear()
+        step, got, position = opened(folder).resume(large(0), FACTS)
+        assert (step, position) == (2, {"position": 2}), name
+        np.testing.assert_array_equal(got["lora"], large(2)["lora"])
+        assert "DAMAGED CHECKPOINT" in caplog.text and (folder / "damaged_4").is_dir()
+
+
+def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(opened, saved):
+    folder = saved([2, 4], large)
+    for step in ("2", "4"):
+        flipped(files_of(folder / step)[0])
+    for _ in range(2):
+        with pytest.raises(DamagedCheckpoint, match="no whole checkpoint, only .*damaged_2.*anew"):
+            opened(folder).resume(large(0), FACTS)
+    shutil.copytree(saved([6], large) / "6", folder / "8")
+    assert opened(folder).resume(large(0), FACTS)[0] == 8
+
+
+def test_checksums_tell_any_changed_or_moved_element_and_no_mesh(run):
+    rng = np.random.default_rng(0)
+    state = {"a": rng.normal(size=(4, 6)).astype(np.float32), "b": np.arange(5, dtype=np.int8)}
+    state |= {"c": np.array([True, False]), "d": jnp.asarray(rng.normal(size=7), jnp.bfloat16)}
+    want = [int(x) for x in checksums(state)]
+    for name, index in (("a", (2, 3)), ("b", 1), ("c", 0), ("d", 4)):
+        other = {k: np.array(v) for k, v in state.items()}
+        other[name][index] = not other[name][index] if name == "c" else -other[name][index]
+        assert [int(x) for x in checksums(other)] != want
+    assert [int(x) for x in checksums(state | {"a": state["a"][::-1]})] != want
+
+
+def test_the_best_are_kept_besides_the_latest(opened, tmp_path):
+    best = {"keep": 1, "keep_best": 2, "best_metric": "reward/mean"}
+    checkpoints = opened(tmp_path, **best)
+    for step, metric in enumerate((0.5, 0.9, 0.2, 0.7, 0.1), start=1):
+        checkpoints.save(step, small(step), {}, FACTS, metric=metric)
+    checkpoints.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5"]
+    assert opened(tmp_path, **best).best_step() == 2
+    assert opened(tmp_path, **best | {"best_mode": "min"}).best_step() == 5
+    assert opened(tmp_path, **best).resume(small(0), FACTS)[0] == 5
+    with pytest.raises(ValueError, match="best_mode is 'most'; choose 'max' or 'min'"):
+        opened(tmp_path, **best | {"best_mode": "most"})
+    with pytest.raises(ValueError, match="has a metric; train with config.checkpoint.keep_best"):
+        opened(tmp_path).best_step()
+
+
+def test_a_changed_configuration_is_taken_where_that_is_allowed(opened, saved, caplog):
+    now = FACTS | {"optimizer.learning_rate": 0.5}
+    folder = saved([3])
+    opened(folder).agree(now, allow_change=True)
+    assert opened(folder).resume(small(0), now, allow_change=True)[0] == 3
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in caplog.text

@@ -26,7 +26,10 @@ def rows_of(workdir):
 
 
 def without_own(rows):
-    return [{name: value for name, value in row.items() if name not in OWN} for row in rows]
+    return [
+        {k: value for k, value in row.items() if k not in OWN and not k.startswith("time/")}
+        for row in rows
+    ]
 
 
 def trained(workdir, url, cache="", **changes):

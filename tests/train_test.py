@@ -32,9 +32,11 @@ def with_config(run, small_config, **changes):
 
 
 def rows_of(workdir):
-    """Rows of `metrics.jsonl` without the time of day."""
+    """Rows of `metrics.jsonl` without the time of day and what took how long."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time")} for row in rows
+    ]
 
 
 def restored(run, workdir, step=None):

@@ -79,6 +79,23 @@ def training_batches(
     )
 
 
+def state_for(state: dict[str, Any], was: int, now: int) -> dict[str, Any]:
+    """The state of the batches of `now` processes where those of `was` processes stood.
+
+    Raises:
+      ValueError: it is no state of `training_batches`.
+    """
+    if was == now:
+        return state
+    if set(state) != {"next_index"} or state["next_index"] * was % now:
+        raise ValueError(
+            f"the position of the data, {state} of {was} processes, says nothing to {now}; resume "
+            f"with {was} processes"
+        )
+    # Rows that one process has read; all have read as many.
+    return {"next_index": state["next_index"] * was // now}
+
+
 def evaluation_batches(
     source: Sequence[Any], batch_size: int, *, process: int = 0, processes: int = 1
 ) -> Iterator[tuple[list[int], list[Any]]]:

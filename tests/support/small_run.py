@@ -7,8 +7,10 @@ kill): `python small_run.py NAME OPTIONS`, with one of `PROGRAMS` and the JSON t
 import dataclasses
 import json
 import pathlib
+import socket
 import sys
 import time
+import types
 
 import flax.struct
 import jax
@@ -19,7 +21,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from configs import quickstart, quickstart_sft
-from speciarl_jax import assemble, evaluation, sft, sharding, step, train
+from speciarl_jax import assemble, distributed, evaluation, exits, sft, sharding, step, train
 from speciarl_jax.data import emoji
 from speciarl_jax.models.qwen2_5_vl import hf
 
@@ -134,6 +136,13 @@ def batch_of(run, first=0):
     return sharding.put_batch(run.mesh, run.build([source[first + i] for i in range(size)], size))
 
 
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
 def train_program(policy, workdir, config=None, seconds_a_row=0.0):
     """Trains in `workdir`; writes metrics no faster than `seconds_a_row`."""
     write = train.MetricWriter.write
@@ -144,6 +153,23 @@ def train_program(policy, workdir, config=None, seconds_a_row=0.0):
 
     train.MetricWriter.write = slow_write
     train.train(small_run(policy, **(config or {})), pathlib.Path(workdir), lambda: None)
+
+
+def resumable_program(policy, workdir, config, process, processes, port):
+    """Trains as `speciarl_jax.train` does as one of several processes, with its exit codes."""
+    given = types.SimpleNamespace(
+        distributed=False,
+        coordinator=f"127.0.0.1:{port}",
+        num_processes=processes,
+        process_id=process,
+        heartbeat_timeout=10,
+    )
+
+    def main(_):
+        distributed.start(given)
+        train.train(small_run(policy, **config), pathlib.Path(workdir), lambda: None)
+
+    exits.guarded(main)([])
 
 
 def mesh_program(policy, out, meshes):
@@ -211,7 +237,11 @@ def records_program(policy, workdir, data_dir):
 
 
 PROGRAMS = {
-    f.__name__: f for f in (train_program, mesh_program, processes_program, records_program)
+    f.__name__: f
+    for f in (
+        *(train_program, resumable_program, mesh_program),
+        *(processes_program, records_program),
+    )
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of this machine, and starts again where that can help (launch/restart.sh).
+# Arguments go to the training command:
+#   bash launch/gpu.sh --config=configs/cub.py --workdir=runs/cub --config.model.path=CHECKPOINT
+#   bash launch/gpu.sh --dry_run --config=...        prints the commands
+# Settings, all of the environment:
+#   CUDA             12 or 13; by default what the driver can do
+#   MAX_RESTARTS     20
+#   VENV, PYTHON     launch/environment.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
+if [ "$#" -eq 0 ]; then
+  echo "give the arguments of the training command: --config=FILE --workdir=FOLDER ..." >&2
+  exit 1
+fi
+if [ -z "${CUDA:-}" ]; then
+  if ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader)"; then
+    echo "nvidia-smi finds no GPU; on a machine with one, install NVIDIA's driver first" >&2
+    exit 1
+  fi
+  # CUDA 13 needs driver 580 or newer.
+  driver="${driver%%.*}"
+  CUDA=$((driver >= 580 ? 13 : 12))
+fi
+export ACCELERATOR="cuda$CUDA"
+if [ -n "$dry_run" ]; then
+  venv="${VENV:-.venv}"
+  echo "ACCELERATOR=$ACCELERATOR source launch/environment.sh"
+else
+  source launch/environment.sh
+fi
+run exec bash launch/restart.sh --max_restarts="${MAX_RESTARTS:-20}" \
+  "$venv/bin/python" -m speciarl_jax.train "$@"

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# A TPU pod, from a queued resource to a trained policy:
+#   export TPU=speciarl ZONE=us-west4-a PROJECT=my-project
+#   bash launch/tpu_pod.sh create                     waits until the pod is there
+#   bash launch/tpu_pod.sh setup                      copies this folder, installs on all workers
+#   bash launch/tpu_pod.sh run --config=configs/cub.py --workdir=gs://BUCKET/cub ...
+#   bash launch/tpu_pod.sh logs                       follows the log of worker 0; LOGS_OF=3 another
+#   bash launch/tpu_pod.sh status
+#   bash launch/tpu_pod.sh stop                       saves at the end of the step
+#   bash launch/tpu_pod.sh resume --config=... ...    the arguments of `run`; makes the pod again if
+#                                                     it was taken away
+#   bash launch/tpu_pod.sh delete
+# `--dry_run` before the name of the action prints the commands. Settings, all of the environment:
+#   TPU, ZONE, PROJECT   name of the pod, where it is, who pays
+#   TYPE             accelerator type, v5litepod-16
+#   RUNTIME          software version, v2-alpha-tpuv5-lite (v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e)
+#   SPOT             1: cheaper, and may be taken away
+#   MAX_RESTARTS     20, of the training command on each worker
+#   POLL             seconds between two looks at a pod that is being made, 30
+# The workdir is a bucket that the pod's service account may write to: workers share no disk.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
+action="${1:-}"
+shift || true
+if [ "$action" != "" ]; then
+  : "${TPU:?set TPU to the name of the pod}" "${ZONE:?set ZONE}" "${PROJECT:?set PROJECT}"
+fi
+where=(--zone="${ZONE:-}" --project="${PROJECT:-}")
+folder=speciarl_jax
+
+on_workers() { # which workers, command
+  run gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker="$1" --command="$2"
+}
+
+state() {
+  run gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" \
+    --format='value(state.state)'
+}
+
+create() {
+  local spot=()
+  if [ "${SPOT:-}" = 1 ]; then spot=(--spot); fi
+  run gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" "${where[@]}" \
+    --accelerator-type="${TYPE:-v5litepod-16}" \
+    --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}" "${spot[@]}"
+  if [ -n "$dry_run" ]; then state; return; fi
+  local now
+  until [ "${now:=$(state)}" = ACTIVE ]; do
+    case "$now" in
+      FAILED | SUSPENDED | SUSPENDING)
+        echo "the queued resource $TPU is $now; see: gcloud compute tpus queued-resources" \
+          "describe $TPU --zone=$ZONE --project=$PROJECT" >&2
+        return 1
+        ;;
+    esac
+    echo "$TPU is $now" >&2
+    sleep "${POLL:-30}"
+    now=""
+  done
+}
+
+# The workers' own Python is older than 3.11.
+# shellcheck disable=SC2016  # expanded there
+install='set -e; mkdir -p speciarl_jax; tar -xzf speciarl_jax.tar.gz -C speciarl_jax; cd speciarl_jax
+python3 -m pip install --quiet --user uv
+export PATH="$HOME/.local/bin:$PATH"
+uv python install --quiet 3.12
+ACCELERATOR=tpu BUCKET=1 PYTHON="$(uv python find 3.12)" bash -c "source launch/environment.sh"'
+
+setup() {
+  local archive
+  archive="$(mktemp -d)/$folder.tar.gz"
+  run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./runs .
+  run gcloud compute tpus tpu-vm scp "$archive" "$TPU:" "${where[@]}" --worker=all
+  on_workers all "$install"
+}
+
+start() {
+  if [ "$#" -eq 0 ]; then
+    echo "give the arguments of the training command: --config=FILE --workdir=gs://..." >&2
+    exit 1
+  fi
+  local arguments
+  arguments="$(printf ' %q' "$@")"
+  on_workers all "cd $folder; nohup bash launch/restart.sh --max_restarts=${MAX_RESTARTS:-20} \
+.venv/bin/python -m speciarl_jax.train --distributed$arguments >> train.log 2>&1 < /dev/null & \
+echo \$! > train.pid"
+}
+
+case "$action" in
+  create) create ;;
+  setup) setup ;;
+  run) start "$@" ;;
+  logs) on_workers "${LOGS_OF:-0}" "tail -n 100 -F $folder/train.log" ;;
+  status)
+    state
+    on_workers all "kill -0 \$(cat $folder/train.pid) 2> /dev/null && echo running || echo ended"
+    ;;
+  stop) on_workers all "kill -TERM \$(cat $folder/train.pid)" ;;
+  resume)
+    if [ -z "$dry_run" ]; then now="$(state)"; else now=SUSPENDED; state; fi
+    if [ "$now" != ACTIVE ]; then
+      run gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
+      create
+      setup
+    fi
+    start "$@"
+    ;;
+  delete) run gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet ;;
+  *)
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2
+    exit 1
+    ;;
+esac

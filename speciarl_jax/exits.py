@@ -1,0 +1,104 @@
+"""How a program ends, so that a launcher knows what to do: restart it, or call a person.
+
+| code | what happened | what `launch/restart.sh` does |
+|---|---|---|
+| 0 | the run is finished | stops |
+| 75 | preempted, all is saved; or another process of the run went away | starts it again |
+| 1, or a signal | something unforeseen | starts it again, so many times |
+| 74 | the disk is full, read-only or out of reach | stops |
+| 78 | refused: a value does not fit, or the gradient was not finite too often | stops |
+
+The numbers are those of sysexits.h: EX_TEMPFAIL, EX_IOERR, EX_CONFIG.
+"""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, logging
+
+RESTART = 75
+STORAGE = 74
+REFUSED = 78
+
+# What a disk says that will say the same after a restart.
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
+
+
+class Preempted(Exception):
+    """The machine is about to be taken away, and all that is needed to go on is saved."""
+
+
+class RestartNeeded(Exception):
+    """All processes of the run have to start again; the message says why."""
+
+
+class StorageError(OSError):
+    """Something could not be written; the message says what, and what is safe."""
+
+
+def code_of(error: BaseException, processes: int) -> int:
+    """The exit code for an error that ended the program.
+
+    Args:
+      error: that nobody caught.
+      processes: of the run. An error of the runtime in a run of several mostly means that one of
+        the others went away.
+    """
+    if isinstance(error, Preempted | RestartNeeded):
+        return RESTART
+    if isinstance(error, StorageError) or getattr(error, "errno", None) in _STORAGE_ERRORS:
+        return STORAGE
+    if isinstance(error, ValueError | TypeError | FloatingPointError):
+        return REFUSED
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes > 1:
+        return RESTART
+    return 1
+
+
+def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """`main` for `app.run`, with the exit codes of this module.
+
+    Until training begins, and after it, a SIGTERM ends the program at once with `RESTART`; while
+    training, `preemption.Notice` takes it.
+    """
+
+    def call(argv: Sequence[str]) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESTART))
+        try:
+            main(argv)
+        except (app.UsageError, SystemExit):
+            raise
+        except Exception as error:
+            several = jax.distributed.is_initialized()
+            code = code_of(error, jax.process_count() if several else 1)
+            if isinstance(error, Preempted):
+                logging.warning("%s", error)
+            else:
+                traceback.print_exc()
+            leave(code, together=isinstance(error, Preempted))
+
+    return call
+
+
+def leave(code: int, *, together: bool) -> None:
+    """Ends this process.
+
+    Args:
+      code: of the exit.
+      together: all processes of the run end now, and wait for each other. Otherwise this one does
+        not wait: the others may be gone already, or hang until they see that this one is.
+    """
+    if jax.distributed.is_initialized():
+        if not together:
+            logging.error("process %d leaves with exit code %d", jax.process_index(), code)
+            logging.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        jax.distributed.shutdown()
+    sys.exit(code)
