@@ -220,6 +220,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation.options.split = "held_out"
     config.evaluation.options.difficulty = "mixed"
     config.evaluation.options.views = 1
+    # What `python -m speciarl_jax.evaluate` answers about instead of that: name -> `name` of a
+    # module of `speciarl_jax/data` and `options` of its `Source`.
+    config.evaluation.sets = ml_collections.ConfigDict()
     config.evaluation.batch_size = 256  # pictures a call
     config.evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
     config.evaluation.best_of_batch_size = 16  # pictures a call of best-of-N

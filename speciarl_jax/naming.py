@@ -1,0 +1,168 @@
+"""From several answers about one picture to one name: as specific as the answers agree on.
+
+The rule: an answer supports the name that it gives and, where a label tree is known, all that
+stands above that name ("eagle" supports "bird of prey", "bird" and "animal" too). The support of a
+name is its share of all answers, those that decline or cannot be read included. The chosen name is
+the most specific one on the best-supported way down the tree whose support reaches a confidence;
+where none does, no name is given. Without a tree, or for names outside of it, a name has nothing
+above it, and its support is the share of answers that are equal but for case, punctuation and
+leading articles (`answer.key`).
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from speciarl_jax.verify import answer, taxonomy_file, word_forms
+
+_ABSTENTIONS = frozenset(map(answer.key, answer.ABSTENTIONS))
+
+
+def name_of(response: str) -> str | None:
+    """The name in a response, in the form in which names are compared.
+
+    Returns:
+      None where no answer can be read, "" where the answer declines.
+    """
+    content = answer.extract(response)
+    key = answer.key(content) if content else b""
+    if not key:
+        return None
+    return "" if key in _ABSTENTIONS else key.decode("utf-8", "surrogatepass")
+
+
+def most_frequent(responses: Sequence[str]) -> tuple[str | None, float]:
+    """The most frequent name among responses, and its share of them all.
+
+    Declining counts as a name here; of equally frequent names the first given counts. None and 0
+    where no response can be read.
+    """
+    counts = collections.Counter(name for r in responses if (name := name_of(r)) is not None)
+    if not counts:
+        return None, 0.0
+    name, count = counts.most_common(1)[0]
+    return name, count / len(responses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One name for a picture.
+
+    Attributes:
+      name: None where the answers agree on nothing.
+      agreement: support of `name`; of the most general name of the path where it is None.
+      path: (name, support) from the most specific to the most general: the way down the tree.
+      answers: name -> how many responses gave it; "" for those that declined, None for those that
+        cannot be read.
+    """
+
+    name: str | None
+    agreement: float
+    path: list[tuple[str, float]]
+    answers: Mapping[str | None, int]
+
+
+class NameTree:
+    """Which names stand above a name, from a label tree; empty for no tree."""
+
+    def __init__(self, tree: Mapping[str, Any] | None = None, source: str = "label tree"):
+        """Indexes the names.
+
+        Args:
+          tree: content of a label tree (`taxonomy_file`), or None.
+          source: what errors call it.
+
+        Raises:
+          ValueError: the tree is malformed.
+        """
+        # Key of a name -> names it may mean, and each of these -> names above it.
+        self._means: dict[str, set[str]] = {}
+        self._above: dict[str, set[str]] = {}
+        if tree is None:
+            return
+        taxonomy_file.check(tree, source)
+        forms: list[tuple[str, str]] = []
+        for leaf in tree["leaves"].values():
+            for aliases, above in _nodes(leaf, tree["groups"]):
+                name = _key(aliases[0])
+                self._above.setdefault(name, set()).update(map(_key, above))
+                for alias in aliases:
+                    self._means.setdefault(_key(alias), set()).add(name)
+                    forms += [(form, name) for form in _forms(alias)]
+        for name, above in self._above.items():
+            above.discard(name)
+        exact = set(self._means)
+        for form, name in forms:
+            if form not in exact:
+                self._means.setdefault(form, set()).add(name)
+
+    def implied(self, key: str) -> set[str]:
+        """The names that an answer supports: what it may mean, and all above."""
+        meant = self._means.get(key, {key})
+        return meant.union(*(self.above(name) for name in meant))
+
+    def above(self, name: str) -> set[str]:
+        """The names above a name."""
+        return self._above.get(name, set())
+
+
+def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choice:
+    """One name for a picture from several responses, by the rule of this module.
+
+    Args:
+      responses: at least one; whole responses, tags included.
+      tree: what stands above names.
+      confidence: the support that a name must have, in (0, 1].
+
+    Raises:
+      ValueError: no response, or a confidence that is no such share.
+    """
+    if not responses or not 0 < confidence <= 1:
+        raise ValueError(
+            f"a name is chosen from at least one answer (got {len(responses)}), with a confidence "
+            f"above 0 and not above 1 (got {confidence})"
+        )
+    answers = collections.Counter(map(name_of, responses))
+    counts: collections.Counter[str] = collections.Counter()
+    for key, count in answers.items():
+        for name in tree.implied(key) if key else ():
+            counts[name] += count
+    path = [(name, counts[name] / len(responses)) for name in _way_down(counts, tree)][::-1]
+    safe = [step for step in path if step[1] >= confidence - 1e-9]
+    name, agreement = safe[0] if safe else (None, path[-1][1] if path else 0.0)
+    return Choice(name, agreement, path, dict(answers))
+
+
+def _way_down(counts: Mapping[str, int], tree: NameTree) -> list[str]:
+    """From the best-supported most general name, at each turn to the best-supported name below."""
+    way: list[str] = []
+    left = set(counts)
+    while left:
+        highest = [name for name in left if not tree.above(name) & left]
+        if not highest:  # names that stand above each other
+            break
+        # Of equally supported names the alphabet decides, so that runs agree.
+        way.append(min(highest, key=lambda name: (-counts[name], name)))
+        left = {name for name in left if way[-1] in tree.above(name)}
+    return way
+
+
+def _nodes(leaf: Mapping, groups: Mapping) -> Iterator[tuple[list[str], list[str]]]:
+    """(aliases, first names above) of each node of a leaf's way up, and of its hyponyms."""
+    chain = [[leaf["name"], *leaf.get("synonyms", [])], *leaf.get("ancestors", [])]
+    chain.append(groups[leaf["generic"]])
+    for i, aliases in enumerate(chain):
+        yield aliases, [above[0] for above in chain[i + 1 :]]
+    for hyponym in leaf.get("hyponyms", []):
+        yield [hyponym], [above[0] for above in chain]
+
+
+def _key(name: str) -> str:
+    return answer.key(name).decode("utf-8", "surrogatepass")
+
+
+def _forms(name: str) -> set[str]:
+    """Keys of other spellings and plurals."""
+    keys = {_key(spelt) for spelt in word_forms.spellings(name)}
+    return (keys | {form for key in {_key(name), *keys} for form in word_forms.plurals(key)}) - {""}

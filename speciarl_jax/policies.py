@@ -1,0 +1,147 @@
+"""The policies that evaluation and prediction can be asked for, and how they are loaded.
+
+    base                 the checkpoint of the configuration, without adapters
+    trained              the adapters of the training run in --workdir
+    runs/other           those of another run, its latest checkpoint
+    runs/other@20        its checkpoint of step 20
+    exports/merged       a checkpoint folder in the Hugging Face layout
+    emoji_tiny           one that ships with the package
+    exports/adapter      a folder of PEFT, on the base that it names or, where that is none, on the
+                         configuration's
+
+`NAME=` before a path says what results call it; otherwise it is the path's last part.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from speciarl_jax import assemble, checkpoint, optimizer, sharding
+from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.update import init_state
+
+BASE, TRAINED = "base", "trained"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy that has not been loaded.
+
+    Attributes:
+      name: what results call it.
+      model: keys of `config.model` that differ from the configuration's.
+      adapters: a run with that model -> its adapters.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    adapters: Callable[[assemble.Run], Any]
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The configuration that a training run wrote.
+
+    Raises:
+      ValueError: the folder holds none.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; give the --workdir of a run of python -m speciarl_jax.train"
+        )
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    if "sets" not in config.evaluation:  # a run of an earlier version
+        config.evaluation.sets = ml_collections.ConfigDict()
+    return config
+
+
+def named(specs: Sequence[str], workdir: pathlib.Path, step: int | None = None) -> list[Policy]:
+    """The policies that a command line asks for.
+
+    Args:
+      specs: as this module's description lists them.
+      workdir: where `trained` is.
+      step: of the checkpoint of `trained`; the latest when None.
+
+    Raises:
+      ValueError: a path that is none of these, or two policies of one name.
+    """
+    found = [_policy(spec, workdir, step) for spec in specs]
+    names = [policy.name for policy in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two policies have one name in {names}; write NAME=PATH")
+    return found
+
+
+def _policy(spec: str, workdir: pathlib.Path, step: int | None) -> Policy:
+    if spec == BASE:
+        return Policy(BASE, {}, lambda run: run.lora)
+    if spec == TRAINED:
+        name = TRAINED if step is None else f"step_{step}"
+        return Policy(name, {}, lambda run: trained(run, workdir, step))
+    name, equals, place = spec.rpartition("=")
+    place, at, number = place.partition("@")
+    if at and not number.isdecimal():
+        raise ValueError(f"{spec!r}: behind @ stands the step of a checkpoint, a whole number")
+    folder = pathlib.Path(place)
+    name = name if equals else folder.name + (f"_step_{number}" if at else "")
+    if not name or "/" in name:
+        raise ValueError(f"{spec!r}: a policy's name must not be empty or hold a slash")
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(name, folder)
+    if (folder / "checkpoints").is_dir():
+        model = read_config(folder).model.to_dict()
+        chosen = int(number) if at else None
+        return Policy(name, model, lambda run: trained(run, folder, chosen))
+    try:
+        assemble.model_folder(place)
+    except ValueError as error:
+        raise ValueError(
+            f"{spec!r} is no policy: neither {BASE!r}, {TRAINED!r}, the workdir of a training run, "
+            f"a folder of PEFT nor a checkpoint folder ({error})"
+        ) from None
+    return Policy(name, {"path": place}, lambda run: run.lora)
+
+
+def _adapter(name: str, folder: pathlib.Path) -> Policy:
+    adapter = peft.read_adapter_config(folder)
+    model = {"lora_rank": adapter.rank, "lora_alpha": float(adapter.alpha)}
+    if pathlib.Path(adapter.base).is_dir():
+        model["path"] = adapter.base
+
+    def adapters(run):
+        _, lora = peft.load_adapter(folder, run.model_config)
+        return jax.tree.map(
+            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding), lora, run.lora
+        )
+
+    return Policy(name, model, adapters)
+
+
+def trained(run: assemble.Run, workdir: pathlib.Path, step: int | None = None) -> Any:
+    """Adapters of a checkpoint of the training run in `workdir`; the latest when `step` is None.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    optimizer_ = optimizer.make(**read_config(workdir).optimizer)
+    abstract = jax.eval_shape(lambda lora: init_state(lora, optimizer_), run.lora)
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        abstract,
+        sharding.shardings_of(run.mesh, abstract),
+    )
+    checkpoints = checkpoint.Checkpoints(
+        workdir / "checkpoints", save_every=1, keep=1, create=False
+    )
+    try:
+        state, _ = checkpoints.restore(placed, {}, step)
+    finally:
+        checkpoints.close()
+    return state.lora
