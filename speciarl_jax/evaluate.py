@@ -14,7 +14,6 @@ each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` lin
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +71,7 @@ def data_sets(
     """
     found = {}
     for file in files:
-        other = _read_file(pathlib.Path(file))
+        other = policies.config_from_file(pathlib.Path(file))
         options = {**other.data.options.to_dict(), **other.evaluation.options.to_dict()}
         found[pathlib.Path(file).stem] = _with_data(config, other.data.name, options)
     for name, part in config.evaluation.sets.items() if not files else ():
@@ -83,15 +82,6 @@ def data_sets(
             )
         found[name] = _with_data(config, part.name, part.options.to_dict())
     return found or {config.data.name: config}
-
-
-def _read_file(path: pathlib.Path) -> ml_collections.ConfigDict:
-    if not path.is_file():
-        raise ValueError(f"--sets: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"set_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def _with_data(

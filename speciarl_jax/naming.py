@@ -90,8 +90,12 @@ class NameTree:
                 for alias in aliases:
                     self._means.setdefault(_key(alias), set()).add(name)
                     forms += [(form, name) for form in _forms(alias)]
-        for name, above in self._above.items():
-            above.discard(name)
+        # Two names that stand above each other in different places of the tree do so in none.
+        cleared = {
+            name: {up for up in above if name not in self._above.get(up, ())}
+            for name, above in self._above.items()
+        }
+        self._above = cleared
         exact = set(self._means)
         for form, name in forms:
             if form not in exact:
@@ -124,27 +128,41 @@ def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choic
             f"above 0 and not above 1 (got {confidence})"
         )
     answers = collections.Counter(map(name_of, responses))
-    counts: collections.Counter[str] = collections.Counter()
-    for key, count in answers.items():
-        for name in tree.implied(key) if key else ():
-            counts[name] += count
-    path = [(name, counts[name] / len(responses)) for name in _way_down(counts, tree)][::-1]
+    way = _way_down({key: count for key, count in answers.items() if key}, tree)
+    path = [(name, count / len(responses)) for name, count in reversed(way)]
     safe = [step for step in path if step[1] >= confidence - 1e-9]
     name, agreement = safe[0] if safe else (None, path[-1][1] if path else 0.0)
     return Choice(name, agreement, path, dict(answers))
 
 
-def _way_down(counts: Mapping[str, int], tree: NameTree) -> list[str]:
-    """From the best-supported most general name, at each turn to the best-supported name below."""
-    way: list[str] = []
-    left = set(counts)
+def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int]]:
+    """From the best-supported most general name, at each turn to the best-supported name below.
+
+    At each turn only those answers count that support the names so far: a word of two senses
+    supports both at first, and in the end one.
+
+    Returns:
+      (name, number of answers), the most general first; the numbers never rise.
+    """
+    way: list[tuple[str, int]] = []
+    implied = {key: tree.implied(key) for key in answers}
+    left = set().union(*implied.values())
     while left:
+        counts: collections.Counter[str] = collections.Counter()
+        for key, names in implied.items():
+            for name in names & left:
+                counts[name] += answers[key]
         highest = [name for name in left if not tree.above(name) & left]
-        if not highest:  # names that stand above each other
-            break
         # Of equally supported names the alphabet decides, so that runs agree.
-        way.append(min(highest, key=lambda name: (-counts[name], name)))
-        left = {name for name in left if way[-1] in tree.above(name)}
+        chosen = min(highest, key=lambda name: (-counts[name], name))
+        way.append((chosen, counts[chosen]))
+        implied = {key: names for key, names in implied.items() if chosen in names}
+        left = {
+            name
+            for names in implied.values()
+            for name in names & left
+            if chosen in tree.above(name)
+        }
     return way
 
 

@@ -13,6 +13,7 @@
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,22 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if "sets" not in config.evaluation:  # a run of an earlier version
         config.evaluation.sets = ml_collections.ConfigDict()
     return config
+
+
+def config_from_file(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The configuration of a file, as `--config` reads it.
+
+    Raises:
+      ValueError: there is no such file, or it is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no configuration {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} is no configuration; it needs a function get_config")
+    return module.get_config()
 
 
 def named(specs: Sequence[str], workdir: pathlib.Path, step: int | None = None) -> list[Policy]:

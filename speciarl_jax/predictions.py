@@ -65,11 +65,12 @@ def part_of(line: Mapping[str, Any]) -> Part:
 class Predictions:
     """The lines of a folder. One process writes; nobody else may write at the same time."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, *, cut: bool = True):
         """Reads what is there, and cuts off a line that is not whole.
 
         Args:
           folder: exists; may hold nothing yet.
+          cut: False leaves such a line in the file, for one who only reads.
 
         Raises:
           ValueError: a whole line is damaged; names it.
@@ -81,7 +82,7 @@ class Predictions:
         if self._path.exists():
             content = self._path.read_bytes()
             whole = content.rfind(b"\n") + 1
-            if whole < len(content):
+            if cut and whole < len(content):
                 os.truncate(self._path, whole)
             self._all = _parse(content[:whole], self._path)
         self._parts: dict[Part, list[dict[str, Any]]] = {}

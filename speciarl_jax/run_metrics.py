@@ -46,7 +46,11 @@ def of_parts(
             row["open_world"] = dict(open_world[part])
         runs.append(row)
         greedy[part] = lines
-    return {"runs": runs, "comparisons": comparisons(greedy, weights)}
+    return {
+        "weights": dict(weights),
+        "runs": runs,
+        "comparisons": comparisons(greedy, weights),
+    }
 
 
 def of_run(
