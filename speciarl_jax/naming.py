@@ -64,7 +64,12 @@ class Choice:
 
 
 class NameTree:
-    """Which names stand above a name, from a label tree; empty for no tree."""
+    """Which names stand above a name, from a label tree; empty for no tree.
+
+    A class stands above another if all that the tree puts into the other, and more, is in it: that
+    is known even where a leaf lists its classes in another order. Where two hold the same leaves,
+    the order of the first leaf decides.
+    """
 
     def __init__(self, tree: Mapping[str, Any] | None = None, source: str = "label tree"):
         """Indexes the names.
@@ -76,30 +81,34 @@ class NameTree:
         Raises:
           ValueError: the tree is malformed.
         """
-        # Key of a name -> names it may mean, and each of these -> names above it.
+        # Key of a name -> nodes it may mean; a node is called by the key of its first name.
         self._means: dict[str, set[str]] = {}
         self._above: dict[str, set[str]] = {}
         if tree is None:
             return
         taxonomy_file.check(tree, source)
         forms: list[tuple[str, str]] = []
-        for leaf in tree["leaves"].values():
-            for aliases, above in _nodes(leaf, tree["groups"]):
-                name = _key(aliases[0])
-                self._above.setdefault(name, set()).update(map(_key, above))
+        members: dict[str, list[str]] = {}
+        ways = [way for leaf in _leaves(tree) for way in _ways(leaf, tree["groups"])]
+        for way in ways:
+            for node, aliases in way:
+                if way[0][0] not in members.setdefault(node, []):
+                    members[node].append(way[0][0])
                 for alias in aliases:
-                    self._means.setdefault(_key(alias), set()).add(name)
-                    forms += [(form, name) for form in _forms(alias)]
-        # Two names that stand above each other in different places of the tree do so in none.
-        cleared = {
-            name: {up for up in above if name not in self._above.get(up, ())}
-            for name, above in self._above.items()
-        }
-        self._above = cleared
+                    self._means.setdefault(_key(alias), set()).add(node)
+                    forms += [(form, node) for form in _forms(alias)]
+        sets = {node: set(inside) for node, inside in members.items()}
+        for way in ways:
+            nodes = [node for node, _ in way]
+            for i, node in enumerate(nodes):
+                above = self._above.setdefault(node, set())
+                above |= {up for up in nodes if sets[node] < sets[up]}
+                if way[0][0] == members[node][0]:
+                    above |= {up for up in nodes[i + 1 :] if sets[up] == sets[node] and up != node}
         exact = set(self._means)
-        for form, name in forms:
+        for form, node in forms:
             if form not in exact:
-                self._means.setdefault(form, set()).add(name)
+                self._means.setdefault(form, set()).add(node)
 
     def implied(self, key: str) -> set[str]:
         """The names that an answer supports: what it may mean, and all above."""
@@ -166,14 +175,27 @@ def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int
     return way
 
 
-def _nodes(leaf: Mapping, groups: Mapping) -> Iterator[tuple[list[str], list[str]]]:
-    """(aliases, first names above) of each node of a leaf's way up, and of its hyponyms."""
-    chain = [[leaf["name"], *leaf.get("synonyms", [])], *leaf.get("ancestors", [])]
-    chain.append(groups[leaf["generic"]])
-    for i, aliases in enumerate(chain):
-        yield aliases, [above[0] for above in chain[i + 1 :]]
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The leaves, each with what its node is called: its name, and its group if others share it."""
+    groups: dict[str, set[str]] = {}
+    for leaf in tree["leaves"].values():
+        groups.setdefault(_key(leaf["name"]), set()).add(leaf["generic"])
+    for leaf in tree["leaves"].values():
+        name = _key(leaf["name"])
+        yield (name if len(groups[name]) == 1 else f"{name} ({leaf['generic']})"), leaf
+
+
+def _ways(
+    called: tuple[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """The way up from a leaf, and from each of its hyponyms: nodes with their names."""
+    node, leaf = called
+    way = [(node, [leaf["name"], *leaf.get("synonyms", [])])]
+    classes = [*leaf.get("ancestors", []), groups[leaf["generic"]]]
+    way += [(_key(aliases[0]), aliases) for aliases in classes]
+    yield way
     for hyponym in leaf.get("hyponyms", []):
-        yield [hyponym], [above[0] for above in chain]
+        yield [(_key(hyponym), [hyponym]), *way]
 
 
 def _key(name: str) -> str:
