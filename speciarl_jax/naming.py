@@ -88,12 +88,11 @@ class NameTree:
             return
         taxonomy_file.check(tree, source)
         forms: list[tuple[str, str]] = []
-        members: dict[str, list[str]] = {}
+        members: dict[str, dict[str, None]] = {}  # in the order of the file
         ways = [way for leaf in _leaves(tree) for way in _ways(leaf, tree["groups"])]
         for way in ways:
             for node, aliases in way:
-                if way[0][0] not in members.setdefault(node, []):
-                    members[node].append(way[0][0])
+                members.setdefault(node, {})[way[0][0]] = None
                 for alias in aliases:
                     self._means.setdefault(_key(alias), set()).add(node)
                     forms += [(form, node) for form in _forms(alias)]
@@ -102,8 +101,8 @@ class NameTree:
             nodes = [node for node, _ in way]
             for i, node in enumerate(nodes):
                 above = self._above.setdefault(node, set())
-                above |= {up for up in nodes if sets[node] < sets[up]}
-                if way[0][0] == members[node][0]:
+                above |= {up for up in nodes if up not in above and sets[node] < sets[up]}
+                if way[0][0] == next(iter(members[node])):
                     above |= {up for up in nodes[i + 1 :] if sets[up] == sets[node] and up != node}
         exact = set(self._means)
         for form, node in forms:

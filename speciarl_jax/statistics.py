@@ -120,9 +120,10 @@ def paired(
     joint_KK = np.zeros((_KINDS, _KINDS), int)
     np.add.at(joint_KK, (a_B - _FIRST, b_B - _FIRST), 1)
     rng = np.random.default_rng(seed)
-    drawn_RKK = rng.multinomial(a_B.size, (joint_KK / a_B.size).ravel(), size=resamples).reshape(
-        resamples, _KINDS, _KINDS
-    )
+    # Most pairs of categories never occur; they need no draws.
+    used = np.nonzero(joint_KK)
+    drawn_RKK = np.zeros((resamples, _KINDS, _KINDS), int)
+    drawn_RKK[:, *used] = rng.multinomial(a_B.size, joint_KK[used] / a_B.size, size=resamples)
     before, after = (measures(drawn_RKK.sum(axis=axis), weights) for axis in (2, 1))
     found = {}
     for name in MEASURES:
