@@ -44,7 +44,10 @@ def of_part(
     options = assemble.verifier_options(config)
     return {
         "policy": of_base(run) | adapters,
-        "data": [config.data.name, {**config.data.options, **evaluation.options}],
+        "data": [
+            config.data.name,
+            {**config.data.options.to_dict(), **evaluation.options.to_dict()},
+        ],
         "pictures": getattr(source, "fingerprint", len(source)),
         "max_pixels": config.data.max_pixels,
         "prompt": _hash(run.builder.text),

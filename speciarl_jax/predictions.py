@@ -102,27 +102,37 @@ class Predictions:
 
         Args:
           part: which.
-          facts: what it is made with; JSON-able.
-          overwrite: drop what is there of this part if it was made with something else.
+          facts: what it is made with; JSON-able. What stands under "policy" is the same in all parts
+            of a policy.
+          overwrite: drop what is there of this part if it was made with something else, and what is
+            there of another policy under this name.
 
         Returns:
           The `index` after its last line.
 
         Raises:
-          ValueError: it was made with something else; says what differs.
+          ValueError: it, or another part of its policy, was made with something else; says what
+            differs.
         """
         facts = json.loads(json.dumps(facts))
-        known = self._facts.get(str(part))
-        if self.lines(part) and known != facts:
+        if stale := [other for other in self._parts if self._contradicts(other, part, facts)]:
             if not overwrite:
-                raise ValueError(_differences(self._path, part, known or {}, facts))
-            del self._parts[part]
-            self._all = [line for line in self._all if part_of(line) != part]
+                was = self._facts.get(str(stale[0]), {})
+                raise ValueError(_differences(self._path, stale[0], was, facts))
+            self._all = [line for line in self._all if part_of(line) not in stale]
+            for other in stale:
+                del self._parts[other]
             self.rewrite()
-        if known != facts:
+        if self._facts.get(str(part)) != facts:
             self._facts[str(part)] = facts
             _replace(self._facts_path, json.dumps(self._facts, indent=1, sort_keys=True) + "\n")
         return self.lines(part)[-1]["index"] + 1 if self.lines(part) else 0
+
+    def _contradicts(self, other: Part, part: Part, facts: Mapping[str, Any]) -> bool:
+        known = self._facts.get(str(other), {})
+        if other == part:
+            return known != facts
+        return other.policy == part.policy and known.get("policy") != facts.get("policy")
 
     def append(self, part: Part, lines: Iterable[Mapping[str, Any]]) -> None:
         """Writes lines of a part and hands them to the system; they outlive this process."""

@@ -60,6 +60,18 @@ def test_another_configuration_is_refused_and_shows_the_difference_or_replaces(t
     assert kept.begin(other, {"b": 1}) == 1
 
 
+def test_another_policy_under_the_same_name_is_refused_or_replaces_all_of_its_parts(tmp_path):
+    store, samples = Predictions(tmp_path), PART._replace(decoding="samples")
+    for part in (PART, samples, PART._replace(policy="other")):
+        store.begin(part, {"policy": 1})
+        store.append(part, [line(0)])
+    with pytest.raises(ValueError, match="policy: 1 -> 2"):
+        store.begin(PART._replace(prompt="specific"), {"policy": 2})
+    assert store.begin(PART, {"policy": 2}, overwrite=True) == 0
+    kept = Predictions(tmp_path)
+    assert [part.policy for part in kept.parts()] == ["other"]
+
+
 def test_lines_without_a_word_on_their_origin_are_not_gone_on_with(tmp_path):
     filled(tmp_path)
     (tmp_path / predictions.FACTS).unlink()
