@@ -102,8 +102,7 @@ class Predictions:
 
         Args:
           part: which.
-          facts: what it is made with; JSON-able. What stands under "policy" is the same in all parts
-            of a policy.
+          facts: what it is made with; JSON-able. "policy" is the same in all parts of a policy.
           overwrite: drop what is there of this part if it was made with something else, and what is
             there of another policy under this name.
 
