@@ -311,6 +311,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation.options.split = "held_out"
     evaluation.options.difficulty = "mixed"
     evaluation.options.views = 1
+    # What `python -m speciarl_jax.evaluate` answers about instead of that: name -> `name` of a
+    # module of `speciarl_jax/data` and `options` of its `Source`.
+    evaluation.sets = ml_collections.ConfigDict()
     evaluation.batch_size = 256  # pictures a call
     evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
     evaluation.best_of_batch_size = 16  # pictures a call of best-of-N

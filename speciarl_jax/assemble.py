@@ -205,25 +205,27 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
       ValueError: something does not fit; says what, and how to mend it.
       TypeError: an option that a part does not have.
     """
-    folder = model_folder(config.model.path)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
     try_parts(config)
     sources = open_sources(config)
+    return with_verifier(policy_run(config, mesh), sources)
+
+
+def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Run:
+    """The policy with what it reads, without labels and verifier.
+
+    Args:
+      config: the whole configuration; its policy, prompt and rollout count.
+      mesh: over all devices.
+
+    Raises:
+      ValueError: something does not fit; says what, and how to mend it.
+    """
+    folder = model_folder(config.model.path)
     tokenizer = tokenizer_lib.load(folder)
     model_config, policy = load_policy(config, folder, mesh)
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
-    vocabulary = model_config.text.vocab_size
-    labels, verifier = make_verifier(
-        config,
-        config.verifier.name,
-        verifier_options(config),
-        label_tree.path_of(sources),
-        tokenizer,
-        vocabulary,
-        mesh,
-        policy,
-    )
     builder = prompts.PromptBuilder(
         model_config,
         tokenizer,
@@ -233,6 +235,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         max_prompt_tokens=config.data.max_prompt_tokens,
         bucket_growth=config.data.bucket_growth,
     )
+    vocabulary = model_config.text.vocab_size
     banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
     run = Run(
         config=config,
@@ -243,14 +246,34 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         base=base,
         tokenizer=tokenizer,
         builder=builder,
-        labels=labels,
-        verifier=verifier,
+        labels=None,
+        verifier=None,
         banned_V=jnp.asarray(banned_V),
         vision_cache=vision_cache_lib.make(config.data.vision_cache, policy.visual, mesh),
     )
     run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
+
+
+def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
+    """The same policy with the labels of these pictures and the verifier of the configuration.
+
+    Raises:
+      ValueError: an option of the verifier, or a label tree, does not fit.
+    """
+    config = run.config
+    labels, verifier = make_verifier(
+        config,
+        config.verifier.name,
+        verifier_options(config),
+        label_tree.path_of(sources),
+        run.tokenizer,
+        run.model_config.text.vocab_size,
+        run.mesh,
+        nnx.merge(run.graphdef, run.lora, run.base),
+    )
+    return dataclasses.replace(run, labels=labels, verifier=verifier)
 
 
 def load_policy(

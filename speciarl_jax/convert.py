@@ -34,7 +34,7 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, evaluate, optimizer, sharding, train
+from speciarl_jax import assemble, optimizer, policies, sharding, train
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
@@ -89,7 +89,7 @@ def read_run(
     Raises:
       ValueError: no run there, no such checkpoint, or a base of other dimensions.
     """
-    config = evaluate.read_config(workdir)
+    config = policies.read_config(workdir)
     base = assemble.model_folder(model or config.model.path)
     model_config = hf.read_config(base)
     rank = config.model.lora_rank

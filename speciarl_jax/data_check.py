@@ -75,7 +75,7 @@ def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findin
             row = source[index]
         except pictures.BrokenImageError as error:
             row = pictures.describe(source, index)
-            return row, str(error).split("; restore", 1)[0], None, None, None
+            return row, error.reason, None, None, None
         image = row["image"]
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         small = Image.fromarray(image)

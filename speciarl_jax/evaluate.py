@@ -1,17 +1,21 @@
-r"""Evaluates the base policy and a trained one on the held-out pictures.
+r"""Evaluates policies on labelled pictures; goes on where a kill stopped it.
 
-    python -m speciarl_jax.evaluate --workdir=runs/quickstart
+    python -m speciarl_jax.evaluate --workdir=runs/quickstart --best_of=64
     python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/prompts \
         --prompts=base,specific,calibrated,elimination
+    python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/compared \
+        --policies=base,old=runs/quickstart@20,exports/merged
 
-Greedy answers of both, and with --best_of=64 the best of that many samples of each. With --config
-the base policy alone, and no training run is needed; with --prompts, the prompting baselines.
-Writes `evaluation.json` and the answers (`answers_*.jsonl`) to the workdir.
+Without --config the folder is that of a training run, and its base and trained policy are
+evaluated; with --config it only receives the results, and the base policy is. What --policies takes
+is listed in `speciarl_jax/policies.py`. Greedy answers of each policy about each data set under
+each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` line by line and
+`metrics.json` at the end (docs/evaluation.md).
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,25 +30,19 @@ from speciarl_jax import (
     compilation_cache,
     distributed,
     exits,
+    facts,
+    judging,
     metrics,
+    open_world,
+    policies,
+    predictions,
     report,
+    run_metrics,
+    sharding,
 )
-from speciarl_jax.data import prompts
-from speciarl_jax.evaluation import Evaluator, write_answers
-
-
-def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The configuration that a training run wrote.
-
-    Raises:
-      ValueError: the folder holds none.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing; give the --workdir of a run of python -m speciarl_jax.train"
-        )
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+from speciarl_jax.data import pictures, prompts
+from speciarl_jax.evaluation import Evaluator, answer_part
+from speciarl_jax.predictions import GREEDY, SAMPLES, Part
 
 
 def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
@@ -62,44 +60,189 @@ def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
     return dataclasses.replace(run, builder=builder)
 
 
-def trained_adapters(
-    run: assemble.Run, workdir: epath.Path, step: int | None, best: bool = False
-) -> Any:
-    """Adapters of a checkpoint of a training run: of `step`, of the best one, or of the latest."""
-    _, state, _ = assemble.init_state(run)
-    checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints", **run.config.checkpoint, create=False
-    )
-    trained, _ = checkpoints.restore(state, {}, checkpoints.best_step() if best else step)
-    checkpoints.close()
-    return trained.lora
+def data_sets(
+    config: ml_collections.ConfigDict, files: Sequence[str]
+) -> dict[str, ml_collections.ConfigDict]:
+    """The configuration with each data set in turn, by the name of the set.
 
+    Args:
+      config: has `evaluation.sets`; the evaluation pictures of `data` if there are none.
+      files: configurations whose evaluation pictures count instead; named after the files.
 
-def scores_of(
-    run: assemble.Run, policies: Mapping[str, Any], workdir: epath.Path, best_of: int
-) -> dict[str, metrics.Score]:
-    """Scores of the greedy answers of each policy and, if `best_of`, of its best samples.
-
-    The greedy answers are written to `workdir`.
+    Raises:
+      ValueError: a file is no configuration, or a set lacks its name.
     """
-    greedy, found = Evaluator(run), {}
-    for name, lora in policies.items():
-        judged = greedy(lora, name=name)
-        write_answers(workdir / f"answers_{name.replace(', prompt ', '_')}.jsonl", judged)
-        found[name] = greedy.score(judged.verified)
-    if best_of:
-        options = run.config.evaluation
-        sampled = Evaluator(run, num_rollouts=best_of, batch_size=options.best_of_batch_size)
-        for name, lora in policies.items():
-            judged = sampled(
-                lora,
-                temperature=options.best_of_temperature,
-                top_p=options.best_of_top_p,
-                name=f"{name}, best of {best_of}",
+    found = {}
+    for file in files:
+        other = policies.config_from_file(epath.Path(file))
+        options = {**other.data.options.to_dict(), **other.evaluation.options.to_dict()}
+        found[epath.Path(file).stem] = _with_data(config, other.data.name, options)
+    for name, part in config.evaluation.sets.items() if not files else ():
+        if set(part) != {"name", "options"}:
+            raise ValueError(
+                f"config.evaluation.sets.{name} has the keys {sorted(part)}; it needs 'name', a "
+                "module of speciarl_jax/data, and 'options' of its Source"
             )
-            best = metrics.best_of_n(judged.verified)
-            found[f"{name}, best of {best_of}"] = sampled.score(best)
-    return found
+        found[name] = _with_data(config, part.name, part.options.to_dict())
+    return found or {config.data.name: config}
+
+
+def _with_data(
+    config: ml_collections.ConfigDict, name: str, options: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.data.name = name
+        changed.data.options = ml_collections.ConfigDict(options)
+        changed.evaluation.options = ml_collections.ConfigDict()
+        changed.evaluation.sets = ml_collections.ConfigDict()
+    return changed
+
+
+def _with_model(
+    config: ml_collections.ConfigDict, model: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.model.update(model)
+    return changed
+
+
+def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any]:
+    """The pictures whose labels the verifier must know; the last are those of the evaluation."""
+    if with_training:
+        # The labels of the training run, so that the verdicts are those that it saw.
+        return list(assemble.open_sources(config))
+    source = assemble.open_source(config, config.evaluation.seed)
+    if config.data.broken_images == "stop":
+        pictures.check_files(source)
+    return [source]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    Attributes:
+      policies: in the order of the tables.
+      sets: name -> configuration with that data set.
+      prompts: names or paths.
+      own_data: the sets are that of the configuration alone, and its labels those of training, too.
+      best_of: N samples a picture; 0 for none.
+      overwrite: as for `Predictions.begin`.
+    """
+
+    policies: Sequence[policies.Policy]
+    sets: Mapping[str, ml_collections.ConfigDict]
+    prompts: Sequence[str]
+    own_data: bool
+    best_of: int = 0
+    overwrite: bool = False
+
+    def groups(self) -> Iterator[tuple[dict[str, Any], list[policies.Policy]]]:
+        """Policies that share a model."""
+        groups: dict[str, list[policies.Policy]] = {}
+        for policy in self.policies:
+            groups.setdefault(json.dumps(policy.model, sort_keys=True), []).append(policy)
+        for model, members in groups.items():
+            yield json.loads(model), members
+
+
+def evaluate(plan: Plan, store: predictions.Predictions | None) -> None:
+    """Answers and verdicts of all parts of a plan, but for those that are there already.
+
+    Args:
+      plan: what.
+      store: where the lines go; None in all processes but the first.
+
+    Raises:
+      ValueError: something does not fit, or the lines there were made with something else.
+      judging.JudgeAway: too many answers of a part have no verdict.
+    """
+    for model, members in plan.groups():
+        run, loras = None, {}
+        for name, unchanged in plan.sets.items():
+            config = _with_model(unchanged, model)
+            if run is None:
+                mesh = sharding.make_mesh(**config.mesh)
+                assemble.check(config, mesh)
+                run = assemble.policy_run(config, mesh)
+                loras = {policy.name: policy.adapters(run) for policy in members}
+                adapters = {key: facts.of_adapters(run, lora) for key, lora in loras.items()}
+            sources = _sources(config, with_training=plan.own_data)
+            of_set = assemble.with_verifier(dataclasses.replace(run, config=config), sources)
+            for prompt in plan.prompts:
+                asked = with_prompt(of_set, prompt)
+                part = Part("", name, epath.Path(prompt).stem, GREEDY)
+                _answer(asked, sources[-1], loras, adapters, part, plan, store)
+            if judging.is_host(of_set):
+                of_set.verifier.close()
+
+
+def _answer(run, source, loras, adapters, part, plan, store) -> None:
+    """Greedy answers of policies of one model about one data set under one prompt, and samples."""
+    options = run.config.evaluation
+    passes = [(GREEDY, 1, options.batch_size, {})]
+    if plan.best_of:
+        sampling = {
+            "temperature": options.best_of_temperature,
+            "top_p": options.best_of_top_p,
+        }
+        passes.append((SAMPLES, plan.best_of, options.best_of_batch_size, sampling))
+    for decoding, count, batch_size, sampling in passes:
+        evaluator = Evaluator(run, num_rollouts=count, batch_size=batch_size, source=source)
+        for name, lora in loras.items():
+            known = facts.of_part(
+                run, source, adapters[name], decoding=decoding, num_rollouts=count
+            )
+            answer_part(
+                evaluator,
+                lora,
+                store,
+                part._replace(policy=name, decoding=decoding),
+                known,
+                overwrite=plan.overwrite,
+                **sampling,
+            )
+
+
+def table(parts: Mapping[Part, run_metrics.Lines], weights: Mapping[str, float]) -> str:
+    """A Markdown table of all runs, and of the best of their samples."""
+    several = [len({part[i] for part in parts}) > 1 for i in (1, 2)]
+    rows = {}
+    for part, lines in parts.items():
+        judged = predictions.verified(lines)
+        if not judged:
+            continue
+        name = ", ".join([part.policy, *(part[i] for i in (1, 2) if several[i - 1])])
+        category_BN = predictions.categories(judged)
+        if part.decoding == SAMPLES:
+            name += f", best of {category_BN.shape[1]}"
+        rows[name] = metrics.score(metrics.best_of_n(category_BN), weights)
+    return report.table(rows)
+
+
+def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
+    """What the flags ask for.
+
+    Raises:
+      ValueError: a policy, data set or prompt that does not exist.
+    """
+    workdir = epath.Path(given.workdir)
+    config = given.config if given.config is not None else policies.read_config(workdir)
+    step = policies.BEST if given.best else given.step
+    usual = [policies.BASE] if given.config is not None else [policies.BASE, policies.TRAINED]
+    plan = Plan(
+        policies=policies.named(given.policies or usual, workdir, step),
+        sets=data_sets(config, given.sets),
+        prompts=given.prompts or [config.data.prompt],
+        own_data=not given.sets and not config.evaluation.sets,
+        best_of=given.best_of,
+        overwrite=given.overwrite,
+    )
+    for prompt in plan.prompts:
+        prompts.read_prompt(prompt)
+    return config, plan
 
 
 def main(argv: Sequence[str]) -> None:
@@ -110,37 +253,43 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --best or --step, not both")
     distributed.start(given)
     checkpoint.quieten_orbax()
+    config, plan = make_plan(given)
+    compilation_cache.enable(config.compilation_cache)
     workdir = epath.Path(given.workdir)
-    if given.config is None:
-        config = read_config(workdir)
-        compilation_cache.enable(config.compilation_cache)
-        run = assemble.prepare(config)
-        trained = trained_adapters(run, workdir, given.step, given.best)
-        policies = {"base": run.lora, "trained": trained}
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        compilation_cache.enable(given.config.compilation_cache)
-        run = assemble.prepare(given.config)
-        policies = {"base": run.lora}
-    if given.prompts:
-        found = {}
-        for prompt in given.prompts:
-            named = {f"{k}, prompt {epath.Path(prompt).stem}": v for k, v in policies.items()}
-            found |= scores_of(with_prompt(run, prompt), named, workdir, given.best_of)
-    else:
-        found = scores_of(run, policies, workdir, given.best_of)
+    encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
+    store = None
     if jax.process_index() == 0:
-        rows = {name: dataclasses.asdict(value) for name, value in found.items()}
-        (workdir / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
-        print(report.table(found))
+        workdir.mkdir(parents=True, exist_ok=True)
+        store = predictions.Predictions(workdir)
+    evaluate(plan, store)
+    if store is None:
+        return
+    asked = {}
+    if given.open_world or encoder or given.judge_inclusion:
+        judge = open_world.make_judge(config) if given.judge_inclusion else None
+        asked = open_world.of_parts(store.parts(), encoder, judge)
+    weights = dict(config.evaluation.weights)
+    found = run_metrics.of_parts(store.parts(), weights, asked)
+    path = run_metrics.write(workdir, found)
+    print(table(store.parts(), weights))
+    for part, row in asked.items():
+        values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
+        print(f"{part}: {values}")
+    print(f"{path}\n{workdir / predictions.LINES}")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Configuration, to evaluate its base policy.")
+    config_flags.DEFINE_config_file("config", None, "Configuration of data and base policy.")
     flags.DEFINE_string("workdir", None, "Folder of a training run, or with --config for results.")
-    flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
+    flags.DEFINE_list("policies", [], "What to evaluate: base, trained, NAME=PATH (policies.py).")
+    flags.DEFINE_integer("step", None, "Checkpoint of `trained`; the latest by default.")
     flags.DEFINE_bool("best", False, "Evaluate the best checkpoint (config.checkpoint.keep_best).")
-    flags.DEFINE_integer("best_of", 0, "Also score the best of this many samples.")
+    flags.DEFINE_list("sets", [], "Configurations whose evaluation pictures are asked about.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
+    flags.DEFINE_integer("best_of", 0, "Also draw this many samples a picture.", lower_bound=0)
+    flags.DEFINE_bool("overwrite", False, "Replace answers that another configuration gave.")
+    flags.DEFINE_bool("open_world", False, "Also text inclusion.")
+    flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")
+    flags.DEFINE_bool("judge_inclusion", False, "Also ask the judge of config.verifier.http_judge.")
     distributed.define_flags()
     app.run(exits.guarded(main))

@@ -30,11 +30,14 @@ from speciarl_jax import (
     dynamic_sampling,
     evaluation,
     exits,
+    facts,
     judging,
     metrics,
+    predictions,
     preemption,
     profiling,
     report,
+    run_metrics,
     sharding,
     step,
     stopwatch,
@@ -412,13 +415,26 @@ def open_workdir(path: str) -> epath.Path:
 
 
 def greedy_score(
-    evaluator: evaluation.Evaluator, lora: nnx.State, name: str, workdir: epath.Path
-) -> metrics.Score:
-    """Score of a policy's greedy answers, which are written to `workdir`."""
-    judged = evaluator(lora, name=f"evaluating {name}")
-    if jax.process_index() == 0:
-        evaluation.write_answers(workdir / f"answers_{name}.jsonl", judged)
-    return evaluator.score(judged.verified)
+    evaluator: evaluation.Evaluator,
+    lora: nnx.State,
+    name: str,
+    store: predictions.Predictions | None,
+) -> metrics.Score | None:
+    """Score of a policy's greedy answers, which go to `predictions.jsonl` unless they are there.
+
+    Answers of another configuration are replaced: a run that was prolonged has another policy.
+
+    Returns:
+      None in all processes but the first, which alone has the answers.
+    """
+    run, data = evaluator.run, evaluator.run.config.data
+    part = predictions.Part(name, data.name, epath.Path(data.prompt).stem, predictions.GREEDY)
+    known = facts.of_part(run, evaluator.source, facts.of_adapters(run, lora))
+    evaluation.answer_part(evaluator, lora, store, part, known, overwrite=True)
+    if store is None:
+        return None
+    judged = predictions.verified(store.lines(part))
+    return evaluator.score(predictions.categories(judged))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -438,8 +454,9 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.agree(run_facts(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     evaluator = evaluation.Evaluator(run)
-    scores = {"base": greedy_score(evaluator, run.lora, "base", workdir)}
+    scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
     first: list[float] = []
     lora, earlier = train(
         run,
@@ -447,8 +464,8 @@ def main(argv: Sequence[str]) -> None:
         lambda: first.append(time.time() - begun),
         allow_change=given.allow_config_change,
     )
-    scores["trained"] = greedy_score(evaluator, lora, "trained", workdir)
-    if jax.process_index() > 0:
+    scores["trained"] = greedy_score(evaluator, lora, "trained", store)
+    if store is None:
         return
     summary = {name: dataclasses.asdict(score) for name, score in scores.items()} | {
         "steps": config.train.steps,
@@ -456,13 +473,19 @@ def main(argv: Sequence[str]) -> None:
         "first_step_seconds": round(first[0], 1) if first else None,
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    parts = store.parts()
+    run_metrics.write(workdir, run_metrics.of_parts(parts, dict(config.evaluation.weights)))
+    before, after = (
+        next(lines for part, lines in parts.items() if (part.policy, part.decoding) == wanted)
+        for wanted in (("base", predictions.GREEDY), ("trained", predictions.GREEDY))
+    )
     report.write(
         workdir / "report.md",
         summary=summary,
         scores=scores,
         history=report.read_lines(workdir / "metrics.jsonl"),
-        before=report.read_lines(workdir / "answers_base.jsonl"),
-        after=report.read_lines(workdir / "answers_trained.jsonl"),
+        before=before,
+        after=after,
     )
     print(report.table(scores))
     for what, name in (

@@ -13,7 +13,7 @@ import small_run
 from judge_server import JudgeServer
 from judged_run import judged_config
 
-from speciarl_jax import assemble, evaluation, judging, metrics, train
+from speciarl_jax import assemble, evaluation, judging, metrics, predictions, train
 from speciarl_jax.verify import answer, judge_prompt, screen
 from speciarl_jax.verify.category import Category
 
@@ -203,8 +203,8 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         evaluation.write_answers(tmp_path / "answers.jsonl", judged)
         lines = (tmp_path / "answers.jsonl").read_text().splitlines()
         said = [json.loads(line)["categories"][0] for line in lines]
-        assert said.count(evaluation.UNVERIFIED) == unverified
-        assert set(said) <= {c.name.lower() for c in Category} | {evaluation.UNVERIFIED}
+        assert said.count(predictions.UNVERIFIED) == unverified
+        assert set(said) <= {c.name.lower() for c in Category} | {predictions.UNVERIFIED}
         run.config.verifier.max_unverified = 0.0
         with pytest.raises(judging.JudgeAway, match="^evaluation: .*'judge'"):
             evaluator(run.lora)

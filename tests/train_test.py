@@ -229,11 +229,18 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     assert "| trained" in printed and str(workdir / "report.md") in printed
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) == {"base", "trained", "steps", "wall_seconds", "first_step_seconds"}
+    text = (workdir / "predictions.jsonl").read_text()
+    predicted = [json.loads(line) for line in text.splitlines()]
+    runs = json.loads((workdir / "metrics.json").read_text())["runs"]
+    assert {run["policy"]: run["score"] for run in runs} == {
+        name: summary[name] for name in ("base", "trained")
+    }
     for name in ("base", "trained"):
         assert set(summary[name]) == {"correctness", "specificity", "hm", "histogram"}
         assert set(summary[name]["histogram"]) == CATEGORIES
-        lines = (workdir / f"answers_{name}.jsonl").read_text().splitlines()
+        lines = [line for line in predicted if line["policy"] == name]
         assert len(lines) == sum(summary[name]["histogram"].values()) > 16
+        assert {line["decoding"] for line in lines} == {"greedy"}
     assert summary["steps"] == 2 and 0 < summary["first_step_seconds"] < summary["wall_seconds"]
     assert (workdir / "report.md").read_text().startswith("# SpeciaRL: before and after")
     assert [row["step"] for row in rows_of(workdir)] == [1, 2]
@@ -245,11 +252,13 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     config.unlink()
     evaluate = ("-m", "speciarl_jax.evaluate", f"--workdir={workdir}", "--best_of=2")
     assert "trained, best of 2" in wait(start(*evaluate, quick=True))
-    found = json.loads((workdir / "evaluation.json").read_text())
-    assert {name: found[name] for name in ("base", "trained")} == {
+    found = json.loads((workdir / "metrics.json").read_text())["runs"]
+    assert {run["policy"]: run["score"] for run in found} == {
         name: summary[name] for name in ("base", "trained")
     }
-    assert set(found) == {"base", "trained", "base, best of 2", "trained, best of 2"}
+    assert [[row["n"] for row in run["best_of"]] for run in found] == [[1, 2], [1, 2]]
+    # The greedy answers were there already.
+    assert (workdir / "predictions.jsonl").read_text().startswith(text)
 
 
 def test_a_command_line_without_a_workdir_or_without_the_file_is_refused(start, tmp_path):

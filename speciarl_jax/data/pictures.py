@@ -19,7 +19,19 @@ _BLANK = np.full((56, 56, 3), 128, np.uint8)
 
 
 class BrokenImageError(ValueError):
-    """A picture that cannot be read; the message names the file and what to do."""
+    """A picture that cannot be read; the message names the file and what to do.
+
+    Attributes:
+      reason: the message without what to do about it in training.
+    """
+
+    def __init__(self, where: str, what: str):
+        """Args: where: names the picture. what: is wrong with it, a verb first."""
+        self.reason = f"{where} {what}"
+        super().__init__(
+            f"{self.reason}; restore or remove it, or set config.data.broken_images='leave_out' to "
+            "go on without such pictures (python -m speciarl_jax.data_check lists them all)"
+        )
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
@@ -45,12 +57,12 @@ def decode(data: bytes, where: str) -> np.ndarray:
                 pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError:
         found = "is empty" if not data else "is no picture"
-        raise BrokenImageError(_advice(where, found)) from None
+        raise BrokenImageError(where, found) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
-        raise BrokenImageError(_advice(where, f"cannot be decoded ({error})")) from error
+        raise BrokenImageError(where, f"cannot be decoded ({error})") from error
     height, width = pixels.shape[:2]
     if max(height, width) > _MOST_ASPECT * min(height, width):
-        raise BrokenImageError(_advice(where, f"is {width} x {height} px, too long and thin"))
+        raise BrokenImageError(where, f"is {width} x {height} px, too long and thin")
     return pixels
 
 
@@ -64,15 +76,8 @@ def read(path: str) -> np.ndarray:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise BrokenImageError(_advice(path, f"cannot be read ({error.strerror})")) from None
+        raise BrokenImageError(path, f"cannot be read ({error.strerror})") from None
     return decode(data, path)
-
-
-def _advice(where: str, what: str) -> str:
-    return (
-        f"{where} {what}; restore or remove it, or set config.data.broken_images='leave_out' to "
-        "go on without such pictures (python -m speciarl_jax.data_check lists them all)"
-    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -104,7 +109,7 @@ def check_files(source: Any) -> None:
     """
     missing = source.missing() if hasattr(source, "missing") else []
     if missing:
-        raise BrokenImageError(_advice(missing[0], f"is missing ({len(missing)} such files)"))
+        raise BrokenImageError(missing[0], f"is missing ({len(missing)} such files)")
 
 
 class WithoutBroken:

@@ -97,15 +97,21 @@ def state_for(state: dict[str, Any], was: int, now: int) -> dict[str, Any]:
 
 
 def evaluation_batches(
-    source: Sequence[Any], batch_size: int, *, process: int = 0, processes: int = 1
+    source: Sequence[Any],
+    batch_size: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+    start: int = 0,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each picture once, in order: the indices of a batch and this process's rows of it.
 
     Process p has the p-th of `processes` neighbouring parts, so a batch put together from all
-    processes is in order. The last batch may be short, and a process's part of it empty.
+    processes is in order. The last batch may be short, and a process's part of it empty. The first
+    picture is number `start`.
     """
     share = batch_size // processes
-    for start in range(0, len(source), batch_size):
-        indices = list(range(start, min(start + batch_size, len(source))))
+    for first in range(start, len(source), batch_size):
+        indices = list(range(first, min(first + batch_size, len(source))))
         mine = indices[process * share : (process + 1) * share]
         yield indices, [source[i] for i in mine]

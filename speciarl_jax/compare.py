@@ -1,0 +1,188 @@
+"""Compares evaluations: a table with intervals, and paired tests on the same pictures.
+
+    python -m speciarl_jax.compare runs/quickstart runs/other --out=runs/comparison
+
+Each RUN is a folder that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first one is
+the reference: a policy of another run is compared with the policy of the same name in the first, or
+with all of its policies if there is none. --policies keeps some only. Writes `comparison.json` and
+`comparison.md`.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from speciarl_jax import predictions, run_metrics, statistics
+from speciarl_jax.predictions import GREEDY, Part
+
+_ABOUT = ("data", "pictures", "seed")  # facts that say which pictures there are
+
+
+def read_run(
+    folder: pathlib.Path, wanted: Sequence[str] = ()
+) -> tuple[dict[Part, list[dict[str, Any]]], dict[str, Any]]:
+    """Greedy parts of a folder, and what each was made with.
+
+    Raises:
+      ValueError: there are no predictions, or none of these policies.
+    """
+    if not (folder / predictions.LINES).is_file():
+        raise ValueError(
+            f"{folder} holds no {predictions.LINES}; give folders that python -m "
+            "speciarl_jax.train or speciarl_jax.evaluate wrote to"
+        )
+    parts = {
+        part: lines
+        for part, lines in predictions.Predictions(folder, cut=False).parts().items()
+        if part.decoding == GREEDY and (not wanted or part.policy in wanted)
+    }
+    if not any(predictions.verified(lines) for lines in parts.values()):
+        raise ValueError(
+            f"{folder} holds no greedy answers with verdicts"
+            + (f" of the policies {list(wanted)}" if wanted else "")
+        )
+    return parts, predictions.read_facts(folder)
+
+
+def read_weights(folders: Sequence[pathlib.Path]) -> dict[str, float]:
+    """The weights of specificity that all folders were scored with.
+
+    Raises:
+      ValueError: an evaluation has not ended, or two have other weights.
+    """
+    found = {}
+    for folder in folders:
+        path = folder / run_metrics.FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: let the evaluation end (start it again)")
+        found[str(folder)] = json.loads(path.read_text())["weights"]
+    first, *others = found.values()
+    if any(weights != first for weights in others):
+        raise ValueError(
+            f"the runs weigh specificity differently ({found}); evaluate them with the same "
+            "config.evaluation.weights"
+        )
+    return first
+
+
+def compare(
+    runs: Mapping[str, tuple[Mapping[Part, Any], Mapping[str, Any]]], weights: Mapping[str, float]
+) -> dict[str, Any]:
+    """The figures of all runs, and paired tests against the first.
+
+    Args:
+      runs: name -> what `read_run` gives; the first is the reference.
+      weights: of correct answers (`metrics.score`).
+
+    Returns:
+      {"runs": [...], "comparisons": [...]} as in `metrics.json`, each run and side with its folder
+      as "run".
+
+    Raises:
+      ValueError: two runs were asked about other pictures under one name of a data set.
+    """
+    rows, tests = [], []
+    (first, (reference, known)), *others = runs.items()
+    for name, (parts, _) in runs.items():
+        for part, lines in parts.items():
+            if predictions.verified(lines):
+                rows.append({"run": name} | run_metrics.of_run(part, lines, [], weights))
+    inside = run_metrics.comparisons(reference, weights)
+    tests += [_with_runs(row, first, first) for row in inside]
+    for name, (parts, facts) in others:
+        for b, lines in parts.items():
+            same = [a for a in reference if a.data == b.data]
+            for a in [a for a in same if a[:3] == b[:3]] or same:
+                _check_same(first, a, known, name, b, facts)
+                row = run_metrics.compare(a, reference[a], b, lines, weights)
+                if row:
+                    tests.append(_with_runs(row, first, name))
+    return {"runs": rows, "comparisons": tests}
+
+
+def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
+    return {**row, "a": {"run": a, **row["a"]}, "b": {"run": b, **row["b"]}}
+
+
+def _check_same(first, a, known, name, b, facts) -> None:
+    mine, theirs = known.get(str(a)), facts.get(str(b))
+    if not mine or not theirs:
+        return
+    for key in _ABOUT:
+        if mine.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{first} ({a}) and {name} ({b}) were asked about other pictures: {key} is "
+                f"{mine.get(key)!r} in one and {theirs.get(key)!r} in the other; evaluate both on "
+                "the same"
+            )
+
+
+def to_markdown(found: Mapping[str, Any]) -> str:
+    """Two tables: figures with 95% intervals, and differences with theirs."""
+    lines = ["# Comparison", "", "| run | pictures | " + " | ".join(_HEADS) + " |"]
+    lines.append("|---|---:|" + "---|" * len(_HEADS))
+    for row in found["runs"]:
+        cells = [
+            f"{row['score'][m]:.3f} ({row['intervals'][m][0]:.3f} to {row['intervals'][m][1]:.3f})"
+            for m in statistics.MEASURES
+        ]
+        shares = [f"{100 * row[name]:.1f}%" for name in ("abstain", "unparsed", "unverified")]
+        head = [_name(row, found), str(row["pictures"])]
+        lines.append("| " + " | ".join([*head, *cells, *shares]) + " |")
+    if found["comparisons"]:
+        lines += ["", "| b - a, paired | pictures | " + " | ".join(_HEADS[:3]) + " |"]
+        lines.append("|---|---:|" + "---|" * 3)
+    for row in found["comparisons"]:
+        differences = (row["differences"][m] for m in statistics.MEASURES)
+        cells = [
+            f"{d['value']:+.3f} ({d['interval'][0]:+.3f} to {d['interval'][1]:+.3f}), "
+            + (f"p = {d['p']:.3f}" if d["p"] >= 0.001 else "p < .001")
+            for d in differences
+        ]
+        name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
+        lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
+    lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
+    lines.append("number of comparisons.")
+    return "\n".join(lines) + "\n"
+
+
+_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unverified")
+
+
+def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Folder and policy, and data and prompt where they differ."""
+    parts = [row["run"], row["policy"]]
+    for key in ("data", "prompt"):
+        if len({other[key] for other in found["runs"]}) > 1:
+            parts.append(row[key])
+    return ", ".join(parts).replace("|", "\\|")
+
+
+def main(argv: Sequence[str]) -> None:
+    given, folders = flags.FLAGS, [pathlib.Path(name) for name in argv[1:]]
+    if not folders:
+        raise app.UsageError("give the folders of evaluations")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise app.UsageError("a folder was given twice")
+    runs = {str(folder): read_run(folder, given.policies) for folder in folders}
+    found = compare(runs, read_weights(folders))
+    text = to_markdown(found)
+    out = pathlib.Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "comparison.md").write_text(text)
+    print(text)
+    print(f"{out / 'comparison.json'}\n{out / 'comparison.md'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "runs/comparison", "Folder for the results.")
+    flags.DEFINE_list("policies", [], "Only these policies.")
+    try:
+        app.run(main)
+    except ValueError as error:
+        sys.exit(f"compare: {error}")

@@ -1,0 +1,267 @@
+r"""Names what is in pictures: one name an image, as specific as the policy's own answers agree on.
+
+    python -m speciarl_jax.predict photos/ more/eagle.jpg --workdir=runs/quickstart
+    python -m speciarl_jax.predict photos/ --model=emoji_tiny --json
+    python -m speciarl_jax.predict photos/ --model=exports/merged --tree=birds.json
+
+Several answers are sampled about each picture. The name is the most specific one that --confidence
+of them support (the rule: `speciarl_jax/naming.py`); the path shows the support of the names above
+it. With --workdir the trained policy of a run answers, with --model a checkpoint folder or a policy
+that ships with the package. The label tree is --tree, or that of the data of the configuration;
+without one, only equal names support each other. Files and folders are read, in the order given.
+Broken pictures are reported and passed over, and the exit status is then 1.
+"""
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from speciarl_jax import assemble, checkpoint, naming, policies, sharding
+from speciarl_jax.data import folder, label_tree, listing, pictures
+from speciarl_jax.verify import taxonomy_file
+
+_CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+# Pictures of any size come here: a ladder of sizes keeps compiled programs few.
+_BUCKET_GROWTH = 1.25
+
+
+def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that were asked for, each once, and what is wrong with the others.
+
+    Args:
+      places: files, taken as they are, and folders, searched for pictures by their endings.
+
+    Raises:
+      ValueError: a place is a URL.
+    """
+    found, wrong = [], []
+    for place in places:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place):
+            raise ValueError(f"{place} is a URL; download the picture and give the file")
+        path = pathlib.Path(place)
+        if not path.is_dir():
+            found.append(str(path))
+            continue
+        try:
+            names, _ = folder.scan(path)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        found += [str(path / name) for name in names]
+    return list(dict.fromkeys(found)), wrong
+
+
+def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Paths and rows for the prompt builder; what is wrong with the others goes to `wrong`.
+
+    The content decides about a picture's samples, not its name or the pictures beside it.
+    """
+    for path in paths:
+        try:
+            image = pictures.read(path)
+        except pictures.BrokenImageError as error:
+            wrong.append(error.reason)
+            continue
+        image_id = listing.stable_hash(f"{image.shape} {image.tobytes().hex()}") >> 33
+        yield path, {"image": image, "image_id": image_id, "label_index": 0}
+
+
+class Predictor:
+    """Samples answers about pictures; compiled once a size on the ladder."""
+
+    def __init__(
+        self, run: assemble.Run, lora: Any, *, samples: int, batch_size: int, seed: int = 0
+    ):
+        """Prepares the program.
+
+        Args:
+          run: policy; needs no verifier.
+          lora: its adapters.
+          samples: answers a picture.
+          batch_size: pictures a call.
+          seed: of sampling.
+
+        Raises:
+          ValueError: numbers below 1, or a batch that the mesh cannot cut.
+        """
+        if samples < 1:
+            raise ValueError(f"--samples is {samples}; it must be at least 1")
+        sharding.check_batch(run.mesh, "--batch_size", batch_size)
+        self._run, self._lora = run, lora
+        self.batch_size, self._key = batch_size, jax.random.key(seed)
+        sampler = run.sampler(samples, run.config.rollout.max_tokens)
+
+        def program(lora, base, batch, key, temperature, top_p):
+            _, rollout = sampler(lora, base, batch, key, temperature, top_p)
+            return rollout.tokens_BNT, rollout.mask_BNT
+
+        self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+        """Whole responses about each of at most `batch_size` pictures."""
+        run, options = self._run, self._run.config.evaluation
+        batch = sharding.put_batch(run.mesh, run.builder(rows, self.batch_size))
+        found = self._program(
+            self._lora,
+            run.base,
+            batch,
+            self._key,
+            np.float32(options.best_of_temperature),
+            np.float32(options.best_of_top_p),
+        )
+        tokens_BNT, mask_BNT = (np.asarray(x)[: len(rows)] for x in found)
+        return run.answers(tokens_BNT, mask_BNT)
+
+
+def predict(
+    predictor: Predictor,
+    paths: Sequence[str],
+    tree: naming.NameTree,
+    confidence: float,
+    wrong: list[str],
+) -> Iterator[tuple[str, naming.Choice]]:
+    """A name for each picture that can be read, in order.
+
+    Args:
+      predictor: samples answers.
+      paths: of files.
+      tree: what stands above names.
+      confidence: as for `naming.choose`.
+      wrong: receives what is wrong with the other files.
+    """
+    waiting: list[tuple[str, dict[str, Any]]] = []
+
+    def answered():
+        responses = predictor([row for _, row in waiting])
+        for (path, _), said in zip(waiting, responses, strict=True):
+            yield path, naming.choose(said, tree, confidence)
+        waiting.clear()
+
+    for item in read_pictures(paths, wrong):
+        waiting.append(item)
+        if len(waiting) == predictor.batch_size:
+            yield from answered()
+    if waiting:
+        yield from answered()
+
+
+def as_json(path: str, choice: naming.Choice) -> str:
+    """One line; `name` is null where the answers agree on nothing."""
+    return json.dumps(
+        {
+            "image": path,
+            "name": choice.name,
+            "agreement": round(choice.agreement, 4),
+            "path": [{"name": n, "agreement": round(a, 4)} for n, a in choice.path],
+            "answers": {name: count for name, count in choice.answers.items() if name},
+            "declined": choice.answers.get("", 0),
+            "unread": choice.answers.get(None, 0),
+        }
+    )
+
+
+def as_row(path: str, choice: naming.Choice) -> str:
+    """A row of the table for people; control characters are made visible."""
+    way = ", ".join(f"{name} {support:.2f}" for name, support in choice.path)
+    cells = (choice.name or "?", f"{choice.agreement:.2f}", path, f"({way or 'no name'})")
+    text = f"{cells[0]:24}  {cells[1]}  {cells[2]}  {cells[3]}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def read_tree(path: str | None, config: ml_collections.ConfigDict | None) -> naming.NameTree:
+    """The label tree of a file, or of the data of a configuration; an empty one without either.
+
+    Raises:
+      ValueError: the file holds no tree.
+    """
+    if not path and config is not None:
+        path = assemble.verifier_options(config).get("path", "")
+        path = path if str(path).endswith(".json") else ""
+        try:
+            path = path or label_tree.path_of(assemble.open_sources(config))
+        except ValueError as error:
+            logging.warning("there is no label tree, so only equal names count: %s", error)
+    return naming.NameTree(taxonomy_file.read(path), str(path)) if path else naming.NameTree()
+
+
+def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDict | None]:
+    """The policy that the flags ask for: a run, its adapters, and where a label tree may be found.
+
+    Raises:
+      ValueError: there is no such policy.
+    """
+    if given.workdir:
+        config = policies.read_config(pathlib.Path(given.workdir))
+        (policy,) = policies.named([policies.TRAINED], pathlib.Path(given.workdir), given.step)
+        about = config
+    else:
+        shipped = assemble.model_folder(given.model).parent == assemble.SHIPPED
+        config, about = given.config, given.config
+        if config is None:
+            name = "quickstart.py" if shipped else "base.py"
+            config = policies.config_from_file(_CONFIGS / name)
+            # The data of base.py have nothing to do with a user's checkpoint.
+            about = config if shipped else None
+        (policy,) = policies.named([given.model], pathlib.Path())
+    with config.unlocked():
+        config.model.update(policy.model)
+        config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
+        config.rollout.max_tokens = given.max_tokens or config.rollout.max_tokens
+        if given.prompt:
+            config.data.prompt = given.prompt
+    run = assemble.policy_run(config, sharding.make_mesh(**config.mesh))
+    return run, policy.adapters(run), about
+
+
+def main(argv: Sequence[str]) -> int:
+    given = flags.FLAGS
+    if len(argv) < 2 or bool(given.workdir) == bool(given.model):
+        raise app.UsageError(
+            "give pictures or folders, and either --workdir=FOLDER of a training run or "
+            "--model=FOLDER of a checkpoint"
+        )
+    logging.set_verbosity(logging.WARNING)
+    checkpoint.quieten_orbax()
+    if not 0 < given.confidence <= 1:
+        raise ValueError(f"--confidence is {given.confidence}; it must be above 0 and at most 1")
+    paths, wrong = find_pictures(argv[1:])
+    if paths:
+        run, lora, config = open_policy(given)
+        predictor = Predictor(
+            run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
+        )
+        tree = read_tree(given.tree, config)
+        show = as_json if given.json else as_row
+        for path, choice in predict(predictor, paths, tree, given.confidence, wrong):
+            print(show(path, choice), flush=True)
+    for reason in wrong:
+        print(f"predict: {reason}; passed over", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Configuration that goes with --model.")
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
+    flags.DEFINE_string("model", None, "Checkpoint folder, PEFT folder, or emoji_tiny.")
+    flags.DEFINE_string("tree", None, "Label tree (JSON, speciarl_jax/verify/taxonomy_file.py).")
+    flags.DEFINE_string("prompt", None, "Prompt; that of the configuration by default.")
+    flags.DEFINE_float("confidence", 0.7, "Share of the answers that must support the name.")
+    flags.DEFINE_integer("samples", 16, "Answers a picture.")
+    flags.DEFINE_integer("max_tokens", None, "Of an answer; that of the configuration by default.")
+    flags.DEFINE_integer("batch_size", 8, "Pictures at once.")
+    flags.DEFINE_integer("seed", 0, "Of sampling.")
+    flags.DEFINE_bool("json", False, "Print JSON lines.")
+    try:
+        app.run(main)
+    except ValueError as error:
+        sys.exit(f"predict: {error}")

@@ -1,0 +1,204 @@
+"""The answers and verdicts of an evaluation on disk, written as they come and kept after a kill.
+
+`predictions.jsonl` has a line for each policy, data set, prompt, decoding and picture:
+
+    {... the picture's row ..., "index": 0, "policy": "base", "data": "emoji", "prompt": "base",
+     "decoding": "greedy", "responses": ["..."], "categories": ["specific"]}
+
+`predictions_facts.json` says what each part was made with; a part of another configuration is
+refused. A line that a kill cut short is dropped.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from speciarl_jax.verify.category import Category
+
+LINES, FACTS = "predictions.jsonl", "predictions_facts.json"
+GREEDY, SAMPLES = "greedy", "samples"
+# Stands for the verdict of an answer that has none.
+UNVERIFIED = "unverified"
+_BY_NAME = {c.name.lower(): c for c in Category}
+
+
+class Part(NamedTuple):
+    """One pass over a data set. The fields are those of its lines."""
+
+    policy: str
+    data: str
+    prompt: str
+    decoding: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+def names_of(category_N: np.ndarray, valid_N: np.ndarray) -> list[str]:
+    """Lower-case names of categories, `UNVERIFIED` where there is no verdict."""
+    return [
+        Category(int(c)).name.lower() if known else UNVERIFIED
+        for c, known in zip(category_N, valid_N, strict=True)
+    ]
+
+
+def verified(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines all of whose answers have a verdict."""
+    return [line for line in lines if UNVERIFIED not in line["categories"]]
+
+
+def categories(lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """int32 [B, N] `Category` of lines with verdicts."""
+    rows = [[_BY_NAME[name] for name in line["categories"]] for line in lines]
+    return np.array(rows, np.int32).reshape(len(rows), -1)
+
+
+def part_of(line: Mapping[str, Any]) -> Part:
+    """The part that a line belongs to."""
+    return Part(*(line[name] for name in Part._fields))
+
+
+class Predictions:
+    """The lines of a folder. One process writes; nobody else may write at the same time."""
+
+    def __init__(self, folder: str | os.PathLike, *, cut: bool = True):
+        """Reads what is there, and cuts off a line that is not whole.
+
+        Args:
+          folder: exists; may hold nothing yet.
+          cut: False leaves such a line in the file, for one who only reads.
+
+        Raises:
+          ValueError: a whole line is damaged; names it.
+        """
+        self._path = epath.Path(folder) / LINES
+        self._facts_path = epath.Path(folder) / FACTS
+        self._facts = read_facts(folder)
+        self._all: list[dict[str, Any]] = []
+        if self._path.exists():
+            content = self._path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if cut and whole < len(content):
+                _replace(self._path, content[:whole].decode("utf-8", "replace"))
+            self._all = _parse(content[:whole], self._path)
+        self._parts: dict[Part, list[dict[str, Any]]] = {}
+        for line in self._all:
+            self._parts.setdefault(part_of(line), []).append(line)
+
+    def parts(self) -> dict[Part, list[dict[str, Any]]]:
+        """The lines of each part, in the order of the file."""
+        return self._parts
+
+    def lines(self, part: Part) -> list[dict[str, Any]]:
+        """The lines of a part."""
+        return self._parts.get(part, [])
+
+    def begin(self, part: Part, facts: Mapping[str, Any], *, overwrite: bool = False) -> int:
+        """Opens a part, new or to be gone on with.
+
+        Args:
+          part: which.
+          facts: what it is made with; JSON-able. "policy" is the same in all parts of a policy.
+          overwrite: drop what is there of this part if it was made with something else, and what is
+            there of another policy under this name.
+
+        Returns:
+          The `index` after its last line.
+
+        Raises:
+          ValueError: it, or another part of its policy, was made with something else; says what
+            differs.
+        """
+        facts = json.loads(json.dumps(facts))
+        if stale := [other for other in self._parts if self._contradicts(other, part, facts)]:
+            if not overwrite:
+                was = self._facts.get(str(stale[0]), {})
+                raise ValueError(_differences(self._path, stale[0], was, facts))
+            self._all = [line for line in self._all if part_of(line) not in stale]
+            for other in stale:
+                del self._parts[other]
+            self.rewrite()
+        if self._facts.get(str(part)) != facts:
+            self._facts[str(part)] = facts
+            _replace(self._facts_path, json.dumps(self._facts, indent=1, sort_keys=True) + "\n")
+        return self.lines(part)[-1]["index"] + 1 if self.lines(part) else 0
+
+    def _contradicts(self, other: Part, part: Part, facts: Mapping[str, Any]) -> bool:
+        known = self._facts.get(str(other), {})
+        if other == part:
+            return known != facts
+        return other.policy == part.policy and known.get("policy") != facts.get("policy")
+
+    def append(self, part: Part, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes lines of a part and hands them to the system; they outlive this process."""
+        new = [dict(line) | part._asdict() for line in lines]
+        # The answers last: a line is read by people, too.
+        new = [
+            {k: v for k, v in line.items() if k not in ("responses", "categories")}
+            | {k: line[k] for k in ("responses", "categories")}
+            for line in new
+        ]
+        with self._path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in new))
+        self._all += new
+        self._parts.setdefault(part, []).extend(new)
+
+    def rewrite(self) -> None:
+        """Writes the file anew, after lines were changed in place."""
+        _replace(self._path, "".join(json.dumps(line) + "\n" for line in self._all))
+
+
+def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
+    """What the parts of a folder were made with; empty where it says nothing.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = epath.Path(folder) / FACTS
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); delete it and {LINES} beside it, and start again"
+        ) from None
+
+
+def _parse(content: bytes, path: epath.Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            part_of(row), row["index"], row["responses"], row["categories"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error!r}); delete the file, or this line and "
+                "those after it"
+            ) from None
+        found.append(row)
+    return found
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old or the new one."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def _differences(path: epath.Path, part: Part, was: Mapping, now: Mapping) -> str:
+    lines = [
+        f"  {key}: {was.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    return (
+        f"{path} holds answers of {part} that were made with something else (there -> now):\n"
+        + "\n".join(lines)
+        + "\ngive another --workdir, or --overwrite to replace them"
+    )

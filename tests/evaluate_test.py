@@ -1,0 +1,108 @@
+"""Several policies about several data sets, from the plan to the metrics."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import small_run
+
+from speciarl_jax import assemble, evaluate, evaluation, policies, predictions, run_metrics
+from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.predictions import Part
+
+OPTIONS = {"split": "held_out", "image_size": 24, "domains": small_run.DOMAINS, "views": 1}
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    config = small_config()
+    config.evaluation.sets = ml_collections.ConfigDict(
+        {
+            level: {"name": "emoji", "options": {**OPTIONS, "difficulty": level}}
+            for level in ("easy", "hard")
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def plan(config, policy_folder, tmp_path_factory):
+    return evaluate.Plan(
+        policies=policies.named(["base", f"copy={policy_folder}"], tmp_path_factory.mktemp("none")),
+        sets=evaluate.data_sets(config, []),
+        prompts=["base"],
+        own_data=False,
+    )
+
+
+def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, config, tmp_path):
+    store = predictions.Predictions(tmp_path)
+    evaluate.evaluate(plan, store)
+    parts = store.parts()
+    assert list(parts) == [
+        Part(policy, data, "base", "greedy") for policy in ("base", "copy") for data in plan.sets
+    ]
+    said = {part: [line["responses"] for line in lines] for part, lines in parts.items()}
+    for data in plan.sets:
+        # The same weights from another folder.
+        base, copy = (Part(policy, data, "base", "greedy") for policy in ("base", "copy"))
+        assert said[base] == said[copy]
+        assert {line["difficulty"] for line in parts[base]} == {data}
+        source = assemble.open_source(plan.sets[data], config.evaluation.seed)
+        assert [line["index"] for line in parts[base]] == list(range(len(source)))
+    assert (
+        said[Part("base", "easy", "base", "greedy")] != said[Part("base", "hard", "base", "greedy")]
+    )
+    found = run_metrics.of_parts(parts, dict(config.evaluation.weights))
+    assert [(row["b"]["policy"], row["b"]["data"]) for row in found["comparisons"]] == [
+        ("copy", "easy"),
+        ("copy", "hard"),
+    ]
+    table = evaluate.table(parts, dict(config.evaluation.weights))
+    assert "| base, easy " in table and "| copy, hard " in table
+
+    before = (tmp_path / predictions.LINES).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.Evaluator, "_build", None)
+        evaluate.evaluate(plan, predictions.Predictions(tmp_path))
+    assert (tmp_path / predictions.LINES).read_bytes() == before
+
+
+def test_sets_come_from_files_of_configurations_too(config, tmp_path, policy_folder):
+    path = tmp_path / "vehicles.py"
+    path.write_text(
+        "import small_run\n\n\ndef get_config():\n"
+        f"    return small_run.small_config({str(policy_folder)!r}, data__options__views=3)\n"
+    )
+    sets = evaluate.data_sets(config, [str(path)])
+    assert list(sets) == ["vehicles"]
+    options = sets["vehicles"].data.options
+    # Those of its evaluation come before those of its training.
+    assert (options.split, options.views, options.image_size) == ("held_out", 1, 24)
+    assert not sets["vehicles"].evaluation.options and config.evaluation.sets
+    with pytest.raises(ValueError, match="there is no configuration .*missing.py"):
+        evaluate.data_sets(config, [str(tmp_path / "missing.py")])
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="empty.py is no configuration; it needs a function"):
+        evaluate.data_sets(config, [str(tmp_path / "empty.py")])
+
+
+def test_a_set_without_options_is_refused(small_config):
+    config = small_config()
+    config.evaluation.sets = ml_collections.ConfigDict({"mine": {"name": "folder"}})
+    with pytest.raises(ValueError, match="evaluation.sets.mine has the keys .'name'.; it needs"):
+        evaluate.data_sets(config, [])
+
+
+def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), run.lora)
+    base = str(assemble.model_folder(run.config.model.path))
+    peft.save_adapter(tmp_path / "mine", run.model_config, peft.AdapterConfig(3, 12.0, base), lora)
+    (policy,) = policies.named([str(tmp_path / "mine")], tmp_path)
+    assert policy.name == "mine"
+    assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0, "path": base}
+    got, want = (small_run.arrays(x) for x in (policy.adapters(run), lora))
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)

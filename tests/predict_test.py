@@ -1,0 +1,182 @@
+"""Naming pictures from files of every kind, as somebody would who has just installed this."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from speciarl_jax import naming, policies, predict
+from speciarl_jax.data import emoji
+
+GOOD = ["animated.gif", "deep.png", "grey.png", "huge.jpg", "palette.png", "photo.jpg"]
+GOOD += ["plain.png", "rgba.png", "rotated.jpg", "sub/inner.bmp", "tiny.png", "web.webp"]
+BROKEN = {
+    "cut.jpg": "cannot be decoded",
+    "empty.webp": "is empty",
+    "text.png": "is no picture",
+    "thin.png": "is 900 x 3 px, too long and thin",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of pictures of all kinds; some are broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "sub").mkdir()
+    source = emoji.Source(split="held_out", difficulty="easy", image_size=64, seed=1)
+    image = Image.fromarray(source[5]["image"])
+    image.save(folder / "plain.png")
+    image.save(folder / "sub" / "inner.bmp")
+    image.save(folder / "web.webp", lossless=True)
+    image.resize((200, 150)).save(folder / "photo.jpg")
+    image.resize((3000, 2000)).save(folder / "huge.jpg")
+    image.convert("L").save(folder / "grey.png")
+    image.quantize().save(folder / "palette.png", transparency=0)
+    rgba = image.convert("RGBA")
+    rgba.putalpha(128)
+    rgba.save(folder / "rgba.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(
+        folder / "deep.png"
+    )
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be turned by a quarter
+    image.transpose(Image.Transpose.ROTATE_90).save(
+        folder / "rotated.jpg", exif=exif, quality=100, subsampling=0
+    )
+    image.save(folder / "animated.gif", save_all=True, append_images=[image.rotate(90)])
+    Image.new("RGB", (1, 1), "red").save(folder / "tiny.png")
+    Image.new("RGB", (900, 3), "blue").save(folder / "thin.png")
+    whole = io.BytesIO()
+    image.resize((200, 200)).save(whole, "JPEG")
+    (folder / "cut.jpg").write_bytes(whole.getvalue()[:700])
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.webp").write_bytes(b"")
+    (folder / "notes.txt").write_text("passed over")
+    return folder
+
+
+def test_folders_are_searched_and_files_taken_as_they_are_each_once(photos, tmp_path):
+    one = str(photos / "plain.png")
+    found, wrong = predict.find_pictures([one, str(photos), str(photos / "notes.txt"), one])
+    assert found[0] == one and found[-1].endswith("notes.txt") and not wrong
+    names = sorted(name[len(str(photos)) + 1 :] for name in found[:-1])
+    assert names == sorted([*GOOD, *BROKEN])
+    assert predict.find_pictures([str(tmp_path)])[1][0].startswith(f"{tmp_path} holds no picture")
+    for url in ("https://example.org/a.jpg", "file:///a.jpg"):
+        with pytest.raises(ValueError, match=f"{url} is a URL; download the picture"):
+            predict.find_pictures([one, url])
+
+
+def test_pictures_that_cannot_be_read_are_told_apart_from_the_others(photos):
+    paths, wrong = predict.find_pictures([str(photos), str(photos / "missing.png")])
+    rows = {path[len(str(photos)) + 1 :]: row for path, row in predict.read_pictures(paths, wrong)}
+    assert sorted(rows) == GOOD
+    reasons = BROKEN | {"missing.png": "cannot be read (No such file or directory)"}
+    for (name, reason), said in zip(sorted(reasons.items()), sorted(wrong), strict=True):
+        assert said.startswith(f"{photos / name} {reason}") and "config." not in said
+    # Upright, all of 16 bits, on white, the first frame: what a person sees.
+    plain = rows["plain.png"]["image"].astype(int)
+    for name, tolerance in (("rotated.jpg", 12), ("animated.gif", 30), ("web.webp", 0)):
+        assert np.abs(rows[name]["image"] - plain).mean() <= tolerance, name
+    grey = np.asarray(Image.fromarray(plain.astype(np.uint8)).convert("L")).astype(int)
+    for name in ("grey.png", "deep.png"):
+        assert np.abs(rows[name]["image"][..., 0] - grey).max() <= 1, name
+    assert np.abs(rows["rgba.png"]["image"] - (plain + 255) / 2).max() <= 2
+    assert rows["plain.png"]["image_id"] == rows["sub/inner.bmp"]["image_id"]
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return predict.Predictor(run, run.lora, samples=3, batch_size=4)
+
+
+def test_answers_depend_on_the_picture_and_not_on_its_neighbours(photos, predictor):
+    names = [str(photos / name) for name in ("plain.png", "grey.png", "deep.png", "rgba.png")]
+    tree, wrong = naming.NameTree(), []
+
+    def answers(paths):
+        rows = [row for _, row in predict.read_pictures(paths, wrong)]
+        return predictor(rows)
+
+    together = answers(names)
+    assert [len(group) for group in together] == [3] * 4
+    assert together[0] != together[1] and together[1] == together[2]
+    for name, said in zip(names, together, strict=True):
+        assert answers([name]) == [said]
+    five = [*names, str(photos / "text.png"), str(photos / "web.webp")]
+    found = list(predict.predict(predictor, five, tree, 0.5, wrong))
+    assert [path for path, _ in found] == [*names, five[-1]]
+    assert [reason.split(" ", 1)[1] for reason in wrong] == ["is no picture"]
+    assert found[0][1].answers == found[-1][1].answers
+
+
+def test_a_line_and_a_row_say_the_same():
+    choice = naming.Choice(
+        "bird", 0.95, [("eagle", 0.7), ("bird", 0.95)], {"eagle": 14, "bird": 5, "": 1}
+    )
+    assert json.loads(predict.as_json("a b.png", choice)) == {
+        "image": "a b.png",
+        "name": "bird",
+        "agreement": 0.95,
+        "path": [{"name": "eagle", "agreement": 0.7}, {"name": "bird", "agreement": 0.95}],
+        "answers": {"eagle": 14, "bird": 5},
+        "declined": 1,
+        "unread": 0,
+    }
+    row = predict.as_row("a b.png", choice)
+    assert row.split() == "bird 0.95 a b.png (eagle 0.70, bird 0.95)".split()
+    none = naming.Choice(None, 0.0, [], {None: 2})
+    assert predict.as_row("x\x1b[2J\n.png", none).startswith("?") and "no name" in (
+        predict.as_row("x", none)
+    )
+    assert predict.as_row("x\x1b[2J\n.png", none).isprintable()
+    assert json.loads(predict.as_json("x", none))["unread"] == 2
+
+
+def test_a_policy_is_found_by_what_its_folder_holds(policy_folder, tmp_path):
+    (model,) = policies.named([f"mine={policy_folder}"], tmp_path)
+    assert model.name == "mine" and model.model == {"path": str(policy_folder)}
+    base, trained = policies.named(["base", "trained"], tmp_path, 20)
+    assert (base.name, trained.name) == ("base", "step_20")
+    for spec, said in (
+        (["nowhere"], "'nowhere' is no policy: neither 'base', 'trained'"),
+        (["runs/a@x"], "behind @ stands the step"),
+        (["base", "base=emoji_tiny"], "two policies have one name"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            policies.named(spec, tmp_path)
+
+
+def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
+    """With the policy and the tree that ship."""
+    command = ("-m", "speciarl_jax.predict", photos, "--model=emoji_tiny", "--samples=8", "--json")
+    process = start(*command, "--confidence=0.6", quick=True)
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 1, printed
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [row["image"][len(str(photos)) + 1 :] for row in rows] == GOOD
+    for row in rows:
+        shares = [step["agreement"] for step in row["path"]]
+        assert shares == sorted(shares)
+        if row["name"]:
+            assert row["agreement"] >= 0.6 and row["name"] in [s["name"] for s in row["path"]]
+        assert sum(row["answers"].values()) + row["declined"] + row["unread"] == 8
+    # The shipped tree knows groups.
+    assert {row["path"][-1]["name"] for row in rows if row["path"]} & {"animal", "food"}
+    assert printed.count("passed over") == len(BROKEN)
+
+
+def test_a_wrong_command_line_says_what_is_wrong(photos, start):
+    picture = photos / "plain.png"
+    cases = [
+        ([picture], "either --workdir=FOLDER of a training run or"),
+        (["http://a/b.png", "--model=emoji_tiny"], "predict: http://a/b.png is a URL"),
+        ([picture, "--model=/nowhere"], "predict: config.model.path is '/nowhere'"),
+        ([picture, "--model=emoji_tiny", "--confidence=2"], "predict: --confidence is 2.0"),
+    ]
+    running = [(start("-m", "speciarl_jax.predict", *args), said) for args, said in cases]
+    for process, said in running:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode != 0 and said in printed, printed

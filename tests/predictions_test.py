@@ -1,0 +1,232 @@
+"""Answers on disk: what a kill leaves behind, what is refused, and a killed evaluation resumed."""
+
+import concurrent.futures
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from speciarl_jax import evaluation, facts, judging, predictions
+from speciarl_jax.predictions import Part, Predictions
+from speciarl_jax.verify.category import Category
+from speciarl_jax.verify.host_verifier import HostVerifier, Verdicts
+
+PART = Part("base", "emoji", "base", "greedy")
+
+
+def line(index, category="specific"):
+    row = {"image_id": 7 * index, "label": "mug", "index": index}
+    return {**row, "responses": [f"answer {index}"], "categories": [category]}
+
+
+def filled(folder, count=3):
+    store = Predictions(folder)
+    assert store.begin(PART, {"a": 1}) == 0
+    store.append(PART, [line(i) for i in range(count)])
+    return store
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_line_that_is_not_whole_is_dropped_and_the_part_goes_on_after_the_last(tmp_path, cut):
+    filled(tmp_path)
+    path = tmp_path / predictions.LINES
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    reader = Predictions(tmp_path, cut=False)
+    assert len(reader.lines(PART)) == 2 and path.read_bytes() == whole[:-cut]
+    store = Predictions(tmp_path)
+    assert store.begin(PART, {"a": 1}) == 2
+    store.append(PART, [line(2)])
+    assert path.read_bytes() == whole
+
+
+def test_another_configuration_is_refused_and_shows_the_difference_or_replaces(tmp_path):
+    store = filled(tmp_path)
+    other = PART._replace(policy="trained")
+    store.begin(other, {"b": 1})
+    store.append(other, [line(0)])
+    again = Predictions(tmp_path)
+    with pytest.raises(ValueError) as error:
+        again.begin(PART, {"a": 2, "c": [1]})
+    said = str(error.value)
+    assert "base/emoji/base/greedy" in said and "a: 1 -> 2" in said and "c: None -> [1]" in said
+    assert "--overwrite" in said and len(Predictions(tmp_path).lines(PART)) == 3
+    assert again.begin(PART, {"a": 2}, overwrite=True) == 0
+    kept = Predictions(tmp_path)
+    assert kept.lines(PART) == [] and len(kept.lines(other)) == 1
+    assert predictions.read_facts(tmp_path)[str(PART)] == {"a": 2}
+    # What another part was made with does not matter.
+    assert kept.begin(other, {"b": 1}) == 1
+
+
+def test_another_policy_under_the_same_name_is_refused_or_replaces_all_of_its_parts(tmp_path):
+    store, samples = Predictions(tmp_path), PART._replace(decoding="samples")
+    for part in (PART, samples, PART._replace(policy="other")):
+        store.begin(part, {"policy": 1})
+        store.append(part, [line(0)])
+    with pytest.raises(ValueError, match="policy: 1 -> 2"):
+        store.begin(PART._replace(prompt="specific"), {"policy": 2})
+    assert store.begin(PART, {"policy": 2}, overwrite=True) == 0
+    kept = Predictions(tmp_path)
+    assert [part.policy for part in kept.parts()] == ["other"]
+
+
+def test_lines_without_a_word_on_their_origin_are_not_gone_on_with(tmp_path):
+    filled(tmp_path)
+    (tmp_path / predictions.FACTS).unlink()
+    with pytest.raises(ValueError, match="a: None -> 1"):
+        Predictions(tmp_path).begin(PART, {"a": 1})
+
+
+@pytest.mark.parametrize("damage", ["not json", '{"policy": "base"}', "[1, 2]"])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    filled(tmp_path)
+    path = tmp_path / predictions.LINES
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], damage, *rows[2:]]) + "\n")
+    with pytest.raises(ValueError, match="predictions.jsonl, line 2 is damaged"):
+        Predictions(tmp_path)
+
+
+class Killed(Exception):
+    """Stands for the end of the process between two lines."""
+
+
+@pytest.fixture(scope="module")
+def evaluator(run):
+    return evaluation.Evaluator(run, num_rollouts=2)
+
+
+def answered(evaluator, folder, kill_after=None, monkeypatch=None):
+    """The bytes of the lines, and the numbers of the pictures that were sampled."""
+    store, sampled = Predictions(folder), []
+    append, build = store.append, evaluator._build
+
+    def dying(part, lines):
+        append(part, lines)
+        if kill_after is not None and len(store.lines(part)) >= kill_after:
+            raise Killed
+
+    def noted(local, count, start):
+        batch = build(local, count, start)
+        weight = np.asarray(batch.weight_B)[: len(count)]
+        sampled.extend(i for i, w in zip(count, weight, strict=True) if w)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "append", dying)
+        patch.setattr(evaluator, "_build", noted)
+        known = facts.of_part(evaluator.run, evaluator.source, {"adapters": "none"})
+        try:
+            evaluation.answer_part(
+                evaluator, evaluator.run.lora, store, PART, known, temperature=1.0
+            )
+        except Killed:
+            pass
+    return (folder / predictions.LINES).read_bytes(), sampled
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_bytes_and_samples_nothing_twice(
+    evaluator, tmp_path
+):
+    (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
+    whole, sampled = answered(evaluator, tmp_path / "whole")
+    total = len(evaluator.source)
+    assert sampled == list(range(total)) and whole.count(b"\n") == total > 40
+    first, _ = answered(evaluator, tmp_path / "killed", kill_after=20)
+    assert whole.startswith(first) and first.count(b"\n") == 32
+    # The kill took part of a batch with it.
+    path = tmp_path / "killed" / predictions.LINES
+    path.write_bytes(first[: first[:-1].rfind(b"\n") - 5])
+    second, sampled = answered(evaluator, tmp_path / "killed")
+    assert second == whole and sampled == list(range(30, total))
+    third, sampled = answered(evaluator, tmp_path / "killed")
+    assert third == whole and sampled == []
+
+
+class Ill(HostVerifier):
+    """Judges by the text, but for what it is ill for; remembers what it was asked."""
+
+    def __init__(self):
+        self.ill, self.asked = lambda text: False, []
+
+    def submit(self, responses, label_index):
+        self.asked += [text for group in responses for text in group]
+        shape = (len(responses), len(responses[0]) if responses else 2)
+        category = [sum(map(ord, text)) % 7 - 1 for group in responses for text in group]
+        valid = [not self.ill(text) for group in responses for text in group]
+        future = concurrent.futures.Future()
+        future.set_result(
+            Verdicts(
+                np.array(category, np.int32).reshape(shape),
+                np.array(valid, bool).reshape(shape),
+                np.zeros(shape, bool),
+                np.zeros(shape, np.float32),
+            )
+        )
+        return future
+
+    def troubles(self):
+        return "it is ill"
+
+    def close(self):
+        pass
+
+
+def test_failed_verdicts_are_asked_for_again_and_nothing_else(run, tmp_path):
+    judge = Ill()
+    evaluator = evaluation.Evaluator(dataclasses.replace(run, verifier=judge), num_rollouts=2)
+    (tmp_path / "well").mkdir(), (tmp_path / "ill").mkdir()
+    want, _ = answered(evaluator, tmp_path / "well")
+    assert judge.asked
+    judge.asked, judge.ill = [], lambda text: len(text) % 3 == 0
+    with pytest.raises(judging.JudgeAway, match="base/emoji/base/greedy: .* it is ill"):
+        answered(evaluator, tmp_path / "ill")
+    failed = sorted(filter(judge.ill, judge.asked))
+    text = (tmp_path / "ill" / predictions.LINES).read_text()
+    assert text.count(predictions.UNVERIFIED) == len(failed) > 10
+    judge.asked, judge.ill = [], lambda text: False
+    got, sampled = answered(evaluator, tmp_path / "ill")
+    assert got == want and sampled == [] and sorted(judge.asked) == failed
+
+
+def test_verdicts_come_back_from_their_names():
+    lines = [line(0), line(1, "unparsed"), line(2, predictions.UNVERIFIED)]
+    kept = predictions.verified(lines)
+    np.testing.assert_array_equal(
+        predictions.categories(kept), [[Category.SPECIFIC], [Category.UNPARSED]]
+    )
+    names = predictions.names_of(np.array([4, -1, 2]), np.array([True, True, False]))
+    assert names == ["specific", "unparsed", predictions.UNVERIFIED]
+
+
+def test_facts_name_what_decides_and_nothing_else(run, small_config, evaluator):
+    def of(**changes):
+        config = small_config(**changes)
+        other = dataclasses.replace(run, config=config)
+        return facts.of_part(other, evaluator.source, {"adapters": "none"}, decoding="samples")
+
+    same = of()
+    json.dumps(same)
+    free = {"evaluation__batch_size": 8, "train__steps": 99, "evaluation__weights__generic": 0.5}
+    assert of(**free) == same
+    for change in (
+        {"evaluation__seed": 2},
+        {"evaluation__best_of_temperature": 0.9},
+        {"rollout__max_tokens": 9},
+        {"evaluation__options__difficulty": "hard"},
+        {"verifier__options__max_words": 9},
+        {"model__dtype": "bfloat16"},
+    ):
+        assert of(**change) != same, change
+
+
+def test_adapters_are_known_by_their_numbers(run):
+    import jax
+
+    assert facts.of_adapters(run, run.lora) == {"adapters": "none"}
+    copy = jax.tree.map(lambda x: x + 0, run.lora)
+    moved = jax.tree.map(lambda x: x + 1e-3, run.lora)
+    first, again, other = (facts.of_adapters(run, x) for x in (copy, copy, moved))
+    assert first == again != other
