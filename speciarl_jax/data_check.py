@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from speciarl_jax import assemble
@@ -30,6 +30,7 @@ from speciarl_jax.verify import answer, word_forms
 from speciarl_jax.verify.taxonomy import Taxonomy
 
 _CELL, _CAPTION, _COLUMNS = 128, 16, 10  # pixels, pixels, pictures
+_PICTURE = 120  # pixels, the longer side in its cell
 _FEW = 5
 _CATCH_ALL = {"background", "clutter", "misc", "miscellaneous", "mixed", "other", "others", "test"}
 _LISTED = 20
@@ -80,7 +81,7 @@ def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findin
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         small = Image.fromarray(image)
         size = small.size
-        small.thumbnail((_CELL, _CELL))
+        small.thumbnail((_PICTURE, _PICTURE))
         return row, None, digest, size, small
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -161,15 +162,38 @@ def contact_sheet(found: Findings, path: pathlib.Path, rows: int = 12) -> None:
     chosen = sorted(chosen[: rows * _COLUMNS], key=lambda pair: pair[0])
     height = -(-len(chosen) // _COLUMNS) * (_CELL + _CAPTION)
     sheet = Image.new("RGB", (_COLUMNS * _CELL, max(height, 1)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for i, (label, small) in enumerate(chosen):
         x, y = i % _COLUMNS * _CELL, i // _COLUMNS * (_CELL + _CAPTION)
-        sheet.paste(small, (x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2))
-        text = label
-        while len(text) > 1 and draw.textlength(text) > _CELL - 4:
-            text = text[:-1]
-        draw.text((x + 2, y + _CELL + 1), text, fill="black")
+        # Small pictures are enlarged, pixel by pixel, so that they can be seen.
+        small = ImageOps.contain(small, (_PICTURE, _PICTURE), Image.Resampling.NEAREST)
+        left, top = x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2
+        sheet.paste(small, (left, top))
+        draw.rectangle((x + 2, y + 2, x + _CELL - 3, y + _CELL - 3), outline="lightgrey")
+        draw.text((x + 2, y + _CELL), _caption(label, font), fill="black", font=font)
     sheet.save(path)
+
+
+def _font() -> Any:
+    """DejaVu, which has most alphabets, if it is installed; else Pillow's own, which has Latin."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", 11)
+    except OSError:
+        return ImageFont.load_default(11)
+
+
+def _caption(label: str, font: Any) -> str:
+    """The label as far as it fits under a picture; what the font cannot draw as a code point."""
+    missing = bytes(font.getmask("\uffff"))
+    text = "".join(
+        c if c.isspace() or c.isascii() or bytes(font.getmask(c)) != missing else f"<{ord(c):x}>"
+        for c in label
+    )
+    if font.getlength(text) <= _CELL - 4:
+        return text
+    while text and font.getlength(text + "...") > _CELL - 4:
+        text = text[:-1]
+    return text + "..."
 
 
 def _listed(lines: Sequence[str]) -> list[str]:

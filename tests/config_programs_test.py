@@ -76,7 +76,7 @@ def test_names_resolve_and_numbers_fit_together(name):
 
 def distinct():
     """Names with programs that no name before them has; those that differ in kind are not slow."""
-    quick = {"base", "dapo", "reuse", "rloo", "sft", "gspo:quickstart"}
+    quick = {"base", "dapo", "sft", "gspo:quickstart"}
     found, seen = [], set()
     for name in [*sorted(NAMES, key=lambda n: n not in quick), *CHAINED]:
         config = configs.load(name)

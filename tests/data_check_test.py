@@ -150,3 +150,24 @@ def test_the_program_fails_where_labels_do_not_fit_the_verifier(
     with pytest.raises(SystemExit):
         run_check(config, tmp_path / "out", monkeypatch)
     assert "'none' is also an abstention" in capsys.readouterr().out
+
+
+def test_captions_are_cut_where_it_shows_and_never_boxes():
+    font = data_check.ImageFont.load_default(11)
+    assert data_check._caption("green woodpecker", font) == "green woodpecker"
+    assert data_check._caption("真鴨", font) == "<771f><9d28>"
+    cut = data_check._caption("a name that is much longer than a picture is wide", font)
+    assert cut.startswith("a name that") and cut.endswith("...")
+    assert font.getlength(cut) <= 124
+
+
+def test_pictures_of_any_shape_are_seen_on_the_sheet(tmp_path):
+    found = data_check.Findings("training")
+    for n, size in enumerate([(1, 1), (60, 1), (1, 60), (48, 48)]):
+        found.samples[f"label {n}"].append(Image.new("RGB", size, (200, 0, n)))
+    data_check.contact_sheet(found, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    for n, (width, height) in enumerate([(120, 120), (120, 2), (2, 120), (120, 120)]):
+        rows, columns = np.nonzero((sheet == (200, 0, n)).all(axis=-1))
+        assert np.ptp(columns) + 1 == width and np.ptp(rows) + 1 == height
+        assert 128 * n < columns.min() and columns.max() < 128 * (n + 1)

@@ -1,5 +1,6 @@
 """The real builders on small archives in the official layouts, and reading what they wrote."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -93,7 +94,7 @@ def test_the_index_beside_the_records_changes_nothing(prepared):
 
 
 def test_the_pictures_of_a_split_file_are_taken_from_all_splits(prepared, tmp_path):
-    data, _ = prepared["food101"]
+    data, wanted = prepared["food101"]
     path = tmp_path / "split_zhou_Food101.json"
     rows = [["pho/3.jpg", 1, "pho"], ["apple_pie/4.jpg", 0, "apple pie"]]
     path.write_text(json.dumps({"train": [], "test": rows}))
@@ -102,6 +103,13 @@ def test_the_pictures_of_a_split_file_are_taken_from_all_splits(prepared, tmp_pa
     assert [row["label"] for row in found] == ["pho", "apple pie"]
     for seed, row in zip((3, 4), found, strict=True):
         np.testing.assert_array_equal(row["image"], pictures.decode(archives.picture(seed), ""))
+    sizes = {split: len(names) for split, names in wanted.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        whole = dataclasses.replace(tfds_images.PUBLISHED["food101"], sizes=sizes)
+        patch.setitem(tfds_images.PUBLISHED, "food101", whole)
+        options = {"dataset": "food101", "data_dir": data, "split_file": str(path)}
+        with pytest.raises(ValueError, match="has 2 pictures in 'test', CoOp's .* food101 30300"):
+            tfds_images.Source(split="test", seed=0, **options)
     path.write_text(json.dumps({"test": [["pho/9.jpg", 1, "pho"]]}))
     with pytest.raises(ValueError, match="names 1 pictures that the data set has not.*pho/9"):
         open_split("food101", data, "test", split_file=str(path))

@@ -32,6 +32,7 @@ class Published:
       name_feature: what names a picture in TFDS.
       aliases: other names of splits.
       crop_bottom: rows of pixels at the lower edge that are no picture.
+      coop_test: pictures of CoOp's test split, where it is not the one of `sizes`.
     """
 
     builder: str
@@ -40,6 +41,7 @@ class Published:
     name_feature: str
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     crop_bottom: int = 0
+    coop_test: int = 0
 
 
 PUBLISHED = {
@@ -51,10 +53,16 @@ PUBLISHED = {
         {"train": 1020, "validation": 1020, "test": 6149},
         102,
         "file_name",
+        coop_test=2463,
     ),
     # What the authors call test is TFDS' validation.
     "food101": Published(
-        "food101:2.1.0", {"train": 75750, "validation": 25250}, 101, "id", {"test": "validation"}
+        "food101:2.1.0",
+        {"train": 75750, "validation": 25250},
+        101,
+        "id",
+        {"test": "validation"},
+        coop_test=30300,
     ),
     "oxford_iiit_pet": Published(
         "oxford_iiit_pet:4.0.0", {"train": 3680, "test": 3669}, 37, "file_name"
@@ -111,7 +119,8 @@ class Source(listing.Listing):
           split: of the data set, or of `split_file`.
           seed: changes nothing.
           data_dir: where it was prepared; "" for TFDS' own folder (~/tensorflow_datasets).
-          check_sizes: refuse a split that has not as many pictures as were published.
+          check_sizes: refuse a split that has not as many pictures as were published, and a test
+            split of `split_file` that has not as many as CoOp's.
           split_file: CoOp's list of pictures (`split_zhou_*.json`); "" for the splits of TFDS.
           subset: as for `listing.choose_subset`.
           subset_seed: as for `listing.choose_subset`.
@@ -136,6 +145,12 @@ class Source(listing.Listing):
             entries += _entries(tree, dataset, name, rows)
         if wanted is not None:
             entries = _pick(entries, wanted, split_file)
+            if check_sizes and split == "test" and published.coop_test not in (0, len(entries)):
+                raise ValueError(
+                    f"{split_file} has {len(entries)} pictures in 'test', CoOp's of {dataset} "
+                    f"{published.coop_test}; take the file from CoOp's own page, or set "
+                    "config.data.options.check_sizes=False if it is meant to be another"
+                )
 
         def read(entry: listing.Entry) -> np.ndarray:
             name, row = entry.place
