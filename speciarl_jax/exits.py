@@ -69,6 +69,8 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
 
     def call(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESTART))
+        # A request for a profile, which nobody takes outside training, must not end the program.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
             main(argv)
         except (app.UsageError, SystemExit):

@@ -70,7 +70,10 @@ class Profiler:
         # The profiler writes to local disks only.
         self._local = pathlib.Path(tempfile.mkdtemp(prefix="profile_"))
         logging.warning("profiling %d steps from step %d on", self._steps, number)
-        jax.profiler.start_trace(self._local)
+        options = jax.profiler.ProfileOptions()
+        # Tracing Python as well crashed the program now and then, with its many threads.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(self._local, profiler_options=options)
 
     def after_step(self, values: Any) -> None:
         """Counts a traced step, and writes the trace after the last.
