@@ -205,6 +205,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
       ValueError: something does not fit; says what, and how to mend it.
       TypeError: an option that a part does not have.
     """
+    model_folder(config.model.path)  # before the pictures are listed
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
     try_parts(config)

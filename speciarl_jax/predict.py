@@ -12,6 +12,7 @@ without one, only equal names support each other. Files and folders are read, in
 Broken pictures are reported and passed over, and the exit status is then 1.
 """
 
+import hashlib
 import json
 import pathlib
 import re
@@ -26,12 +27,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from speciarl_jax import assemble, checkpoint, naming, policies, sharding
-from speciarl_jax.data import folder, label_tree, listing, pictures
+from speciarl_jax.data import folder, label_tree, pictures
 from speciarl_jax.verify import taxonomy_file
 
 _CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Pictures of any size come here: a ladder of sizes keeps compiled programs few.
 _BUCKET_GROWTH = 1.25
+# Larger photographs are shrunk to so many pixels, of 28 x 28 a token, unless the configuration says
+# otherwise.
+_MAX_PIXELS = 1280 * 28 * 28
 
 
 def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -71,7 +75,8 @@ def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str,
         except pictures.BrokenImageError as error:
             wrong.append(error.reason)
             continue
-        image_id = listing.stable_hash(f"{image.shape} {image.tobytes().hex()}") >> 33
+        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        image_id = int.from_bytes(digest[:4], "big") >> 1
         yield path, {"image": image, "image_id": image_id, "label_index": 0}
 
 
@@ -215,6 +220,7 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
+        config.data.max_pixels = given.max_pixels or config.data.max_pixels or _MAX_PIXELS
         config.rollout.max_tokens = given.max_tokens or config.rollout.max_tokens
         if given.prompt:
             config.data.prompt = given.prompt
@@ -258,6 +264,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("confidence", 0.7, "Share of the answers that must support the name.")
     flags.DEFINE_integer("samples", 16, "Answers a picture.")
     flags.DEFINE_integer("max_tokens", None, "Of an answer; that of the configuration by default.")
+    flags.DEFINE_integer("max_pixels", None, "Larger pictures are shrunk to so many.")
     flags.DEFINE_integer("batch_size", 8, "Pictures at once.")
     flags.DEFINE_integer("seed", 0, "Of sampling.")
     flags.DEFINE_bool("json", False, "Print JSON lines.")

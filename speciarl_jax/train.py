@@ -414,6 +414,12 @@ def open_workdir(path: str) -> epath.Path:
     return workdir
 
 
+def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
+    """What the greedy answers of a policy are called in `predictions.jsonl`."""
+    prompt = epath.Path(config.data.prompt).stem
+    return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
+
+
 def greedy_score(
     evaluator: evaluation.Evaluator,
     lora: nnx.State,
@@ -427,8 +433,8 @@ def greedy_score(
     Returns:
       None in all processes but the first, which alone has the answers.
     """
-    run, data = evaluator.run, evaluator.run.config.data
-    part = predictions.Part(name, data.name, epath.Path(data.prompt).stem, predictions.GREEDY)
+    run = evaluator.run
+    part = greedy_part(run.config, name)
     known = facts.of_part(run, evaluator.source, facts.of_adapters(run, lora))
     evaluation.answer_part(evaluator, lora, store, part, known, overwrite=True)
     if store is None:
@@ -473,19 +479,15 @@ def main(argv: Sequence[str]) -> None:
         "first_step_seconds": round(first[0], 1) if first else None,
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    parts = store.parts()
-    run_metrics.write(workdir, run_metrics.of_parts(parts, dict(config.evaluation.weights)))
-    before, after = (
-        next(lines for part, lines in parts.items() if (part.policy, part.decoding) == wanted)
-        for wanted in (("base", predictions.GREEDY), ("trained", predictions.GREEDY))
-    )
+    weights = dict(config.evaluation.weights)
+    run_metrics.write(workdir, run_metrics.of_parts(store.parts(), weights))
     report.write(
         workdir / "report.md",
         summary=summary,
         scores=scores,
         history=report.read_lines(workdir / "metrics.jsonl"),
-        before=before,
-        after=after,
+        before=store.lines(greedy_part(config, "base")),
+        after=store.lines(greedy_part(config, "trained")),
     )
     print(report.table(scores))
     for what, name in (
