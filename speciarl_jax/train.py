@@ -46,6 +46,20 @@ _FREE = (
 )
 
 
+def rollout_function(run: assemble.Run) -> Callable:
+    """(lora, base, batch, step) -> features and rollout, as training samples them; traceable."""
+    config = run.config
+    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
+    temperature = np.float32(config.rollout.temperature)
+    top_p = np.float32(config.rollout.top_p)
+
+    def rollout_of(lora, base, batch, number):
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        return sample(lora, base, batch, key, temperature, top_p)
+
+    return rollout_of
+
+
 def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable:
     """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
     advantage -> update.
@@ -57,15 +71,8 @@ def build_step(run: assemble.Run, optimizer: Any, where: TrainState) -> Callable
     config = run.config
     if config.train.objective == "labels":
         return supervised.build_step(run, optimizer, where)
-    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
-    learn = assemble.learner(run, optimizer)
-    temperature = np.float32(config.rollout.temperature)
-    top_p = np.float32(config.rollout.top_p)
+    rollout_of, learn = rollout_function(run), assemble.learner(run, optimizer)
     copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
-
-    def rollout_of(lora, base, batch, number):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        return sample(lora, base, batch, key, temperature, top_p)
 
     def whole(state, base, verifier, batch, number):
         features_BMD, rollout = rollout_of(state.lora, base, batch, number)
