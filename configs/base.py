@@ -12,6 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
     """The complete configuration; entry points accept no key that is not here."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # Folder of compiled programs, which later runs read instead of compiling; "" for none. Runs may
+    # share it; machines whose processors differ may not.
+    config.compilation_cache = ""
 
     # The policy: a checkpoint folder in the Hugging Face layout, or the name of one that ships with
     # the package ("emoji_tiny").
@@ -57,6 +60,14 @@ def get_config() -> ml_collections.ConfigDict:
     # Pictures of many sizes are padded to steps of a ladder of sizes, each so many times the one
     # before, and so need a handful of compiled programs. 1: no ladder, for pictures of one size.
     config.data.bucket_growth = 1.25
+    # Features of pictures are kept, so that the frozen vision tower need not run for a picture that
+    # was seen before: in the next epoch if nothing augments it, and in the next evaluation.
+    config.data.vision_cache = ml_collections.ConfigDict()
+    config.data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
+    config.data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
+    config.data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
+    # The tower runs for so many pictures at a time, on each device that the batch is cut over.
+    config.data.vision_cache.pictures = 8
 
     # Sampling of the answers that are learned from.
     config.rollout = ml_collections.ConfigDict()
@@ -70,6 +81,11 @@ def get_config() -> ml_collections.ConfigDict:
     # When half of the answers about every picture have ended, a loop of half the width goes on;
     # and so on, so many times. Each time is a loop to compile.
     config.rollout.shrink = 2
+    # Memory: the answers about a batch are sampled in parts, one after the other, so that keys and
+    # values of prompts and answers take at most so many bytes on a device, and parts hold at most
+    # so many pictures (of all devices). 0: no limit. No answer depends on it.
+    config.rollout.cache_bytes = 0
+    config.rollout.chunk_pictures = 0
 
     # The verifier: a module of `speciarl_jax/verify` with a function `create`. Its options are the
     # section of its name or, where there is none, `options`.

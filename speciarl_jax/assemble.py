@@ -17,6 +17,7 @@ from flax import nnx
 
 from speciarl_jax import advantages, lookup, optimizer, scoring, sharding, step
 from speciarl_jax import update as update_lib
+from speciarl_jax import vision_cache as vision_cache_lib
 from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import kl, token_weights
@@ -24,6 +25,7 @@ from speciarl_jax.models.qwen2_5_vl import decoder, hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rewards import overlong
+from speciarl_jax.rollout import memory
 from speciarl_jax.types import PromptBatch
 from speciarl_jax.verify import flax_judge, label_noise
 from speciarl_jax.verify.host_verifier import HostVerifier
@@ -47,6 +49,7 @@ class Run:
       labels: the names on the host; its `leaf_index` numbers the labels.
       verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
       banned_V: tokens that are never sampled.
+      vision_cache: of features, or None.
     """
 
     config: ml_collections.ConfigDict
@@ -60,6 +63,7 @@ class Run:
     labels: Any
     verifier: Any
     banned_V: jax.Array
+    vision_cache: vision_cache_lib.VisionCache | None = None
 
     def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
         """Pictures of `config.data` with some options changed."""
@@ -73,11 +77,52 @@ class Run:
         kept_B = np.pad(kept_B, (0, batch_size - len(rows)))
         return batch.replace(weight_B=batch.weight_B * kept_B.astype(np.float32))
 
+    def place(self, batch: PromptBatch) -> PromptBatch:
+        """The batch whose rows of this process these are, on the devices; with features instead of
+        patches if there is a cache of features.
+
+        All processes must call it together, from their main threads.
+        """
+        batch = self.builder.agree(batch)
+        if self.vision_cache is not None:
+            return self.vision_cache.place(batch)
+        return sharding.put_batch(self.mesh, batch)
+
+    def place_metrics(self) -> dict[str, float]:
+        """What `place` did since this was last asked."""
+        return self.vision_cache.metrics() if self.vision_cache is not None else {}
+
+    def chunks(self, num_rollouts: int, max_tokens: int):
+        """`memory.chunks` but for (B, P).
+
+        Raises:
+          ValueError: the caches of one picture with the longest prompt are too large.
+        """
+        config, text = self.config, self.model_config.text
+        devices = sharding.batch_parts(self.mesh)
+        counted = functools.partial(
+            memory.chunks,
+            token=memory.token_bytes(text, dtypes(config)["dtype"]),
+            answers=num_rollouts,
+            tokens=max_tokens,
+            shrink=config.rollout.shrink,
+            devices=devices,
+            cache_bytes=config.rollout.cache_bytes,
+            chunk_pictures=config.rollout.chunk_pictures,
+        )
+        counted(devices, config.data.max_prompt_tokens)
+        return counted
+
     def sampler(self, num_rollouts: int, max_tokens: int):
-        """`step.sample` but for (lora, base, batch, key, temperature, top_p)."""
+        """`step.sample` but for (lora, base, batch, key, temperature, top_p).
+
+        Raises:
+          ValueError: as for `chunks`.
+        """
         return functools.partial(
             step.sample,
             graphdef=self.graphdef,
+            chunks=self.chunks(num_rollouts, max_tokens),
             num_rollouts=num_rollouts,
             max_tokens=max_tokens,
             eos_id=self.model_config.eos_token_id,
@@ -201,7 +246,9 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
         labels=labels,
         verifier=verifier,
         banned_V=jnp.asarray(banned_V),
+        vision_cache=vision_cache_lib.make(config.data.vision_cache, policy.visual, mesh),
     )
+    run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return run
 
@@ -310,6 +357,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
         ("rollout.max_tokens", config.rollout.max_tokens, 1),
         ("rollout.shrink", config.rollout.shrink, 0),
+        ("rollout.cache_bytes", config.rollout.cache_bytes, 0),
+        ("rollout.chunk_pictures", config.rollout.chunk_pictures, 0),
         ("model.lora_rank", config.model.lora_rank, 1),
         ("train.steps", train.steps, 0),
         ("train.log_every", train.log_every, 1),

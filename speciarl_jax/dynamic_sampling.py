@@ -122,7 +122,7 @@ def build_step(
     def keep(pool, batch, features_BMD, rollout, category_BN, valid_BN):
         reward_BN = reward(category_BN, valid_BN)
         signal_B = advantages.has_signal(reward_BN, valid_BN)
-        bare = batch.replace(patches_BSC=None, layout=None)
+        bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
         fresh = Groups(bare, features_BMD, rollout, category_BN, valid_BN)
         pool = gather(pool, fresh, signal_B, size=size, pad_id=run.model_config.eos_token_id)
         summary = describe(category_BN, valid_BN, reward_BN, signal_B)

@@ -20,7 +20,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, checkpoint, metrics, report
+from speciarl_jax import assemble, checkpoint, compilation_cache, metrics, report
 from speciarl_jax.data import prompts
 from speciarl_jax.evaluation import Evaluator, write_answers
 
@@ -99,10 +99,13 @@ def main(argv: Sequence[str]) -> None:
     checkpoint.quieten_orbax()
     workdir = pathlib.Path(given.workdir)
     if given.config is None:
-        run = assemble.prepare(read_config(workdir))
+        config = read_config(workdir)
+        compilation_cache.enable(config.compilation_cache)
+        run = assemble.prepare(config)
         policies = {"base": run.lora, "trained": trained_adapters(run, workdir, given.step)}
     else:
         workdir.mkdir(parents=True, exist_ok=True)
+        compilation_cache.enable(given.config.compilation_cache)
         run = assemble.prepare(given.config)
         policies = {"base": run.lora}
     if given.prompts:

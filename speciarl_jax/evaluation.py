@@ -123,7 +123,7 @@ class Evaluator:
         batch = self._run.build(rows, share)
         if not local:
             batch = batch.replace(weight_B=np.zeros_like(batch.weight_B))
-        return sharding.put_batch(self._run.mesh, self._run.builder.agree(batch))
+        return self._run.place(batch)
 
 
 def write_answers(path: pathlib.Path, judged: Judged) -> None:

@@ -82,13 +82,18 @@ def place(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Devices that the first axis of a batch is cut over."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, what: str, size: int) -> None:
     """Refuses a number of pictures that the mesh cannot cut evenly.
 
     Raises:
       ValueError: names `what` and both numbers.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if size < 1 or size % parts:
         raise ValueError(
             f"{what} is {size}, which cannot be cut over {parts} devices (mesh data x fsdp); "
@@ -161,6 +166,12 @@ def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     if not shards:
         return np.zeros(0, int), np.zeros((0, *array.shape[1:]), array.dtype)
     return np.concatenate(numbers), np.concatenate(values)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array of `batch_sharding`, in order: undoes `put_batch`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:

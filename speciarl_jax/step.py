@@ -1,5 +1,6 @@
 """One step of the method as pure functions: sample, verify, reward, learn."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from flax import nnx
 
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.types import PromptBatch, Rollout, UpdateBatch
-from speciarl_jax.update import TrainState, cut
+from speciarl_jax.update import TrainState, cut, join
 from speciarl_jax.verify.category import Category
 
 
@@ -23,6 +24,7 @@ def sample(
     top_p: jax.Array,
     *,
     graphdef: nnx.GraphDef,
+    chunks: Callable[[int, int], int] | None = None,
     **options: Any,
 ) -> tuple[jax.Array, Rollout]:
     """Runs the vision tower once a picture and samples N answers about each.
@@ -35,17 +37,33 @@ def sample(
       temperature: 0 is greedy.
       top_p: 1 for the whole distribution.
       graphdef: joins `lora` and `base` into the policy.
+      chunks: (B, P) -> parts that are sampled one after the other, so that their caches fit into
+        memory (`rollout.memory`); None for one. No sample depends on their number.
       **options: of `generate`.
 
     Returns:
       Features [B, M, D] and the answers.
     """
     policy = nnx.merge(graphdef, lora, base)
-    features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
-    rollout = generate(
-        policy, batch, features_BMD, key, temperature=temperature, top_p=top_p, **options
+    features_BMD = encode(policy, batch)
+    answer = functools.partial(
+        generate, policy, key=key, temperature=temperature, top_p=top_p, **options
     )
-    return features_BMD, rollout
+    parts = chunks(*batch.tokens_BP.shape) if chunks is not None else 1
+    if parts == 1:
+        return features_BMD, answer(batch, features_BMD)
+    bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
+    weights = policy.decode_weights(use_lora=True, merge_lora=options.get("merge_lora", False))
+    stacked = jax.tree.map(lambda x: cut(x, parts), (bare, features_BMD))
+    rollout = jax.lax.map(lambda part: answer(*part, weights=weights), stacked)
+    return features_BMD, jax.tree.map(join, rollout)
+
+
+def encode(policy: Any, batch: PromptBatch) -> jax.Array:
+    """Features [B, M, D] of the pictures: those that the batch brings, or the vision tower's."""
+    if batch.features_BMD is not None:
+        return batch.features_BMD
+    return policy.encode_images(batch.patches_BSC, batch.layout)
 
 
 def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> tuple[jax.Array, jax.Array]:

@@ -114,7 +114,7 @@ def build_step(
         policy = nnx.merge(run.graphdef, state.lora, base)
         whole = UpdateBatch(
             prompt=batch.replace(target=None),
-            features_BMD=policy.encode_images(batch.patches_BSC, batch.layout),
+            features_BMD=step.encode(policy, batch),
             rollout=batch.target,
             advantage_BN=jnp.ones((len(batch.weight_B), 1)),
             valid_BN=batch.weight_B[:, None] > 0,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from speciarl_jax import (
     assemble,
+    compilation_cache,
     dynamic_sampling,
     evaluation,
     judging,
@@ -43,6 +44,7 @@ from speciarl_jax.update import TrainState
 _FREE = (
     *("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh."),
     *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
+    *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
 )
 
 
@@ -143,7 +145,7 @@ def train(
         position = {"stream": stream.get_state(), "seconds": earlier}
 
         def next_batch():
-            return sharding.put_batch(run.mesh, run.builder.agree(next(stream)))
+            return run.place(next(stream))
 
         dynamic = config.train.dynamic_sampling.max_rounds > 0
         for number in range(done + 1, config.train.steps + 1):
@@ -154,7 +156,7 @@ def train(
                 journal.flush()
                 checkpoints.save(number - 1, state, position, facts, force=True)
                 raise
-            journal.add(number, values)
+            journal.add(number, values | run.place_metrics())
             last = number == config.train.steps
             if last or checkpoints.due(number):
                 # A run that goes on from a checkpoint writes the rows after it, and no earlier.
@@ -336,6 +338,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     begun = time.time()
     quieten_orbax()
+    compilation_cache.enable(given.config.compilation_cache)
     config, workdir = given.config, open_workdir(given.workdir)
     run = assemble.prepare(config)
     if jax.process_index() == 0:

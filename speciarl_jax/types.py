@@ -11,8 +11,9 @@ class PromptBatch:
     """A batch of pictures with their prompts, ready for the policy.
 
     Attributes:
-      patches_BSC: float32, normalised patches in the order of the published image processor.
-      layout: `VisionLayout` of the pictures.
+      patches_BSC: float32, normalised patches in the order of the published image processor; None
+        once the vision tower has run.
+      layout: `VisionLayout` of the pictures; likewise.
       tokens_BP: int32 prompt tokens, padded on the left.
       mask_BP: bool, true where `tokens_BP` is a token.
       positions_B3P: int32 rotary positions (temporal, height, width).
@@ -21,6 +22,7 @@ class PromptBatch:
       label_index_B: int32, index of the true label in the verifier's tables.
       weight_B: float32, 1 for a picture and 0 for a row that only pads the batch.
       target: `Rollout` of one given answer about each picture, for supervised training; else None.
+      features_BMD: of the pictures, where they come from the cache of features; else None.
     """
 
     patches_BSC: jax.Array
@@ -33,6 +35,7 @@ class PromptBatch:
     label_index_B: jax.Array
     weight_B: jax.Array
     target: Any = None
+    features_BMD: jax.Array | None = None
 
 
 @flax.struct.dataclass

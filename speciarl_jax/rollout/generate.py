@@ -27,6 +27,7 @@ def generate(
     use_lora: bool = True,
     merge_lora: bool = False,
     shrink: int = 0,
+    weights: Any = None,
 ) -> Rollout:
     """Samples answers until each has ended or holds `max_tokens` tokens.
 
@@ -50,6 +51,7 @@ def generate(
       use_lora: False samples from the reference policy.
       merge_lora: decode with a copy of the linear layers to which the adapters are added.
       shrink: how often the loop is made narrower; each time is one more compiled loop.
+      weights: `policy.decode_weights` of these options; made here when None.
 
     Returns:
       `Rollout`.
@@ -65,7 +67,8 @@ def generate(
 
     dtype = hidden_BPD.dtype
     suffix = policy.init_suffix(batch_size, num_rollouts, max_tokens, dtype)
-    weights = policy.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
+    if weights is None:
+        weights = policy.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
     if policy.decoder.unrolled:
         prefix = prefix.by_layer()
 

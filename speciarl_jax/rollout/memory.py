@@ -1,0 +1,76 @@
+"""Memory of decoding: what the caches take, and how many pictures are sampled at once."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+
+
+def token_bytes(text: TextConfig, dtype: Any) -> int:
+    """Bytes of the keys and values of one token: 57,344 for the 7B model in bfloat16."""
+    return 2 * text.num_layers * text.num_kv_heads * text.head_dim * jnp.dtype(dtype).itemsize
+
+
+def picture_bytes(token: int, *, prompt: int, answers: int, tokens: int, shrink: int) -> int:
+    """Bytes of the caches of one picture: of its prompt, which all answers share, and of these.
+
+    Args:
+      token: `token_bytes`.
+      prompt: P, tokens.
+      answers: N.
+      tokens: T, of an answer at most.
+      shrink: as for `generate`; while a loop is made narrower, its wide and its narrow cache exist.
+    """
+    narrow = -(-answers // 2) if shrink and answers > 1 else 0
+    return token * (prompt + (answers + narrow) * tokens)
+
+
+def chunks(
+    images: int,
+    prompt: int,
+    *,
+    token: int,
+    answers: int,
+    tokens: int,
+    shrink: int,
+    devices: int,
+    cache_bytes: int,
+    chunk_pictures: int,
+) -> int:
+    """The fewest parts of equal size, cut evenly over the devices, that a batch is sampled in.
+
+    Args:
+      images: B, a multiple of `devices`.
+      prompt: P, tokens.
+      token: `token_bytes`.
+      answers: N.
+      tokens: T.
+      shrink: as for `generate`.
+      devices: that the pictures are cut over.
+      cache_bytes: of the caches on a device, at most; 0 for no limit.
+      chunk_pictures: at once on all devices, at most; 0 for no limit.
+
+    Raises:
+      ValueError: not even one picture a device fits.
+    """
+    here = images // devices
+    most = chunk_pictures // devices if chunk_pictures else here
+    if not most:
+        raise ValueError(
+            f"config.rollout.chunk_pictures is {chunk_pictures}, but the pictures are cut over "
+            f"{devices} devices (mesh data x fsdp); set it to at least {devices}, or to 0"
+        )
+    if cache_bytes:
+        one = picture_bytes(token, prompt=prompt, answers=answers, tokens=tokens, shrink=shrink)
+        most = min(most, cache_bytes // one)
+        if not most:
+            raise ValueError(
+                f"the decode cache of one picture takes {one:,} bytes ({token:,} a token; prompt "
+                f"of up to {prompt} tokens, {answers} answers of up to {tokens}), but "
+                f"config.rollout.cache_bytes is {cache_bytes:,}; raise it, or lower "
+                "config.rollout.max_tokens, num_rollouts, or config.data.max_prompt_tokens, which "
+                "bounds the prompt"
+            )
+    fewest = -(-here // most)
+    return next(count for count in range(fewest, here + 1) if here % count == 0)
