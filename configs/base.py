@@ -28,6 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.lora_rank = 64
     config.model.lora_alpha = 32.0
     config.model.scan_unroll = 1  # layers a turn of the loop over layers
+    # Over whole sequences (prompts, pictures, answers that are learned from): "xla" makes arrays of
+    # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly).
+    # "auto": splash on TPU.
+    config.model.attention = "auto"
 
     # Devices: sizes of the mesh axes; their product is the number of devices. -1: what is left.
     config.mesh = ml_collections.ConfigDict()

@@ -70,6 +70,12 @@ class Abstract:
     sizes: Sizes
     notes: tuple[str, ...]
 
+    @property
+    def sampled(self) -> int:
+        """Pictures that a call of the rollout gets."""
+        config, host = self.run.config, self.run.verifier is None
+        return assemble.sampled_pictures(config) // (config.verifier.chunks if host else 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -78,11 +84,13 @@ class Program:
     Attributes:
       name: "rollout", "verify" or "update".
       lowered: to be compiled.
-      resident: what lies in memory beside its arguments while it runs.
+      arguments: their shapes and places.
+      resident: likewise, what lies in memory beside its arguments while it runs.
     """
 
     name: str
     lowered: jax.stages.Lowered
+    arguments: Any
     resident: Any
 
 
@@ -159,6 +167,7 @@ def abstract(
             lora_alpha=config.model.lora_alpha,
             scan_unroll=config.model.scan_unroll,
             base_weights=config.model.base_weights,
+            attention=assemble.attention_kind(config.model.attention, mesh),
             rngs=nnx.Rngs(0),
         )
 
@@ -196,46 +205,64 @@ def placed(tree: Any, where: Any) -> Any:
     return jax.tree.map(one, tree, where)
 
 
-def programs(plan: Abstract) -> Iterator[Program]:
+def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     """Traces the programs of a step, one after the other.
 
     A step that is one program (`config.train.fused`) runs the same three after each other, and so
     needs about the memory of the largest.
+
+    Args:
+      plan: the run.
+      only: names of programs; all when empty.
     """
     run, config = plan.run, plan.run.config
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
+
+    def wanted(name):
+        return not only or name in only
+
     if config.train.objective == "labels":
-        batch = batch_of(plan, config.train.batch_size, target=True)
-        program = supervised.build_step(run, plan.optimizer, plan.where)
-        yield Program("update", program.lower(plan.state, run.base, (), batch, number), ())
+        if wanted("update"):
+            arguments = (plan.state, run.base, (), batch_of(plan, len_batch(plan), True), number)
+            program = supervised.build_step(run, plan.optimizer, plan.where)
+            yield Program("update", program.lower(*arguments), arguments, ())
         return
-    host = run.verifier is None
-    sampled = assemble.sampled_pictures(config) // (config.verifier.chunks if host else 1)
-    batch = batch_of(plan, sampled)
     rollout_of = train.rollout_function(run)
-    program = jax.jit(rollout_of, out_shardings=rows)
-    moments = (plan.state.opt_state, run.verifier)
-    yield Program("rollout", program.lower(run.lora, run.base, batch, number), moments)
-    if not host:
-        features, rollout = placed(
-            jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows
-        )
+
+    def sampled(batch):
+        return placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
+
+    batch = batch_of(plan, plan.sampled)
+    if wanted("rollout"):
+        arguments = (run.lora, run.base, batch, number)
+        program = jax.jit(rollout_of, out_shardings=rows)
+        beside = (plan.state.opt_state, run.verifier)
+        yield Program("rollout", program.lower(*arguments), arguments, beside)
+    if run.verifier is not None and wanted("verify"):
+        features, rollout = sampled(batch)
+        arguments = (run.verifier, batch, rollout)
         program = jax.jit(step.verify, out_shardings=rows)
-        rest = (plan.state, run.base, batch.patches_BSC, features)
-        yield Program("verify", program.lower(run.verifier, batch, rollout), rest)
-    batch = batch_of(plan, config.train.batch_size)
-    features, rollout = placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
-    shape = (config.train.batch_size, config.rollout.num_rollouts)
-    category_BN = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    valid_BN = jax.ShapeDtypeStruct(shape, bool, sharding=rows)
-    learn = assemble.learner(run, plan.optimizer)
-    program = jax.jit(learn, donate_argnums=0, out_shardings=(plan.where, copies))
-    arguments = (plan.state, run.base, batch, features, rollout, category_BN, valid_BN)
-    yield Program("update", program.lower(*arguments), run.verifier)
+        beside = (plan.state, run.base, batch.patches_BSC, features)
+        yield Program("verify", program.lower(*arguments), arguments, beside)
+    if wanted("update"):
+        batch = batch_of(plan, len_batch(plan))
+        shape = (len_batch(plan), config.rollout.num_rollouts)
+        verdicts = placed(
+            (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
+        )
+        arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
+        learn = assemble.learner(run, plan.optimizer)
+        program = jax.jit(learn, donate_argnums=0, out_shardings=(plan.where, copies))
+        yield Program("update", program.lower(*arguments), arguments, run.verifier)
 
 
-def batch_of(plan: Abstract, pictures: int, *, target: bool = False) -> PromptBatch:
+def len_batch(plan: Abstract) -> int:
+    """Pictures of a step's updates."""
+    return plan.run.config.train.batch_size
+
+
+def batch_of(plan: Abstract, pictures: int, target: bool = False) -> PromptBatch:
     """A batch of shapes."""
     sizes, run = plan.sizes, plan.run
     vision, tokens = run.model_config.vision, run.config.rollout.max_tokens
@@ -246,7 +273,9 @@ def batch_of(plan: Abstract, pictures: int, *, target: bool = False) -> PromptBa
         return jax.ShapeDtypeStruct((pictures, *shape), dtype)
 
     patches = sizes.image_tokens * vision.spatial_merge_size**2
-    answer = Rollout(rows(jnp.int32, 1, tokens), rows(bool, 1, tokens), rows(jnp.float32, 1, tokens))
+    answer = Rollout(
+        rows(jnp.int32, 1, tokens), rows(bool, 1, tokens), rows(jnp.float32, 1, tokens)
+    )
     batch = PromptBatch(
         patches_BSC=rows(jnp.float32, patches, vision.patch_dim),
         layout=jax.tree.map(lambda x: rows(x.dtype, *x.shape[1:]), one),
@@ -273,7 +302,9 @@ def _verifier(
             "needs memory and time beyond what stands here",
         )
     # Only the sizes matter, and the embedded tree's are those of any benchmark's.
-    _, verifier = taxonomy.create([b"x" * _LONGEST_TOKEN] * vocabulary, emoji.TAXONOMY_PATH, **options)
+    _, verifier = taxonomy.create(
+        [b"x" * _LONGEST_TOKEN] * vocabulary, emoji.TAXONOMY_PATH, **options
+    )
     shapes = placed(verifier, sharding.replicated(mesh))
     note = "" if options["path"] else "verify: the label tree is the embedded benchmark's"
     return shapes, (note,) if note else ()

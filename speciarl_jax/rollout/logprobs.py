@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.models import placement
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import sampling
 from speciarl_jax.types import PromptBatch
@@ -66,8 +67,12 @@ def answer_logprobs(
 
     score = _frozen_score if frozen_head else jax.checkpoint(_score)
 
+    # Gathered once, and not for every chunk.
+    head_DV = placement.constrain(policy.head(), None, "vocab")
+
     def score_chunk(chunk):
-        return score(*chunk, policy.head(), banned_V, jnp.asarray(temperature, jnp.float32))
+        chunk = placement.constrain(chunk, "batch", ...)
+        return score(*chunk, head_DV, banned_V, jnp.asarray(temperature, jnp.float32))
 
     logp_BNT, entropy_BNT = _map_chunks(score_chunk, (hidden_BNTD, tokens_BNT), chunk_size)
     return logp_BNT, jax.lax.stop_gradient(entropy_BNT)
