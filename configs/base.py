@@ -46,6 +46,10 @@ def _model() -> ml_collections.ConfigDict:
     model.lora_rank = 64
     model.lora_alpha = 32.0
     model.scan_unroll = 1  # layers a turn of the loop over layers
+    # Over whole sequences (prompts, pictures, answers that are learned from): "xla" makes arrays of
+    # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly).
+    # "auto": splash on TPU.
+    model.attention = "auto"
     return model
 
 

@@ -120,7 +120,7 @@ class Run:
           ValueError: as for `chunks`.
         """
         return functools.partial(
-            step.sample,
+            sharding.on_mesh(self.mesh, step.sample),
             graphdef=self.graphdef,
             chunks=self.chunks(num_rollouts, max_tokens),
             num_rollouts=num_rollouts,
@@ -288,9 +288,24 @@ def load_policy(
         lora_alpha=config.model.lora_alpha,
         scan_unroll=config.model.scan_unroll,
         base_weights=config.model.base_weights,
+        attention=attention_kind(config.model.attention, mesh),
         seed=config.seed,
         put=sharding.put_param(mesh),
     )
+
+
+def attention_kind(name: str, mesh: jax.sharding.Mesh) -> str:
+    """What `config.model.attention` means on these devices, one of `splash.KINDS`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name not in ("auto", "xla", "splash"):
+        raise ValueError(f"config.model.attention is {name!r}; choose 'auto', 'xla' or 'splash'")
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    if name == "auto":
+        return "splash" if tpu else "xla"
+    return "splash_interpret" if name == "splash" and not tpu else name
 
 
 def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -527,7 +542,7 @@ def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
         "remat": config.train.remat,
         "answer_widths": config.train.answer_widths,
     }
-    return functools.partial(update_lib.update, **options | changes)
+    return functools.partial(sharding.on_mesh(run.mesh, update_lib.update), **options | changes)
 
 
 def learner(run: Run, optimizer_: Any) -> Any:
@@ -554,7 +569,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
     # The only update of a step is its own trainer before the update.
     rescored = loss.old_logp == "trainer" and updates > 1
     return functools.partial(
-        step.learn,
+        sharding.on_mesh(run.mesh, step.learn),
         reward=parts["reward"],
         advantages=parts["advantages"],
         update=update_of(run, optimizer_),

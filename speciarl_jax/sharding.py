@@ -1,6 +1,8 @@
 """The mesh, and which axis of every array lies on which axis of it. No other file knows."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,12 +10,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from speciarl_jax.models import placement
+
 AXES = ("data", "fsdp", "tensor")
 # The batch of pictures is cut over both.
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis of a parameter -> axis of the mesh.
+# Logical axis of a parameter or an activation -> axis of the mesh.
 RULES = {
+    "batch": BATCH_AXES,
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
@@ -138,6 +143,60 @@ def param_sharding(
                 f"{mesh.shape[axis]} parts; make config.mesh.{axis} a divisor of it"
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+class OnMesh:
+    """`placement.Placement`: activations lie as `RULES` says.
+
+    An axis that its part of the mesh does not divide is left whole.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+
+    def _spec(self, shape, axes, whole=frozenset()) -> PartitionSpec:
+        def cut(size, axis):
+            names = self._names(axis)
+            fits = names and not size % math.prod(self._mesh.shape[name] for name in names)
+            return names if fits and not whole & set(names) else None
+
+        return PartitionSpec(*(cut(*each) for each in zip(shape, axes, strict=True)))
+
+    @staticmethod
+    def _names(axis: str | None) -> tuple[str, ...]:
+        where = RULES[axis] if axis is not None else None
+        return (where,) if isinstance(where, str) else where or ()
+
+    def constrain(self, x, axes):
+        where = NamedSharding(self._mesh, self._spec(x.shape, axes))
+        return jax.lax.with_sharding_constraint(x, where)
+
+    def on_each_device(self, function, arrays, axes, out):
+        # Queries are not cut where their keys cannot be.
+        sides = [
+            (size, name)
+            for x, names in zip(arrays, axes, strict=True)
+            for size, axis in zip(x.shape, names, strict=True)
+            for name in self._names(axis)
+        ]
+        whole = frozenset(name for size, name in sides if size % self._mesh.shape[name])
+        specs = tuple(self._spec(x.shape, a, whole) for x, a in zip(arrays, axes, strict=True))
+        # The result is as large as the first argument.
+        out_spec = self._spec(arrays[0].shape, out, whole)
+        return jax.shard_map(
+            function, mesh=self._mesh, in_specs=specs, out_specs=out_spec, check_vma=False
+        )(*arrays)
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """The same function, whose activations are traced to lie as `RULES` says."""
+
+    @functools.wraps(function)
+    def placed(*args, **kwargs):
+        with placement.placing(OnMesh(mesh)):
+            return function(*args, **kwargs)
+
+    return placed if mesh.size > 1 else function
 
 
 def put_param(mesh: Mesh):

@@ -58,6 +58,20 @@ _FREE = (
 )
 
 
+def rollout_function(run: assemble.Run) -> Callable:
+    """(lora, base, batch, step) -> features and rollout, as training samples them; traceable."""
+    config = run.config
+    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
+    temperature = np.float32(config.rollout.temperature)
+    top_p = np.float32(config.rollout.top_p)
+
+    def rollout_of(lora, base, batch, number):
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        return sample(lora, base, batch, key, temperature, top_p)
+
+    return rollout_of
+
+
 def build_step(
     run: assemble.Run, optimizer: Any, where: TrainState, mark: Callable = stopwatch.ignore
 ) -> Callable:
@@ -71,15 +85,8 @@ def build_step(
     config = run.config
     if config.train.objective == "labels":
         return supervised.build_step(run, optimizer, where)
-    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
-    learn = assemble.learner(run, optimizer)
-    temperature = np.float32(config.rollout.temperature)
-    top_p = np.float32(config.rollout.top_p)
+    rollout_of, learn = rollout_function(run), assemble.learner(run, optimizer)
     copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
-
-    def rollout_of(lora, base, batch, number):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        return sample(lora, base, batch, key, temperature, top_p)
 
     def verdicts_of(verifier, batch, rollout):
         category_BN, valid_BN, probability_BN = step.verify_with_probability(

@@ -45,9 +45,12 @@ class VisionCache:
         self._fingerprint = fingerprint(tower)
         self._dtype, self._width = np.dtype(tower.dtype), tower.config.out_hidden_size
         self._rows = pictures * sharding.batch_parts(mesh) // jax.process_count()
+
+        def encode(weights, patches_BSC, layout):
+            return nnx.merge(graphdef, weights)(patches_BSC, layout)
+
         self._encode = jax.jit(
-            lambda weights, patches_BSC, layout: nnx.merge(graphdef, weights)(patches_BSC, layout),
-            out_shardings=sharding.batch_sharding(mesh),
+            sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
         )
         self._found = self._asked = 0
 

@@ -16,7 +16,7 @@ from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
 
 # Prompts of a batch that stands on the ladder of sizes are a multiple of this many tokens long.
-_PROMPT_MULTIPLE = 8
+PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
 
 
@@ -255,7 +255,7 @@ class PromptBuilder:
                 len(ids) - sum(h * w for h, w in row) // unit
                 for ids, row in zip(prompts, grids, strict=True)
             )
-            length = -(-(text + image_tokens) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+            length = -(-(text + image_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
             length = min(length, self.max_prompt_tokens)
         return BatchSizes(windows, image_tokens, length)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import int8, lora
-from speciarl_jax.models.qwen2_5_vl import attention, mrope
+from speciarl_jax.models import int8, lora, placement
+from speciarl_jax.models.qwen2_5_vl import attention, mrope, splash
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
@@ -48,13 +48,14 @@ class Decoder(nnx.Module):
         lora_alpha: float,
         scan_unroll: int,
         base_weights: str = "param_dtype",
+        attention: str = "xla",
         rngs: nnx.Rngs,
     ):
         if base_weights not in BASE_WEIGHTS:
             raise ValueError(
                 f"config.model.base_weights is {base_weights!r}; choose one of {BASE_WEIGHTS}"
             )
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.attention = config, dtype, attention
         self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
         self.scan_unroll = scan_unroll
         count, width = config.num_layers, config.hidden_size
@@ -96,11 +97,13 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of int32 tokens."""
-        return self.embedding[...].astype(self.dtype)[tokens]
+        x = self.embedding[...].astype(self.dtype)[tokens]
+        return placement.constrain(x, "batch", ...)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of final hidden states [..., D]."""
-        return jnp.matmul(hidden, self.head_kernel(), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, self.head_kernel(), preferred_element_type=jnp.float32)
+        return placement.constrain(logits, "batch", ..., "vocab")
 
     def head_kernel(self) -> jax.Array:
         """The head [D, V] in the dtype of the products."""
@@ -114,9 +117,12 @@ class Decoder(nnx.Module):
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
         def attend(q, k, v, carry, layer):
+            if self.attention != "xla":
+                return splash.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
         x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
+        k, v = placement.constrain((k, v), None, "batch", None, "kv_heads", None)
         prefix = PrefixCache(
             k_LBGKP=rearrange(k, "l b p g k -> l b g k p"),
             v_LBGPK=rearrange(v, "l b p g k -> l b g p k"),
@@ -135,9 +141,13 @@ class Decoder(nnx.Module):
         rows = (batch, answers, config.num_kv_heads)
 
         def empty(*shape):
+            def zeros(*shape):
+                axes = [None] * (len(shape) - 5) + ["batch", None, "kv_heads", None, None]
+                return placement.constrain(jnp.zeros(shape, dtype), *axes)
+
             if self.unrolled:
-                return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-            return jnp.zeros((config.num_layers, *shape), dtype)
+                return tuple(zeros(*shape) for _ in range(config.num_layers))
+            return zeros(config.num_layers, *shape)
 
         return SuffixCache(
             k_LBNGKT=empty(*rows, config.head_dim, length),
@@ -268,6 +278,9 @@ class Decoder(nnx.Module):
         order_TT = jnp.tril(jnp.ones((length, length), bool))
 
         def attend(q, k, v, carry, layer):
+            if self.attention != "xla" and length:
+                return splash.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
+
             def split(x):
                 own = rearrange(x[:, prompt:], "b (n t) h k -> b n t h k", n=answers)
                 return x[:, :prompt], own
@@ -321,11 +334,12 @@ class Decoder(nnx.Module):
         def step(state, layer):
             x, *beside, carry = state
             params, adapters, layer = layer
+            x, *beside = placement.constrain((x, *beside), "batch", ...)
             beside = [
                 self._layer(other, params, {}, cos_sin, attend, carry, layer)[0] for other in beside
             ]
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
-            return (x, *beside, carry), kept
+            return (*placement.constrain((x, *beside), "batch", ...), carry), kept
 
         if remat != "none":
             step = jax.checkpoint(step, policy=remat_policy(remat))
@@ -358,6 +372,8 @@ class Decoder(nnx.Module):
 
         h = rms_norm(x, params["attention_norm"], config.norm_eps)
         q, k, v = rotated("q", h), rotated("k", h), heads(linear("v", h))
+        q = placement.constrain(q, "batch", ..., "heads", None)
+        k, v = placement.constrain((k, v), "batch", ..., "kv_heads", None)
         out, carry, kept = attend(q, k, v, carry, layer)
         x = x + linear("o", out.reshape(*out.shape[:-2], -1))
         h = rms_norm(x, params["mlp_norm"], config.norm_eps)

@@ -61,6 +61,7 @@ def load(
     lora_alpha: float = 1.0,
     scan_unroll: int = 1,
     base_weights: str = "param_dtype",
+    attention: str = "xla",
     seed: int = 0,
     put: Put | None = None,
 ) -> tuple[ModelConfig, Qwen25VL]:
@@ -74,6 +75,7 @@ def load(
       lora_alpha: the adapters are scaled by alpha / r.
       scan_unroll: layers a turn of the loop over layers.
       base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
+      attention: over whole sequences, one of `splash.KINDS`.
       seed: of LoRA.
       put: places a parameter on its devices (`Put`); the default device when None.
 
@@ -94,6 +96,7 @@ def load(
             lora_alpha=lora_alpha,
             scan_unroll=scan_unroll,
             base_weights=base_weights,
+            attention=attention,
             rngs=nnx.Rngs(seed),
         )
 

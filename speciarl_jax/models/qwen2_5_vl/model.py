@@ -30,6 +30,7 @@ class Qwen25VL(nnx.Module):
         lora_alpha: float = 1.0,
         scan_unroll: int = 1,
         base_weights: str = "param_dtype",
+        attention: str = "xla",
         rngs: nnx.Rngs,
     ):
         """Random weights; `hf.load` fills them from a checkpoint.
@@ -42,10 +43,16 @@ class Qwen25VL(nnx.Module):
           lora_alpha: the adapters are scaled by alpha / r.
           scan_unroll: layers a turn of the loop over layers.
           base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
+          attention: over whole sequences, one of `splash.KINDS`; decoding has its own.
           rngs: with a `params` stream.
         """
         self.config = config
-        common = {"dtype": dtype, "param_dtype": param_dtype, "scan_unroll": scan_unroll}
+        common = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "scan_unroll": scan_unroll,
+            "attention": attention,
+        }
         self.visual = VisionTower(config.vision, **common, rngs=rngs)
         self.decoder = Decoder(
             config.text,

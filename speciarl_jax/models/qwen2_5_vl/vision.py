@@ -1,5 +1,6 @@
 """The vision tower: patches in, a feature for every 2 x 2 of them out (arXiv 2502.13923, 2.1.1)."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from speciarl_jax.models import placement
+from speciarl_jax.models.qwen2_5_vl import splash
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
 
@@ -38,9 +41,10 @@ class VisionTower(nnx.Module):
         dtype: Any = jnp.bfloat16,
         param_dtype: Any = jnp.bfloat16,
         scan_unroll: int = 1,
+        attention: str = "xla",
         rngs: nnx.Rngs,
     ):
-        self.config = config
+        self.config, self.attention = config, attention
         self.dtype = dtype
         self.scan_unroll = scan_unroll
         width, mlp = config.hidden_size, config.intermediate_size
@@ -91,6 +95,7 @@ class VisionTower(nnx.Module):
             patches_BSC.astype(dtype), jnp.maximum(layout.patch_index_BS, 0)[..., None], axis=1
         )
         x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
+        x_BSD = placement.constrain(x_BSD, "batch", ...)
         rotary = _rotary(layout.hw_BS2, config)
         same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
         same_BSS &= valid_BS[:, None, :]
@@ -111,13 +116,21 @@ class VisionTower(nnx.Module):
             count = len(list(run))
             mine = {name: p[first : first + count] for name, p in blocks.items()}
             first += count
-            if full:
-                mask, cos_sin, x = same_BSS[:, None], rotary, x_BSD
+            if full and self.attention != "xla":
+                segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
+                attend = functools.partial(splash.full, segment_BS=segment_BS, kind=self.attention)
+                cos_sin, x = rotary, x_BSD
+            elif full:
+                attend = functools.partial(_attend, mask=same_BSS[:, None])
+                cos_sin, x = rotary, x_BSD
             else:
-                mask, cos_sin, x = window_mask, tuple(map(cut, rotary)), cut(x_BSD)
+                attend = functools.partial(_attend, mask=window_mask)
+                cos_sin, x = tuple(map(cut, rotary)), cut(x_BSD)
 
-            def step(x, params, mask=mask, cos_sin=cos_sin):
-                return _block(x, params, mask, cos_sin, config, dtype), None
+            def step(x, params, attend=attend, cos_sin=cos_sin):
+                x = placement.constrain(x, "batch", ...)
+                x = _block(x, params, attend, cos_sin, config, dtype)
+                return placement.constrain(x, "batch", ...), None
 
             x, _ = jax.lax.scan(step, x, mine, unroll=min(self.scan_unroll, count))
             x_BSD = x if full else rearrange(x, "(b w) s d -> b (w s) d", w=windows)
@@ -133,17 +146,22 @@ class VisionTower(nnx.Module):
         x_BMD = jax.nn.gelu(x_BMD, approximate=False)
         x_BMD = x_BMD @ self.merger_out[...].astype(dtype)
         x_BMD = x_BMD + self.merger_out_bias[...].astype(dtype)
-        return jnp.where(index_BM1 >= 0, x_BMD, 0)
+        return placement.constrain(jnp.where(index_BM1 >= 0, x_BMD, 0), "batch", ...)
 
 
-def _block(x_BSD, params, mask, cos_sin, config, dtype):
-    """One pre-norm block; `mask` broadcasts to [B, heads, queries, keys]."""
+def _attend(q_BSHK, k_BSHK, v_BSHK, mask):
+    """`mask` broadcasts to [B, heads, queries, keys]."""
+    return jax.nn.dot_product_attention(q_BSHK, k_BSHK, v_BSHK, mask=mask)
+
+
+def _block(x_BSD, params, attend, cos_sin, config, dtype):
+    """One pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
     params = {name: p.astype(dtype) for name, p in params.items()}
     h_BSD = _rms_norm(x_BSD, params["norm1"], config.norm_eps)
     qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
     q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
     q, k = _rotate(q, *cos_sin), _rotate(k, *cos_sin)
-    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    attended = attend(q, k, v)
     attended = rearrange(attended, "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
     x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])

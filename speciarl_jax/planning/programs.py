@@ -1,0 +1,309 @@
+"""The programs of a training step, compiled from shapes: no weight and no picture is read."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from speciarl_jax import assemble, optimizer, sharding, step, supervised, train
+from speciarl_jax import update as update_lib
+from speciarl_jax.data import emoji, prompts
+from speciarl_jax.models.qwen2_5_vl import hf, layout, presets
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.types import PromptBatch, Rollout
+from speciarl_jax.verify import taxonomy
+
+# Where there is no tokenizer to ask: the longest token of Qwen's has so many bytes.
+_LONGEST_TOKEN = 128
+# Tokens of Qwen's chat template around one picture and one text.
+_TEMPLATE_TOKENS = 16
+# Of a text, where there is no tokenizer to count them.
+_BYTES_A_TOKEN = 4
+# The published limit of a picture's pixels.
+_MOST_PIXELS = 12_845_056
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the largest row of a batch.
+
+    Attributes:
+      height: of the picture as the vision tower sees it, in patches.
+      width: likewise.
+      windows: W, slots of attention windows.
+      image_tokens: M.
+      prompt_tokens: P, those of the picture included.
+    """
+
+    height: int
+    width: int
+    windows: int
+    image_tokens: int
+    prompt_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """A run whose arrays are shapes with their places on the mesh.
+
+    Attributes:
+      run: as training has it; no tokenizer, no pictures.
+      optimizer: of the adapters.
+      state: `TrainState` of shapes.
+      where: its shardings.
+      sizes: of the batch.
+      notes: what was assumed.
+    """
+
+    run: assemble.Run
+    optimizer: Any
+    state: update_lib.TrainState
+    where: Any
+    sizes: Sizes
+    notes: tuple[str, ...]
+
+    @property
+    def sampled(self) -> int:
+        """Pictures that a call of the rollout gets."""
+        config, host = self.run.config, self.run.verifier is None
+        return assemble.sampled_pictures(config) // (config.verifier.chunks if host else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to compile.
+
+    Attributes:
+      name: "rollout", "verify" or "update".
+      lowered: to be compiled.
+      arguments: their shapes and places.
+      resident: likewise, what lies in memory beside its arguments while it runs.
+    """
+
+    name: str
+    lowered: jax.stages.Lowered
+    arguments: Any
+    resident: Any
+
+
+def model_config(name: str, path: str | None) -> ModelConfig:
+    """Dimensions of a published size ("7b"), or of the checkpoint in `config.model.path`.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if name:
+        return presets.config(name.upper())
+    if not path:
+        raise ValueError(
+            f"config.model.path is empty; give --model, one of {presets.SIZES}, to plan without a "
+            "checkpoint"
+        )
+    return hf.read_config(assemble.model_folder(path))
+
+
+def sizes_of(
+    config: ml_collections.ConfigDict, model: ModelConfig, pixels: tuple[int, int], text: int
+) -> Sizes:
+    """Sizes of a batch of pictures of one size, on the ladder that `config.data` asks for.
+
+    Args:
+      config: the whole configuration.
+      model: dimensions.
+      pixels: height and width, before pictures are resized.
+      text: tokens of a prompt without its picture; 0 to guess from the instruction's length.
+
+    Raises:
+      ValueError: the prompt is longer than the configuration allows.
+    """
+    vision, growth = model.vision, config.data.bucket_growth
+    height, width = smart_resize(
+        *pixels,
+        factor=vision.patch_size * vision.spatial_merge_size,
+        max_pixels=config.data.max_pixels or _MOST_PIXELS,
+    )
+    grid = (height // vision.patch_size, width // vision.patch_size)
+    windows, image_tokens = layout.vision_sizes([[grid]], vision, growth)
+    if not text:
+        words = prompts.read_prompt(config.data.prompt) + config.data.system
+        text = _TEMPLATE_TOKENS + len(words.encode()) // _BYTES_A_TOKEN
+    length = text + image_tokens
+    if growth > 1:
+        length = -(-length // prompts.PROMPT_MULTIPLE) * prompts.PROMPT_MULTIPLE
+    if length > config.data.max_prompt_tokens:
+        raise ValueError(
+            f"a picture of {width} x {height} px and {text} tokens of text make a prompt of "
+            f"{length} tokens, config.data.max_prompt_tokens is {config.data.max_prompt_tokens}; "
+            "lower --pixels, --prompt_tokens or config.data.max_pixels"
+        )
+    return Sizes(*grid, windows, image_tokens, length)
+
+
+def abstract(
+    config: ml_collections.ConfigDict, model: ModelConfig, sizes: Sizes, devices: Any
+) -> Abstract:
+    """The run of a configuration on devices that need not exist.
+
+    Raises:
+      ValueError: as `assemble.prepare`.
+    """
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    assemble.check(config, mesh)
+    assemble.try_parts(config)
+
+    def make():
+        return Qwen25VL(
+            model,
+            **assemble.dtypes(config),
+            lora_rank=config.model.lora_rank,
+            lora_alpha=config.model.lora_alpha,
+            scan_unroll=config.model.scan_unroll,
+            base_weights=config.model.base_weights,
+            attention=assemble.attention_kind(config.model.attention, mesh),
+            rngs=nnx.Rngs(0),
+        )
+
+    graphdef, lora, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)
+    lora, base = (placed(x, sharding.shardings_of(mesh, x)) for x in (lora, base))
+    verifier, notes = _verifier(config, mesh, model.text.vocab_size)
+    banned_V = np.zeros(model.text.vocab_size, bool)
+    run = assemble.Run(
+        config=config,
+        mesh=mesh,
+        model_config=model,
+        graphdef=graphdef,
+        lora=lora,
+        base=base,
+        tokenizer=None,
+        builder=None,
+        labels=None,
+        verifier=verifier,
+        banned_V=banned_V,
+    )
+    optimizer_ = optimizer.make(**config.optimizer)
+    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), lora)
+    where = sharding.shardings_of(mesh, state)
+    return Abstract(run, optimizer_, placed(state, where), where, sizes, notes)
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Shapes with their shardings; `where` is one for all leaves, or a pytree of them."""
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+
+    def one(x, place):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    return jax.tree.map(one, tree, where)
+
+
+def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
+    """Traces the programs of a step, one after the other.
+
+    A step that is one program (`config.train.fused`) runs the same three after each other, and so
+    needs about the memory of the largest.
+
+    Args:
+      plan: the run.
+      only: names of programs; all when empty.
+    """
+    run, config = plan.run, plan.run.config
+    rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
+    number = jax.ShapeDtypeStruct((), jnp.uint32)
+
+    def wanted(name):
+        return not only or name in only
+
+    if config.train.objective == "labels":
+        if wanted("update"):
+            arguments = (plan.state, run.base, (), batch_of(plan, len_batch(plan), True), number)
+            program = supervised.build_step(run, plan.optimizer, plan.where)
+            yield Program("update", program.lower(*arguments), arguments, ())
+        return
+    rollout_of = train.rollout_function(run)
+
+    def sampled(batch):
+        return placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
+
+    batch = batch_of(plan, plan.sampled)
+    if wanted("rollout"):
+        arguments = (run.lora, run.base, batch, number)
+        program = jax.jit(rollout_of, out_shardings=rows)
+        beside = (plan.state.opt_state, run.verifier)
+        yield Program("rollout", program.lower(*arguments), arguments, beside)
+    if run.verifier is not None and wanted("verify"):
+        features, rollout = sampled(batch)
+        arguments = (run.verifier, batch, rollout)
+        program = jax.jit(step.verify, out_shardings=rows)
+        beside = (plan.state, run.base, batch.patches_BSC, features)
+        yield Program("verify", program.lower(*arguments), arguments, beside)
+    if wanted("update"):
+        batch = batch_of(plan, len_batch(plan))
+        shape = (len_batch(plan), config.rollout.num_rollouts)
+        verdicts = placed(
+            (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
+        )
+        arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
+        learn = assemble.learner(run, plan.optimizer)
+        program = jax.jit(learn, donate_argnums=0, out_shardings=(plan.where, copies))
+        yield Program("update", program.lower(*arguments), arguments, run.verifier)
+
+
+def len_batch(plan: Abstract) -> int:
+    """Pictures of a step's updates."""
+    return plan.run.config.train.batch_size
+
+
+def batch_of(plan: Abstract, pictures: int, target: bool = False) -> PromptBatch:
+    """A batch of shapes."""
+    sizes, run = plan.sizes, plan.run
+    vision, tokens = run.model_config.vision, run.config.rollout.max_tokens
+    one = layout.vision_layout([[(sizes.height, sizes.width)]], vision)
+    one = layout.pad_layout(one, sizes.windows, sizes.image_tokens)
+
+    def rows(dtype, *shape):
+        return jax.ShapeDtypeStruct((pictures, *shape), dtype)
+
+    patches = sizes.image_tokens * vision.spatial_merge_size**2
+    answer = Rollout(
+        rows(jnp.int32, 1, tokens), rows(bool, 1, tokens), rows(jnp.float32, 1, tokens)
+    )
+    batch = PromptBatch(
+        patches_BSC=rows(jnp.float32, patches, vision.patch_dim),
+        layout=jax.tree.map(lambda x: rows(x.dtype, *x.shape[1:]), one),
+        tokens_BP=rows(jnp.int32, sizes.prompt_tokens),
+        mask_BP=rows(bool, sizes.prompt_tokens),
+        positions_B3P=rows(jnp.int32, 3, sizes.prompt_tokens),
+        next_position_B=rows(jnp.int32),
+        image_id_B=rows(jnp.uint32),
+        label_index_B=rows(jnp.int32),
+        weight_B=rows(jnp.float32),
+        target=answer if target else None,
+    )
+    return placed(batch, sharding.batch_sharding(run.mesh))
+
+
+def _verifier(
+    config: ml_collections.ConfigDict, mesh: Any, vocabulary: int
+) -> tuple[Any, tuple[str, ...]]:
+    """Shapes of the verifier's tables, None if it is none of the step's programs; and a note."""
+    name, options = config.verifier.name, assemble.verifier_options(config)
+    if name != "taxonomy":
+        return None, (
+            f"verify: {name} is not planned, only the taxonomy is; a judge on the same devices "
+            "needs memory and time beyond what stands here",
+        )
+    # Only the sizes matter, and the embedded tree's are those of any benchmark's.
+    _, verifier = taxonomy.create(
+        [b"x" * _LONGEST_TOKEN] * vocabulary, emoji.TAXONOMY_PATH, **options
+    )
+    shapes = placed(verifier, sharding.replicated(mesh))
+    note = "" if options["path"] else "verify: the label tree is the embedded benchmark's"
+    return shapes, (note,) if note else ()
