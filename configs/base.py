@@ -213,6 +213,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.fused = True
     config.train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     config.train.log_every = 1  # steps
+    # In the first step and every so many the answers about the first pictures of the batch are kept
+    # for people to look at; 0: never.
+    config.train.samples_every = 10  # steps
+    config.train.samples_pictures = 4
 
     # Before and after training, and by `python -m speciarl_jax.evaluate`.
     config.evaluation = ml_collections.ConfigDict()

@@ -20,10 +20,7 @@ class MetricWriter:
           first_step: rows of this step and later are dropped: a resumed run writes them again.
         """
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        if self._path.exists():
-            rows = self._path.read_text().splitlines()
-            kept = [row for row in rows if _step(row) is not None and _step(row) < first_step]
-            self._path.write_text("".join(row + "\n" for row in kept))
+        drop_rows(self._path, first_step)
         self._file = self._path.open("a")
         # A killed run must not lose rows that lie before its last checkpoint: flush often.
         self._board = tensorboardX.SummaryWriter(
@@ -38,10 +35,23 @@ class MetricWriter:
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
 
+    @property
+    def board(self) -> tensorboardX.SummaryWriter:
+        """The TensorBoard files, for what is no number."""
+        return self._board
+
     def close(self) -> None:
         """Flushes both."""
         self._file.close()
         self._board.close()
+
+
+def drop_rows(path: pathlib.Path, first_step: int) -> None:
+    """Keeps the rows of a JSON-lines file whose `step` is before `first_step`; none is no error."""
+    if path.exists():
+        rows = path.read_text().splitlines()
+        kept = [row for row in rows if _step(row) is not None and _step(row) < first_step]
+        path.write_text("".join(row + "\n" for row in kept))
 
 
 def _step(row: str) -> int | None:

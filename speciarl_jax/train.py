@@ -30,6 +30,7 @@ from speciarl_jax import (
     judging,
     metrics,
     report,
+    rollout_samples,
     sharding,
     step,
     supervised,
@@ -43,6 +44,7 @@ from speciarl_jax.update import TrainState
 _FREE = (
     *("train.steps", "train.log_every", "checkpoint.", "evaluation.", "data.workers", "mesh."),
     *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
+    "train.samples_",
 )
 
 
@@ -120,7 +122,8 @@ def train(
     """
     config, begun = run.config, time.time()
     optimizer, state, where = assemble.init_state(run)
-    stream = training_stream(run)
+    gallery = rollout_samples.Gallery(config.train)
+    stream = training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint)
         stack.callback(checkpoints.close)
@@ -131,7 +134,7 @@ def train(
             stream.set_state(position["stream"])
             logging.info("resumed after step %d of %d", done, config.train.steps)
         program = build_step(run, optimizer, where)
-        journal = Journal(config, workdir, done, after_first_step)
+        journal = Journal(run, workdir, done, after_first_step, gallery)
         stack.callback(journal.close)
         position = {"stream": stream.get_state(), "seconds": earlier}
 
@@ -157,11 +160,15 @@ def train(
     return state.lora, earlier
 
 
-def training_stream(run: assemble.Run):
-    """This process's share of the batches, epoch after epoch."""
+def training_stream(run: assemble.Run, watch: Callable[[Sequence], None] = lambda rows: None):
+    """This process's share of the batches, epoch after epoch; `watch` sees the rows of each."""
     config, processes = run.config, jax.process_count()
     first, size = run.source(config.seed), assemble.sampled_pictures(config)
     build = supervised.builder(run) if config.train.objective == "labels" else run.build
+
+    def build_batch(rows):
+        watch(rows)
+        return build(rows, size // processes)
 
     def source_of_epoch(epoch):
         if hasattr(first, "with_seed"):
@@ -170,7 +177,7 @@ def training_stream(run: assemble.Run):
 
     return pipeline.training_batches(
         source_of_epoch,
-        lambda rows: build(rows, size // processes),
+        build_batch,
         batch_size=size,
         seed=config.seed,
         workers=config.data.workers,
@@ -185,23 +192,31 @@ class Journal:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        run: assemble.Run,
         workdir: pathlib.Path,
         done: int,
         after_first_step: Callable[[], None],
+        gallery: rollout_samples.Gallery,
     ):
         """Opens the files; only process 0 writes.
 
         Args:
-          config: the run's.
+          run: policy, verifier, data.
           workdir: receives the files.
           done: steps that earlier processes of this run finished.
           after_first_step: called when the first step of this process has finished.
+          gallery: the pictures of the samples.
         """
+        config = run.config
         self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
-        self._waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         alone = jax.process_index() == 0
         self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
+        self._samples = None
+        if alone:
+            path = workdir / rollout_samples.FILE
+            board = self._writer.board
+            self._samples = rollout_samples.SampleWriter(path, done + 1, run, gallery, board)
         self._bar = tqdm(
             total=config.train.steps,
             initial=done,
@@ -211,7 +226,7 @@ class Journal:
             dynamic_ncols=True,
         )
 
-    def add(self, number: int, values: Mapping[str, jax.Array]) -> None:
+    def add(self, number: int, values: Mapping[str, Any]) -> None:
         """Takes the metrics of step `number` and records those of the step before.
 
         Raises:
@@ -233,14 +248,18 @@ class Journal:
         """Closes bar and files."""
         self._bar.close()
         if self._writer:
+            self._samples.close()
             self._writer.close()
 
     def _record(self):
         number, values = self._waiting.popleft()
-        row = {name: float(value) for name, value in values.items()}
+        samples = values.get(step.SAMPLES)
+        row = {name: float(value) for name, value in values.items() if name != step.SAMPLES}
         due = number % self._train.log_every == 0 or number == self._train.steps
         if self._writer and due:
             self._writer.write(number, row)
+        if self._samples and samples is not None:
+            self._samples.write(number, samples)
         self._bar.set_postfix_str(progress(row), refresh=False)
         self._bar.update()
         if row["update/skipped_in_a_row"] >= self._train.max_skipped:
@@ -354,10 +373,12 @@ def main(argv: Sequence[str]) -> None:
         before=report.read_lines(workdir / "answers_base.jsonl"),
         after=report.read_lines(workdir / "answers_trained.jsonl"),
     )
+    report.write_page(workdir)
     print(report.table(scores))
     for what, name in (
         ("summary", "summary.json"),
         ("report", "report.md"),
+        ("page", "report.html"),
         ("checkpoints", "checkpoints"),
         ("TensorBoard", "tensorboard"),
     ):
