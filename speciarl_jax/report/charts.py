@@ -82,10 +82,10 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _contours(frame: svg.Frame) -> str:
-    """Lines on which the harmonic mean is .1, .2, ... .9."""
+    """Lines on which the harmonic mean is .05, .1, ... .95."""
     parts = []
-    for tenth in range(1, 20):
-        hm = tenth / 20
+    for step in range(1, 20):
+        hm = step / 20
         line = []
         for i in range(201):
             x = frame.low_x + (frame.high_x - frame.low_x) * i / 200
@@ -93,14 +93,13 @@ def _contours(frame: svg.Frame) -> str:
             y = hm * x / (2 * x - hm) if 2 * x > hm else -1
             if frame.low_y <= y <= frame.high_y:
                 line.append((frame.x(x), frame.y(y)))
-        if len(line) > 8:
-            parts.append(svg.path(line, class_="contour"))
-            x, y = line[-1]
+        if len(line) < 2:
+            continue
+        parts.append(svg.path(line, class_="contour"))
+        x, y = line[-1]
+        if x > frame.left + 60:
             words = f"HM {hm:.2f}".replace("0.", ".")
-            inside = {"x": x - 4, "y": y - 4}
-            parts.append(
-                svg.text(inside["x"], inside["y"], words, class_="faint", text_anchor="end")
-            )
+            parts.append(svg.text(x - 6, y - 5, words, class_="faint", text_anchor="end"))
     return "".join(parts)
 
 
@@ -129,10 +128,10 @@ def shares(runs: Sequence[Run], names: Sequence[str]) -> str:
                     svg.text(
                         x + width / 2,
                         top + 20,
-                        f"{mark} {100 * share:.0f}%" if width > 52 else mark,
+                        f"{mark} {100 * share:.0f}%" if width > 64 else mark,
                         class_="on",
                         text_anchor="middle",
-                        fill=f"var(--on-{category})",
+                        style=f"fill:var(--on-{category})",
                     )
                 )
             x += width
@@ -316,8 +315,8 @@ def category_shares(history: Sequence[Mapping[str, float]]) -> str:
         if roof[wide] - floor[wide] > 0.08:
             x = min(max(frame.x(steps[wide]), frame.left + 14), frame.left + frame.width - 14)
             y = frame.y((roof[wide] + floor[wide]) / 2) + 4
-            mark, on = palette.CATEGORIES[category].mark, f"var(--on-{category})"
-            parts.append(svg.text(x, y, mark, class_="on", text_anchor="middle", fill=on))
+            mark, on = palette.CATEGORIES[category].mark, f"fill:var(--on-{category})"
+            parts.append(svg.text(x, y, mark, class_="on", text_anchor="middle", style=on))
         floor = roof
     axes = frame.axes(_whole(steps), [0, 0.25, 0.5, 0.75, 1], "step", "share of sampled answers")
     return svg.picture(340, 220, "Shares of the categories over training", axes, *parts)
@@ -326,13 +325,8 @@ def category_shares(history: Sequence[Mapping[str, float]]) -> str:
 def smoothed(values: Sequence[float]) -> list[float]:
     """Means over windows of about a tenth of the curve, shorter at its ends."""
     reach = len(values) // 20
-    means = []
-    for i in range(len(values)):
-        # The window is symmetric, so that the ends are not drawn towards the middle.
-        own = min(reach, i, len(values) - 1 - i)
-        part = values[i - own : i + own + 1]
-        means.append(sum(part) / len(part))
-    return means
+    parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _over_steps(steps: Sequence[float], low: float, high: float) -> svg.Frame:

@@ -105,7 +105,8 @@ def _measure(run: Run, base: Run | None, key: str) -> str:
     if base is not None:
         value += f"<small>{signed(run['score'][key] - base['score'][key])}</small>"
     if key in (run.get("intervals") or {}):
-        value += f'<span class="range">{_range(run["intervals"][key])}</span>'
+        low, high = run["intervals"][key]
+        value += f'<span class="range">{low:.3f}–{high:.3f}</span>'
     return value
 
 
@@ -242,7 +243,7 @@ def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
         '<p class="note">Pictures sorted by how far the samples agree on one answer, and how often '
         "that answer is right.</p>"
         f'{_runs_legend(names)}<div class="two">{_figure(charts.calibration(runs, names), caption)}'
-        f"{table(heads, rows)}</div>"
+        f"</div><details><summary>The numbers</summary>{table(heads, rows)}</details>"
     )
 
 
