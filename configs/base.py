@@ -303,6 +303,10 @@ def _train() -> ml_collections.ConfigDict:
     train.fused = True
     train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     train.log_every = 1  # steps
+    # In the first step and every so many the answers about the first pictures of the batch are kept
+    # for people to look at; 0: never.
+    train.samples_every = 10  # steps
+    train.samples_pictures = 4
     train.profile_steps = 3  # traced when asked for (speciarl_jax/profiling.py)
     return train
 

@@ -402,6 +402,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         ("train.steps", train.steps, 0),
         ("train.log_every", train.log_every, 1),
         ("train.max_skipped", train.max_skipped, 1),
+        ("train.samples_every", train.samples_every, 0),
+        ("train.samples_pictures", train.samples_pictures, 1),
         ("train.passes", train.passes, 1),
         ("train.answer_widths", train.answer_widths, 1),
         ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
@@ -582,6 +584,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         overlong=parts["overlong"] if config.reward.overlong_penalty else None,
         old_logp=functools.partial(score, use_lora=True) if rescored else None,
         divergence=divergence if loss.kl_place == "reward" and loss.kl_coefficient else None,
+        shown=config.train.samples_pictures if config.train.samples_every else 0,
     )
 
 

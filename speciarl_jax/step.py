@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.rollout.generate import generate
-from speciarl_jax.types import PromptBatch, Rollout, UpdateBatch
+from speciarl_jax.types import PromptBatch, Rollout, Samples, UpdateBatch
 from speciarl_jax.update import TrainState, cut, join
 from speciarl_jax.verify.category import Category
+
+# Among the metrics of a step: its `Samples`.
+SAMPLES = "samples"
 
 
 def sample(
@@ -136,7 +139,8 @@ def learn(
     overlong: Callable[[jax.Array], jax.Array] | None = None,
     old_logp: Callable[..., jax.Array] | None = None,
     divergence: Callable[..., jax.Array] | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    shown: int = 0,
+) -> tuple[TrainState, dict[str, Any]]:
     """Rewards the answers, compares them within their group, and updates the policy.
 
     Args:
@@ -160,10 +164,12 @@ def learn(
         first update, or None if updates do not need them (`update.update`).
       divergence: the same and `old_logp`'s result, or the sampler's -> what answers lose for their
         divergence from the reference, or None.
+      shown: pictures of which the answers are handed back; see `SAMPLES`.
 
     Returns:
       The new state and float32 metrics named `stage/name`; those of the updates are averaged, but
-      for `update/sampler_*`, which are the first update's: later the policy has moved.
+      for `update/sampler_*`, which are the first update's: later the policy has moved. With `shown`
+      there are `Samples` under `SAMPLES` as well.
 
     Raises:
       ValueError: `mini_batches` does not divide B.
@@ -199,7 +205,34 @@ def learn(
     taken = jnp.maximum(jnp.sum(taken_BN), 1)
     for name, cost_BN in costs.items():
         summary[f"reward/{name}"] = jnp.sum(jnp.where(taken_BN, cost_BN, 0.0)) / taken
+    if shown:
+        # As every step returns them, the program is the same whether anybody looks at them or not.
+        summary[SAMPLES] = samples_of(
+            batch, rollout, category_BN, valid_BN, jnp.where(taken_BN, reward_BN, jnp.nan), shown
+        )
     return state, metrics | summary
+
+
+def samples_of(
+    batch: PromptBatch,
+    rollout: Rollout,
+    category_BN: jax.Array,
+    valid_BN: jax.Array,
+    reward_BN: jax.Array,
+    shown: int,
+) -> Samples:
+    """The first `shown` pictures of a batch, or all if there are fewer."""
+    whole = Samples(
+        image_id_K=batch.image_id_B,
+        label_index_K=batch.label_index_B,
+        weight_K=batch.weight_B,
+        tokens_KNT=rollout.tokens_BNT,
+        mask_KNT=rollout.mask_BNT,
+        category_KN=category_BN,
+        valid_KN=valid_BN,
+        reward_KN=reward_BN,
+    )
+    return jax.tree.map(lambda x: x[:shown], whole)
 
 
 def run_updates(

@@ -37,6 +37,7 @@ from speciarl_jax import (
     preemption,
     profiling,
     report,
+    rollout_samples,
     run_metrics,
     sharding,
     step,
@@ -55,6 +56,7 @@ _FREE = (
     *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
     "train.answer_widths",
+    "train.samples_",
 )
 
 
@@ -158,7 +160,8 @@ def train(
     """
     config, begun, workdir = run.config, time.time(), epath.Path(workdir)
     optimizer, state, where = assemble.init_state(run)
-    stream = training_stream(run)
+    gallery = rollout_samples.Gallery(config.train)
+    stream = training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         facts = run_facts(run)
@@ -166,7 +169,7 @@ def train(
         watch = stopwatch.Stopwatch()
         stack.callback(watch.close)
         program = build_step(run, optimizer, where, watch.mark)
-        journal = Journal(config, workdir, done, after_first_step, watch, window)
+        journal = Journal(run, workdir, done, after_first_step, watch, window, gallery)
         stack.callback(journal.close)
         profiler = stack.enter_context(profiling.Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
@@ -236,11 +239,15 @@ def go_on(
     return done, state, position["seconds"], tuple(position.get("window", (0.0, 0)))
 
 
-def training_stream(run: assemble.Run):
-    """This process's share of the batches, epoch after epoch."""
+def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda rows: None):
+    """This process's share of the batches, epoch after epoch; `see` is shown the rows of each."""
     config, processes = run.config, jax.process_count()
     first, size = run.source(config.seed), assemble.sampled_pictures(config)
     build = supervised.builder(run) if config.train.objective == "labels" else run.build
+
+    def build_batch(rows):
+        see(rows)
+        return build(rows, size // processes)
 
     def source_of_epoch(epoch):
         if hasattr(first, "with_seed"):
@@ -249,7 +256,7 @@ def training_stream(run: assemble.Run):
 
     return pipeline.training_batches(
         source_of_epoch,
-        lambda rows: build(rows, size // processes),
+        build_batch,
         batch_size=size,
         seed=config.seed,
         workers=config.data.workers,
@@ -264,29 +271,37 @@ class Journal:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        run: assemble.Run,
         workdir: epath.Path,
         done: int,
         after_first_step: Callable[[], None],
         watch: stopwatch.Stopwatch,
         window: tuple[float, int],
+        gallery: rollout_samples.Gallery,
     ):
         """Opens the files; only process 0 writes.
 
         Args:
-          config: the run's.
+          run: policy, verifier, data.
           workdir: receives the files.
           done: steps that earlier processes of this run finished.
           after_first_step: called when the first step of this process has finished.
           watch: has a row for each step.
           window: sum and number of the values of `config.checkpoint.best_metric` since the last
             checkpoint.
+          gallery: the pictures of the samples.
         """
+        config = run.config
         self.window, self._watch, self._kept = window, watch, config.checkpoint
         self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
-        self._waiting: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         alone = jax.process_index() == 0
         self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
+        self._samples = None
+        if alone:
+            path = workdir / rollout_samples.FILE
+            board = self._writer.board
+            self._samples = rollout_samples.SampleWriter(path, done + 1, run, gallery, board)
         self._bar = tqdm(
             total=config.train.steps,
             initial=done,
@@ -296,7 +311,7 @@ class Journal:
             dynamic_ncols=True,
         )
 
-    def add(self, number: int, values: Mapping[str, jax.Array]) -> None:
+    def add(self, number: int, values: Mapping[str, Any]) -> None:
         """Takes the metrics of step `number` and records those of the step before.
 
         Raises:
@@ -315,6 +330,7 @@ class Journal:
             self._record()
         if self._writer:
             self._writer.flush()
+            self._samples.flush()
 
     def mean(self, *, begin_anew: bool) -> float | None:
         """Mean of `config.checkpoint.best_metric` since the last checkpoint, if the best are kept.
@@ -331,11 +347,14 @@ class Journal:
         """Closes bar and files."""
         self._bar.close()
         if self._writer:
+            self._samples.close()
             self._writer.close()
 
     def _record(self):
         number, values = self._waiting.popleft()
-        row = {name: float(value) for name, value in values.items()} | self._watch.row()
+        samples = values.get(step.SAMPLES)
+        row = {name: float(value) for name, value in values.items() if name != step.SAMPLES}
+        row |= self._watch.row()
         if self._kept.keep_best:
             if (name := self._kept.best_metric) not in row:
                 raise ValueError(
@@ -346,6 +365,8 @@ class Journal:
         due = number % self._train.log_every == 0 or number == self._train.steps
         if self._writer and due:
             self._writer.write(number, row)
+        if self._samples and samples is not None:
+            self._samples.write(number, samples)
         self._bar.set_postfix_str(progress(row), refresh=False)
         self._bar.update()
         if row["update/skipped_in_a_row"] >= self._train.max_skipped:
@@ -496,10 +517,12 @@ def main(argv: Sequence[str]) -> None:
         before=store.lines(greedy_part(config, "base")),
         after=store.lines(greedy_part(config, "trained")),
     )
+    report.write_page(workdir)
     print(report.table(scores))
     for what, name in (
         ("summary", "summary.json"),
         ("report", "report.md"),
+        ("page", "report.html"),
         ("checkpoints", "checkpoints"),
         ("TensorBoard", "tensorboard"),
     ):

@@ -55,6 +55,31 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class Samples:
+    """The answers about the first K pictures of a step, for people to look at.
+
+    Attributes:
+      image_id_K: uint32.
+      label_index_K: int32, index of the true label.
+      weight_K: float32, 0 for a row without a picture.
+      tokens_KNT: int32.
+      mask_KNT: bool.
+      category_KN: int32, the verdicts.
+      valid_KN: bool, whether a verdict exists.
+      reward_KN: float32; NaN for an answer that takes no part in the update.
+    """
+
+    image_id_K: jax.Array
+    label_index_K: jax.Array
+    weight_K: jax.Array
+    tokens_KNT: jax.Array
+    mask_KNT: jax.Array
+    category_KN: jax.Array
+    valid_KN: jax.Array
+    reward_KN: jax.Array
+
+
+@flax.struct.dataclass
 class UpdateBatch:
     """Everything an update needs; no array depends on the policy that is updated.
 

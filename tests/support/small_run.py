@@ -98,6 +98,7 @@ def small_config(folder, **changes):
     config.train.steps = 3
     config.train.batch_size = 8
     config.train.logprob_chunk = 8
+    config.train.samples_every = 0
     config.evaluation.options.views = 1
     config.evaluation.batch_size = 16
     config.checkpoint.save_every = 1

@@ -1,6 +1,5 @@
-"""What a person reads after a run: a table before and after, and answers that changed."""
+"""`report.md`: a table before and after, and answers that changed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,34 +123,27 @@ def _changes(before, after, each: int = 15) -> str:
             cells = [
                 old["label"],
                 old.get("difficulty", ""),
-                _answer(old["responses"][0]),
+                short_answer(old["responses"][0]),
                 old["categories"][0],
-                _answer(new["responses"][0]),
+                short_answer(new["responses"][0]),
                 new["categories"][0],
             ]
-            lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+            lines.append("| " + " | ".join(map(escape, cells)) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
-_SHOWN = 60  # characters of an answer
-
-
-def _answer(response: str) -> str:
-    """What stands between the answer tags, or the end of the response where there are none."""
+def short_answer(response: str, most: int = 60) -> str:
+    """What stands between the answer tags, or the end of the response where there are none; at most
+    so many characters."""
     if "<answer>" not in response:
-        return response[-_SHOWN:]
+        return response[-most:]
     answer = response.split("<answer>")[-1].split("</answer>")[0].strip()
-    return answer if len(answer) <= _SHOWN else answer[: _SHOWN - 1] + "…"
+    return answer if len(answer) <= most else answer[: most - 1] + "…"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """One line in which nothing is markup."""
     for char in "\\|<>&`*_~[]":
         text = text.replace(char, "\\" + char)
     return " ".join(text.split())
-
-
-def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

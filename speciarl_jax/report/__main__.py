@@ -1,0 +1,34 @@
+"""Makes `report.html` of a folder anew.
+
+    python -m speciarl_jax.report --workdir=runs/quickstart
+
+The folder is one of `train` or `evaluate`. Its pictures are read from the data set of its
+configuration; where they are gone, the page has placeholders.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+from etils import epath
+
+from speciarl_jax import report
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) > 1 or not given.workdir:
+        raise app.UsageError("give --workdir=FOLDER of a run, and flags only")
+    if not epath.Path(given.workdir).is_dir():
+        raise app.UsageError(f"--workdir={given.workdir} is no folder")
+    print(report.write_page(epath.Path(given.workdir), given.thumbnail_bytes))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run of train or evaluate.")
+    flags.DEFINE_integer(
+        "thumbnail_bytes",
+        report.THUMBNAIL_BYTES,
+        "Bytes that all thumbnails together may take in the page; 0 for none.",
+        lower_bound=0,
+    )
+    app.run(main)

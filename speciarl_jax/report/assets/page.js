@@ -1,0 +1,269 @@
+"use strict";
+// The browser of pictures and the samples of training. All text goes in as text, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const PAGE = 24;
+  const $ = (id) => document.getElementById(id);
+
+  /** An element with attributes and children; strings become text. */
+  function make(tag, attributes, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value !== null && value !== undefined) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null));
+    return node;
+  }
+
+  const look = (category) => data.categories[category] || data.categories.unverified;
+
+  function chip(category) {
+    const node = make("span", { class: `chip ${category}` }, `${look(category).mark} ${look(category).name}`);
+    node.style.background = `var(--${category})`;
+    node.style.color = `var(--on-${category})`;
+    return node;
+  }
+
+  const said = (text, kind = "said") => make("bdi", { class: kind, dir: "auto" }, text);
+
+  function thumb(source, label) {
+    if (!source) return make("span", { class: "thumb" }, "no picture");
+    return make("img", { class: "thumb", src: source, alt: `picture of ${label}` });
+  }
+
+  const count = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+  const number = (x) => (x === null ? "–" : String(Math.round(x * 1000) / 1000).replace("-", "−"));
+
+  /** -1, 0, 1 for worse, same, better; null where one of the two has no verdict. */
+  function change(entry, a, b) {
+    const before = entry.greedy[a], after = entry.greedy[b];
+    if (!before || !after || a === b) return null;
+    const from = look(before[2]).rank, to = look(after[2]).rank;
+    return from === null || to === null ? null : to - from;
+  }
+
+  const words = { better: "▲ better", worse: "▼ worse", same: "= same" };
+  const direction = (d) => (d === null ? null : d > 0 ? "better" : d < 0 ? "worse" : "same");
+
+  function table(heads, rows) {
+    const head = make("tr", {}, ...heads.map((h) => make("th", { scope: "col" }, h)));
+    const body = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
+    const whole = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+    return make("div", { class: "scroll" }, whole);
+  }
+
+  // ---- The browser of pictures --------------------------------------------------------------
+  const state = { page: 0, shown: [], at: 0, open: -1 };
+
+  function filters() {
+    return {
+      a: Number($("run-a").value), b: Number($("run-b").value),
+      change: $("f-change").value, from: $("f-from").value, to: $("f-to").value,
+      label: $("f-class").value, level: $("f-level") ? $("f-level").value : "",
+      set: $("f-data") ? $("f-data").value : "", text: $("f-text").value.trim().toLowerCase(),
+      sort: $("f-sort").value,
+    };
+  }
+
+  function searched(entry) {
+    if (!entry.text) {
+      const answers = Object.values(entry.greedy).map((g) => g[1]);
+      entry.text = [entry.label, entry.group || "", entry.id, ...answers].join("\n").toLowerCase();
+    }
+    return entry.text;
+  }
+
+  function matches(entry, f) {
+    const before = entry.greedy[f.a], after = entry.greedy[f.b];
+    return (!f.change || direction(change(entry, f.a, f.b)) === f.change)
+      && (!f.from || (before && before[2] === f.from))
+      && (!f.to || (after && after[2] === f.to))
+      && (!f.label || entry.label === f.label)
+      && (!f.level || entry.level === f.level)
+      && (!f.set || entry.data === f.set)
+      && (!f.text || searched(entry).includes(f.text));
+  }
+
+  function refresh(page = 0) {
+    const f = filters();
+    state.shown = data.pictures.filter((entry) => matches(entry, f));
+    const by = {
+      rise: (x, y) => (change(y, f.a, f.b) ?? -99) - (change(x, f.a, f.b) ?? -99),
+      fall: (x, y) => (change(x, f.a, f.b) ?? 99) - (change(y, f.a, f.b) ?? 99),
+      label: (x, y) => x.label.localeCompare(y.label, "en"),
+    }[f.sort];
+    if (by) state.shown.sort(by);
+    show(page);
+  }
+
+  function show(page, focus = null) {
+    const pages = Math.max(1, Math.ceil(state.shown.length / PAGE));
+    state.page = Math.min(Math.max(page, 0), pages - 1);
+    const first = state.page * PAGE, f = filters();
+    const part = state.shown.slice(first, first + PAGE);
+    const items = part.map((entry, i) => make("li", {}, card(entry, first + i, f)));
+    $("cards").replaceChildren(...items);
+    $("empty").hidden = part.length > 0;
+    const all = data.pictures.length === state.shown.length ? "" : ` of ${data.pictures.length.toLocaleString("en")}`;
+    $("count").textContent = part.length
+      ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count(state.shown.length, "picture", "pictures")}${all && `, out${all}`}`
+      : "No picture fits these filters";
+    $("page").textContent = `Page ${state.page + 1} of ${pages}`;
+    $("prev").disabled = state.page === 0;
+    $("next").disabled = state.page >= pages - 1;
+    rove(focus === null ? 0 : Math.min(focus, part.length - 1), focus !== null);
+  }
+
+  function line(name, answer) {
+    if (!answer) return make("span", { class: "line-of meta" }, `${name}: not asked`);
+    return make("span", { class: "line-of" }, chip(answer[2]), said(answer[0], "clip"));
+  }
+
+  function card(entry, place, f) {
+    const d = direction(change(entry, f.a, f.b));
+    const meta = [entry.level, data.runs.length > 1 ? null : entry.group].filter(Boolean).join(" · ");
+    const node = make("button", { type: "button", class: "card", tabindex: "-1", "data-place": place },
+      thumb(entry.thumb, entry.label),
+      make("span", { class: "line-of" }, make("strong", {}, said(entry.label)), make("span", { class: "meta" }, meta)),
+      f.a === f.b ? null : line(data.runs[f.a], entry.greedy[f.a]),
+      line(data.runs[f.b], entry.greedy[f.b]),
+      d ? make("span", { class: `change ${d}` }, words[d]) : null);
+    node.addEventListener("click", () => open(place));
+    return node;
+  }
+
+  /** Makes one card the one that the Tab key reaches. */
+  function rove(i, focus) {
+    const cards = [...$("cards").querySelectorAll(".card")];
+    cards.forEach((node, n) => { node.tabIndex = n === i ? 0 : -1; });
+    state.at = i;
+    if (focus && cards[i]) cards[i].focus();
+  }
+
+  function columns() {
+    const tops = [...$("cards").children].map((node) => node.offsetTop);
+    const second = tops.findIndex((top) => top > tops[0]);
+    return second < 0 ? Math.max(tops.length, 1) : second;
+  }
+
+  $("cards").addEventListener("keydown", (event) => {
+    const size = $("cards").children.length, wide = columns();
+    const to = {
+      ArrowRight: state.at + 1, ArrowLeft: state.at - 1, ArrowDown: state.at + wide,
+      ArrowUp: state.at - wide, Home: 0, End: size - 1,
+    }[event.key];
+    if (event.key === "PageDown" && !$("next").disabled) show(state.page + 1, 0);
+    else if (event.key === "PageUp" && !$("prev").disabled) show(state.page - 1, 0);
+    else if (to === undefined) return;
+    else if (to >= size && !$("next").disabled) show(state.page + 1, 0);
+    else if (to < 0 && !$("prev").disabled) show(state.page - 1, PAGE - 1);
+    else rove(Math.min(Math.max(to, 0), size - 1), true);
+    event.preventDefault();
+  });
+  $("cards").addEventListener("focusin", (event) => {
+    const place = event.target.dataset && event.target.dataset.place;
+    if (place !== undefined) rove(Number(place) - state.page * PAGE, false);
+  });
+
+  // ---- One picture ---------------------------------------------------------------------------
+  function open(place) {
+    const entry = state.shown[place];
+    if (!entry) return;
+    state.open = place;
+    const facts = [entry.group, entry.level, data.sets.length > 1 ? entry.data : null, `picture ${entry.id}`];
+    const parts = [make("div", { class: "top" }, thumb(entry.thumb, entry.label),
+      make("div", {}, make("h3", { id: "picture-title" }, said(entry.label)),
+        make("p", { class: "note" }, facts.filter(Boolean).join(" · "))))];
+    data.runs.forEach((name, run) => {
+      const greedy = entry.greedy[run], samples = entry.samples[run];
+      if (!greedy && !samples) return;
+      parts.push(make("h3", {}, name));
+      if (greedy) {
+        parts.push(make("div", { class: "line-of" }, chip(greedy[2]), " ", said(greedy[0])));
+        parts.push(make("div", { class: "response", dir: "auto" }, greedy[1]));
+      }
+      if (samples) {
+        parts.push(make("p", { class: "note" }, `${samples.of} samples`));
+        parts.push(table(["answer", "category", "times", "reward"],
+          samples.answers.map(([answer, category, reward, times]) =>
+            [said(answer || "(nothing)"), chip(category), String(times), number(reward)])));
+        if (samples.more) parts.push(make("p", { class: "note" }, `and ${count(samples.more, "other answer", "other answers")}`));
+      }
+    });
+    $("picture-body").replaceChildren(...parts);
+    $("picture-prev").disabled = place === 0;
+    $("picture-next").disabled = place >= state.shown.length - 1;
+    if (!$("picture").open) $("picture").showModal();
+    $("picture").scrollTop = 0;
+  }
+
+  $("picture").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (by) { open(state.open + by); event.preventDefault(); }
+  });
+  $("picture").addEventListener("close", () => {
+    const page = Math.floor(state.open / PAGE);
+    if (page !== state.page) show(page, state.open % PAGE);
+    else rove(state.open % PAGE, true);
+  });
+  $("picture").addEventListener("click", (event) => { if (event.target === $("picture")) $("picture").close(); });
+  $("picture-close").addEventListener("click", () => $("picture").close());
+  $("picture-prev").addEventListener("click", () => open(state.open - 1));
+  $("picture-next").addEventListener("click", () => open(state.open + 1));
+
+  if (data.pictures.length) {
+    let waiting = 0;
+    for (const node of $("filters").querySelectorAll("select")) node.addEventListener("change", () => refresh());
+    $("f-text").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });
+    $("prev").addEventListener("click", () => show(state.page - 1));
+    $("next").addEventListener("click", () => show(state.page + 1));
+    $("reset").addEventListener("click", () => {
+      for (const node of $("filters").querySelectorAll("select, input")) {
+        if (node.id.startsWith("f-")) node.value = "";
+      }
+      refresh();
+    });
+    refresh();
+  }
+
+  // ---- Samples of training -------------------------------------------------------------------
+  if (data.rollouts.length) {
+    const steps = [...new Set(data.rollouts.map((row) => row.step))];
+    let at = 0;
+    const group = (row) => make("div", { class: "group" }, thumb(row.thumb, row.label),
+      make("div", {}, make("strong", {}, said(row.label)), row.level ? make("span", { class: "note" }, ` · ${row.level}`) : null),
+      table(["answer", "category", "reward"], row.answers.map(([answer, whole, category, reward]) => {
+        const cell = said(answer);
+        cell.title = whole;
+        return [cell, chip(category), number(reward)];
+      })));
+    const go = (to) => {
+      at = Math.min(Math.max(to, 0), steps.length - 1);
+      $("step").value = String(steps[at]);
+      $("step-prev").disabled = at === 0;
+      $("step-next").disabled = at === steps.length - 1;
+      $("rollouts").replaceChildren(...data.rollouts.filter((row) => row.step === steps[at]).map(group));
+    };
+    $("step").addEventListener("change", () => go(steps.indexOf(Number($("step").value))));
+    $("step-prev").addEventListener("click", () => go(at - 1));
+    $("step-next").addEventListener("click", () => go(at + 1));
+    go(0);
+  }
+
+  // ---- Tables that sort -----------------------------------------------------------------------
+  for (const head of document.querySelectorAll("table.sorts thead th")) {
+    const column = [...head.parentNode.children].indexOf(head);
+    head.querySelector("button").addEventListener("click", () => {
+      const body = head.closest("table").tBodies[0];
+      const up = head.getAttribute("aria-sort") === "descending";
+      const value = (row) => { const text = row.cells[column].dataset.value ?? row.cells[column].textContent; return column ? Number(text) : text; };
+      const rows = [...body.rows].sort((x, y) => {
+        const a = value(x), b = value(y);
+        return (up ? 1 : -1) * (typeof a === "string" ? b.localeCompare(a, "en") * -1 : a - b);
+      });
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      body.append(...rows);
+    });
+  }
+})();

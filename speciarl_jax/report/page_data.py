@@ -1,0 +1,164 @@
+"""What the browser of pictures on the page is given, as JSON that a script tag can hold."""
+
+import collections
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from speciarl_jax.report import palette
+from speciarl_jax.report.folder import run_key
+from speciarl_jax.report.markdown import short_answer
+
+_LONGEST = 800  # characters of a response
+_DISTINCT = 12  # different answers of a group of samples
+_ROLLOUTS = 400  # pictures of training
+
+# (categories, one a picture and answer) -> rewards, likewise, or None where there is none.
+Reward = Callable[[Sequence[Sequence[str]]], list[list[float | None]]]
+
+
+def visible(text: str) -> str:
+    """Text in which what is not seen, or turns the text around it, is written as its code point."""
+
+    def one(char):
+        if char in "\n\t":
+            return " "
+        hidden = unicodedata.category(char) in ("Cf", "Cc", "Cs", "Co", "Zl", "Zp")
+        return f"‹U+{ord(char):04X}›" if hidden else char
+
+    return "".join(map(one, text))
+
+
+def cut(text: str) -> str:
+    """Visible text of a bounded length, which says how much is left out."""
+    shown = visible(text[:_LONGEST])
+    left = len(text) - _LONGEST
+    return f"{shown} … ({left} more characters)" if left > 0 else shown
+
+
+def script(value: Any) -> str:
+    """JSON that stands safely inside a script tag: no `<`, `>`, `&`, and ASCII only."""
+    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for char in "<>&":
+        found = found.replace(char, f"\\u{ord(char):04x}")
+    return found
+
+
+def pictures(
+    predictions: Sequence[Mapping[str, Any]],
+    keys: Sequence[tuple[str, str, str]],
+    thumbnails: Mapping[int, str],
+    reward: Reward | None = None,
+) -> list[dict[str, Any]]:
+    """One entry a data set and picture.
+
+    Args:
+      predictions: rows of `predictions.jsonl`.
+      keys: the runs, by whose places answers are named.
+      thumbnails: image_id -> data URI.
+      reward: of the samples; None where it is not known.
+
+    Returns:
+      Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
+      where there is one; `greedy`: run -> [answer, whole response, category]; `samples`: run ->
+      [[answer, category, how often, reward or None], ...], the most frequent first, and `more`, how
+      many are left out.
+    """
+    place = {key: number for number, key in enumerate(keys)}
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in predictions:
+        number = place.get(run_key(row))
+        if number is None:
+            continue
+        name = (row["data"], row["image_id"])
+        if name not in found:
+            found[name] = _described(row, thumbnails)
+        if row["decoding"] == "greedy":
+            response = row["responses"][0]
+            answer = visible(short_answer(response, 120)) or "(nothing)"
+            found[name]["greedy"][number] = [answer, cut(response), row["categories"][0]]
+        else:
+            found[name]["samples"][number] = _grouped(row, reward)
+    return list(found.values())
+
+
+def _described(row, thumbnails):
+    entry = {"id": row["image_id"], "label": visible(row["label"]), "data": row["data"]}
+    for key, name in (("generic", "group"), ("difficulty", "level")):
+        if row.get(key):
+            entry[name] = visible(str(row[key]))
+    if row["image_id"] in thumbnails:
+        entry["thumb"] = thumbnails[row["image_id"]]
+    return entry | {"greedy": {}, "samples": {}}
+
+
+def _grouped(row, reward):
+    """The different answers among samples, each with how often it was given."""
+    rewards = [None] * len(row["responses"])
+    if reward is not None:
+        (rewards,) = reward([row["categories"]])
+    given = zip(row["responses"], row["categories"], rewards, strict=True)
+    counts = collections.Counter(
+        (visible(short_answer(said, 120)), category, earned) for said, category, earned in given
+    )
+    top = [[*what, n] for what, n in counts.most_common(_DISTINCT)]
+    return {"of": len(row["responses"]), "answers": top, "more": len(counts) - len(top)}
+
+
+def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The pictures of training with their answers; at most `_ROLLOUTS`, of steps spread evenly."""
+    steps = sorted({row["step"] for row in samples})
+    each = max(1, len(samples) // max(len(steps), 1))
+    kept = set(steps[:: -(-len(steps) * each // _ROLLOUTS) or 1])
+    return [
+        {
+            "step": row["step"],
+            "id": row["image_id"],
+            "label": visible(row["label"]),
+            "level": visible(str(row.get("difficulty", ""))),
+            "thumb": row.get("picture", ""),
+            "answers": [
+                [visible(short_answer(said, 120)) or "(nothing)", cut(said), category, earned]
+                for said, category, earned in zip(
+                    row["responses"], row["categories"], row["rewards"], strict=True
+                )
+            ],
+        }
+        for row in samples
+        if row["step"] in kept
+    ]
+
+
+def changes(
+    entries: Sequence[Mapping[str, Any]], before: int, after: int
+) -> dict[tuple[str, str], int]:
+    """(category before, category after) -> pictures that both runs answered greedily."""
+    pairs = (
+        (entry["greedy"][before][2], entry["greedy"][after][2])
+        for entry in entries
+        if {before, after} <= entry["greedy"].keys()
+    )
+    return dict(collections.Counter(pairs))
+
+
+def reward_of(config: Mapping[str, Any]) -> Reward | None:
+    """The reward of a run's configuration; None where the configuration is not known."""
+    if "reward" not in config:
+        return None
+    from speciarl_jax import lookup
+
+    function = lookup.find("rewards", config["reward"]["name"], "reward")
+
+    def reward(categories):
+        rank = [[palette.RANK.get(c, palette.RANK["unparsed"]) for c in row] for row in categories]
+        valid = np.array([[c in palette.RANK for c in row] for row in categories])
+        earned = function(np.array(rank), valid, **config["reward"]["options"])
+        return [
+            [float(e) if v else None for e, v in zip(*pair, strict=True)]
+            for pair in zip(np.asarray(earned), valid, strict=True)
+        ]
+
+    return reward

@@ -1,0 +1,388 @@
+"""The sections of the page as HTML; an empty string where there is nothing to show."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from speciarl_jax.report import charts, page_data, palette, svg
+
+_MEASURES = {"correctness": "correctness", "specificity": "specificity", "hm": "HM"}
+Run = Mapping[str, Any]
+
+
+def _escaped(text: Any) -> str:
+    return html.escape(page_data.visible(str(text)))
+
+
+def legend() -> str:
+    """The categories with colour and mark, once at the top of the page."""
+    return (
+        '<ul class="legend" aria-label="Categories">'
+        + "".join(f"<li>{chip(name)}</li>" for name in palette.ORDER)
+        + "</ul>"
+    )
+
+
+def chip(category: str) -> str:
+    """A category as a coloured word."""
+    look = palette.CATEGORIES[category]
+    style = f"background:var(--{category});color:var(--on-{category})"
+    words = f"{look.mark} {palette.name(category)}"
+    return f'<span class="chip {category}" style="{style}">{words}</span>'
+
+
+def _swatch(number: int) -> str:
+    dot = svg.marker(8.0, 8.0, number, 5.5, fill=f"var(--policy-{number % len(palette.POLICIES)})")
+    return f'<svg class="swatch" viewBox="0 0 16 16" aria-hidden="true">{dot}</svg>'
+
+
+def _runs_legend(names: Sequence[str]) -> str:
+    items = "".join(f"<li>{_swatch(i)}{_escaped(name)}</li>" for i, name in enumerate(names))
+    return f'<ul class="legend" aria-label="Policies">{items}</ul>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], class_: str = "") -> str:
+    """A table of cells that are markup already; the first of a row is its head."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table">'
+        f'<table class="{class_}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _figure(drawing: str, caption: str = "") -> str:
+    words = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure>{drawing}{words}</figure>"
+
+
+def results(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The headline table against the base, the tests, and the trade-off."""
+    if not runs:
+        return ""
+    rows = []
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        base = base_of(run, runs)
+        cells = [f"{_swatch(number)}{_escaped(name)}"]
+        for key in _MEASURES:
+            cells.append(_measure(run, base, key))
+        cells += [f"{100 * run[key]:.1f}%" for key in ("abstain", "unparsed", "unverified")]
+        rows.append([*cells, f"{run['pictures']:,}"])
+    heads = ["policy", *_MEASURES.values(), "abstained", "unparsed", "unverified", "pictures"]
+    known = any(run.get("intervals") for run in runs)
+    note = (
+        "Correctness: share of answers that are neither wrong, abstained nor unparsed. "
+        "Specificity: mean weight of the correct ones. HM: their harmonic mean. Below a value its "
+        "difference from the base"
+        + (" and its 95% interval (bootstrap over pictures)." if known else ".")
+    )
+    caption = "Up and to the right is better; dotted lines join points of equal harmonic mean." + (
+        " Bars are 95% intervals." if known else ""
+    )
+    return (
+        table(heads, rows, "headline")
+        + f'<p class="note">{note}</p><div class="two">'
+        + _figure(charts.trade_off(runs, names), caption)
+        + f"<div>{comparisons(folder.metrics.get('comparisons') or ())}{open_world(runs, names)}"
+        + "</div></div>"
+    )
+
+
+def base_of(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The base policy on the same pictures and prompt, unless it is this run."""
+    for other in runs:
+        same = (other["data"], other["prompt"]) == (run["data"], run["prompt"])
+        if same and other["policy"] == "base" and other is not run:
+            return other
+    return None
+
+
+def _measure(run: Run, base: Run | None, key: str) -> str:
+    value = f"<b>{run['score'][key]:.3f}</b>"
+    if base is not None:
+        value += f"<small>{signed(run['score'][key] - base['score'][key])}</small>"
+    if key in (run.get("intervals") or {}):
+        low, high = run["intervals"][key]
+        value += f'<span class="range">{low:.3f}–{high:.3f}</span>'
+    return value
+
+
+def signed(value: float) -> str:
+    """With its sign, and a true minus."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _range(interval: Sequence[float]) -> str:
+    return "{:.3f} to {:.3f}".format(*interval).replace("-", "−")
+
+
+def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
+    """Differences between runs, with intervals and p values."""
+    rows = []
+    for one in found:
+        sides = [_escaped(one[side]["policy"]) for side in ("a", "b")]
+        for key, value in one["differences"].items():
+            interval, p = value.get("interval"), value.get("p")
+            rows.append(
+                [
+                    f"{sides[0]} → {sides[1]}",
+                    _escaped(_MEASURES.get(key, key)),
+                    signed(value["value"]),
+                    _range(interval) if interval else "",
+                    "" if p is None else "&lt; .001" if p < 0.001 else f"{p:.3f}",
+                ]
+            )
+    if not rows:
+        return ""
+    heads = ["comparison", "measure", "difference", "95% interval", "p"]
+    return f"<h3>Differences, paired over pictures</h3>{table(heads, rows)}"
+
+
+def open_world(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The open-world metrics, where they were measured."""
+    measured = [
+        (n, r["open_world"]) for n, r in zip(names, runs, strict=True) if r.get("open_world")
+    ]
+    if not measured:
+        return ""
+    keys = [
+        key
+        for key in dict.fromkeys(key for _, found in measured for key in found)
+        if any(isinstance(found.get(key), int | float) for _, found in measured)
+    ]
+    rows = [
+        [_escaped(name), *(f"{found[k]:.3f}" if k in found else "" for k in keys)]
+        for name, found in measured
+    ]
+    heads = ["policy", *(_escaped(palette.name(key)) for key in keys)]
+    return f"<h3>Open-world metrics</h3>{table(heads, rows)}"
+
+
+def categories(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    keys: Sequence[tuple[str, str, str]],
+    entries: Sequence[Mapping[str, Any]],
+) -> str:
+    """Shares of each policy, and what became of each category."""
+    if not runs:
+        return ""
+    parts = [_figure(charts.shares(runs, names), "Every greedy answer, by its category.")]
+    number = len(runs) - 1
+    base = base_of(runs[number], runs)
+    counts = {}
+    if base is not None:
+        before = next(i for i, run in enumerate(runs) if run is base)
+        counts = page_data.changes(entries, before, number)
+    if counts:
+        rank = palette.RANK
+        moves = [(rank[b] - rank[a], n) for (a, b), n in counts.items() if {a, b} <= rank.keys()]
+        better, worse = (sum(n for by, n in moves if by * s > 0) for s in (1, -1))
+        same = sum(n for by, n in moves if by == 0)
+        caption = (
+            f"The same pictures before and after: {better:,} became better, {worse:,} worse, "
+            f"{same:,} stayed as they were (paler). A band has the colour of where it comes from."
+        )
+        drawing = charts.shift(counts, names[before], names[number])
+        parts.append(_figure(drawing, caption) + _matrix(counts))
+    return f'<div class="two">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def _matrix(counts: Mapping[tuple[str, str], int]) -> str:
+    used = [c for c in palette.ORDER if any(c in pair for pair in counts)]
+    rows = [[chip(a), *(f"{counts.get((a, b), 0) or '·'}" for b in used)] for a in used]
+    heads = ["before ↓, after →", *map(chip, used)]
+    return f"<details><summary>The numbers</summary>{table(heads, rows)}</details>"
+
+
+def best_of(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """What the policy could have said: the best of n samples."""
+    if not any(run.get("best_of") for run in runs):
+        return ""
+    drawings = "".join(
+        _figure(charts.best_of(runs, names, key, title)) for key, title in _MEASURES.items()
+    )
+    rows = [
+        [_escaped(name), str(row["n"]), *(f"{row[key]:.3f}" for key in _MEASURES)]
+        for name, run in zip(names, runs, strict=True)
+        for row in run.get("best_of") or ()
+    ]
+    numbers = table(["policy", "samples", *_MEASURES.values()], rows)
+    return (
+        '<p class="note">The best answer among n samples about each picture: what the policy '
+        "knows, whether or not it says so first.</p>"
+        f'{_runs_legend(names)}<div class="small">{drawings}</div>'
+        f"<details><summary>The numbers</summary>{numbers}</details>"
+    )
+
+
+def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Whether agreement among samples foretells correctness."""
+    if not any(row["pictures"] for run in runs for row in run.get("calibration") or ()):
+        return ""
+    rows = [
+        [
+            _escaped(name),
+            f"{row['low']:.2f} to {row['high']:.2f}",
+            f"{row['pictures']:,}",
+            f"{row['agreement']:.3f}",
+            f"{row['correctness']:.3f}",
+        ]
+        for name, run in zip(names, runs, strict=True)
+        for row in run.get("calibration") or ()
+        if row["pictures"]
+    ]
+    heads = ["policy", "agreement from, to", "pictures", "mean agreement", "correct"]
+    caption = (
+        "On the grey line agreement is the chance of being right; below it the policy is too sure."
+    )
+    return (
+        '<p class="note">Pictures sorted by how far the samples agree on one answer, and how often '
+        "that answer is right.</p>"
+        f'{_runs_legend(names)}<div class="two">{_figure(charts.calibration(runs, names), caption)}'
+        f"</div><details><summary>The numbers</summary>{table(heads, rows)}</details>"
+    )
+
+
+_CURVES = {
+    "reward/mean": "mean reward",
+    "update/kl": "KL to the base, nats a token",
+    "update/entropy": "entropy, nats a token",
+    "update/loss": "loss",
+    "reward/groups_without_signal": "groups without signal",
+    "rollout/length": "length of answers, tokens",
+    "update/gradient_norm": "norm of the gradient",
+    "update/clip_fraction": "share of clipped tokens",
+    "verify/unverified": "share without a verdict",
+}
+
+
+def training(history: Sequence[Mapping[str, float]]) -> str:
+    """The curves of training."""
+    if not history:
+        return ""
+    drawings = []
+    if any("verify/specific" in row for row in history):
+        drawings.append(charts.category_shares(history))
+    for key, title in _CURVES.items():
+        values = [row[key] for row in history if key in row]
+        # A curve that lies at zero throughout says nothing, unless it is what was asked about.
+        if any(values) and any(abs(value) < float("inf") for value in values):
+            drawings.append(charts.curve(history, key, title))
+    figures = "".join(map(_figure, drawings))
+    first, last = history[0]["step"], history[-1]["step"]
+    return (
+        f'<p class="note">Steps {first} to {last}. Faint: what was measured; line: its mean over '
+        f'neighbouring steps.</p><div class="small">{figures}</div>'
+    )
+
+
+def rollouts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The frame that the page's script fills with the samples of a step."""
+    if not rows:
+        return ""
+    steps = sorted({row["step"] for row in rows})
+    options = "".join(f'<option value="{step}">step {step}</option>' for step in steps)
+    return (
+        '<p class="note">Answers that the policy learned from, with the verdict on each and the '
+        "reward it earned within its group. – means that the answer took no part.</p>"
+        '<div class="bar"><button type="button" class="button" id="step-prev">Earlier</button>'
+        f'<label>Step <select id="step">{options}</select></label>'
+        '<button type="button" class="button" id="step-next">Later</button></div>'
+        '<div id="rollouts" aria-live="polite"></div>'
+    )
+
+
+def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """A row a class, with every policy's scores; sorted by any column."""
+    labels = sorted({label for run in runs for label in run.get("by_class") or ()})
+    if not labels:
+        return ""
+    heads = ["class", "pictures"]
+    heads += [f"{_escaped(n)}<br>{m}" for m in _MEASURES.values() for n in names]
+    head = "".join(
+        f'<th scope="col"{" aria-sort=ascending" if not i else ""}>'
+        f'<button type="button">{cell}</button></th>'
+        for i, cell in enumerate(heads)
+    )
+    body = []
+    for label in labels:
+        found = [(run.get("by_class") or {}).get(label) for run in runs]
+        pictures = max(one["pictures"] for one in found if one)
+        cells = [f'<th scope="row"><bdi>{_escaped(label)}</bdi></th><td>{pictures}</td>']
+        for key in _MEASURES:
+            for one in found:
+                value = -1 if one is None else one[key]
+                shown = "" if one is None else f"{value:.2f}"
+                cells.append(f'<td data-value="{value}">{shown}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<p class="note">{len(labels)} classes. Choose a head to sort by it.</p>'
+        '<div class="scroll tall" tabindex="0" role="region" aria-label="Scores of the classes">'
+        f'<table class="sorts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        "</div>"
+    )
+
+
+def browser(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The frame that the page's script fills with pictures."""
+    fields = [
+        _select("run-a", "Compare", [(str(i), name) for i, name in enumerate(names)], 0),
+        _select("run-b", "with", [(str(i), n) for i, n in enumerate(names)], len(names) - 1),
+        _select(
+            "f-change", "Change", [("", "any"), *((w,) * 2 for w in ("better", "worse", "same"))]
+        ),
+        _select("f-from", "Category before", _options(palette.ORDER, palette.name)),
+        _select("f-to", "Category after", _options(palette.ORDER, palette.name)),
+        _select("f-class", "Class", _options(sorted({entry["label"] for entry in entries}))),
+    ]
+    levels = sorted({entry["level"] for entry in entries if "level" in entry})
+    sets = sorted({entry["data"] for entry in entries})
+    if len(levels) > 1:
+        fields.append(_select("f-level", "Difficulty", _options(levels)))
+    if len(sets) > 1:
+        fields.append(_select("f-data", "Data set", _options(sets)))
+    orders = [
+        ("", "as in the data"),
+        ("rise", "greatest gain"),
+        ("fall", "greatest loss"),
+        ("label", "class"),
+    ]
+    fields.append(_select("f-sort", "Order", orders))
+    fields.append(
+        '<div><label for="f-text">Search</label>'
+        '<input id="f-text" type="search" placeholder="class or answer" autocomplete="off"></div>'
+    )
+    hidden = "" if entries else " hidden"
+    empty = "" if entries else '<p class="empty">The run has written no answers.</p>'
+    return f"""{empty}<div{hidden}>
+<p class="note">Every evaluation picture with its greedy answers. Arrow keys move among the
+pictures, Page Up and Page Down turn pages, Enter opens one with all of its answers.</p>
+<div class="filters" id="filters" role="search" aria-label="Filters">{"".join(fields)}</div>
+<div class="bar"><span class="count" id="count" role="status" aria-live="polite"></span>
+<button type="button" class="button" id="reset">Clear filters</button>
+<button type="button" class="button" id="prev">Previous</button><span id="page"></span>
+<button type="button" class="button" id="next">Next</button></div>
+<ul class="cards" id="cards" aria-label="Pictures"></ul>
+<p class="empty" id="empty" hidden>No picture fits these filters. Clear them to see all.</p></div>
+<dialog id="picture" aria-labelledby="picture-title"><div class="bar">
+<button type="button" class="button" id="picture-prev">Previous</button>
+<button type="button" class="button" id="picture-next">Next</button>
+<button type="button" class="button" id="picture-close">Close</button></div>
+<div id="picture-body"></div></dialog>"""
+
+
+def _options(values, shown=str):
+    return [("", "any"), *((value, shown(value)) for value in values)]
+
+
+def _select(key: str, label: str, options: Sequence[tuple[str, str]], chosen: int = 0) -> str:
+    items = "".join(
+        f'<option value="{html.escape(value)}"{" selected" if i == chosen else ""}>'
+        f"{_escaped(shown)}</option>"
+        for i, (value, shown) in enumerate(options)
+    )
+    return f'<div><label for="{key}">{label}</label><select id="{key}">{items}</select></div>'

@@ -1,0 +1,123 @@
+"""An evaluation folder of the contract between `evaluate` and the report, made up and small."""
+
+import json
+import pathlib
+
+WEIGHTS = {"generic": 1 / 3, "less_specific": 2 / 3, "specific": 1.0, "more_specific": 1.0}
+CYCLE = ("generic", "wrong", "specific", "less_specific", "abstain", "more_specific", "unparsed")
+# What a model may say that must not become markup, leave its place, or break the script.
+HOSTILE = (
+    "<script>window.broken = 1</script>",
+    "</script><script>window.broken = 1</script>",
+    "<img src=x onerror='window.broken = 1'>",
+    "\"quoted\" 'twice' `thrice` &amp; \\u003c \\",
+    "<!-- <script> ]]> -->",
+    "\u202eright to left\u202c \u05d0\u05d1\u05d2",
+    "zero\u200bwidth\u2060\ufeff \u2028line\u2029 \x00 \x1b[31m",
+    "a" * 5000,
+    "${window.broken = 1} {{x}} %s",
+)
+
+
+def score(categories):
+    histogram = {c: categories.count(c) for c in CYCLE}
+    correct = [WEIGHTS[c] for c in categories if c in WEIGHTS]
+    correctness = len(correct) / len(categories)
+    specificity = sum(correct) / max(len(correct), 1)
+    total = correctness + specificity
+    hm = 2 * correctness * specificity / total if total else 0.0
+    values = {"correctness": correctness, "specificity": specificity, "hm": hm}
+    return values | {"histogram": histogram}
+
+
+def make(folder: pathlib.Path, pictures: int = 60, hostile: bool = True, samples: int = 8) -> None:
+    """Writes the files of a run of `train` and `evaluate`."""
+    predictions, runs = [], []
+    for number, policy in enumerate(("base", "trained")):
+        greedy = []
+        for i in range(pictures):
+            category = CYCLE[(i // (1 + number)) % len(CYCLE)]
+            said = HOSTILE[i % len(HOSTILE)] if hostile and i < 2 * len(HOSTILE) else f"thing {i}"
+            row = {
+                "image_id": 1000 + i,
+                "label": HOSTILE[i % 7] if hostile and i < 7 else f"label {i % 10}",
+                "generic": "animal",
+                "difficulty": ("easy", "hard")[i % 2],
+                "policy": policy,
+                "data": "emoji",
+                "prompt": "base",
+            }
+            response = f"<think>It is {policy}.</think> <answer>{said}</answer>"
+            answer = {"decoding": "greedy", "responses": [response], "categories": [category]}
+            greedy.append(category)
+            predictions.append(row | answer)
+            others = [CYCLE[(i + n) % len(CYCLE)] for n in range(samples)]
+            many = [f"<answer>{said}{n % 3}</answer>" for n in range(samples)]
+            sampled = {"decoding": "samples", "responses": many, "categories": others}
+            predictions.append(row | sampled)
+        runs.append(_run(policy, score(greedy), pictures, number))
+    steps = [{"step": s, "time": 0.0, **_training(s)} for s in range(1, 31)]
+    shown = [
+        {
+            "step": s,
+            "image_id": 5000 + s,
+            "label": HOSTILE[0] if hostile else "owl",
+            "responses": [f"<answer>{HOSTILE[n]}</answer>" for n in range(4)],
+            "categories": ["specific", "generic", "unverified", "unparsed"],
+            "rewards": [1.0, 0.0, None, -1.0],
+        }
+        for s in (1, 10, 20, 30)
+    ]
+    for name, rows in (
+        ("predictions", predictions),
+        ("metrics", steps),
+        ("rollout_samples", shown),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    difference = {"value": 0.05, "interval": [-0.01, 0.11], "p": 0.08}
+    names = ({"policy": run["policy"], "data": "emoji", "prompt": "base"} for run in runs)
+    sides = dict(zip("ab", names, strict=True))
+    comparison = sides | {"differences": {"hm": difference}}
+    found = {"runs": runs, "comparisons": [comparison]}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    (folder / "summary.json").write_text(json.dumps({"steps": 30, "wall_seconds": 90.0}))
+
+
+def _run(policy, found, pictures, number):
+    values = {k: found[k] for k in ("correctness", "specificity", "hm")}
+    return {
+        "policy": policy,
+        "data": "emoji",
+        "prompt": "base",
+        "pictures": pictures,
+        "score": found,
+        "intervals": {k: [v - 0.03, v + 0.03] for k, v in values.items()},
+        "abstain": 0.1,
+        "unparsed": 0.0,
+        "unverified": 0.0,
+        "best_of": [{"n": 2**i, **{k: v * 0.1 * i for k, v in values.items()}} for i in range(7)],
+        "calibration": [
+            {
+                "low": i / 5,
+                "high": (i + 1) / 5,
+                "pictures": 5 * i,
+                "agreement": 0.1 + i / 5,
+                "correctness": 0.2 + i / 10,
+            }
+            for i in range(5)
+        ],
+        "by_class": {
+            label: {"pictures": 6, "correctness": 0.5, "specificity": 0.25 + number / 4, "hm": 0.4}
+            for label in ("label 1", "label 2", HOSTILE[0])
+        },
+    }
+
+
+def _training(step):
+    shares = {c: (step if c == "specific" else 30) / (30 * 6 + step) for c in CYCLE}
+    return {f"verify/{c}": share for c, share in shares.items()} | {
+        "reward/mean": step / 40,
+        "update/kl": step * 1e-4,
+        "update/entropy": 1 / step,
+        "update/loss": -1 / step,
+    }
