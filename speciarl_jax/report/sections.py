@@ -128,7 +128,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
             interval, p = value.get("interval"), value.get("p")
             rows.append(
                 [
-                    f"{sides[0]} → {sides[1]}",
+                    f"{sides[0]}\u00a0→ {sides[1]}",
                     _escaped(_MEASURES.get(key, key)),
                     signed(value["value"]),
                     _range(interval) if interval else "",
