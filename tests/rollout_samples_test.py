@@ -26,7 +26,10 @@ def lines(path):
 def options(every, pictures=2, rounds=0):
     dynamic = types.SimpleNamespace(max_rounds=rounds)
     return types.SimpleNamespace(
-        samples_every=every, samples_pictures=pictures, dynamic_sampling=dynamic
+        samples_every=every,
+        samples_pictures=pictures,
+        dynamic_sampling=dynamic,
+        objective="reward",
     )
 
 

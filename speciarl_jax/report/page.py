@@ -17,8 +17,8 @@ _SMALL = 0.005  # differences below this make no headline
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
-def write(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
-    """The page.
+def render(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
+    """The page as text.
 
     Args:
       folder: what the run wrote.

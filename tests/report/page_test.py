@@ -51,7 +51,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def text(workdir):
-    return page.write(folder.read(workdir), {1003: "data:image/webp;base64,AAAA"})
+    return page.render(folder.read(workdir), {1003: "data:image/webp;base64,AAAA"})
 
 
 def data_of(text):
@@ -109,6 +109,8 @@ def test_rewards_of_samples_are_those_of_the_configuration():
     reward = page_data.reward_of(config)
     got = reward([["generic", "wrong", "unparsed", "generic", "unverified"]])
     assert got == [[1.0, 0.0, -1.0, 1.0, None]]
+    # Groups of different sizes keep their places.
+    assert reward([["wrong"], ["generic", "specific"], ["abstain"]]) == [[0.0], [0.0, 1.0], [1.0]]
     assert page_data.reward_of({}) is None
 
 
@@ -120,7 +122,7 @@ def test_the_headline_says_what_happened(workdir):
             "correctness": base["score"]["correctness"] + correctness,
             "specificity": base["score"]["specificity"] + specificity,
         }
-        return re.search("<h1>(.*?)</h1>", page.write(content)).group(1)
+        return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
 
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
