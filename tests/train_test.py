@@ -234,6 +234,8 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
         assert len(lines) == sum(summary[name]["histogram"].values()) > 16
     assert summary["steps"] == 2 and 0 < summary["first_step_seconds"] < summary["wall_seconds"]
     assert (workdir / "report.md").read_text().startswith("# SpeciaRL: before and after")
+    page = (workdir / "report.html").read_text()
+    assert str(workdir / "report.html") in printed and page.count("data:image/webp") > 10
     assert [row["step"] for row in rows_of(workdir)] == [1, 2]
     assert list((workdir / "tensorboard").iterdir())
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]

@@ -33,6 +33,16 @@ def visible(text: str) -> str:
     return "".join(map(one, text))
 
 
+def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Short names of runs: the policy, with data set and prompt where they differ."""
+    _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
+    names = []
+    for policy, data, prompt in keys:
+        more = [data] * (len(sets) > 1) + [f"prompt {prompt}"] * (len(prompts) > 1)
+        names.append(visible(" · ".join([policy, *more])))
+    return names
+
+
 def cut(text: str) -> str:
     """Visible text of a bounded length, which says how much is left out."""
     shown = visible(text[:_LONGEST])

@@ -129,6 +129,12 @@ def test_the_headline_says_what_happened(workdir):
     assert headline(0.001, -0.1) == "Less specific, and as often right"
 
 
+def test_runs_are_named_by_what_tells_them_apart():
+    keys = [("base", "emoji", "base"), ("base", "birds", "base")]
+    assert page_data.names_of(keys) == ["base · emoji", "base · birds"]
+    assert page_data.names_of(keys[:1]) == ["base"] and page_data.names_of([]) == []
+
+
 def test_changes_are_counted_over_pictures_that_both_answered():
     def entry(*categories):
         return {"greedy": {i: ["", "", c] for i, c in enumerate(categories) if c}}
