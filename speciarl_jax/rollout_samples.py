@@ -31,7 +31,8 @@ class Gallery:
         """Args: train: `config.train`."""
         # Dynamic sampling learns from a choice of the pictures that it samples.
         chosen = 4 if train.dynamic_sampling.max_rounds else 1
-        self._each = train.samples_pictures * chosen if train.samples_every else 0
+        wanted = train.samples_every and train.objective == "reward"
+        self._each = train.samples_pictures * chosen if wanted else 0
         self._rows: collections.OrderedDict[int, dict[str, Any]] = collections.OrderedDict()
         self._lock = threading.Lock()
 

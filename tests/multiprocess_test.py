@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import small_run
 
-STEPS = {"train__steps": 2, "mesh__data": 2, "mesh__fsdp": 2}
+STEPS = {
+    "train__steps": 2,
+    "mesh__data": 2,
+    "mesh__fsdp": 2,
+    "train__samples_every": 1,
+    "train__samples_pictures": 8,
+}
 
 
 def lines(path):
@@ -73,3 +79,20 @@ def test_two_processes_write_each_row_once(both):
         for name in (name for name in mine if not name.startswith("time")):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
     assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_two_processes_write_the_samples_of_the_whole_batch_once(both):
+    (one, _), (two, _) = both[1], both[2]
+    got, want = (
+        {(row["step"], row["image_id"]): row for row in lines(path / "rollout_samples.jsonl")}
+        for path in (two, one)
+    )
+    assert len(got) == len(lines(two / "rollout_samples.jsonl")) == 2 * 8
+    assert got.keys() == want.keys()
+    # The processes deal the rows out in turns, and only the first one's pictures are at hand.
+    pictures = ["picture" in row for row in got.values()]
+    assert sum(pictures) == 8 and all("picture" in row for row in want.values())
+    first = [key for key in want if key[0] == 1]
+    for key in first:
+        for name in ("responses", "categories", "rewards"):
+            assert got[key][name] == want[key][name], (key, name)

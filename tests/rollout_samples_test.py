@@ -26,7 +26,10 @@ def lines(path):
 def options(every, pictures=2, rounds=0):
     dynamic = types.SimpleNamespace(max_rounds=rounds)
     return types.SimpleNamespace(
-        samples_every=every, samples_pictures=pictures, dynamic_sampling=dynamic
+        samples_every=every,
+        samples_pictures=pictures,
+        dynamic_sampling=dynamic,
+        objective="reward",
     )
 
 
@@ -161,6 +164,7 @@ def metric_rows(workdir):
     return [{k: v for k, v in row.items() if k != "time"} for row in rows]
 
 
+@pytest.mark.slow
 def test_looking_changes_no_bit(run, small_config, watched, tmp_path):
     blind = dataclasses.replace(run, config=small_config(train__steps=3))
     lora, _ = train.train(blind, tmp_path, lambda: None)
@@ -171,6 +175,7 @@ def test_looking_changes_no_bit(run, small_config, watched, tmp_path):
     assert not (tmp_path / rollout_samples.FILE).exists()
 
 
+@pytest.mark.slow
 def test_samples_are_what_the_step_sampled(watched):
     run, workdir = watched
     got = lines(workdir / rollout_samples.FILE)

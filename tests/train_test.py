@@ -243,6 +243,8 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
         assert {line["decoding"] for line in lines} == {"greedy"}
     assert summary["steps"] == 2 and 0 < summary["first_step_seconds"] < summary["wall_seconds"]
     assert (workdir / "report.md").read_text().startswith("# SpeciaRL: before and after")
+    page = (workdir / "report.html").read_text()
+    assert str(workdir / "report.html") in printed and page.count("data:image/webp") > 10
     assert [row["step"] for row in rows_of(workdir)] == [1, 2]
     assert list((workdir / "tensorboard").iterdir())
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]

@@ -32,7 +32,7 @@ def write_page(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> e
     content = folder.read(workdir)
     found = _thumbnails(content, thumbnail_bytes) if thumbnail_bytes else {}
     path = workdir / "report.html"
-    path.write_text(page.write(content, found), encoding="utf-8")
+    path.write_text(page.render(content, found), encoding="utf-8")
     return path
 
 

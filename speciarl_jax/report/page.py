@@ -17,8 +17,8 @@ _SMALL = 0.005  # differences below this make no headline
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
-def write(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
-    """The page.
+def render(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
+    """The page as text.
 
     Args:
       folder: what the run wrote.
@@ -26,7 +26,7 @@ def write(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
-    names = names_of(keys)
+    names = page_data.names_of(keys)
     entries = page_data.pictures(
         folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.config)
     )
@@ -60,16 +60,6 @@ def sorted_runs(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(
         runs, key=lambda run: (sets.index((run["data"], run["prompt"])), run["policy"] != "base")
     )
-
-
-def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Short names of runs: the policy, with data set and prompt where they differ."""
-    _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
-    names = []
-    for policy, data, prompt in keys:
-        more = [data] * (len(sets) > 1) + [f"prompt {prompt}"] * (len(prompts) > 1)
-        names.append(page_data.visible(" · ".join([policy, *more])))
-    return names
 
 
 def _whole(folder, runs, parts, data):

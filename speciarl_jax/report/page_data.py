@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from speciarl_jax import lookup
 from speciarl_jax.report import palette
 from speciarl_jax.report.folder import run_key
 from speciarl_jax.report.markdown import short_answer
@@ -30,6 +31,16 @@ def visible(text: str) -> str:
         return f"‹U+{ord(char):04X}›" if hidden else char
 
     return "".join(map(one, text))
+
+
+def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Short names of runs: the policy, with data set and prompt where they differ."""
+    _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
+    names = []
+    for policy, data, prompt in keys:
+        more = [data] * (len(sets) > 1) + [f"prompt {prompt}"] * (len(prompts) > 1)
+        names.append(visible(" · ".join([policy, *more])))
+    return names
 
 
 def cut(text: str) -> str:
@@ -64,10 +75,13 @@ def pictures(
     Returns:
       Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
       where there is one; `greedy`: run -> [answer, whole response, category]; `samples`: run ->
-      [[answer, category, how often, reward or None], ...], the most frequent first, and `more`, how
-      many are left out.
+      {`of`: N, `answers`: [[answer, category, reward or None, how often], ...], the most frequent
+      first, `more`: how many are left out}.
     """
     place = {key: number for number, key in enumerate(keys)}
+    sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in place]
+    categories = [row["categories"] for row in sampled]
+    rewards = iter(reward(categories) if reward else [[None] * len(c) for c in categories])
     found: dict[tuple, dict[str, Any]] = {}
     for row in predictions:
         number = place.get(run_key(row))
@@ -81,7 +95,7 @@ def pictures(
             answer = visible(short_answer(response, 120)) or "(nothing)"
             found[name]["greedy"][number] = [answer, cut(response), row["categories"][0]]
         else:
-            found[name]["samples"][number] = _grouped(row, reward)
+            found[name]["samples"][number] = _grouped(row, next(rewards))
     return list(found.values())
 
 
@@ -95,11 +109,8 @@ def _described(row, thumbnails):
     return entry | {"greedy": {}, "samples": {}}
 
 
-def _grouped(row, reward):
+def _grouped(row, rewards):
     """The different answers among samples, each with how often it was given."""
-    rewards = [None] * len(row["responses"])
-    if reward is not None:
-        (rewards,) = reward([row["categories"]])
     given = zip(row["responses"], row["categories"], rewards, strict=True)
     counts = collections.Counter(
         (visible(short_answer(said, 120)), category, earned) for said, category, earned in given
@@ -148,17 +159,19 @@ def reward_of(config: Mapping[str, Any]) -> Reward | None:
     """The reward of a run's configuration; None where the configuration is not known."""
     if "reward" not in config:
         return None
-    from speciarl_jax import lookup
-
     function = lookup.find("rewards", config["reward"]["name"], "reward")
 
     def reward(categories):
-        rank = [[palette.RANK.get(c, palette.RANK["unparsed"]) for c in row] for row in categories]
-        valid = np.array([[c in palette.RANK for c in row] for row in categories])
-        earned = function(np.array(rank), valid, **config["reward"]["options"])
-        return [
-            [float(e) if v else None for e, v in zip(*pair, strict=True)]
-            for pair in zip(np.asarray(earned), valid, strict=True)
-        ]
+        # In one call for all groups of a size.
+        found: list[list[float | None]] = [[]] * len(categories)
+        for size in set(map(len, categories)):
+            places = [i for i, row in enumerate(categories) if len(row) == size]
+            rows = [categories[i] for i in places]
+            rank = [[palette.RANK.get(c, palette.RANK["unparsed"]) for c in row] for row in rows]
+            valid = np.array([[c in palette.RANK for c in row] for row in rows])
+            earned = function(np.array(rank), valid, **config["reward"]["options"])
+            for i, *pair in zip(places, np.asarray(earned), valid, strict=True):
+                found[i] = [float(e) if v else None for e, v in zip(*pair, strict=True)]
+        return found
 
     return reward

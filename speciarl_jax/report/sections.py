@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speciarl_jax.report import charts, page_data, palette, svg
+from speciarl_jax.report.folder import run_key
 
 _MEASURES = {"correctness": "correctness", "specificity": "specificity", "hm": "HM"}
 Run = Mapping[str, Any]
@@ -121,14 +122,16 @@ def _range(interval: Sequence[float]) -> str:
 
 def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
     """Differences between runs, with intervals and p values."""
+    keys = list(dict.fromkeys(run_key(one[side]) for one in found for side in ("a", "b")))
+    names = dict(zip(keys, page_data.names_of(keys), strict=True))
     rows = []
     for one in found:
-        sides = [_escaped(one[side]["policy"]) for side in ("a", "b")]
+        sides = [html.escape(names[run_key(one[side])]) for side in ("a", "b")]
         for key, value in one["differences"].items():
             interval, p = value.get("interval"), value.get("p")
             rows.append(
                 [
-                    f"{sides[0]} → {sides[1]}",
+                    f"{sides[0]}\u00a0→ {sides[1]}",
                     _escaped(_MEASURES.get(key, key)),
                     signed(value["value"]),
                     _range(interval) if interval else "",

@@ -27,7 +27,7 @@ def browser():
 def path(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("page")
     report_folder.make(workdir)
-    found = page.write(folder.read(workdir), dict.fromkeys(range(1000, 1050), THUMB))
+    found = page.render(folder.read(workdir), dict.fromkeys(range(1000, 1050), THUMB))
     (workdir / "report.html").write_text(found)
     return workdir / "report.html"
 
@@ -167,7 +167,7 @@ def test_the_classes_sort_by_a_column(tab):
 def test_five_thousand_pictures_stay_quick(browser, tmp_path):
     report_folder.make(tmp_path, pictures=5000, hostile=False, samples=4)
     path = tmp_path / "report.html"
-    path.write_text(page.write(folder.read(tmp_path), dict.fromkeys(range(1000, 6000), THUMB)))
+    path.write_text(page.render(folder.read(tmp_path), dict.fromkeys(range(1000, 6000), THUMB)))
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(path.as_uri())
     assert "of 5,000 pictures" in tab.locator("#count").inner_text()

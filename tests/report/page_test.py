@@ -51,7 +51,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def text(workdir):
-    return page.write(folder.read(workdir), {1003: "data:image/webp;base64,AAAA"})
+    return page.render(folder.read(workdir), {1003: "data:image/webp;base64,AAAA"})
 
 
 def data_of(text):
@@ -109,6 +109,8 @@ def test_rewards_of_samples_are_those_of_the_configuration():
     reward = page_data.reward_of(config)
     got = reward([["generic", "wrong", "unparsed", "generic", "unverified"]])
     assert got == [[1.0, 0.0, -1.0, 1.0, None]]
+    # Groups of different sizes keep their places.
+    assert reward([["wrong"], ["generic", "specific"], ["abstain"]]) == [[0.0], [0.0, 1.0], [1.0]]
     assert page_data.reward_of({}) is None
 
 
@@ -120,11 +122,17 @@ def test_the_headline_says_what_happened(workdir):
             "correctness": base["score"]["correctness"] + correctness,
             "specificity": base["score"]["specificity"] + specificity,
         }
-        return re.search("<h1>(.*?)</h1>", page.write(content)).group(1)
+        return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
 
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
     assert headline(0.001, -0.1) == "Less specific, and as often right"
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    keys = [("base", "emoji", "base"), ("base", "birds", "base")]
+    assert page_data.names_of(keys) == ["base · emoji", "base · birds"]
+    assert page_data.names_of(keys[:1]) == ["base"] and page_data.names_of([]) == []
 
 
 def test_changes_are_counted_over_pictures_that_both_answered():
