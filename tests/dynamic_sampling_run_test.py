@@ -66,6 +66,7 @@ def test_a_tree_on_the_host_gives_the_run_of_the_tree_on_the_devices(
         assert row["verify/latency_p50"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_kill_changes_no_bit(dynamic_run, in_graph, start, tmp_path):
     options = json.dumps({"workdir": str(tmp_path), "host": True, "seconds": 0.5})
     process = start(host_taxonomy.__file__, options)

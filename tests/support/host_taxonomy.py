@@ -60,6 +60,7 @@ def dynamic_config(**changes):
         "train__dynamic_sampling__max_rounds": 4,
         "train__dynamic_sampling__batch_size": 4,
         "rollout__num_rollouts": 3,
+        "rollout__shrink": 0,  # one loop to compile, not three
     }
     return judged_config("http://127.0.0.1:1/v1", "", **defaults | changes)
 
