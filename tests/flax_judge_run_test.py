@@ -142,14 +142,14 @@ def test_two_processes_judge_with_another_vocabulary(start, policy_folder, promp
         ]
         printed = [process.communicate(timeout=900)[0] for process in running]
         assert not any(process.returncode for process in running), "\n".join(printed)
-        assert all("answers are encoded anew" in text for text in printed)
     one, two = (
         [json.loads(row) for row in (tmp_path / f"run_{n}" / "metrics.jsonl").open()]
         for n in (1, 2)
     )
     for got, want in zip(two, one, strict=True):
         got, want = ({k: v for k, v in row.items() if k != "time"} for row in (got, want))
-        assert got["verify/probability_mean"] > 0
+        # Only a judge on the host has this metric.
+        assert "verify/cache_hits" in got and got["verify/probability_mean"] > 0
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
     assert len(one) == 2
     first, second = ((tmp_path / f"run_{n}" / "answers.jsonl").open() for n in (1, 2))
