@@ -133,8 +133,8 @@ def _verifier() -> ml_collections.ConfigDict:
     # without one might have been the best of its group, so below 1 such groups learn from a bar
     # that may be too low.
     verifier.min_verified = 1.0
-    # A step or an evaluation with a larger share of answers without a verdict stops the run, which
-    # saves a checkpoint first.
+    # A step, a round of dynamic sampling or an evaluation with a larger share of answers without a
+    # verdict stops the run, which saves a checkpoint first.
     verifier.max_unverified = 0.2
     # Parts of a batch that are sampled one after the other when the verifier is on the host: it
     # judges one while the next is sampled. It does nothing for a verifier inside the program.

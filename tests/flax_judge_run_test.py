@@ -15,6 +15,7 @@ from speciarl_jax.verify.reencoding_judge import ReencodingJudge
 
 # Tokens of the shipped prompt are 2,000 of the tiny vocabulary; these are few.
 PROMPT = 'Sort the prediction.\n{pair}\nReply with {"verdict": "CLASS"}.'
+VEHICLES = ("car", "bus", "train", "boat", "ship", "bicycle", "truck", "vehicle")
 
 
 @pytest.fixture
@@ -69,31 +70,37 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
     text_judge.make_judge(tmp_path / "judge", "qwen2", policy_folder)
     config = judged_config(
         verifier__flax_judge__weights=str(tmp_path / "judge"),
-        verifier__flax_judge__min_probability=0.9,
         verifier__max_unverified=1.0,
-        verifier__min_verified=0.5,
         verifier__chunks=2,
         evaluation__batch_size=24,
     )
+    sure = assemble.prepare(config).verifier
+    said = [f"<think></think><answer>{word}</answer>" for word in VEHICLES]
+    _, probability_BNK = sure.judge([said] * 8, list(range(8)))
+    limit = float(np.median(probability_BNK.max(axis=-1)))
+    config.verifier.flax_judge.min_probability = limit
     run = assemble.prepare(config)
     assert isinstance(run.verifier, ReencodingJudge)
     train.train(run, tmp_path / "workdir", lambda: None)
     rows = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(row) for row in rows]
     assert [row["step"] for row in rows] == [1, 2]
-    assert max(row["verify/unverified"] for row in rows) > 0
     for row in rows:
         assert 1 / 6 <= row["verify/probability_mean"] <= 1
-        assert row["verify/unverified"] <= row["verify/below_min_probability"] < 1
+        assert (row["verify/unverified"] > 0) == (row["verify/below_min_probability"] > 0)
+        assert row["verify/unverified"] <= row["verify/below_min_probability"] <= 1
     judged = evaluation.Evaluator(run)(run.lora)
     run.verifier.close()
     evaluation.write_answers(tmp_path / "answers.jsonl", judged)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    asked = [line for line in lines if "probabilities" in line]
-    assert 0 < len(asked) < len(lines)
+    asked, doubted = [line for line in lines if "probabilities" in line], 0
     for line in asked:
-        (sure,), (category,) = line["probabilities"], line["categories"]
-        assert 1 / 6 <= sure <= 1 and (category == evaluation.UNVERIFIED) == (sure < 0.9)
+        (probability,), (category,) = line["probabilities"], line["categories"]
+        assert 1 / 6 <= probability <= 1
+        if abs(probability - limit) > 1e-5:
+            assert (category == evaluation.UNVERIFIED) == (probability < limit)
+        doubted += category == evaluation.UNVERIFIED
+    assert 0 < doubted < len(asked)
     for line in lines:
         # What was not asked has a stated verdict.
         stated = ("wrong", "abstain", "unparsed")
@@ -135,14 +142,14 @@ def test_two_processes_judge_with_another_vocabulary(start, policy_folder, promp
         ]
         printed = [process.communicate(timeout=900)[0] for process in running]
         assert not any(process.returncode for process in running), "\n".join(printed)
-        assert all("answers are encoded anew" in text for text in printed)
     one, two = (
         [json.loads(row) for row in (tmp_path / f"run_{n}" / "metrics.jsonl").open()]
         for n in (1, 2)
     )
     for got, want in zip(two, one, strict=True):
         got, want = ({k: v for k, v in row.items() if k != "time"} for row in (got, want))
-        assert got["verify/probability_mean"] > 0
+        # Only a judge on the host has this metric.
+        assert "verify/cache_hits" in got and got["verify/probability_mean"] > 0
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
     assert len(one) == 2
     first, second = ((tmp_path / f"run_{n}" / "answers.jsonl").open() for n in (1, 2))

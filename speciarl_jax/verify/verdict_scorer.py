@@ -19,6 +19,7 @@ from flax import nnx
 
 from speciarl_jax.models import qwen_text
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 from speciarl_jax.verify import answer, judge_prompt
 from speciarl_jax.verify import screen as screen_lib
@@ -189,6 +190,39 @@ def make_scorer(
       ValueError: the chat template loses the pair, a verdict begins another one in this tokenizer,
         an id of the tokenizer lies outside of the model's vocabulary, or the prompt is too long.
     """
+    before, between, after = _around_the_pair(tokenizer, prompt)
+    verdicts = [encode(tokenizer, name) for name in VERDICTS]
+    for one, name in zip(verdicts, VERDICTS, strict=True):
+        if any(other != one and other[: len(one)] == one for other in verdicts):
+            raise ValueError(
+                f"verdict {name!r} begins another one in the judge's tokens {verdicts}"
+            )
+    middle = encode(tokenizer, between)
+    truths = [[*encode(tokenizer, answer.normalize(name)), *middle] for name in names]
+    prefix, tail = encode(tokenizer, before), encode(tokenizer, after)
+    _check_fit(decoder.config, prefix, truths, tail, verdicts)
+    graphdef, weights = nnx.split(decoder)
+    truth_FC, truth_length_F = _padded(truths)
+    verdict_KS, verdict_length_K = _padded(verdicts)
+    return Scorer(
+        weights=weights,
+        prefix_P=jnp.asarray(prefix, jnp.int32),
+        truth_FC=truth_FC,
+        truth_length_F=truth_length_F,
+        tail_C=jnp.asarray(tail, jnp.int32),
+        verdict_KS=verdict_KS,
+        verdict_length_K=verdict_length_K,
+        graphdef=graphdef,
+    )
+
+
+def _around_the_pair(tokenizer: Any, prompt: judge_prompt.JudgePrompt) -> tuple[str, str, str]:
+    """The text of the chat before the true label, between it and the answer, and from behind the
+    answer to the verdict.
+
+    Raises:
+      ValueError: the chat template loses the pair.
+    """
     # Names that no normal form changes and no prompt holds.
     truth, prediction, verdict = "qxtruthxq", "qxpredictionxq", "wrong"
     text = tokenizer.apply_chat_template(
@@ -204,41 +238,23 @@ def make_scorer(
         )
     before, rest = text.split(truth)
     between, after = rest.split(prediction)
-    after += judge_prompt.reply(verdict).split(verdict)[0]
-    verdicts = [encode(tokenizer, name) for name in VERDICTS]
-    for one, name in zip(verdicts, VERDICTS, strict=True):
-        if any(other != one and other[: len(one)] == one for other in verdicts):
-            raise ValueError(
-                f"verdict {name!r} begins another one in the judge's tokens {verdicts}"
-            )
-    middle = encode(tokenizer, between)
-    truths = [[*encode(tokenizer, answer.normalize(name)), *middle] for name in names]
-    prefix, tail = encode(tokenizer, before), encode(tokenizer, after)
+    return before, between, after + judge_prompt.reply(verdict).split(verdict)[0]
+
+
+def _check_fit(config: TextConfig, prefix, truths, tail, verdicts) -> None:
+    """Refuses tokens that the model does not have, and more of them than it has positions for."""
     highest = max(map(max, [prefix, tail, *verdicts, *truths]))
-    if highest >= decoder.config.vocab_size:
+    if highest >= config.vocab_size:
         raise ValueError(
-            f"the judge's tokenizer uses id {highest}, its model has {decoder.config.vocab_size}; "
+            f"the judge's tokenizer uses id {highest}, its model has {config.vocab_size}; "
             "do tokenizer and weights belong together?"
         )
     longest = len(prefix) + max(map(len, truths)) + len(tail) + max(map(len, verdicts))
-    if longest >= decoder.config.max_position_embeddings:
+    if longest >= config.max_position_embeddings:
         raise ValueError(
             f"the judge's prompt takes {longest} tokens without an answer, its model has positions "
-            f"for {decoder.config.max_position_embeddings}; shorten the prompt"
+            f"for {config.max_position_embeddings}; shorten the prompt"
         )
-    graphdef, weights = nnx.split(decoder)
-    truth_FC, truth_length_F = _padded(truths)
-    verdict_KS, verdict_length_K = _padded(verdicts)
-    return Scorer(
-        weights=weights,
-        prefix_P=jnp.asarray(prefix, jnp.int32),
-        truth_FC=truth_FC,
-        truth_length_F=truth_length_F,
-        tail_C=jnp.asarray(tail, jnp.int32),
-        verdict_KS=verdict_KS,
-        verdict_length_K=verdict_length_K,
-        graphdef=graphdef,
-    )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,19 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Conf
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
 
-FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+# Qwen2.5 calls itself qwen2; its small models have what is below.
+SMALL_2_5 = {
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 1,
+}
+FAMILIES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen2.5": (Qwen2Config, Qwen2ForCausalLM, SMALL_2_5),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 12, "tie_word_embeddings": True}),
+}
 
 
 def make_tokenizer(folder: pathlib.Path, vocab_size: int, texts) -> None:
@@ -21,8 +33,11 @@ def make_judge(folder: pathlib.Path, family: str, tokenizer_folder: pathlib.Path
     """Writes a random checkpoint with the tokenizer of another folder; returns the torch model."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.save_pretrained(folder)
-    config_class, model_class = FAMILIES[family]
-    heads = {"head_dim": 12} if family == "qwen3" else {}
+    config_class, model_class, changes = FAMILIES[family]
+    options = {
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
     torch.manual_seed(seed)
     model = model_class(
         config_class(
@@ -33,16 +48,14 @@ def make_judge(folder: pathlib.Path, family: str, tokenizer_folder: pathlib.Path
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=4096,
-            tie_word_embeddings=family == "qwen3",
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-            **heads,
+            **options | changes,
         )
     )
     model = model.float().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+    assert json.loads((folder / "config.json").read_text())["model_type"] == family.split(".")[0]
     return model
 
 

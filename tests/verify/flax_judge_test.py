@@ -58,7 +58,12 @@ def policy_bytes():
     return tokenizer_lib.token_bytes(policy_tokenizer(), 768)
 
 
-@pytest.fixture(scope="module", params=sorted(text_judge.FAMILIES))
+every_family = pytest.mark.parametrize(
+    "judge", sorted(text_judge.FAMILIES), indirect=True, scope="module"
+)
+
+
+@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
 def judge(request, tmp_path_factory):
     """The model in torch, and the scorer that was read from its checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -104,6 +109,7 @@ def verdicts_of(scorer):
 PAIRS = [("tiger", 0), ("dog", 1), ("a spice mix-up", 2), ("chili", 3), ("animal", 4), ("x", 0)]
 
 
+@every_family
 def test_log_likelihoods_of_the_verdicts_are_those_of_transformers(judge):
     model, scorer = judge
     tokens, length = pairs_of([text for text, _ in PAIRS])
@@ -117,6 +123,7 @@ def test_log_likelihoods_of_the_verdicts_are_those_of_transformers(judge):
         np.testing.assert_allclose(got[row], want, rtol=0, atol=1e-4, err_msg=pair[0])
 
 
+@every_family
 def test_the_shared_prefix_equals_full_prompts(judge):
     _, scorer = judge
     decoder, _ = scorer.prefill()

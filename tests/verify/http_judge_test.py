@@ -414,7 +414,8 @@ judge.close()
 
 
 def test_two_processes_that_race_for_the_same_pairs_agree_and_lose_nothing(make, tmp_path):
-    """The judge says something else every time; both must go by what was said first."""
+    """The judge says something else every time; both must go by what was said first, and so must a
+    process that comes later and asks nothing."""
     count = iter(range(10**6))
     lock = threading.Lock()
 
@@ -436,7 +437,10 @@ def test_two_processes_that_race_for_the_same_pairs_agree_and_lose_nothing(make,
             process.stdin.flush()
         found = [process.communicate(timeout=60)[0] for process in running]
         assert not any(process.returncode for process in running)
-        assert 40 <= len(server.requests) <= 80
+        asked = len(server.requests)
+        assert 40 <= asked <= 80
+        later = subprocess.run(command, input="go\n", capture_output=True, text=True, timeout=60)
+        assert later.stdout == f"ready\n{found[0]}" and len(server.requests) == asked
     assert found[0] == found[1]
     cache = verdict_cache.open_cache(str(path), create=False)
     kept = {row.prediction: row.category for row in cache.rows()}

@@ -218,11 +218,15 @@ def test_equal_on_token_sequences(responses, shift):
 FRAMES = ["<answer>{}</answer>", "<think>{}</think><answer>{}</answer>", "<answer>{}", "{}"]
 FRAMES += ["<answer><answer>{}</answer></answer>", "<answer>{}</answer><answer>{}</answer>"]
 FRAMES += ["<think><answer>{}</think></answer>", "<answer>{}</answer", "<ANSWER>{}</ANSWER>"]
-framed = st.tuples(
-    st.sampled_from(FRAMES),
-    st.one_of(st.text(max_size=20), st.sampled_from([n for n, _, _ in LADDER if len(n) < 40])),
-    st.integers(0, 12),
-).map(lambda p: p[0].format(p[1], p[1]).encode(errors="replace")[: -p[2] or None])
+# Text, names, and bytes that are no UTF-8.
+content = st.one_of(
+    st.text(max_size=20).map(lambda text: text.encode(errors="replace")),
+    st.sampled_from([n.encode() for n, _, _ in LADDER if len(n) < 40]),
+    st.binary(max_size=20),
+)
+framed = st.tuples(st.sampled_from(FRAMES), content, st.integers(0, 12)).map(
+    lambda p: p[0].encode().replace(b"{}", p[1])[: -p[2] or None]
+)
 
 
 @settings(max_examples=100, deadline=None)

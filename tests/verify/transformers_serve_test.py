@@ -111,6 +111,66 @@ def judge(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_the_training_command_works_end_to_end(judge, start, tmp_path):
+    folder, url, _ = judge
+    config, workdir = tmp_path / "judged.py", tmp_path / "run"
+    config.write_text(
+        "from judged_run import judged_config\n\n\ndef get_config():\n"
+        f"    return judged_config('http://127.0.0.1:1/v1', {str(tmp_path / 'cache.sqlite')!r})\n"
+    )
+    process = start(
+        *("-m", "speciarl_jax.train", f"--config={config}", f"--workdir={workdir}"),
+        f"--config.verifier.http_judge.server.url={url}",
+        f"--config.verifier.http_judge.model={folder}",
+        f"--config.verifier.http_judge.prompt={folder / 'prompt.txt'}",
+        "--config.verifier.http_judge.server.concurrency=2",
+        "--config.verifier.http_judge.server.attempts=3",
+        quick=True,
+    )
+    printed, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, printed
+    assert "| trained" in printed and (workdir / "report.md").is_file()
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["verify/unverified"] == 0 for row in rows)
+    assert sum(row["verify/asked"] for row in rows) > 0
+    assert all(row["update/gradient_norm"] > 0 for row in rows)
+    summary = json.loads((workdir / "summary.json").read_text())
+    for name in ("base", "trained"):
+        lines = (workdir / f"answers_{name}.jsonl").read_text().splitlines()
+        said = [json.loads(line)["categories"][0] for line in lines]
+        assert len(said) == sum(summary[name]["histogram"].values()) and "unverified" not in said
+        # Categories that no rule states come from the judge alone.
+        assert {"generic", "less_specific", "specific", "more_specific"} & set(said)
+
+
+@pytest.mark.slow
+def test_the_audit_asks_the_server(judge, start, tmp_path):
+    folder, url, _ = judge
+    rows = "truth,prediction,category\n" + "".join(
+        f"{truth},{said},wrong\n" for truth in WORDS[:2] for said in [*WORDS, "car or bus", "none"]
+    )
+    (tmp_path / "pairs.csv").write_text(rows)
+    process = start(
+        *("-m", "speciarl_jax.audit_verifier", "--config=configs/quickstart.py"),
+        *(f"--pairs={tmp_path / 'pairs.csv'}", f"--out={tmp_path / 'audit'}"),
+        *("--verifiers=http_judge", f"--config.verifier.http_judge.server.url={url}"),
+        f"--config.verifier.http_judge.model={folder}",
+        f"--config.verifier.http_judge.prompt={folder / 'prompt.txt'}",
+        "--config.verifier.http_judge.server.concurrency=2",
+        "--config.verifier.http_judge.cache=",
+    )
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "Cohen's kappa" in printed, printed
+    figures = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert figures["verifiers"]["http_judge"]["unverified"] == 0
+    matrix = figures["verifiers"]["http_judge"]["matrix"]
+    # The judge has learned to tell most of the six apart; two of each truth are not for it.
+    assert sum(map(sum, matrix)) == 2 * (len(WORDS) + 2)
+    assert sum(any(row[i] for row in matrix) for i in range(len(matrix))) >= 4
+
+
+@pytest.mark.slow
 def test_a_policy_learns_from_a_judge_behind_transformers_serve(judge, compilation_cache, tmp_path):
     folder, url, server = judge
 
