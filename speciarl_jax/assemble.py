@@ -18,10 +18,11 @@ from flax import nnx
 from speciarl_jax import advantages, lookup, optimizer, scoring, sharding, step
 from speciarl_jax import update as update_lib
 from speciarl_jax import vision_cache as vision_cache_lib
+from speciarl_jax.checks import check, sampled_pictures
 from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.losses import kl, token_weights
-from speciarl_jax.models.qwen2_5_vl import decoder, hf
+from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rewards import overlong
@@ -362,125 +363,6 @@ def make_verifier(
     if not isinstance(verifier, HostVerifier):
         verifier = sharding.place(mesh, verifier)
     return labels, verifier
-
-
-def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Refuses numbers that do not fit together.
-
-    Raises:
-      ValueError: names the keys and shows the numbers.
-    """
-    train, evaluation = config.train, config.evaluation
-    cuts = train.mini_batches * train.micro_batches
-    if min(train.mini_batches, train.micro_batches) < 1 or train.batch_size % cuts:
-        raise ValueError(
-            f"config.train.batch_size {train.batch_size} cannot be cut into {train.mini_batches} "
-            f"mini-batches of {train.micro_batches} micro-batches; make it a multiple of {cuts}"
-        )
-    sharding.check_batch(
-        mesh, "train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
-    )
-    sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
-    sharding.check_batch(mesh, "pictures sampled at once", sampled_pictures(config))
-    if train.objective not in ("reward", "labels"):
-        raise ValueError(
-            f"config.train.objective is {train.objective!r}; choose 'reward', or 'labels' for "
-            "supervised training"
-        )
-    if train.objective == "labels" and train.dynamic_sampling.max_rounds:
-        raise ValueError(
-            "supervised training (config.train.objective 'labels') samples nothing; set "
-            "config.train.dynamic_sampling.max_rounds to 0"
-        )
-    for key, value, low in (
-        ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
-        ("rollout.max_tokens", config.rollout.max_tokens, 1),
-        ("rollout.shrink", config.rollout.shrink, 0),
-        ("rollout.cache_bytes", config.rollout.cache_bytes, 0),
-        ("rollout.chunk_pictures", config.rollout.chunk_pictures, 0),
-        ("model.lora_rank", config.model.lora_rank, 1),
-        ("train.steps", train.steps, 0),
-        ("train.log_every", train.log_every, 1),
-        ("train.max_skipped", train.max_skipped, 1),
-        ("train.samples_every", train.samples_every, 0),
-        ("train.samples_pictures", train.samples_pictures, 1),
-        ("train.passes", train.passes, 1),
-        ("train.answer_widths", train.answer_widths, 1),
-        ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
-        ("checkpoint.save_every", config.checkpoint.save_every, 1),
-        ("checkpoint.keep", config.checkpoint.keep, 1),
-        ("checkpoint.keep_best", config.checkpoint.keep_best, 0),
-        ("train.profile_steps", train.profile_steps, 1),
-        ("verifier.chunks", config.verifier.chunks, 1),
-    ):
-        if value < low:
-            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
-    for key in ("min_verified", "max_unverified"):
-        if not 0 <= config.verifier[key] <= 1:
-            raise ValueError(
-                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
-                "number from 0 to 1"
-            )
-    updates = train.steps * train.mini_batches * train.passes
-    if 0 < config.optimizer.decay_steps < updates:
-        raise ValueError(
-            f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but "
-            f"config.train.steps {train.steps} make {updates} updates, the last of them at a "
-            f"learning rate of 0; raise it to {updates + 1}, or set it to 0 for a constant rate"
-        )
-    sampled, chunks = sampled_pictures(config), config.verifier.chunks
-    if sampled % chunks:
-        key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
-        raise ValueError(
-            f"config.train.{key} {sampled} cannot be cut into {chunks} parts "
-            "(config.verifier.chunks)"
-        )
-    sharding.check_batch(mesh, "pictures sampled at once / verifier.chunks", sampled // chunks)
-    if config.rollout.temperature <= 0:
-        raise ValueError(
-            f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
-            "the same and teach nothing, so set it above 0"
-        )
-    if config.rollout.merge_lora and config.model.base_weights == "int8":
-        raise ValueError(
-            "config.rollout.merge_lora adds adapters to floating-point weights, but "
-            "config.model.base_weights is 'int8'; switch one of them off"
-        )
-    decoder.remat_policy(config.train.remat)
-    check_loss(config.loss)
-
-
-def check_loss(loss: ml_collections.ConfigDict) -> None:
-    """Refuses a loss whose parts do not fit together.
-
-    Raises:
-      ValueError: names the key and what it may be.
-    """
-    for key, choices in (
-        ("token_weights", ("token_mean", "sequence_mean", "constant")),
-        ("kl_estimator", kl.ESTIMATORS),
-        ("kl_place", ("loss", "reward")),
-        ("old_logp", update_lib.OLD_LOGP),
-    ):
-        if loss[key] not in choices:
-            raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
-    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_place == "loss":
-        raise ValueError(
-            "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
-            "config.loss.kl_place 'reward'"
-        )
-    if loss.importance_cap < 0 or (loss.importance_cap and loss.old_logp != "trainer"):
-        raise ValueError(
-            f"config.loss.importance_cap is {loss.importance_cap} and config.loss.old_logp "
-            f"{loss.old_logp!r}; a cap above 0 corrects the trainer's ratio, so set old_logp to "
-            "'trainer', and with 'sampler' the cap to 0, for the ratio holds the mismatch itself"
-        )
-
-
-def sampled_pictures(config: ml_collections.ConfigDict) -> int:
-    """Pictures that are sampled at once: a step's batch, or a round of dynamic sampling."""
-    dynamic = config.train.dynamic_sampling
-    return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size
 
 
 def reward_of(config: ml_collections.ConfigDict) -> Any:

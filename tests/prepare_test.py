@@ -103,9 +103,10 @@ def test_the_pictures_of_a_split_file_are_taken_from_all_splits(prepared, tmp_pa
     assert [row["label"] for row in found] == ["pho", "apple pie"]
     for seed, row in zip((3, 4), found, strict=True):
         np.testing.assert_array_equal(row["image"], pictures.decode(archives.picture(seed), ""))
-    sizes = {split: len(names) for split, names in wanted.items()}
+    published = tfds_images.PUBLISHED["food101"]
+    sizes = {published.aliases.get(split, split): len(names) for split, names in wanted.items()}
     with pytest.MonkeyPatch.context() as patch:
-        whole = dataclasses.replace(tfds_images.PUBLISHED["food101"], sizes=sizes)
+        whole = dataclasses.replace(published, sizes=sizes)
         patch.setitem(tfds_images.PUBLISHED, "food101", whole)
         options = {"dataset": "food101", "data_dir": data, "split_file": str(path)}
         with pytest.raises(ValueError, match="has 2 pictures in 'test', CoOp's .* food101 30300"):
