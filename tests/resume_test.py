@@ -17,7 +17,7 @@ from speciarl_jax.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 60
 CONFIG = {"train__steps": STEPS, "checkpoint__save_every": 2, "checkpoint__keep": 2}
 MESH = {"mesh__data": 2, "mesh__fsdp": 2}
 
@@ -89,7 +89,7 @@ def one_life(both, workdir, rng):
     if training:  # somewhere between two steps, in a step, or while a checkpoint is written
         while steps_of(workdir) <= before and any(p.poll() is None for p in both):
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0, 0.3))
     else:  # somewhere on the way there
         time.sleep(rng.uniform(0, 15))
     if any(process.poll() is not None for process in both):

@@ -163,7 +163,7 @@ def resumable_program(policy, workdir, config, process, processes, port):
         coordinator=f"127.0.0.1:{port}",
         num_processes=processes,
         process_id=process,
-        heartbeat_timeout=10,
+        heartbeat_timeout=60,
     )
 
     def main(_):
