@@ -21,8 +21,8 @@ from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.verify import taxonomy
 
-# Bytes of a token in made-up vocabularies.
-_TOKEN = b"a token."
+# Where there is no tokenizer to ask: the longest token of Qwen's has so many bytes.
+_LONGEST_TOKEN = 128
 
 
 class Program(NamedTuple):
@@ -48,18 +48,14 @@ def make_run(
       mesh: of any devices, or a `jax.sharding.AbstractMesh`.
 
     Returns:
-      A run that has programs and no data. The verifier has the tables of the emoji's label tree.
+      A run that has programs and no data. The taxonomy verifier has the tables of the emoji's label
+      tree; of another one, which needs weights or a server, there is none.
 
     Raises:
-      ValueError: numbers that do not fit, or a verifier other than `taxonomy`.
+      ValueError: numbers that do not fit.
     """
     assemble.check(config, mesh)
     assemble.try_parts(config)
-    if config.verifier.name != "taxonomy":
-        raise ValueError(
-            f"config.verifier.name is {config.verifier.name!r}, which needs weights or a server; "
-            "abstract programs have the 'taxonomy'"
-        )
     policy = nnx.eval_shape(
         lambda: Qwen25VL(
             model_config,
@@ -68,33 +64,41 @@ def make_run(
             lora_alpha=config.model.lora_alpha,
             scan_unroll=config.model.scan_unroll,
             base_weights=config.model.base_weights,
+            attention=assemble.attention_kind(config.model.attention, mesh),
             rngs=nnx.Rngs(0),
         )
     )
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
-    labels, verifier = taxonomy.create(
-        [_TOKEN] * vocabulary,
-        emoji.TAXONOMY_PATH,
-        **assemble.verifier_options(config) | {"path": ""},
-    )
+    labels = verifier = None
+    if config.verifier.name == "taxonomy":
+        labels, verifier = taxonomy.create(
+            [b"x" * _LONGEST_TOKEN] * vocabulary,
+            emoji.TAXONOMY_PATH,
+            **assemble.verifier_options(config) | {"path": ""},
+        )
+        verifier = placed(verifier, sharding.replicated(mesh))
     return assemble.Run(
         config=config,
         mesh=mesh,
         model_config=model_config,
         graphdef=graphdef,
-        lora=_like(lora, sharding.shardings_of(mesh, lora)),
-        base=_like(base, sharding.shardings_of(mesh, base)),
+        lora=placed(lora, sharding.shardings_of(mesh, lora)),
+        base=placed(base, sharding.shardings_of(mesh, base)),
         tokenizer=None,
         builder=None,
         labels=labels,
-        verifier=_like(verifier, sharding.replicated(mesh)),
+        verifier=verifier,
         banned_V=np.zeros(vocabulary, bool),
     )
 
 
 def make_batch(
-    run: assemble.Run, batch_size: int, grid: layout_lib.Grid, prompt_tokens: int
+    run: assemble.Run,
+    batch_size: int,
+    grid: layout_lib.Grid,
+    prompt_tokens: int,
+    padded: tuple[int, int] | None = None,
 ) -> PromptBatch:
     """The shapes of a batch whose largest picture and prompt are these.
 
@@ -103,14 +107,18 @@ def make_batch(
       batch_size: B.
       grid: (height, width) of a picture, in patches.
       prompt_tokens: P, the picture's tokens included.
+      padded: windows and image tokens that the picture is padded to; None for as many as it has.
 
     Raises:
       ValueError: a grid that does not divide into merged tokens.
     """
     vision = run.model_config.vision
     layout = layout_lib.vision_layout([[grid]], vision)
+    if padded is not None:
+        layout = layout_lib.pad_layout(layout, *padded)
+    patches = layout.token_index_BM.shape[1] * vision.spatial_merge_size**2
     one = PromptBatch(
-        patches_BSC=np.zeros((1, grid[0] * grid[1], vision.patch_dim), np.float32),
+        patches_BSC=np.zeros((1, patches, vision.patch_dim), np.float32),
         layout=layout,
         tokens_BP=np.zeros((1, prompt_tokens), np.int32),
         mask_BP=np.zeros((1, prompt_tokens), bool),
@@ -126,7 +134,7 @@ def make_batch(
         features_BMD = np.zeros(shape, assemble.dtypes(run.config)["dtype"])
         one = one.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
-    return _like(many, sharding.batch_sharding(run.mesh))
+    return placed(many, sharding.batch_sharding(run.mesh))
 
 
 def programs(
@@ -151,18 +159,23 @@ def programs(
       "rollout", "verify", with dynamic sampling "keep" (the first round), and "learn".
 
     Raises:
-      ValueError: numbers that do not fit.
+      ValueError: numbers that do not fit, or a verifier other than `taxonomy`.
     """
     run = make_run(config, model_config, mesh)
+    if run.verifier is None:
+        raise ValueError(
+            f"config.verifier.name is {config.verifier.name!r}, which needs weights or a server; "
+            "abstract programs have the 'taxonomy'"
+        )
     optimizer_ = optimizer.make(**config.optimizer)
     state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
     where = sharding.shardings_of(mesh, state)
-    state, number = _like(state, where), jax.ShapeDtypeStruct((), jnp.uint32)
+    state, number = placed(state, where), jax.ShapeDtypeStruct((), jnp.uint32)
     batch = make_batch(run, assemble.sampled_pictures(config), grid, prompt_tokens)
     watched = make_batch(run, config.evaluation.batch_size, grid, prompt_tokens)
     found = {"evaluate": _sampling(run, watched, num_rollouts=1)}
     if config.train.objective == "labels":
-        batch = batch.replace(target=_answers(run, batch, 1))
+        batch = batch.replace(target=answers(run, batch, 1))
         program = supervised.build_step(run, optimizer_, where)
         return found | {"step": Program(program, (state, run.base, None, batch, number))}
     dynamic = config.train.dynamic_sampling.max_rounds > 0
@@ -186,10 +199,10 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     found = {"rollout": _sampling(run, batch, run.config.rollout.num_rollouts)}
     features_BMD, rollout = jax.eval_shape(*_call(found["rollout"]))
-    features_BMD, rollout = _like((features_BMD, rollout), rows)
+    features_BMD, rollout = placed((features_BMD, rollout), rows)
     verify = jax.jit(step.verify, out_shardings=rows)
     found["verify"] = Program(verify, (run.verifier, batch, rollout))
-    verdicts = _like(jax.eval_shape(*_call(found["verify"])), rows)
+    verdicts = placed(jax.eval_shape(*_call(found["verify"])), rows)
     learnt = (batch, features_BMD, rollout, *verdicts)
     if run.config.train.dynamic_sampling.max_rounds:
         bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
@@ -201,26 +214,26 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
 
         signal_B = jax.ShapeDtypeStruct(batch.weight_B.shape, bool, sharding=rows)
         found["keep"] = Program(jax.jit(keep, out_shardings=rows), (fresh, signal_B))
-        pool = _like(jax.eval_shape(*_call(found["keep"])), rows)
+        pool = placed(jax.eval_shape(*_call(found["keep"])), rows)
         learnt = (pool.prompt, pool.features_BMD, pool.rollout, pool.category_BN, pool.valid_BN)
     function = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
     found["learn"] = Program(function, (state, run.base, *learnt))
     return found
 
 
-def _answers(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Rollout:
+def answers(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Rollout:
     """The shapes of answers about a batch."""
     shape = (*batch.weight_B.shape, num_rollouts, run.config.rollout.max_tokens)
     dtypes = {"tokens_BNT": jnp.int32, "mask_BNT": bool, "logp_BNT": jnp.float32}
-    answers = Rollout(**{k: jax.ShapeDtypeStruct(shape, dtype) for k, dtype in dtypes.items()})
-    return _like(answers, sharding.batch_sharding(run.mesh))
+    shapes = Rollout(**{k: jax.ShapeDtypeStruct(shape, dtype) for k, dtype in dtypes.items()})
+    return placed(shapes, sharding.batch_sharding(run.mesh))
 
 
 def _call(program: Program) -> tuple[Any, ...]:
     return program.function, *program.arguments
 
 
-def _like(tree: Any, where: Any) -> Any:
+def placed(tree: Any, where: Any) -> Any:
     """Shapes and dtypes of a tree, with its shardings or with one for all."""
     if isinstance(where, jax.sharding.Sharding):
         where = jax.tree.map(lambda _: where, tree)

@@ -298,12 +298,15 @@ def load_policy(
 def attention_kind(name: str, mesh: jax.sharding.Mesh) -> str:
     """What `config.model.attention` means on these devices, one of `splash.KINDS`.
 
+    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of no TPU.
+
     Raises:
       ValueError: an unknown name.
     """
     if name not in ("auto", "xla", "splash"):
         raise ValueError(f"config.model.attention is {name!r}; choose 'auto', 'xla' or 'splash'")
-    tpu = mesh.devices.flat[0].platform == "tpu"
+    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
+    tpu = not abstract and mesh.devices.flat[0].platform == "tpu"
     if name == "auto":
         return "splash" if tpu else "xla"
     return "splash_interpret" if name == "splash" and not tpu else name

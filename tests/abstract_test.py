@@ -67,4 +67,4 @@ def test_a_mesh_of_devices_that_are_not_here_will_do(run, small_config):
 def test_a_verifier_that_needs_more_is_refused(run, small_config):
     config = small_config(verifier__name="http_judge")
     with pytest.raises(ValueError, match="'http_judge', which needs weights or a server"):
-        abstract.make_run(config, run.model_config, run.mesh)
+        abstract.programs(config, run.model_config, mesh=run.mesh, grid=(4, 4), prompt_tokens=40)

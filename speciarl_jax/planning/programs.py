@@ -7,21 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from flax import nnx
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from speciarl_jax import abstract as shapes
 from speciarl_jax import assemble, optimizer, sharding, step, supervised, train
 from speciarl_jax import update as update_lib
-from speciarl_jax.data import emoji, prompts
+from speciarl_jax.data import prompts
 from speciarl_jax.models.qwen2_5_vl import hf, layout, presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.types import PromptBatch, Rollout
-from speciarl_jax.verify import taxonomy
+from speciarl_jax.types import PromptBatch
 
-# Where there is no tokenizer to ask: the longest token of Qwen's has so many bytes.
-_LONGEST_TOKEN = 128
 # Tokens of Qwen's chat template around one picture and one text.
 _TEMPLATE_TOKENS = 16
 # Of a text, where there is no tokenizer to count them.
@@ -154,54 +149,23 @@ def abstract(
     Raises:
       ValueError: as `assemble.prepare`.
     """
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    assemble.check(config, mesh)
-    assemble.try_parts(config)
-
-    def make():
-        return Qwen25VL(
-            model,
-            **assemble.dtypes(config),
-            lora_rank=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-            scan_unroll=config.model.scan_unroll,
-            base_weights=config.model.base_weights,
-            attention=assemble.attention_kind(config.model.attention, mesh),
-            rngs=nnx.Rngs(0),
-        )
-
-    graphdef, lora, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)
-    lora, base = (placed(x, sharding.shardings_of(mesh, x)) for x in (lora, base))
-    verifier, notes = _verifier(config, mesh, model.text.vocab_size)
-    banned_V = np.zeros(model.text.vocab_size, bool)
-    run = assemble.Run(
-        config=config,
-        mesh=mesh,
-        model_config=model,
-        graphdef=graphdef,
-        lora=lora,
-        base=base,
-        tokenizer=None,
-        builder=None,
-        labels=None,
-        verifier=verifier,
-        banned_V=banned_V,
-    )
+    run = shapes.make_run(config, model, sharding.make_mesh(**config.mesh, devices=devices))
     optimizer_ = optimizer.make(**config.optimizer)
-    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), lora)
-    where = sharding.shardings_of(mesh, state)
-    return Abstract(run, optimizer_, placed(state, where), where, sizes, notes)
+    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
+    where = sharding.shardings_of(run.mesh, state)
+    state = shapes.placed(state, where)
+    return Abstract(run, optimizer_, state, where, sizes, _notes(config))
 
 
-def placed(tree: Any, where: Any) -> Any:
-    """Shapes with their shardings; `where` is one for all leaves, or a pytree of them."""
-    if isinstance(where, jax.sharding.Sharding):
-        where = jax.tree.map(lambda _: where, tree)
-
-    def one(x, place):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-    return jax.tree.map(one, tree, where)
+def _notes(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    name, options = config.verifier.name, assemble.verifier_options(config)
+    if name != "taxonomy":
+        return (
+            f"verify: {name} is not planned, only the taxonomy is; a judge on the same devices "
+            "needs memory and time beyond what stands here",
+        )
+    # Only the sizes matter, and the embedded tree's are those of any benchmark's.
+    return () if options["path"] else ("verify: the label tree is the embedded benchmark's",)
 
 
 def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
@@ -230,7 +194,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     rollout_of = train.rollout_function(run)
 
     def sampled(batch):
-        return placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
+        return shapes.placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
 
     batch = batch_of(plan, plan.sampled)
     if wanted("rollout"):
@@ -247,7 +211,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     if wanted("update"):
         batch = batch_of(plan, len_batch(plan))
         shape = (len_batch(plan), config.rollout.num_rollouts)
-        verdicts = placed(
+        verdicts = shapes.placed(
             (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
         )
         arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
@@ -264,46 +228,11 @@ def len_batch(plan: Abstract) -> int:
 def batch_of(plan: Abstract, pictures: int, target: bool = False) -> PromptBatch:
     """A batch of shapes."""
     sizes, run = plan.sizes, plan.run
-    vision, tokens = run.model_config.vision, run.config.rollout.max_tokens
-    one = layout.vision_layout([[(sizes.height, sizes.width)]], vision)
-    one = layout.pad_layout(one, sizes.windows, sizes.image_tokens)
-
-    def rows(dtype, *shape):
-        return jax.ShapeDtypeStruct((pictures, *shape), dtype)
-
-    patches = sizes.image_tokens * vision.spatial_merge_size**2
-    answer = Rollout(
-        rows(jnp.int32, 1, tokens), rows(bool, 1, tokens), rows(jnp.float32, 1, tokens)
+    batch = shapes.make_batch(
+        run,
+        pictures,
+        (sizes.height, sizes.width),
+        sizes.prompt_tokens,
+        padded=(sizes.windows, sizes.image_tokens),
     )
-    batch = PromptBatch(
-        patches_BSC=rows(jnp.float32, patches, vision.patch_dim),
-        layout=jax.tree.map(lambda x: rows(x.dtype, *x.shape[1:]), one),
-        tokens_BP=rows(jnp.int32, sizes.prompt_tokens),
-        mask_BP=rows(bool, sizes.prompt_tokens),
-        positions_B3P=rows(jnp.int32, 3, sizes.prompt_tokens),
-        next_position_B=rows(jnp.int32),
-        image_id_B=rows(jnp.uint32),
-        label_index_B=rows(jnp.int32),
-        weight_B=rows(jnp.float32),
-        target=answer if target else None,
-    )
-    return placed(batch, sharding.batch_sharding(run.mesh))
-
-
-def _verifier(
-    config: ml_collections.ConfigDict, mesh: Any, vocabulary: int
-) -> tuple[Any, tuple[str, ...]]:
-    """Shapes of the verifier's tables, None if it is none of the step's programs; and a note."""
-    name, options = config.verifier.name, assemble.verifier_options(config)
-    if name != "taxonomy":
-        return None, (
-            f"verify: {name} is not planned, only the taxonomy is; a judge on the same devices "
-            "needs memory and time beyond what stands here",
-        )
-    # Only the sizes matter, and the embedded tree's are those of any benchmark's.
-    _, verifier = taxonomy.create(
-        [b"x" * _LONGEST_TOKEN] * vocabulary, emoji.TAXONOMY_PATH, **options
-    )
-    shapes = placed(verifier, sharding.replicated(mesh))
-    note = "" if options["path"] else "verify: the label tree is the embedded benchmark's"
-    return shapes, (note,) if note else ()
+    return batch.replace(target=shapes.answers(run, batch, 1)) if target else batch
