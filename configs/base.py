@@ -96,8 +96,10 @@ def _data() -> ml_collections.ConfigDict:
     data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
     data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
     data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
-    # The tower runs for so many pictures at a time, on each device that the batch is cut over.
-    data.vision_cache.pictures = 8
+    # 0: the tower runs for the whole batch if one of its pictures is not known, to the same bits as
+    # without the cache. Otherwise for unknown pictures only, so many at a time on each device that
+    # the batch is cut over, which saves more; the last bits may differ.
+    data.vision_cache.pictures = 0
     return data
 
 

@@ -1,9 +1,10 @@
 """Features of pictures that were seen before: the frozen tower runs once a picture, not an epoch.
 
 A feature is known by what the tower reads, and by the tower: a hash of patches, grids and
-fingerprint. With the cache the tower is a program of its own, which runs for pictures that are not
-known, a fixed number at a time; the other programs take features as an input. So there is one shape
-of the tower for each step of the ladder of sizes, however many pictures are missing.
+fingerprint. With the cache the tower is a program of its own, and the others take features as an
+input. It runs for a whole batch when one of its pictures is not known, in the shape that it has
+without the cache, and so to the same bits; or for the pictures that are not known, a fixed number
+at a time. Either way nothing is compiled anew for the number that is missing.
 """
 
 import hashlib
@@ -38,7 +39,8 @@ class VisionCache:
           store: of the values.
           tower: its weights lie on the mesh, and never change.
           mesh: over all devices.
-          pictures: of a call of the tower, on each device that the batch is cut over.
+          pictures: of a call of the tower, on each device that the batch is cut over; 0 for the
+            whole batch.
         """
         self._store, self._mesh = store, mesh
         graphdef, self._weights = nnx.split(tower)
@@ -94,20 +96,25 @@ class VisionCache:
           missing: key -> row.
           most: rows that any process misses.
         """
+        whole = np.arange(len(batch.weight_B))
+        share = self._rows or len(whole)
         tokens_B = np.sum(batch.layout.token_index_BM >= 0, axis=1)
         pictures = batch.patches_BSC, batch.layout
         calls = []
-        for start in range(0, most, self._rows):
-            keys = list(missing)[start : start + self._rows]
-            rows = np.resize([missing[key] for key in keys] or [0], self._rows)
+        for start in range(0, most, share):
+            keys = list(missing)[start : start + share]
+            wanted = [missing[key] for key in keys]
+            rows = np.resize(wanted or [0], share) if self._rows else whole
             part = jax.tree.map(lambda x, rows=rows: x[rows], pictures)
             part = sharding.put_batch(self._mesh, part)
-            calls.append((keys, rows, self._encode(self._weights, *part)))
+            calls.append((keys, self._encode(self._weights, *part)))
         computed = {}
-        for keys, rows, features_BMD in calls:
+        for keys, features_BMD in calls:
             features_BMD = sharding.local_rows(features_BMD)
             for i, key in enumerate(keys):
-                computed[key] = features_BMD[i, : tokens_B[rows[i]]].tobytes()
+                row = missing[key]
+                place = i if self._rows else row
+                computed[key] = features_BMD[place, : tokens_B[row]].tobytes()
                 self._store.put(key, computed[key])
         return computed
 
@@ -165,10 +172,10 @@ def make(options: ml_collections.ConfigDict, tower: VisionTower, mesh: Any) -> V
         )
     if options.place == "none":
         return None
-    for key in ("bytes", "pictures"):
-        if options[key] < 1:
+    for key, least in (("bytes", 1), ("pictures", 0)):
+        if options[key] < least:
             raise ValueError(
-                f"config.data.vision_cache.{key} is {options[key]}; it must be at least 1"
+                f"config.data.vision_cache.{key} is {options[key]}; it must be at least {least}"
             )
     host = options.place == "host"
     store = HostStore(options.bytes) if host else DiskStore(options.path, options.bytes)

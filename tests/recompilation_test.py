@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -43,15 +44,26 @@ def test_what_is_counted_are_traces_and_compilations():
         assert len(seen) > before
 
 
+def larger_pictures(policy_folder, folder):
+    """The policy, with a processor that takes pictures of up to 60 x 60 pixels, 25 tokens."""
+    shutil.copytree(policy_folder, folder)
+    path = folder / "preprocessor_config.json"
+    facts = json.loads(path.read_text())
+    facts["size"] = {"shortest_edge": 24 * 24, "longest_edge": 60 * 60}
+    path.write_text(json.dumps(facts))
+    return folder
+
+
 @pytest.mark.parametrize("place", ["none", "host"])
-def test_nothing_is_compiled_after_warm_up(small_config, tmp_path, place):
+def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path, place):
     """Pictures of many sizes on a ladder, steps and evaluations, other temperatures, evicting."""
     config = own(
         small_config,
-        fill(tmp_path / "pictures"),
+        fill(tmp_path / "pictures", 24, 60),
+        model__path=str(larger_pictures(policy_folder, tmp_path / "policy")),
         data__bucket_growth=3.0,
         data__vision_cache__place=place,
-        data__vision_cache__bytes=6_000,  # of about 20,000: some are always missing
+        data__vision_cache__bytes=15_000,  # of about 40,000: some are always missing
         data__vision_cache__pictures=3,
         rollout__chunk_pictures=2,
         rollout__shrink=1,

@@ -25,7 +25,7 @@ def tower(run, policy_folder):
 def options_of(small_config, **changes):
     options = small_config().data.vision_cache
     with options.unlocked():
-        options.update({"place": "host", "bytes": 2**20, "pictures": 3} | changes)
+        options.update({"place": "host", "bytes": 2**20, "pictures": 0} | changes)
     return options
 
 
@@ -76,23 +76,33 @@ class Counted:
         self.store.put(key, value)
 
 
-def test_features_are_the_same_bits_whatever_is_known(run, small_config, tower, plain):
+def assert_features(got, want, exact):
+    """The same bits where the tower ran in the shape of this batch."""
+    if exact:
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("pictures", [0, 3])
+def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain, pictures):
     laddered = ladder(run, small_config)
     store = Counted(HostStore(2**20))
-    cache = vision_cache.VisionCache(store, tower, run.mesh, 3)
+    cache = vision_cache.VisionCache(store, tower, run.mesh, pictures)
     rounds = [
         (SIZES, range(8), 0.0, 8),
         (SIZES, range(8), 1.0, 0),
         (SIZES[::-1], range(8)[::-1], 1.0, 0),  # in other places
         (SIZES, [0, 1, 2, 3, 4, 5, 90, 91], 6 / 8, 2),
-        (SIZES[:1] * 8, [0, 70, 70, 70, 0, 0, 71, 0], 0.5, 2),  # in another bucket, some twice
+        (SIZES[:1] * 8, [0, 70, 70, 70, 0, 0, 71, 0], 0.5, 2),  # in another shape, some twice
     ]
     sizes = set()
     for sizes_, seeds, share, computed in rounds:
-        batch, before = batch_of(laddered, sizes_, seeds), len(store.put_keys)
+        builds = laddered if sizes_ is not rounds[-1][0] else run
+        batch, before = batch_of(builds, sizes_, seeds), len(store.put_keys)
         placed = cache.place(batch)
         assert placed.patches_BSC is None and placed.layout is None
-        np.testing.assert_array_equal(placed.features_BMD, plain(batch))
+        exact = builds is laddered and not pictures
+        assert_features(placed.features_BMD, plain(batch), exact)
         assert np.any(np.asarray(placed.features_BMD))
         assert cache.metrics() == {"data/vision_cache_hits": share}
         assert len(store.put_keys) - before == computed
@@ -115,10 +125,10 @@ def test_a_full_store_computes_again_and_changes_nothing(run, small_config, towe
     batch = batch_of(run, SIZES[:1] * 8, range(8))
     row = plain(batch)[0].nbytes
     cache = vision_cache.make(options_of(small_config, bytes=3 * row), tower, run.mesh)
-    for _ in range(2):
+    for share in (0, 3 / 8):
         np.testing.assert_array_equal(cache.place(batch).features_BMD, plain(batch))
-    assert cache.metrics()["data/vision_cache_hits"] == 0
-    # The last three are there.
+        assert cache.metrics()["data/vision_cache_hits"] == share
+    # The last three are there, wherever they stand.
     order = [7, 6, 5, 0, 1, 2, 3, 4]
     cache.place(jax.tree.map(lambda x: x[np.array(order)], batch))
     assert cache.metrics()["data/vision_cache_hits"] == 3 / 8
@@ -172,7 +182,7 @@ def test_the_key_knows_pixels_shape_and_tower(run, small_config, tower):
     [
         ({"place": "cloud"}, "vision_cache.place is 'cloud'; choose one of"),
         ({"bytes": 0}, "vision_cache.bytes is 0; it must be at least 1"),
-        ({"pictures": 0}, "vision_cache.pictures is 0; it must be at least 1"),
+        ({"pictures": -1}, "vision_cache.pictures is -1; it must be at least 0"),
     ],
 )
 def test_a_bad_option_is_refused(run, small_config, tower, changes, said):
@@ -185,7 +195,8 @@ def rows_of(workdir):
     return [{k: v for k, v in row.items() if k != "time"} for row in rows]
 
 
-@pytest.mark.parametrize("objective", ["reward", pytest.param("labels", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["reward", "labels"])
 def test_training_gives_the_same_bits_and_finds_the_second_epoch(small_config, tmp_path, objective):
     """A folder of pictures, in one program a step; a picture is missing only in its first epoch."""
     folder = fill(tmp_path / "pictures", 24, 24)

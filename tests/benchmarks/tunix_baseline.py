@@ -98,7 +98,8 @@ def cluster_of(given, mesh, steps):
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=tokens,
                 max_prompt_length=prompt,
-                kv_cache_size=prompt + tokens + 8,
+                # Tunix pads prompts to a power of two.
+                kv_cache_size=2 ** (prompt - 1).bit_length() + tokens + 8,
                 temperature=1.0,
                 top_p=1.0,
             ),
