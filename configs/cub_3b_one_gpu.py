@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     """`cub.py` with a step in small parts."""
     config = cub.get_config()
     config.data.vision_cache.place = "host"
+    config.data.vision_cache.pictures = 8
     config.rollout.cache_bytes = 40 * 2**30
     config.train.micro_batches = 64
     return config
