@@ -40,26 +40,29 @@ def sample(
       temperature: 0 is greedy.
       top_p: 1 for the whole distribution.
       graphdef: joins `lora` and `base` into the policy.
-      chunks: (B, P) -> parts that are sampled one after the other, so that their caches fit into
-        memory (`rollout.memory`); None for one. No sample depends on their number.
+      chunks: (B, P) -> parts that are seen and sampled one after the other, so that their caches
+        fit into memory (`rollout.memory`); None for one. No key depends on their number.
       **options: of `generate`.
 
     Returns:
       Features [B, M, D] and the answers.
     """
     policy = nnx.merge(graphdef, lora, base)
-    features_BMD = encode(policy, batch)
     answer = functools.partial(
         generate, policy, key=key, temperature=temperature, top_p=top_p, **options
     )
     parts = chunks(*batch.tokens_BP.shape) if chunks is not None else 1
     if parts == 1:
+        features_BMD = encode(policy, batch)
         return features_BMD, answer(batch, features_BMD)
-    bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
     weights = policy.decode_weights(use_lora=True, merge_lora=options.get("merge_lora", False))
-    stacked = jax.tree.map(lambda x: cut(x, parts), (bare, features_BMD))
-    rollout = jax.lax.map(lambda part: answer(*part, weights=weights), stacked)
-    return features_BMD, jax.tree.map(join, rollout)
+
+    def answer_part(part):
+        features_BMD = encode(policy, part)
+        return features_BMD, answer(part, features_BMD, weights=weights)
+
+    stacked = jax.tree.map(lambda x: cut(x, parts), batch)
+    return jax.tree.map(join, jax.lax.map(answer_part, stacked))
 
 
 def encode(policy: Any, batch: PromptBatch) -> jax.Array:
