@@ -30,6 +30,8 @@ restarts=0
 while true; do
   "$@" &
   child=$!
+  # The notice may have come before the trap knew whom to tell.
+  [ -z "$told" ] || kill -TERM "$child" 2> /dev/null
   # `wait` ends early when a signal comes.
   while true; do
     wait "$child"
