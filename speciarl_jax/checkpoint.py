@@ -138,6 +138,8 @@ class Checkpoints:
                 best_fn=metric if keep_best else None,
                 best_mode=best_mode,
                 create=create,
+                # Otherwise its other threads wait minutes for a folder that cannot be made.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
