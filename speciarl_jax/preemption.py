@@ -1,6 +1,7 @@
 """Notices that the machine is about to be taken away: SIGTERM, in one process or in several."""
 
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -17,16 +18,18 @@ class Notice:
 
     def __init__(self) -> None:
         self._together = jax.distributed.is_initialized()
+        # Python lets no other thread handle signals; a run in one is not told.
+        self._handles = not self._together and threading.current_thread() is threading.main_thread()
         self._came, self._steps, self._before = False, 0, None
 
     def __enter__(self) -> "Notice":
         # JAX's own handler stands where there are several processes.
-        if not self._together:
+        if self._handles:
             self._before = signal.signal(signal.SIGTERM, self._take)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if not self._together:
+        if self._handles:
             signal.signal(signal.SIGTERM, self._before)
 
     def _take(self, *_: Any) -> None:

@@ -84,6 +84,7 @@ def test_faults_and_a_restart_of_the_judge_change_no_bit(calm, tmp_path):
     running = threading.Thread(target=lambda: found.append(trained(tmp_path, server.url, **limit)))
     running.start()
     while len(server.requests) < 8:
+        assert running.is_alive()
         time.sleep(0.01)
     with server:
         pass
