@@ -133,7 +133,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes_and_samples_nothing_twice
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
     whole, sampled = answered(evaluator, tmp_path / "whole")
     total = len(evaluator.source)
-    assert sampled == list(range(total)) and whole.count(b"\n") == total > 40
+    assert sampled == list(range(total)) and whole.count(b"\n") == total > 33
     first, _ = answered(evaluator, tmp_path / "killed", kill_after=20)
     assert whole.startswith(first) and first.count(b"\n") == 32
     # The kill took part of a batch with it.
