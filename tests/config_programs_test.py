@@ -12,7 +12,7 @@ import pytest
 
 import configs
 from configs import base, static_map
-from speciarl_jax import abstract, assemble, lookup, sharding
+from speciarl_jax import abstract, assemble, lookup, sharding, step
 from speciarl_jax.data import prompts
 from speciarl_jax.models.qwen2_5_vl import hf, presets
 
@@ -31,7 +31,13 @@ NAMES = [f"{f}:{a}" for f in ARGUMENTS for a in ARGUMENTS[f]]
 CHAINED = [f"{name}:quickstart" for name in [*NAMES, *METHODS]]
 NAMES += [f for f in FILES if f not in ARGUMENTS]
 # Devices of the mesh: a pod for the published models unless the file says otherwise.
-DEVICES = {"cub_3b_one_gpu": 1}
+DEVICES = {
+    "cub_3b_one_gpu": 1,
+    "cub_3b_one_chip": 1,
+    "cub_3b_v5e4": 4,
+    "cub_v5p8": 4,
+    "cub_v6e8": 8,
+}
 # What decides the programs of a step, but for the size of the pictures.
 SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
 
@@ -42,9 +48,10 @@ def of_quickstart(name):
 
 def mesh_of(name, config):
     devices = DEVICES.get(name, 1 if of_quickstart(name) else 16)
-    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-    assert sizes == {"data": 1, "fsdp": -1, "tensor": 1}
-    return jax.sharding.AbstractMesh((1, devices, 1), sharding.AXES)
+    data, fsdp, tensor = (config.mesh[axis] for axis in sharding.AXES)
+    fsdp = devices // (data * tensor) if fsdp == -1 else fsdp
+    assert data * fsdp * tensor == devices
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
 
 
 def dimensions(name):
@@ -64,7 +71,7 @@ def test_names_resolve_and_numbers_fit_together(name):
     lookup.find("data", config.data.name, "Source")
     lookup.find("verify", config.verifier.name, "create")
     # The cuts of a batch, counted again: everything that is cut over the mesh is whole.
-    train, parts = config.train, mesh.size
+    train, parts = config.train, sharding.batch_parts(mesh)
     updates = train.mini_batches * train.micro_batches
     assert train.batch_size % (updates * parts) == 0
     assert config.evaluation.batch_size % parts == 0
@@ -120,6 +127,8 @@ def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
     assert jax.tree.structure(state) == jax.tree.structure(before)
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    samples = metrics.pop(step.SAMPLES, None)
+    assert samples is None or samples.reward_KN.shape == (config.train.samples_pictures, rollouts)
     assert all(value.shape == () for value in metrics.values())
     adapters = sum(x.size for x in jax.tree.leaves(state.lora))
     if not of_quickstart(name) and "3b" not in name:
