@@ -169,14 +169,9 @@ def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
 
 
 def test_a_wrong_command_line_says_what_is_wrong(photos, start):
-    picture = photos / "plain.png"
-    cases = [
-        ([picture], "either --workdir=FOLDER of a training run or"),
-        (["http://a/b.png", "--model=emoji_tiny"], "predict: http://a/b.png is a URL"),
-        ([picture, "--model=/nowhere"], "predict: config.model.path is '/nowhere'"),
-        ([picture, "--model=emoji_tiny", "--confidence=2"], "predict: --confidence is 2.0"),
-    ]
-    running = [(start("-m", "speciarl_jax.predict", *args), said) for args, said in cases]
-    for process, said in running:
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode != 0 and said in printed, printed
+    process = start("-m", "speciarl_jax.predict", photos / "plain.png", "--model=/nowhere")
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode != 0 and "predict: config.model.path is '/nowhere'" in printed, (
+        printed
+    )
+    assert "Traceback" not in printed
