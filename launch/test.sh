@@ -17,4 +17,4 @@ source launch/environment.sh
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
-JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest --numprocesses=auto --dist=worksteal "$@"
+JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

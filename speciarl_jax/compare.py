@@ -4,8 +4,8 @@
 
 Each RUN is a folder that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first one is
 the reference: a policy of another run is compared with the policy of the same name in the first, or
-with all of its policies if there is none. --policies keeps some only. Writes `comparison.json` and
-`comparison.md`.
+with all of its policies if there is none. --policies keeps some only. Writes `comparison.json`,
+`comparison.md` and figures.
 """
 
 import json
@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
+from etils import epath
 
-from speciarl_jax import predictions, run_metrics, statistics
+from speciarl_jax import predictions, report, run_metrics, statistics
 from speciarl_jax.predictions import GREEDY, Part
+from speciarl_jax.report import plots
 
 _ABOUT = ("data", "pictures", "seed")  # facts that say which pictures there are
 
@@ -175,8 +177,16 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "comparison.md").write_text(text)
+    named = {_name(row, found): row for row in found["runs"]}
+    curves = {str(folder): folder / "metrics.jsonl" for folder in folders}
+    figures = plots.write_all(
+        epath.Path(out),
+        named,
+        {name: report.read_lines(path) for name, path in curves.items() if path.exists()},
+    )
     print(text)
-    print(f"{out / 'comparison.json'}\n{out / 'comparison.md'}")
+    for path in (out / "comparison.json", out / "comparison.md", *figures):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -271,11 +271,13 @@ def main(argv: Sequence[str]) -> None:
     weights = dict(config.evaluation.weights)
     found = run_metrics.of_parts(store.parts(), weights, asked)
     path = run_metrics.write(workdir, found)
+    page = report.write_page(workdir)
+    report.write_figures(workdir)
     print(table(store.parts(), weights))
     for part, row in asked.items():
         values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         print(f"{part}: {values}")
-    print(f"{path}\n{workdir / predictions.LINES}")
+    print(f"{path}\n{workdir / predictions.LINES}\n{page}\n{workdir / 'figures'}")
 
 
 if __name__ == "__main__":

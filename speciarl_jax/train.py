@@ -386,6 +386,7 @@ def main(argv: Sequence[str]) -> None:
         after=store.lines(greedy_part(config, "trained")),
     )
     report.write_page(workdir)
+    report.write_figures(workdir)
     print(report.table(scores))
     for what, name in (
         ("summary", "summary.json"),

@@ -20,7 +20,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --workdir=FOLDER of a run, and flags only")
     if not epath.Path(given.workdir).is_dir():
         raise app.UsageError(f"--workdir={given.workdir} is no folder")
-    print(report.write_page(epath.Path(given.workdir), given.thumbnail_bytes))
+    workdir = epath.Path(given.workdir)
+    for path in [report.write_page(workdir, given.thumbnail_bytes), *report.write_figures(workdir)]:
+        print(path)
 
 
 if __name__ == "__main__":

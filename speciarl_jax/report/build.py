@@ -11,7 +11,7 @@ from etils import epath
 
 from speciarl_jax import assemble
 from speciarl_jax.data import pictures
-from speciarl_jax.report import folder, page, palette, thumbnails
+from speciarl_jax.report import folder, page, palette, plots, thumbnails
 
 THUMBNAIL_BYTES = 8_000_000
 
@@ -34,6 +34,25 @@ def write_page(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> e
     path = workdir / "report.html"
     path.write_text(page.render(content, found), encoding="utf-8")
     return path
+
+
+def write_figures(workdir: epath.Path) -> list[epath.Path]:
+    """Writes the figures of a folder of `train` or `evaluate` as PNG files to its `figures`.
+
+    Raises:
+      ValueError: as for `write_page`.
+    """
+    content = folder.read(workdir)
+    keys = [folder.run_key(run) for run in content.metrics["runs"]]
+    several = len({key[1:] for key in keys}) > 1
+    names = [", ".join(key) if several else key[0] for key in keys]
+    target = workdir / "figures"
+    target.mkdir(parents=True, exist_ok=True)
+    return plots.write_all(
+        target,
+        dict(zip(names, content.metrics["runs"], strict=True)),
+        {content.name: content.history} if content.history else {},
+    )
 
 
 def _thumbnails(content: folder.Folder, budget: int) -> dict[int, str]:
