@@ -57,11 +57,11 @@ def checksums(state: Any) -> list[jax.Array]:
 
 def _digest(state: Any, *parts: Mapping[str, Any]) -> dict[str, Any]:
     """What `restore` compares: of the arrays, and of what is written as JSON."""
-    text = json.dumps(parts, sort_keys=True).encode()
-    return {
-        "state": [int(x) for x in checksums(state)],
-        "json": hashlib.sha256(text).hexdigest(),
-    }
+    return {"state": [int(x) for x in checksums(state)], "json": _text_digest(*parts)}
+
+
+def _text_digest(*parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -296,14 +296,19 @@ class Checkpoints:
                 f"{found} is no whole checkpoint: it lacks {missing} (a copy that was cut short?)"
             )
         texts = self._read(step, iterator=ocp.args.JsonRestore(), facts=ocp.args.JsonRestore())
+        damaged = DamagedCheckpoint(f"{found} holds other numbers than were written")
+        wanted = None
+        if (found / "checksum").exists():
+            wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
+            # First, or a flipped bit would be taken for another configuration.
+            if wanted["json"] != _text_digest(texts.iterator, texts.facts):
+                raise damaged
         compare(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
         self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state
-        if (found / "checksum").exists():
-            wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
-            if wanted != _digest(restored, texts.iterator, texts.facts):
-                raise DamagedCheckpoint(f"{found} holds other numbers than were written")
+        if wanted is not None and wanted != _digest(restored, texts.iterator, texts.facts):
+            raise damaged
         return restored, texts.iterator
 
     def __enter__(self) -> "Checkpoints":

@@ -22,7 +22,10 @@ HOST = {"verify/cache_hits", "verify/asked", "verify/latency_p50", "verify/laten
 
 def rows_of(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in HOST | {"time"}} for row in rows]
+    own = HOST | {"time"}
+    return [
+        {k: v for k, v in row.items() if k not in own and not k.startswith("time/")} for row in rows
+    ]
 
 
 def trained(run, workdir):

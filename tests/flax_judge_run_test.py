@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import text_judge
 
-from speciarl_jax import assemble, evaluation, train
+from speciarl_jax import assemble, evaluation, predictions, train
 from speciarl_jax.verify.flax_judge import FlaxJudge
 from speciarl_jax.verify.reencoding_judge import ReencodingJudge
 
@@ -98,8 +98,8 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
         (probability,), (category,) = line["probabilities"], line["categories"]
         assert 1 / 6 <= probability <= 1
         if abs(probability - limit) > 1e-5:
-            assert (category == evaluation.UNVERIFIED) == (probability < limit)
-        doubted += category == evaluation.UNVERIFIED
+            assert (category == predictions.UNVERIFIED) == (probability < limit)
+        doubted += category == predictions.UNVERIFIED
     assert 0 < doubted < len(asked)
     for line in lines:
         # What was not asked has a stated verdict.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, train
+from speciarl_jax import assemble, journal, train
 from speciarl_jax.checkpoint import Checkpoints
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
     run, small_config, finished, tmp_path, monkeypatch
 ):
-    write = train.MetricWriter.write
+    write = journal.MetricWriter.write
 
     def full_disk(writer, step, values):
         if step == 5:
@@ -127,7 +127,7 @@ def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
 
     short = with_config(run, small_config, **STEPS)
     with monkeypatch.context() as patch:
-        patch.setattr(train.MetricWriter, "write", full_disk)
+        patch.setattr(journal.MetricWriter, "write", full_disk)
         with pytest.raises(OSError, match="no space left"):
             train.train(short, tmp_path, lambda: None)
     assert rows_of(tmp_path) == rows_of(finished)[:4]

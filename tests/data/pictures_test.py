@@ -117,7 +117,7 @@ class Rows:
     def __getitem__(self, index):
         self.read += 1
         if index in self.broken:
-            raise pictures.BrokenImageError(f"picture {index} is empty")
+            raise pictures.BrokenImageError(f"picture {index}", "is empty")
         return {"image": PIXELS, **self.describe(index)}
 
     def describe(self, index):

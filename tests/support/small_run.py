@@ -21,7 +21,17 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from configs import quickstart, quickstart_sft
-from speciarl_jax import assemble, distributed, evaluation, exits, sft, sharding, step, train
+from speciarl_jax import (
+    assemble,
+    distributed,
+    evaluation,
+    exits,
+    journal,
+    sft,
+    sharding,
+    step,
+    train,
+)
 from speciarl_jax.data import emoji
 from speciarl_jax.models.qwen2_5_vl import hf
 
@@ -146,13 +156,13 @@ def free_port() -> int:
 
 def train_program(policy, workdir, config=None, seconds_a_row=0.0):
     """Trains in `workdir`; writes metrics no faster than `seconds_a_row`."""
-    write = train.MetricWriter.write
+    write = journal.MetricWriter.write
 
     def slow_write(*args):
         time.sleep(seconds_a_row)
         write(*args)
 
-    train.MetricWriter.write = slow_write
+    journal.MetricWriter.write = slow_write
     train.train(small_run(policy, **(config or {})), pathlib.Path(workdir), lambda: None)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from speciarl_jax.verify import answer, judge_prompt
 from speciarl_jax.verify.category import Category
 
-SHIPPED = sorted(path.stem for path in judge_prompt.PROMPTS.glob("*.txt"))
+SHIPPED = sorted(path.stem for path in judge_prompt.PROMPTS.glob("v*.txt"))
 EXAMPLE = re.compile(r"^(\{.*\}) -> (\{.*\})$", re.MULTILINE)
 
 
