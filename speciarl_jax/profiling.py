@@ -76,7 +76,7 @@ class Profiler:
         self._local = pathlib.Path(tempfile.mkdtemp(prefix="profile_"))
         logging.warning("profiling %d steps from step %d on", self._steps, number)
         options = jax.profiler.ProfileOptions()
-        # Tracing Python as well crashed the program now and then, with its many threads.
+        # A trace of every Python call would slow down the host that is to be measured.
         options.python_tracer_level = 0
         jax.profiler.start_trace(self._local, profiler_options=options)
 
