@@ -1,6 +1,6 @@
 """The paper's training set and policy (7B) on TPU v5p-8, 4 chips of 95 GB; `cub.py` otherwise.
 
-What it takes: launch/plans/cub_v5p8.txt.
+Sized by arithmetic; no plan was compiled for it yet (docs/scale.md says how).
 """
 
 import ml_collections
