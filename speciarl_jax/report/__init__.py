@@ -2,6 +2,14 @@
 
 from speciarl_jax.report.build import THUMBNAIL_BYTES, write_figures, write_page
 from speciarl_jax.report.folder import read_lines
-from speciarl_jax.report.markdown import table, write
+from speciarl_jax.report.markdown import ORDER, table, write
 
-__all__ = ["THUMBNAIL_BYTES", "read_lines", "table", "write", "write_figures", "write_page"]
+__all__ = [
+    "ORDER",
+    "THUMBNAIL_BYTES",
+    "read_lines",
+    "table",
+    "write",
+    "write_figures",
+    "write_page",
+]

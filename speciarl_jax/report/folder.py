@@ -42,16 +42,13 @@ class Folder:
 def read(workdir: epath.Path) -> Folder:
     """Reads a folder of `train` or `evaluate`.
 
-    Without `predictions.jsonl` the greedy answers of training (`answers_*.jsonl`) stand in for it,
-    and without `metrics.json` the scores are computed from the answers.
+    Without `metrics.json`, as while a run goes on, the scores are computed from the answers.
 
     Raises:
       ValueError: the folder holds neither answers nor metrics, or a file in it is damaged.
     """
     config = _read_json(workdir / "config.json", {})
     predictions = _rows(workdir / "predictions.jsonl")
-    if not predictions:
-        predictions = _answers_of_training(workdir, config)
     found = _read_json(workdir / "metrics.json", None)
     if found is None:
         # Without a configuration nobody knows the weights of the categories.
@@ -132,16 +129,6 @@ def runs_of(
 def _score(rows, weights):
     categories = np.array([_RANK[row["categories"][0]] for row in rows])
     return dataclasses.asdict(metrics.score(categories, weights))
-
-
-def _answers_of_training(workdir, config):
-    data = config.get("data", {})
-    common = {"data": data.get("name", ""), "prompt": data.get("prompt", ""), "decoding": "greedy"}
-    return [
-        {**row, "policy": policy, **common}
-        for policy in ("base", "trained")
-        for row in _rows(workdir / f"answers_{policy}.jsonl")
-    ]
 
 
 def _read_json(path, missing):

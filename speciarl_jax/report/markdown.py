@@ -54,8 +54,8 @@ def write(
       summary: the content of `summary.json`.
       scores: of each policy.
       history: rows of `metrics.jsonl`.
-      before: rows of `answers_base.jsonl`.
-      after: rows of `answers_trained.jsonl`, of the same pictures.
+      before: greedy rows of `predictions.jsonl`, of the base.
+      after: likewise of the trained policy, of the same pictures.
     """
     pictures = sum(next(iter(scores.values())).histogram.values())
     parts = [

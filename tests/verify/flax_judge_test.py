@@ -210,7 +210,7 @@ def reading(max_answer_tokens=48):
     return jax.jit(jax.vmap(jax.vmap(judge._read, in_axes=(0, 0, None))))
 
 
-def check_reading(rows, texts, label):
+def assert_read_in_normal_form(rows, texts, label):
     tokens, mask = batch_of(rows)
     stated, pair, is_token = (x[0] for x in reading()(tokens, mask, np.array([label])))
     for n, text in enumerate(texts):
@@ -233,7 +233,7 @@ def test_the_judge_is_shown_the_normal_form_whatever_the_tokens(seed, label):
     for _ in range(16):
         content = "".join(rng.choice(WORDS) for _ in range(rng.integers(0, 7)))
         texts.append(f"<answer>{content}</answer>")
-    check_reading([in_pieces(text, rng) for text in texts], texts, label)
+    assert_read_in_normal_form([in_pieces(text, rng) for text in texts], texts, label)
 
 
 @settings(max_examples=40, deadline=None)
@@ -241,7 +241,7 @@ def test_the_judge_is_shown_the_normal_form_whatever_the_tokens(seed, label):
 def test_no_text_reaches_the_judge_but_in_normal_form(contents, label):
     texts = [f"<answer>{text}</answer>".encode(errors="replace").decode() for text in contents]
     rows = [verdict_scorer.encode(policy_tokenizer(), text) for text in texts]
-    check_reading(rows, texts, label)
+    assert_read_in_normal_form(rows, texts, label)
 
 
 def test_whole_tokens_of_the_policy_are_used_again():

@@ -23,7 +23,7 @@ def qkv(length):
     return heads(length, HEADS, 0), heads(length, GROUPS, 1), heads(length, GROUPS, 2)
 
 
-def both(want, got, valid_BS, *arrays):
+def assert_equal(want, got, valid_BS, *arrays):
     """Compares two functions of q, k, v, and their gradients, where there is no padding."""
     weight = jnp.asarray(valid_BS)[..., None, None] * jnp.cos(arrays[0])
 
@@ -43,7 +43,7 @@ def both(want, got, valid_BS, *arrays):
 
 
 def test_a_causal_sequence_with_padding():
-    both(
+    assert_equal(
         lambda *x: attention.causal(*x, jnp.asarray(MASK_BP)),
         lambda *x: splash.causal(*x, jnp.asarray(MASK_BP), KIND),
         MASK_BP,
@@ -64,7 +64,7 @@ def test_answers_that_share_a_prompt():
         return jnp.concatenate([attention.causal(q0, k0, v0, mask), own], axis=1)
 
     valid = np.concatenate([MASK_BP, np.ones((IMAGES, ANSWERS * LENGTH), bool)], axis=1)
-    both(
+    assert_equal(
         want,
         lambda *x: splash.shared(*x, jnp.asarray(MASK_BP), ANSWERS, KIND),
         valid,
@@ -76,7 +76,7 @@ def test_pictures_of_a_row_do_not_see_each_other():
     segment = np.array([[1] * 4 + [2] * 6 + [0] * 2, [1] * 12])
     q, k, v = heads(12, HEADS, 0), heads(12, HEADS, 1), heads(12, HEADS, 2)
     same = jnp.asarray(segment[:, None, :, None] == segment[:, None, None, :])
-    both(
+    assert_equal(
         lambda *x: jax.nn.dot_product_attention(*x, mask=same),
         lambda *x: splash.full(*x, jnp.asarray(segment), KIND),
         segment > 0,
