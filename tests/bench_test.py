@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from speciarl_jax import bench
+from speciarl_jax.benchmarking import limits, workload
 
 # 32 channels and one layer, so that a test compiles in seconds.
 TINY = dataclasses.replace(
-    bench.SMALL,
+    workload.SMALL,
     text=dataclasses.replace(
-        bench.SMALL.text,
+        workload.SMALL.text,
         vocab_size=96,
         hidden_size=32,
         intermediate_size=64,
@@ -22,7 +23,7 @@ TINY = dataclasses.replace(
         mrope_section=(2, 1, 1),
     ),
     vision=dataclasses.replace(
-        bench.SMALL.vision,
+        workload.SMALL.vision,
         depth=1,
         hidden_size=16,
         intermediate_size=16,
@@ -31,7 +32,7 @@ TINY = dataclasses.replace(
         full_attention_layers=(0,),
     ),
     **{
-        name: getattr(bench.SMALL, name) - 4000
+        name: getattr(workload.SMALL, name) - 4000
         for name in (
             "image_token_id",
             "video_token_id",
@@ -41,8 +42,8 @@ TINY = dataclasses.replace(
         )
     },
 )
-SHAPE = bench.Shape(images=4, answers=3, prompt=24, tokens=6, side=2, parts=1, plain_parts=3)
-OPTIONS = bench.Options(
+SHAPE = workload.Shape(images=4, answers=3, prompt=24, tokens=6, side=2, parts=1, plain_parts=3)
+OPTIONS = workload.Options(
     dtype=jnp.dtype("float32"),
     lora_rank=4,
     scan_unroll=1,
@@ -62,10 +63,10 @@ FIELDS = (
 
 @functools.cache
 def measured(shared):
-    clock = bench.Clock("wall")
-    machine = bench.Machine(OPTIONS.dtype, 64, clock)
-    policy = bench.random_policy(TINY, OPTIONS)
-    measurement = bench.Measurement(bench.Workload(TINY, SHAPE, shared, OPTIONS, policy))
+    clock = limits.Clock("wall")
+    machine = limits.Machine(OPTIONS.dtype, 64, clock)
+    policy = workload.random_policy(TINY, OPTIONS)
+    measurement = bench.Measurement(workload.Workload(TINY, SHAPE, shared, OPTIONS, policy))
     measurement.repeat(clock, machine)
     return measurement
 
@@ -96,25 +97,25 @@ def test_useful_flops_are_nearly_what_the_compiler_counts():
     features, rollout = jax.jit(w.rollout)(w.lora, w.base, w.batch)
     compiled = jax.jit(w.update).lower(w.state(), w.base, w.batch, features, rollout).compile()
     counted = compiled.cost_analysis()["flops"]
-    useful = bench.update_useful_flops(TINY, SHAPE, OPTIONS)
+    useful = limits.update_useful_flops(TINY, SHAPE, OPTIONS)
     # The compiler also counts norms, exponentials, masked scores and the optimizer.
     assert 0.5 * counted < useful < counted, (useful, counted)
 
 
 def test_answers_end_at_random_when_asked_to():
-    allowed_V = bench.allowed_tokens(TINY, 5, 0)
+    allowed_V = workload.allowed_tokens(TINY, 5, 0)
     assert allowed_V.sum() == 5 and allowed_V[TINY.eos_token_id]
-    assert not bench.allowed_tokens(TINY, 0, 0)[TINY.image_token_id :].any()
+    assert not workload.allowed_tokens(TINY, 0, 0)[TINY.image_token_id :].any()
 
 
 def test_the_small_model_has_the_published_number_of_parameters():
-    _, _, base = bench.random_policy(bench.SMALL, OPTIONS)
+    _, _, base = workload.random_policy(workload.SMALL, OPTIONS)
     assert round(sum(x.size for x in jax.tree.leaves(base)) / 1e6, 2) == 5.67
 
 
 def test_unknown_models_are_refused():
     with pytest.raises(ValueError, match="--model=8B is neither 'small'"):
-        bench.model_config("8B")
+        workload.model_config("8B")
 
 
 def test_a_plot_is_a_png(tmp_path):

@@ -3,7 +3,8 @@
     python tests/benchmarks/torch_baseline.py --shapes=short,paper
 
 Needs torch, transformers and peft (`launch/test.sh` installs them). The model has the dimensions
-of `speciarl_jax.bench.SMALL` and random weights; the pictures and prompts are those of the bench.
+of `workload.SMALL` (speciarl_jax/benchmarking) and random weights; the pictures and prompts are
+those of the bench.
 
 - rollout: `generate(num_return_sequences=N)` on B pictures; no answer ends early.
 - update: LoRA by peft on the linear layers of the language model; B x N whole sequences with their
@@ -30,7 +31,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from speciarl_jax import bench  # noqa: E402
+from speciarl_jax.benchmarking import limits, workload  # noqa: E402
 
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 MICRO_BATCH = 32
@@ -38,7 +39,7 @@ MICRO_BATCH = 32
 
 def inputs_of(config, shape, copies, seed):
     """The bench's pictures and prompts as transformers reads them, each `copies` times."""
-    batch = bench.random_batch(config, shape, seed)
+    batch = workload.random_batch(config, shape, seed)
     tokens = torch.tensor(np.repeat(batch.tokens_BP, copies, axis=0)).long()
     patches = np.repeat(batch.patches_BSC, copies, axis=0)
     side = shape.side * config.vision.spatial_merge_size
@@ -172,10 +173,10 @@ def main():
     parser.add_argument("--lora_rank", type=int, default=16)
     parser.add_argument("--json", help="file for the medians")
     given = parser.parse_args()
-    clock = bench.Clock(given.clock)
+    clock = limits.Clock(given.clock)
     found = []
     for name in given.shapes.split(","):
-        theirs = Torch(bench.SMALL, bench.SHAPES[name], given)
+        theirs = Torch(workload.SMALL, workload.SHAPES[name], given)
         theirs.measure(time.perf_counter)
         seconds = {"torch": [], "ours": []}
         for _ in range(given.rounds):

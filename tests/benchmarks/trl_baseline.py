@@ -7,10 +7,10 @@ In an environment of its own, whose torch is the build for CPUs:
     PYTHONPATH=. trl/bin/python tests/benchmarks/trl_baseline.py --shape=short
     python -m speciarl_jax.bench --shapes=short --noplain --kl_coefficient=0
 
-The dimensions are those of `bench.SMALL`, float32 and random weights, in transformers' Qwen2.5-VL;
-LoRA of rank 16 on the decoder; B random pictures and prompts of P tokens, N answers of T tokens. A
-step samples with `generate`, rewards and updates once, in micro-batches of 32 answers. The first
-step is left out. Prints the medians.
+The dimensions are those of `SMALL` in speciarl_jax/benchmarking/workload.py, float32 and random
+weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random pictures and prompts
+of P tokens, N answers of T tokens. A step samples with `generate`, rewards and updates once, in
+micro-batches of 32 answers. The first step is left out. Prints the medians.
 """
 
 import argparse

@@ -8,15 +8,16 @@ import jax
 import pytest
 
 from configs import cub, quickstart
-from speciarl_jax import assemble, bench, plan, train
+from speciarl_jax import assemble, plan, train
+from speciarl_jax.benchmarking.workload import SMALL
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.planning import chips, cost, measure, programs, search
 
 # One layer: XLA counts the body of a loop once.
 MODEL = dataclasses.replace(
-    bench.SMALL,
-    text=dataclasses.replace(bench.SMALL.text, num_layers=1),
-    vision=dataclasses.replace(bench.SMALL.vision, depth=1, full_attention_layers=(0,)),
+    SMALL,
+    text=dataclasses.replace(SMALL.text, num_layers=1),
+    vision=dataclasses.replace(SMALL.vision, depth=1, full_attention_layers=(0,)),
 )
 GIB = 2**30
 

@@ -1,0 +1,1 @@
+"""What `speciarl_jax.bench` measures, and what it is measured against."""
