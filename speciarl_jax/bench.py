@@ -6,7 +6,8 @@
 No checkpoint is needed: the dimensions are those of `SMALL` (5.67 million parameters), of a
 published size (--model=3B) or of a `config.json` (--model=PATH). Answers never end, unless
 --mean_length asks for answers of random lengths. The plain counterpart gives every answer its own
-picture, vision pass, prefill, and whole sequence in the update, by the same code.
+picture, vision pass, prefill, and whole sequence in the update, by the same code. Its micro-batches
+are tried in several sizes, and the fastest counts.
 """
 
 import collections
@@ -15,7 +16,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from speciarl_jax.benchmarking.limits import Clock, Machine, decode_bytes, update_useful_flops
+from speciarl_jax.benchmarking.limits import (
+    Clock,
+    Machine,
+    decode_bytes,
+    rollout_useful_flops,
+    update_useful_flops,
+)
 from speciarl_jax.benchmarking.workload import (
     SHAPES,
     Options,
@@ -31,21 +38,22 @@ from speciarl_jax.benchmarking.workload import (
     model_config,
     random_policy,
 )
+from speciarl_jax.types import Rollout
 
 
 class Measurement:
     """Compiled programs of a workload and how long they took."""
 
     def __init__(self, workload: Workload):
-        """Compiles the three programs and runs each once."""
+        """Compiles the three programs and runs each."""
         self.workload, self.seconds = workload, collections.defaultdict(list)
         begun = time.perf_counter()
         w, lora = workload, workload.lora
         rollout = jax.jit(w.rollout).lower(lora, w.base, w.batch).compile()
         features_BMD, answers = jax.block_until_ready(rollout(lora, w.base, w.batch))
-        self.lengths = np.asarray(jnp.sum(answers.mask_BNT, axis=-1)).ravel()
-        update = jax.jit(w.update, donate_argnums=0)
-        update = update.lower(w.state(), w.base, w.batch, features_BMD, answers).compile()
+        lengths = np.asarray(jnp.sum(answers.mask_BNT, axis=-1))
+        self.lengths_BN = lengths.reshape(w.shape.images, w.shape.answers)
+        update = self._fastest_update(features_BMD, answers)
         compile_begun = time.perf_counter()
         self.step = jax.jit(w.step, donate_argnums=0).lower(w.state(), w.base, w.batch).compile()
         self.compile_s = time.perf_counter() - compile_begun
@@ -56,6 +64,25 @@ class Measurement:
         }
         jax.block_until_ready([program() for program in self.programs.values()])
         logging.info("compiled and warm after %.1f s", time.perf_counter() - begun)
+
+    def _fastest_update(self, features_BMD: jax.Array, answers: Rollout) -> Callable:
+        """The update with the fastest of the workload's numbers of micro-batches."""
+        w, found = self.workload, {}
+        for parts in w.candidates:
+            w.parts = parts
+            # A function of its own: what is traced depends on `w.parts`.
+            update = jax.jit(lambda *args: w.update(*args), donate_argnums=0)
+            update = update.lower(w.state(), w.base, w.batch, features_BMD, answers).compile()
+            seconds = []
+            for _ in range(3 if len(w.candidates) > 1 else 1):
+                state = jax.block_until_ready(w.state())
+                begun = time.perf_counter()
+                jax.block_until_ready(update(state, w.base, w.batch, features_BMD, answers))
+                seconds.append(time.perf_counter() - begun)
+            found[parts] = min(seconds), update
+            logging.info("%d micro-batches: update %.2f s", parts, min(seconds))
+        w.parts = min(found, key=lambda parts: found[parts][0])
+        return found[w.parts][1]
 
     def run_step(self) -> Any:
         return self.step(self.workload.state(), self.workload.base, self.workload.batch)
@@ -73,7 +100,7 @@ class Measurement:
         return {
             "shape": name,
             "shared": w.shared,
-            "rollout_tokens_per_s": float(self.lengths.sum() / found["rollout_s"]),
+            "rollout_tokens_per_s": float(self.lengths_BN.sum() / found["rollout_s"]),
             "rollout_s": found["rollout_s"],
             "update_s": found["update_s"],
             "step_s": found["step_s"],
@@ -83,21 +110,26 @@ class Measurement:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes,
             "gemm_flops_per_s": found["gemm"],
-            "update_useful_flops": update_useful_flops(w.config, w.shape, w.options),
+            "update_useful_flops": update_useful_flops(
+                w.config, w.shape, w.options, self.lengths_BN
+            ),
         }
 
 
 def describe(row: dict[str, Any], measurement: Measurement, memory_rate: float) -> str:
     """A record as text, each time as a share of the machine's limit."""
     w = measurement.workload
-    useful = row["update_useful_flops"] / row["update_s"] / row["gemm_flops_per_s"]
-    read = decode_bytes(w.config, w.shape, w.options) / row["rollout_s"] / memory_rate
+    about = w.config, w.shape, w.options, measurement.lengths_BN
+    update, sampling = row["update_useful_flops"], rollout_useful_flops(*about)
+    rate = row["gemm_flops_per_s"]
+    read = decode_bytes(*about) / row["rollout_s"] / memory_rate
     return (
         f"{row['shape']:12} {'shared' if row['shared'] else 'plain':6} "
         f"rollout {row['rollout_s']:7.3f} s {row['rollout_tokens_per_s']:8.0f} tok/s "
-        f"({read:.0%} of memory)  "
-        f"update {row['update_s']:7.3f} s ({useful:.0%} of GEMM)  step {row['step_s']:7.3f} s  "
-        f"compile {row['compile_s']:5.1f} s  peak {row['peak_bytes'] / 2**20:7.0f} MiB  "
+        f"({sampling / row['rollout_s'] / rate:.0%} of GEMM, {read:.0%} of memory)  "
+        f"update {row['update_s']:7.3f} s in {w.parts} ({update / row['update_s'] / rate:.0%} of "
+        f"GEMM)  step {row['step_s']:7.3f} s ({(sampling + update) / row['step_s'] / rate:.0%} of "
+        f"GEMM)  compile {row['compile_s']:5.1f} s  peak {row['peak_bytes'] / 2**20:7.0f} MiB  "
         f"GEMM {row['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
     )
 
@@ -186,6 +218,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("mean_length", 0, "Of the answers, about; 0 for answers that never end.")
     flags.DEFINE_bool("merge_lora", True, "config.rollout.merge_lora.")
     flags.DEFINE_integer("shrink", 2, "config.rollout.shrink.")
+    flags.DEFINE_integer("answer_widths", 1, "config.train.answer_widths.")
     flags.DEFINE_integer("seed", 0, "Of weights, pictures and answers.")
 
 

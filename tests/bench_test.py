@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,9 @@ TINY = dataclasses.replace(
         )
     },
 )
-SHAPE = workload.Shape(images=4, answers=3, prompt=24, tokens=6, side=2, parts=1, plain_parts=3)
+SHAPE = workload.Shape(
+    images=4, answers=3, prompt=24, tokens=6, side=2, parts=(1,), plain_parts=(3, 6)
+)
 OPTIONS = workload.Options(
     dtype=jnp.dtype("float32"),
     lora_rank=4,
@@ -53,6 +56,7 @@ OPTIONS = workload.Options(
     mean_length=0,
     merge_lora=True,
     shrink=1,
+    answer_widths=1,
     seed=0,
 )
 FIELDS = (
@@ -78,7 +82,8 @@ def test_a_record_has_the_promised_fields_and_every_answer_its_full_length(share
     assert list(row) == FIELDS and row["shape"] == "tiny" and row["shared"] is shared
     numbers = [row[name] for name in FIELDS[2:]]
     assert all(np.isfinite(numbers)) and min(numbers) > 0
-    assert found.lengths.tolist() == [SHAPE.tokens] * 12
+    assert found.lengths_BN.tolist() == [[SHAPE.tokens] * 3] * 4
+    assert found.workload.parts in (SHAPE.parts if shared else SHAPE.plain_parts)
     np.testing.assert_allclose(row["rollout_tokens_per_s"] * row["rollout_s"], 72)
     text = bench.describe(row, found, 1e9)
     assert ("shared" if shared else "plain") in text and "% of GEMM" in text
@@ -97,9 +102,50 @@ def test_useful_flops_are_nearly_what_the_compiler_counts():
     features, rollout = jax.jit(w.rollout)(w.lora, w.base, w.batch)
     compiled = jax.jit(w.update).lower(w.state(), w.base, w.batch, features, rollout).compile()
     counted = compiled.cost_analysis()["flops"]
-    useful = limits.update_useful_flops(TINY, SHAPE, OPTIONS)
+    useful = limits.update_useful_flops(TINY, SHAPE, OPTIONS, measured(True).lengths_BN)
     # The compiler also counts norms, exponentials, masked scores and the optimizer.
     assert 0.5 * counted < useful < counted, (useful, counted)
+
+
+def test_useful_flops_of_a_rollout_are_nearly_what_the_compiler_counts():
+    """One layer; the decoding loop's body is counted once, so one step of it is."""
+    w = measured(True).workload
+    one = dataclasses.replace(SHAPE, tokens=2)
+    once = workload.Workload(TINY, one, True, OPTIONS, (w.graphdef, w.lora, w.base))
+    compiled = jax.jit(once.rollout).lower(w.lora, w.base, w.batch).compile()
+    useful = limits.rollout_useful_flops(TINY, one, OPTIONS, np.full((4, 3), 2))
+    counted = compiled.cost_analysis()["flops"]
+    # The compiler also counts norms, sampling, and the merge of the adapters.
+    assert 0.3 * counted < useful < counted, (useful, counted)
+
+
+def test_only_real_tokens_are_useful():
+    lengths_BN = np.full((4, 3), SHAPE.tokens)
+    shorter_BN = lengths_BN.copy()
+    shorter_BN[0, 0] = 1
+    for count in (limits.update_useful_flops, limits.rollout_useful_flops, limits.decode_bytes):
+        assert count(TINY, SHAPE, OPTIONS, shorter_BN) < count(TINY, SHAPE, OPTIONS, lengths_BN)
+    # Decoding ends with the longest answer.
+    ended = limits.decode_bytes(TINY, SHAPE, OPTIONS, np.ones((4, 3)))
+    assert ended == 0
+
+
+def test_the_command_writes_what_it_prints(start, tmp_path):
+    path, out, traces = (tmp_path / name for name in ("config.json", "bench.json", "traces"))
+    path.write_text(json.dumps(TINY.to_hf()))
+    process = start(
+        *("-m", "speciarl_jax.bench", f"--model={path}", "--shapes=short", "--repeats=1"),
+        *(f"--json={out}", f"--profile={traces}", "--mean_length=4", "--gemm_size=64"),
+        quick=True,
+    )
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    rows = json.loads(out.read_text())
+    assert [(row["shape"], row["shared"]) for row in rows] == [("short", True), ("short", False)]
+    assert all(list(row) == FIELDS for row in rows) and printed.count("% of memory") == 2
+    for row in rows:
+        assert f"update {row['update_s']:7.3f} s in " in printed
+    assert len(list(traces.glob("short-*/**/*.xplane.pb"))) == 2
 
 
 def test_answers_end_at_random_when_asked_to():

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from speciarl_jax.benchmarking.workload import Options, Shape
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,56 +38,134 @@ class Clock:
 class Machine:
     """The limits of the machine, measured when asked for."""
 
-    def __init__(self, dtype: Any, size: int, clock: Clock):
-        """Compiles a product of `size` x `size` matrices and a copy of 256 MB."""
-        self._clock, self._flops = clock, 2.0 * size**3
-        self._matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    def __init__(self, dtype: Any, size: int, clock: Clock, seconds: float = 0.1):
+        """Compiles products of `size` x `size` matrices and copies of 256 MB.
+
+        Args:
+          dtype: of the matrices.
+          size: their side.
+          clock: that measures.
+          seconds: a measurement runs as many, one after the other in one program, as take about so
+            long; what it takes to start a program then does not count.
+        """
+        self._clock = clock
+        # Orthogonal but for a factor below 1: products neither grow nor vanish.
+        matrix = jax.random.orthogonal(jax.random.key(0), 64).astype(dtype)
+        self._matrix = jnp.kron(jnp.eye(size // 64, dtype=dtype), matrix)
         self._array = jnp.zeros(2**26, jnp.float32)
-        self._product = jax.jit(lambda a: a @ a).lower(self._matrix).compile()
-        self._copy = jax.jit(lambda x: x + 1).lower(self._array).compile()
-        self.gemm_rate(), self.memory_rate()
+        self._product = self._repeated(lambda a: a @ self._matrix, self._matrix, seconds)
+        self._copy = self._repeated(lambda x: x + 1, self._array, seconds)
+
+    def _repeated(self, function: Callable, first: jax.Array, seconds: float):
+        """A program that calls `function` on its own result, and how often it does."""
+        once = jax.jit(function).lower(first).compile()
+        self._clock.time(once, first)
+        times = max(1, round(seconds / max(self._clock.time(once, first)[0], 1e-6)))
+
+        def program(x):
+            return jax.lax.fori_loop(0, times, lambda _, x: function(x), x)
+
+        program = jax.jit(program).lower(first).compile()
+        self._clock.time(program, first)
+        return program, times
+
+    def _rate(self, repeated: tuple[Callable, int], first: jax.Array, work: float) -> float:
+        program, times = repeated
+        return work * times / min(self._clock.time(program, first)[0] for _ in range(5))
 
     def gemm_rate(self) -> float:
         """FLOP/s, the best of five."""
-        seconds = [self._clock.time(self._product, self._matrix)[0] for _ in range(5)]
-        return self._flops / min(seconds)
+        return self._rate(self._product, self._matrix, 2.0 * len(self._matrix) ** 3)
 
     def memory_rate(self) -> float:
         """Bytes/s read and written, the best of five."""
-        seconds = [self._clock.time(self._copy, self._array)[0] for _ in range(5)]
-        return 2.0 * self._array.nbytes / min(seconds)
+        return self._rate(self._copy, self._array, 2.0 * self._array.nbytes)
 
 
-def update_useful_flops(config: ModelConfig, shape: Shape, options: Options) -> float:
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Weights of a layer's linear parts and adapters, and values of all queries of a token."""
+
+    kernels: int
+    adapters: int
+    heads: int
+
+    @classmethod
+    def of(cls, text: TextConfig, rank: int) -> "_Decoder":
+        heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+        width, mlp = text.hidden_size, text.intermediate_size
+        sides = [(width, heads), (width, kv), (width, kv), (heads, width)]
+        sides += [(width, mlp), (width, mlp), (mlp, width)]
+        kernels, adapters = sum(a * b for a, b in sides), rank * sum(a + b for a, b in sides)
+        return cls(kernels, adapters, heads)
+
+
+def update_useful_flops(
+    config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
+) -> float:
     """FLOPs that an update of the adapters cannot do without; a multiply-add is two.
 
-    Each prompt and each answer once; the head at answer positions; no product that is computed
-    again; no gradient of a frozen weight; half of the square where attention is causal.
+    Each prompt and each token of an answer once; the head at answer positions; no product that is
+    computed again; no gradient of a frozen weight; half of the square where attention is causal.
+
+    Args:
+      config: dimensions.
+      shape: of the step.
+      options: the rank, and whether there is a reference.
+      lengths_BN: tokens of each answer.
     """
-    text = config.text
-    heads, kv_heads = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    width, mlp = text.hidden_size, text.intermediate_size
-    sides = [(width, heads), (width, kv_heads), (width, kv_heads), (heads, width)]
-    sides += [(width, mlp), (width, mlp), (mlp, width)]
-    kernels = sum(a * b for a, b in sides)
-    adapters = options.lora_rank * sum(a + b for a, b in sides)
+    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
     # Nothing is predicted from the last token.
-    prompt, answers, run = shape.prompt, shape.answers, shape.tokens - 1
-    tokens = prompt + answers * run
-    pairs = prompt**2 / 2 + answers * run * (prompt + run / 2)
-    attention = 4 * pairs * heads
-    head = 2 * answers * shape.tokens * width * text.vocab_size
-    reference = text.num_layers * (2 * tokens * kernels + attention) + head
-    policy = text.num_layers * (tokens * (4 * kernels + 6 * adapters) + 3 * attention) + 2 * head
-    return shape.images * (policy + (reference if options.kl_coefficient else 0))
+    run_BN, prompts = lengths_BN - 1.0, lengths_BN.shape[0] * shape.prompt
+    tokens = prompts + run_BN.sum()
+    pairs = prompts * shape.prompt / 2 + (run_BN * (shape.prompt + run_BN / 2)).sum()
+    attention = 4 * pairs * layer.heads
+    head = 2 * lengths_BN.sum() * text.hidden_size * text.vocab_size
+    reference = text.num_layers * (2 * tokens * layer.kernels + attention) + head
+    linear = tokens * (4 * layer.kernels + 6 * layer.adapters)
+    policy = text.num_layers * (linear + 3 * attention) + 2 * head
+    return float(policy + (reference if options.kl_coefficient else 0))
 
 
-def decode_bytes(config: ModelConfig, shape: Shape, options: Options) -> float:
-    """Bytes that decoding reads at least: weights, prompts' caches once, the answers' so far."""
-    text, size = config.text, jnp.dtype(options.dtype).itemsize
-    heads, kv_heads = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    width, mlp = text.hidden_size, text.intermediate_size
-    kernels = 2 * width * heads + 2 * width * kv_heads + 3 * width * mlp
-    weights = text.num_layers * kernels + width * text.vocab_size
-    cached = shape.images * (shape.prompt + shape.answers * shape.tokens / 2)
-    return size * (shape.tokens - 1) * (weights + 2 * text.num_layers * kv_heads * cached)
+def rollout_useful_flops(
+    config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
+) -> float:
+    """FLOPs that a rollout cannot do without: tower and prefill once a picture, each token once.
+
+    Args: as for `update_useful_flops`. The adapters are taken for merged in decoding.
+    """
+    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
+    pictures, prompt, run_BN = len(lengths_BN), shape.prompt, lengths_BN - 1.0
+    prefill = 2 * prompt * (layer.kernels + layer.adapters) + 2 * prompt**2 * layer.heads
+    pairs = (run_BN * (prompt + run_BN / 2)).sum()
+    decode = 2 * run_BN.sum() * layer.kernels + 4 * pairs * layer.heads
+    head = 2 * lengths_BN.sum() * text.hidden_size * text.vocab_size
+    total = pictures * _vision_flops(config.vision, shape.side)
+    return float(total + text.num_layers * (pictures * prefill + decode) + head)
+
+
+def _vision_flops(vision: VisionConfig, side: int) -> float:
+    """Of the tower, for a square picture of `side` merged tokens."""
+    width, merge = vision.hidden_size, vision.spatial_merge_size
+    patches, window = (side * merge) ** 2, (vision.window_units * merge) ** 2
+    full = len(vision.full_attention_layers)
+    seen = full * patches + (vision.depth - full) * min(window, patches)
+    linear = vision.depth * (4 * width**2 + 3 * width * vision.intermediate_size)
+    merged = width * merge**2
+    merger = side**2 * (merged**2 + merged * vision.out_hidden_size)
+    return 2.0 * patches * (vision.patch_dim * width + linear + 2 * seen * width) + 2.0 * merger
+
+
+def decode_bytes(
+    config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
+) -> float:
+    """Bytes that decoding reads at least: weights, prompts' caches once, the answers' so far.
+
+    Args: as for `update_useful_flops`.
+    """
+    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
+    weights = text.num_layers * layer.kernels + text.hidden_size * text.vocab_size
+    run_BN = lengths_BN - 1.0
+    cached = shape.prompt * run_BN.max(axis=1).sum() + (run_BN**2 / 2).sum()
+    values = 2 * text.num_layers * text.num_kv_heads * text.head_dim * cached
+    return float(jnp.dtype(options.dtype).itemsize * (run_BN.max() * weights + values))

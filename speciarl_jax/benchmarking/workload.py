@@ -56,7 +56,7 @@ class Shape:
       prompt: P, tokens, those of the picture included.
       tokens: T, of an answer.
       side: of the square picture, in merged tokens (28 pixels each).
-      parts: micro-batches of the update.
+      parts: numbers of micro-batches of the update; the fastest counts.
       plain_parts: the same without sharing.
     """
 
@@ -65,14 +65,14 @@ class Shape:
     prompt: int
     tokens: int
     side: int
-    parts: int
-    plain_parts: int
+    parts: tuple[int, ...]
+    plain_parts: tuple[int, ...]
 
 
 SHAPES = {
-    "short": Shape(images=16, answers=10, prompt=98, tokens=64, side=4, parts=8, plain_parts=5),
-    "paper": Shape(images=16, answers=10, prompt=300, tokens=96, side=8, parts=8, plain_parts=5),
-    "long": Shape(images=16, answers=10, prompt=1200, tokens=96, side=28, parts=16, plain_parts=20),
+    "short": Shape(16, 10, prompt=98, tokens=64, side=4, parts=(8,), plain_parts=(5, 20)),
+    "paper": Shape(16, 10, prompt=300, tokens=96, side=8, parts=(8,), plain_parts=(5, 20, 40)),
+    "long": Shape(16, 10, prompt=1200, tokens=96, side=28, parts=(16,), plain_parts=(40, 80)),
 }
 
 
@@ -89,6 +89,7 @@ class Options:
     mean_length: int
     merge_lora: bool
     shrink: int
+    answer_widths: int
     seed: int
 
 
@@ -189,6 +190,8 @@ class Workload:
 
     def __init__(self, config: ModelConfig, shape: Shape, shared: bool, options: Options, policy):
         self.config, self.shape, self.shared, self.options = config, shape, shared, options
+        self.candidates = shape.parts if shared else shape.plain_parts
+        self.parts = self.candidates[0]
         self.graphdef, self.lora, self.base = policy
         batch = random_batch(config, shape, options.seed)
         if not shared:
@@ -259,9 +262,10 @@ class Workload:
             banned_V=self.banned_V,
             kl_coefficient=options.kl_coefficient,
             temperature=np.float32(1.0),
-            micro_batches=self.shape.parts if self.shared else self.shape.plain_parts,
+            micro_batches=self.parts,
             logprob_chunk=options.logprob_chunk,
             remat=options.remat,
+            answer_widths=options.answer_widths,
         )
 
     def step(self, state, base, batch):

@@ -18,20 +18,18 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
+import ours
 import peft
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ours.ROOT))
 
-from speciarl_jax.benchmarking import limits, workload  # noqa: E402
+from speciarl_jax.benchmarking import limits, workload
 
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 MICRO_BATCH = 32
@@ -151,18 +149,6 @@ class Torch:
         return {"rollout_s": middle - begun, "update_s": clock() - middle}
 
 
-def ours(given, shape):
-    """One row of `python -m speciarl_jax.bench`, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "speciarl_jax.bench", f"--shapes={shape}"]
-        command += [f"--json={path}", "--noplain", f"--repeats={given.repeats}"]
-        command += [f"--clock={given.clock}", f"--kl_coefficient={given.kl_coefficient}"]
-        command += [f"--lora_rank={given.lora_rank}"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(path.read_text())[0]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default="short,paper")
@@ -180,7 +166,16 @@ def main():
         theirs.measure(time.perf_counter)
         seconds = {"torch": [], "ours": []}
         for _ in range(given.rounds):
-            seconds["ours"].append(ours(given, name))
+            seconds["ours"].append(
+                ours.measure(
+                    sys.executable,
+                    name,
+                    repeats=given.repeats,
+                    kl_coefficient=given.kl_coefficient,
+                    lora_rank=given.lora_rank,
+                    clock=given.clock,
+                )
+            )
             seconds["torch"] += [theirs.measure(clock) for _ in range(given.repeats)]
         row = {"shape": name}
         for what in ("rollout_s", "update_s"):

@@ -4,13 +4,13 @@ In an environment of its own, whose torch is the build for CPUs:
 
     python3 -m venv trl && trl/bin/pip install trl==1.16.0 torch==2.13.0 transformers==5.23.0 \
         peft==0.21.2 pillow datasets
-    PYTHONPATH=. trl/bin/python tests/benchmarks/trl_baseline.py --shape=short
-    python -m speciarl_jax.bench --shapes=short --noplain --kl_coefficient=0
+    trl/bin/python tests/benchmarks/trl_baseline.py --shape=short --python=.venv/bin/python
 
 The dimensions are those of `SMALL` in speciarl_jax/benchmarking/workload.py, float32 and random
 weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random pictures and prompts
 of P tokens, N answers of T tokens. A step samples with `generate`, rewards and updates once, in
-micro-batches of 32 answers. The first step is left out. Prints the medians.
+micro-batches of 32 answers. The first step is left out. Ours is measured before and after,
+by `python -m speciarl_jax.bench` with the interpreter --python. Prints medians and their ratio.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import tempfile
 import time
 
 import numpy as np
+import ours
 import torch
 import transformers
 from datasets import Dataset
@@ -158,9 +159,13 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kl_coefficient", type=float, default=0.0)
     parser.add_argument("--micro_batch", type=int, default=32)
+    parser.add_argument("--python", required=True, help="of an environment with speciarl_jax")
     parser.add_argument("--json", help="file for the medians")
     given = parser.parse_args()
     shape = images, answers, _, tokens, side = SHAPES[given.shape]
+    before = ours.measure(
+        given.python, given.shape, repeats=given.repeats, kl_coefficient=given.kl_coefficient
+    )
     torch.manual_seed(0)
     config = transformers.Qwen2_5_VLConfig(
         text_config=TEXT,
@@ -223,6 +228,11 @@ def main():
         "tokens": float(np.mean(lengths)),
         "all": steps,
     }
+    after = ours.measure(
+        given.python, given.shape, repeats=given.repeats, kl_coefficient=given.kl_coefficient
+    )
+    row["ours_step_s"] = statistics.mean((before["step_s"], after["step_s"]))
+    row["step_ratio"] = row["step_s"] / row["ours_step_s"]
     print(json.dumps(row, indent=1))
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(row, indent=1) + "\n")

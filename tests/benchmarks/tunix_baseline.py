@@ -3,16 +3,16 @@
 In an environment of its own, which holds neither torch nor this package's other requirements:
 
     python3 -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2
-    PYTHONPATH=. tunix/bin/python tests/benchmarks/tunix_baseline.py --shape=short
-    python -m speciarl_jax.bench --shapes=short --noplain
+    tunix/bin/python tests/benchmarks/tunix_baseline.py --shape=short --python=.venv/bin/python
 
 The decoder has the dimensions of `SMALL` in speciarl_jax/benchmarking/workload.py, float32 and
 random weights; LoRA of rank 16 by qwix on the same linear layers; B prompts of P random tokens, N
 answers, T tokens at most, which answers of random weights nearly always reach. Tunix has no
 pictures in RL, so it runs no vision tower, and text stands where ours has a picture. A learner step
 samples, rewards, scores the reference (unless --kl_coefficient=0) and updates. `rollout` is the
-call of the cluster's `generate`, `rest` is all else. The first step compiles and is left out.
-Prints medians and all values.
+call of the cluster's `generate`, `rest` is all else. The first step compiles and is left out. Ours
+is measured before and after, by `python -m speciarl_jax.bench` with the interpreter --python.
+Prints medians and ratios.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import time
 import jax
 import numpy as np
 import optax
+import ours
 import qwix
 from flax import nnx
 from tunix.models.qwen2 import model as qwen2
@@ -121,12 +122,17 @@ def main():
     parser.add_argument("--shape", default="short", choices=sorted(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kl_coefficient", type=float, default=0.01)
-    parser.add_argument("--micro_batch", type=int, default=16, help="prompts of an update's part")
+    parser.add_argument("--micro_batch", type=int, default=2, help="prompts of an update's part")
+    parser.add_argument("--python", required=True, help="of an environment with speciarl_jax")
     parser.add_argument("--json", help="file for the medians")
     given = parser.parse_args()
     answers, steps = SHAPES[given.shape][1], given.repeats + 1
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    automatic = jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(automatic, automatic))
     rollouts, lengths, rewards = [], [], []
+    before = ours.measure(
+        given.python, given.shape, repeats=given.repeats, kl_coefficient=given.kl_coefficient
+    )
     with mesh:
         cluster = cluster_of(given, mesh, steps)
         generate = cluster.generate
@@ -163,6 +169,13 @@ def main():
         "all": {"rollout_s": rollouts, "step_s": whole},
     }
     row["rest_s"] = row["step_s"] - row["rollout_s"]
+    after = ours.measure(
+        given.python, given.shape, repeats=given.repeats, kl_coefficient=given.kl_coefficient
+    )
+    # What is beside the rollout in our step is the update, and a reward that costs nothing.
+    for theirs, name in (("rollout_s", "rollout_s"), ("rest_s", "update_s"), ("step_s", "step_s")):
+        row[f"ours_{name}"] = statistics.mean((before[name], after[name]))
+        row[f"{name[:-2]}_ratio"] = row[theirs] / row[f"ours_{name}"]
     print(json.dumps(row, indent=1))
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(row, indent=1) + "\n")
