@@ -1,9 +1,9 @@
 """Rebuilds the emoji sheets of the embedded benchmark from the public npm packages.
 
     pip install resvg-py
-    python scripts/build_emoji.py --check          # compares with the sheets that ship
-    python scripts/build_emoji.py --out /tmp/emoji  # writes `<style>_64.png` and `index.json`
-    python scripts/build_emoji.py                  # overwrites those that ship
+    python -m scripts.build_emoji --check          # compares with the sheets that ship
+    python -m scripts.build_emoji --out /tmp/emoji  # writes `<style>_64.png` and `index.json`
+    python -m scripts.build_emoji                  # overwrites those that ship
 
 Needs npm on the path, and network access to the npm registry. `resvg-py` draws the pictures; it is
 no requirement of the package.

@@ -1,6 +1,6 @@
 """Writes the label trees of the published data sets: names as people say them, and what is above.
 
-    python scripts/build_label_trees.py
+    python -m scripts.build_label_trees
 
 Class names come from tensorflow-datasets, those of the birds from this file. What is between a
 class and its group is read off the names ("Tree Swallow" is a swallow, "Acura RL Sedan 2012" an

@@ -1,7 +1,7 @@
 """Rebuilds the pairs that verifiers are audited with, from the label tree that ships.
 
-    python scripts/build_pairs.py --check   # compares with the files that ship
-    python scripts/build_pairs.py           # overwrites them
+    python -m scripts.build_pairs --check   # compares with the files that ship
+    python -m scripts.build_pairs           # overwrites them
 
 `gold.csv`: pairs of a true label and an answer with the category that the tree implies: names,
 synonyms, hyponyms, ancestors, groups, abstentions, and near misses (labels that share the nearest

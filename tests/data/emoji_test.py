@@ -61,6 +61,20 @@ def test_no_ancestor_repeats_a_name_of_its_group():
         assert not set(names) & set(tree["groups"][leaf["generic"]]), label_id
 
 
+def test_ancestors_come_nearest_first():
+    """None stands before another that has only some of its leaves."""
+    tree = json.loads(emoji.TAXONOMY_PATH.read_text())
+    classes = {key: [node[0] for node in leaf["ancestors"]] for key, leaf in tree["leaves"].items()}
+    below = {}
+    for key, names in classes.items():
+        for name in names:
+            below.setdefault(name, set()).add(key)
+    # A fried egg is a dish and an egg, and a dagger a cutting tool and a weapon: neither is below.
+    for key, names in classes.items():
+        for i, name in enumerate(names if key not in ("fried-egg", "dagger") else ()):
+            assert not any(below[name] > below[later] for later in names[i + 1 :]), key
+
+
 def test_every_picture_has_a_label_of_the_verifier():
     taxonomy = Taxonomy.from_file(emoji.Source.TAXONOMY_PATH)
     rows = list(source(concept_set="all", difficulty="clean", image_size=8))

@@ -29,7 +29,7 @@ def built():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_script_makes_what_is_shipped(built, name):
-    # If this fails after a change of the script: python scripts/build_label_trees.py
+    # If this fails after a change of the script: python -m scripts.build_label_trees
     assert (tfds_images.TREES / f"{name}.json").read_text() == built[name]
 
 
