@@ -224,6 +224,7 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     Raises:
       ValueError: something does not fit; says what, and how to mend it.
     """
+    sharding.meet(mesh)
     folder = model_folder(config.model.path)
     tokenizer = tokenizer_lib.load(folder)
     model_config, policy = load_policy(config, folder, mesh)

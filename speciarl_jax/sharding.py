@@ -1,6 +1,7 @@
 """The mesh, and which axis of every array lies on which axis of it. No other file knows."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,17 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from speciarl_jax.models import placement
 
 AXES = ("data", "fsdp", "tensor")
 # The batch of pictures is cut over both.
 BATCH_AXES = ("data", "fsdp")
+
+# Seconds that processes wait for each other at the start.
+MEETING = 1800
+_meetings = itertools.count()
 
 # Logical axis of a parameter or an activation -> axis of the mesh.
 RULES = {
@@ -64,6 +70,32 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh
         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
         devices=devices,
     )
+
+
+def meet(mesh: Mesh) -> None:
+    """Waits for all processes, and lets their devices exchange once along every axis.
+
+    XLA's CPU backend connects the devices of an exchange at the first one, and gives up on a
+    process that comes half a minute later. Loading and compiling can keep them apart for longer,
+    so they connect before. Nothing happens in a run of one process.
+
+    Raises:
+      jax.errors.JaxRuntimeError: a process did not come, or went away.
+    """
+    if jax.process_count() == 1:
+        return
+    # A name serves for one meeting; all processes count alike.
+    name = f"meeting_{next(_meetings)}"
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * MEETING)
+    groups = [axes for n in range(len(AXES)) for axes in itertools.combinations(AXES, n + 1)]
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec()
+    )
+    def exchange(x):
+        return sum(jax.lax.psum(x, axes) for axes in groups)
+
+    jax.block_until_ready(jax.jit(exchange)(np.float32(1)))
 
 
 def mesh_alone(mesh: Mesh) -> Mesh:
