@@ -1,7 +1,9 @@
 """What a compiled program needs on each chip, and the advice where that is too much."""
 
 import dataclasses
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +75,7 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
     """Compiles a program and takes its measure."""
     begun, error, compiled = time.perf_counter(), "", None
     try:
-        compiled = program.lowered.compile()
+        compiled, text = _compile(program.lowered)
     except jax.errors.JaxRuntimeError as failure:
         error = str(failure)
         if "RESOURCE_EXHAUSTED" not in error:
@@ -90,7 +92,7 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
     if compiled is not None:
         xla = _xla(compiled)
         turns = plan.run.config.rollout.max_tokens - 1
-        collectives, open_loops = hlo.collectives(compiled.as_text(), turns)
+        collectives, open_loops = hlo.collectives(text, turns)
         peak = int(xla["peak_bytes"])
     else:
         peak = needed_bytes(error) + cost.shard_bytes(program.arguments)
@@ -119,6 +121,18 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
         compile_seconds=seconds,
         error=error,
     )
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program and its text.
+
+    The compiler itself writes the text: JAX may be older than it, and its own reader refuses
+    instructions that only the newer one knows (gathers on the sparse cores of v5p and v6e).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        [path] = pathlib.Path(folder).glob("*after_optimizations.txt")
+        return compiled, path.read_text()
 
 
 def link_bytes(collective: hlo.Collective) -> float:
