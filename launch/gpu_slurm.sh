@@ -9,8 +9,10 @@
 #   SBATCH_OPTIONS   further options of sbatch, for example "--partition=gpu --time=24:00:00"
 #   CUDA             12 or 13, 13
 #   MAX_RESTARTS     20
-# SLURM warns two minutes before it takes the hosts away; then the run saves, and the job is queued
-# again. It goes on from its last checkpoint.
+#   NOTICE           seconds that a step and a checkpoint may take, 300
+# So long before the job's time is over SLURM tells this script, which tells all tasks: they save at
+# the end of the step, and the job is queued again. Before a preemption SLURM does so only where the
+# cluster has PreemptParameters=send_user_signal; elsewhere the run goes on from its last checkpoint.
 set -euo pipefail
 if [ -n "${SLURM_SUBMIT_DIR:-}" ]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "$0")/.."; fi
 source launch/common.sh
@@ -28,24 +30,26 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   fi
   read -r -a options <<< "${SBATCH_OPTIONS:-}"
   run sbatch --job-name=speciarl_jax --nodes="${NODES:-2}" --ntasks-per-node="$gpus" \
-    --gpus-per-node="$gpus" --signal=B:TERM@120 --requeue --open-mode=append \
+    --gpus-per-node="$gpus" --signal="B:TERM@${NOTICE:-300}" --requeue --open-mode=append \
     --output=runs/slurm-%j.log "${options[@]}" launch/gpu_slurm.sh "$@"
   if [ -z "$dry_run" ]; then exit; fi
   echo "# and in the job:"
 fi
 # When one process ends, SLURM ends the others, and all begin again together.
+program=("$venv/bin/python" -m speciarl_jax.train --distributed "$@")
 command=(bash launch/restart.sh --max_restarts="${MAX_RESTARTS:-20}"
-  srun --kill-on-bad-exit=1 --label "$venv/bin/python" -m speciarl_jax.train --distributed "$@")
-if [ -n "$dry_run" ]; then run "${command[@]}"; exit; fi
-"${command[@]}" &
-child=$!
-trap 'kill -TERM "$child"' TERM
-code=0
-wait "$child" || code=$?
-if kill -0 "$child" 2> /dev/null; then
-  # The wait ended with the signal; the command saves now.
-  code=0
-  wait "$child" || code=$?
+  --notify="scancel --signal=TERM ${SLURM_JOB_ID:-JOB}" bash launch/slurm_step.sh "${program[@]}")
+if [ -n "$dry_run" ]; then
+  run "${command[@]}"
+  exec bash launch/slurm_step.sh --dry_run "${program[@]}"
 fi
-if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+source launch/attend.sh
+code=0
+attended "${command[@]}" || code=$?
+if [ -n "$told" ]; then
+  case "$code" in
+    0 | 74 | 78) ;;
+    *) scontrol requeue "$SLURM_JOB_ID" ;;
+  esac
+fi
 exit "$code"

@@ -1,50 +1,38 @@
 #!/usr/bin/env bash
 # Runs a command, and runs it again when that can help:
-#   bash launch/restart.sh [--max_restarts=20] [--wait=10] COMMAND...
+#   bash launch/restart.sh [--max_restarts=20] [--wait=10] [--notify=COMMAND] COMMAND...
 # Exit codes of the programs (speciarl_jax/exits.py):
 #   0             finished                          stop
 #   74            the disk is full or read-only     stop: a person has to free space
 #   78            refused: a value does not fit     stop: a person has to mend it
 #   75, 1, death by a signal                        wait so many seconds, and start again
 # A SIGTERM to this script goes on to the command: it saves and ends with 75, and so does this
-# script, without another start, for the machine is about to go.
+# script, without another start, for the machine is about to go. With --notify this command is run
+# instead, where a signal would end what it should only tell (srun). RESTART_WAIT in the environment
+# is another default of --wait.
 set -uo pipefail
+# shellcheck source=launch/attend.sh
+source "$(dirname "$0")/attend.sh"
 max_restarts=20
-pause=10
+pause="${RESTART_WAIT:-10}"
 while [ "$#" -gt 0 ]; do
   case "$1" in
     --max_restarts=*) max_restarts="${1#*=}" ;;
     --wait=*) pause="${1#*=}" ;;
+    --notify=*) read -r -a notify <<< "${1#*=}" ;;
     *) break ;;
   esac
   shift
 done
 if [ "$#" -eq 0 ]; then
-  echo "usage: restart.sh [--max_restarts=N] [--wait=SECONDS] COMMAND..." >&2
+  echo "usage: restart.sh [--max_restarts=N] [--wait=SECONDS] [--notify=COMMAND] COMMAND..." >&2
   exit 78
 fi
-child=""
-told=""
-trap 'told=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM
 restarts=0
 while true; do
-  "$@" &
-  child=$!
-  # The notice may have come before the trap knew whom to tell.
-  [ -z "$told" ] || kill -TERM "$child" 2> /dev/null
-  # `wait` ends early when a signal comes.
-  while true; do
-    wait "$child"
-    code=$?
-    kill -0 "$child" 2> /dev/null || break
-  done
-  if [ -n "$told" ]; then
-    # Its own code, where the wait that the signal cut short did not see it.
-    wait "$child" 2> /dev/null
-    seen=$?
-    [ "$seen" -eq 127 ] || code=$seen
-    exit "$code"
-  fi
+  attended "$@"
+  code=$?
+  if [ -n "$told" ]; then exit "$code"; fi
   case "$code" in
     0 | 74 | 78) exit "$code" ;;
   esac
@@ -55,7 +43,9 @@ while true; do
   restarts=$((restarts + 1))
   echo "restart.sh: exit code $code; restart $restarts of $max_restarts in $pause s" >&2
   sleep "$pause" &
-  child=$!
-  wait "$child"
-  [ -z "$told" ] || exit 75
+  wait "$!"
+  if [ -n "$told" ]; then
+    kill "$!" 2> /dev/null
+    exit 75
+  fi
 done

@@ -37,6 +37,7 @@ def start(given: Any) -> None:
 
     Raises:
       ValueError: the flags do not fit together, or `--distributed` finds no cluster.
+      jax.errors.JaxRuntimeError: the others did not come in time.
     """
     explicit = {
         name: getattr(given, name) for name in ("coordinator", "num_processes", "process_id")
@@ -72,6 +73,8 @@ def start(given: Any) -> None:
 def _detect(times: dict[str, int]) -> None:
     try:
         jax.distributed.initialize(**times)
+    except jax.errors.JaxRuntimeError:
+        raise  # A RuntimeError too, and a cluster was found.
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--distributed found neither a TPU pod nor a SLURM job ({error}); run it there, leave "

@@ -3,7 +3,7 @@
 | code | what happened | what `launch/restart.sh` does |
 |---|---|---|
 | 0 | the run is finished | stops |
-| 75 | preempted, all is saved; or another process of the run went away | starts it again |
+| 75 | preempted, all is saved; or another process went away or is late | starts it again |
 | 1, or a signal | something unforeseen | starts it again, so many times |
 | 74 | the disk is full, read-only or out of reach | stops |
 | 78 | refused: a value does not fit, or the gradient was not finite too often | stops |
@@ -41,13 +41,13 @@ class StorageError(OSError):
     """Something could not be written; the message says what, and what is safe."""
 
 
-def code_of(error: BaseException, processes: int) -> int:
+def code_of(error: BaseException, several: bool) -> int:
     """The exit code for an error that ended the program.
 
     Args:
       error: that nobody caught.
-      processes: of the run. An error of the runtime in a run of several mostly means that one of
-        the others went away.
+      several: whether the run has several processes. An error of the runtime then mostly means that
+        one of the others went away, or is late.
     """
     if isinstance(error, Preempted | RestartNeeded):
         return RESTART
@@ -55,7 +55,7 @@ def code_of(error: BaseException, processes: int) -> int:
         return STORAGE
     if isinstance(error, ValueError | TypeError | FloatingPointError):
         return REFUSED
-    if isinstance(error, jax.errors.JaxRuntimeError) and processes > 1:
+    if isinstance(error, jax.errors.JaxRuntimeError) and several:
         return RESTART
     return 1
 
@@ -76,12 +76,13 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         except (app.UsageError, SystemExit):
             raise
         except Exception as error:
-            several = jax.distributed.is_initialized()
-            code = code_of(error, jax.process_count() if several else 1)
             if isinstance(error, Preempted):
                 logging.warning("%s", error)
             else:
                 traceback.print_exc()
+            # Not jax.process_count(): it asks for the devices, and where connecting has failed it
+            # would wait for the others.
+            code = code_of(error, jax.distributed.is_initialized())
             leave(code, together=isinstance(error, Preempted))
 
     return call
@@ -97,7 +98,7 @@ def leave(code: int, *, together: bool) -> None:
     """
     if jax.distributed.is_initialized():
         if not together:
-            logging.error("process %d leaves with exit code %d", jax.process_index(), code)
+            logging.error("leaves with exit code %d, without the others", code)
             logging.flush()
             sys.stdout.flush()
             sys.stderr.flush()

@@ -202,31 +202,39 @@ def test_a_disk_that_becomes_read_only_stops_the_run(small_disk):
 
 # Exit codes, and the flags of several processes.
 
+FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "process_id": None}
+
 
 @pytest.mark.parametrize(
-    "error, processes, code",
+    "error, several, code",
     [
-        (exits.Preempted(), 1, exits.RESTART),
-        (exits.RestartNeeded(), 2, exits.RESTART),
-        (exits.StorageError("full"), 1, exits.STORAGE),
-        (OSError(errno.ENOSPC, "full"), 1, exits.STORAGE),
-        (ConnectionResetError(errno.ECONNRESET, "gone"), 1, 1),
-        (ValueError(), 2, exits.REFUSED),
-        (TypeError(), 1, exits.REFUSED),
-        (FloatingPointError(), 1, exits.REFUSED),
-        (jax.errors.JaxRuntimeError("Gloo: connection closed"), 2, exits.RESTART),
-        (jax.errors.JaxRuntimeError("out of memory"), 1, 1),
-        (RuntimeError(), 2, 1),
+        (exits.Preempted(), False, exits.RESTART),
+        (exits.RestartNeeded(), True, exits.RESTART),
+        (exits.StorageError("full"), False, exits.STORAGE),
+        (OSError(errno.ENOSPC, "full"), False, exits.STORAGE),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), False, 1),
+        (ValueError(), True, exits.REFUSED),
+        (TypeError(), False, exits.REFUSED),
+        (FloatingPointError(), False, exits.REFUSED),
+        (jax.errors.JaxRuntimeError("Gloo: connection closed"), True, exits.RESTART),
+        (jax.errors.JaxRuntimeError("out of memory"), False, 1),
+        (RuntimeError(), True, 1),
     ],
 )
-def test_an_error_has_the_exit_code_that_launchers_expect(error, processes, code):
-    assert exits.code_of(error, processes) == code
+def test_an_error_has_the_exit_code_that_launchers_expect(error, several, code):
+    assert exits.code_of(error, several) == code
 
 
 def test_a_program_ends_with_these_codes():
     program = (
-        "import os, signal, sys\nfrom absl import app\nfrom speciarl_jax import exits\n"
+        "import os, signal, sys\nfrom absl import app\nimport jax\n"
+        "from speciarl_jax import exits\n"
         "def main(argv):\n"
+        # Connecting failed half way: who asks for the devices now waits for the others.
+        "    if argv[1] == 'late':\n"
+        "        jax.distributed.is_initialized = lambda: True\n"
+        "        jax.process_count = jax.process_index = lambda: os._exit(3)\n"
+        "        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED')\n"
         "    if argv[1] == 'term': os.kill(os.getpid(), signal.SIGTERM); print('went on')\n"
         "    raise {'value': ValueError('too big'), 'left': exits.Preempted('saved')}[argv[1]]\n"
         "app.run(exits.guarded(main))\n"
@@ -239,19 +247,29 @@ def test_a_program_ends_with_these_codes():
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         )
-        for name in ("value", "left", "term")
+        for name in ("value", "left", "term", "late")
     }
     said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {
         "value": exits.REFUSED,
         "left": exits.RESTART,
         "term": exits.RESTART,
+        "late": exits.RESTART,
     }, said
     assert "ValueError: too big" in said["value"] and "Traceback" not in said["left"]
+    assert "Traceback" in said["late"] and "DEADLINE_EXCEEDED" in said["late"]
     assert "saved" in said["left"] and "went on" not in said["term"]
 
 
-FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "process_id": None}
+def test_a_cluster_whose_processes_come_too_late_is_not_taken_for_none(monkeypatch):
+    def late(**times):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="DEADLINE"):
+        distributed.start(
+            types.SimpleNamespace(**FLAGS | {"distributed": True}, heartbeat_timeout=9)
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\})")
 _EITHER = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*|c64|c128)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -25,7 +26,8 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      bytes_each: of the larger side of one exchange, on one chip.
+      bytes_each: of the larger side of one exchange, on one chip: all its operands, or all its
+        results.
       count: how often it runs.
       source: name of the operation in the program it came from.
     """
@@ -42,8 +44,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
+    """`text` is what follows the `=`: the type of the result, the operation, its operands."""
+
     name: str
     operation: str
+    result: str
     text: str
     root: bool
 
@@ -61,6 +66,9 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
       The collectives, and how many loops had no number of turns.
     """
     computations, entry = _parse(text)
+    results = {
+        name: {each.name: each.result for each in body} for name, body in computations.items()
+    }
     turns: collections.Counter[tuple[str, int, str]] = collections.Counter()
     unknown: set[str] = set()
 
@@ -70,7 +78,7 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
             kind = _kind(each.operation)
             if kind:
                 source = _OP_NAME.search(each.text)
-                key = (kind, _largest(each.text), source.group(1) if source else "")
+                key = (kind, _exchanged(each, results[name]), source.group(1) if source else "")
                 turns[key] += times
                 continue
             here = times
@@ -105,6 +113,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
                 _Instruction(
                     name=found.group(2),
                     operation=operation.group(1) if operation else "",
+                    result=rest[: operation.start(1)].strip() if operation else "",
                     text=rest,
                     root=bool(found.group(1)),
                 )
@@ -143,13 +152,46 @@ def _trips(text: str, computations: dict[str, list[_Instruction]]) -> int | None
     return bounds[0] if len(bounds) == 1 else None
 
 
-def _largest(text: str) -> int:
-    """Bytes of the largest array that an instruction's text names before its attributes."""
-    head = text.split(", channel_id=")[0].split(", replica_groups=")[0]
-    return max([0, *(_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(head))])
+def _exchanged(each: _Instruction, results: dict[str, str]) -> int:
+    """Bytes of the larger side of a collective, all its arrays together.
+
+    Args:
+      each: the collective.
+      results: types of the instructions of its computation, by name.
+    """
+    members = _members(each.result)
+    # What begins an exchange has the type (operands, results, ...); an all-reduce only if wrapped.
+    both = each.operation.endswith("-start") and len(members) > 1
+    if both and (each.operation != "all-reduce-start" or members[0].startswith("(")):
+        return max(_bytes(side) for side in members[:2])
+    operands = each.text[each.text.index(each.operation + "(") + len(each.operation) :]
+    names = [_NAME.search(operand) for operand in _members(operands)]
+    return max(
+        _bytes(each.result), sum(_bytes(results.get(name.group(1), "")) for name in names if name)
+    )
 
 
-def _bytes(kind: str, sizes: str) -> int:
+def _members(text: str) -> list[str]:
+    """Of the list in parentheses that a text begins with; the text alone if it begins with none."""
+    if not text.startswith("("):
+        return [text]
+    members, depth, begun = [], 0, 1
+    for at, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 or (depth == 1 and letter == ","):
+            members.append(text[begun:at].strip())
+            begun = at + 1
+        if depth == 0:
+            break
+    return members
+
+
+def _bytes(text: str) -> int:
+    """Of all arrays of a type."""
+    return sum(_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(text))
+
+
+def _array_bytes(kind: str, sizes: str) -> int:
     width = re.search(r"\d+", kind)
     bits = 8 if kind == "pred" else int(width.group(0))
     return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8

@@ -49,6 +49,16 @@ ENTRY %main (p.6: bf16[8,64]) -> bf16[8,64] {
   ROOT %r = bf16[8,64]{1,0} get-tuple-element(%w.3), index=1
 }
 """
+# How the CPU, TPU and GPU compilers write what they have joined, or begin ahead of its use.
+JOINED = """\
+ENTRY %main (a: f32[64,8], b: bf16[32], c: f32[16,8]) -> f32[64,8] {
+  %a = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %b = bf16[32]{0:T(256)(128)(2,1)} parameter(1)
+  %c = f32[16,8]{1,0} parameter(2)
+  ROOT %r = LINE, channel_id=1, replica_groups={{0,1,2,3}}, metadata={op_name="j"}
+}
+"""
+A, B, C = 64 * 8 * 4, 32 * 2, 16 * 8 * 4
 GATHER, REDUCE = 8 * 128 * 2, 16 * 4
 
 
@@ -80,3 +90,31 @@ def test_an_operation_that_only_waits_or_reads_is_no_collective():
 def test_every_kind_is_known(kind):
     text = TPU.replace("all-gather(", f"{kind}(")
     assert kind in {c.kind for c in hlo.collectives(text)[0]}
+
+
+@pytest.mark.parametrize(
+    "line, size",
+    [
+        ("(f32[64,8]{1,0:T(8,128)}, bf16[32]{0}) all-reduce(%a, %b), to_apply=%add", A + B),
+        ("(f32[64,8]{1,0}, bf16[32]{0}) all-reduce-start(%a, %b), to_apply=%add", A + B),
+        ("((f32[64,8]), f32[64,8]{1,0}, u32[]{:S(2)}) all-reduce-start(%a)", A),
+        ("(f32[64,8]{1,0}, f32[64,8]{1,0}) all-gather(%c, %c), dimensions={0}", 2 * A),
+        ("(f32[16,8]{1,0:T(8,128)}, f32[64,8]{1,0:T(8,128)S(1)}) all-gather-start(%c)", A),
+        (
+            "((f32[16,8], bf16[32]{0}), (f32[64,8]{1,0}, bf16[128]{0})) all-gather-start(%c, %b)",
+            A + 4 * B,
+        ),
+        ("f32[16,8]{1,0} reduce-scatter(%a), dimensions={0}", A),
+        ("f32[16,8]{1,0} reduce-scatter(f32[64,8]{1,0:T(8,128)} %a), dimensions={0}", A),
+        ("((f32[64,8]{1,0}), f32[16,8]{1,0}, u32[]) reduce-scatter-start(%a)", A),
+        (
+            "(f32[16,8], f32[16,8], f32[16,8], /*index=3*/f32[16,8]) "
+            "all-to-all(%c, %c, %c, /*index=3*/%c)",
+            4 * C,
+        ),
+        ("(f32[64,8], f32[64,8], u32[]{:S(2)}, u32[]) collective-permute-start(%a)", A),
+    ],
+)
+def test_all_arrays_of_an_exchange_count_and_the_larger_side(line, size):
+    [found], _ = hlo.collectives(JOINED.replace("LINE", line))
+    assert (found.bytes_each, found.count, found.source) == (size, 1, "j")
