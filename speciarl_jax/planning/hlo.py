@@ -75,7 +75,7 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
                 continue
             if each.operation == "conditional":
                 branches = [visit(branch, times, given) for branch in _called(each.text)]
-                turns.update(max(branches, key=_bytes))
+                turns.update(max(branches, key=_traffic))
                 continue
             here = times
             if each.operation == "while":
@@ -94,7 +94,7 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
     return sorted(found, key=lambda c: -c.total_bytes), len(unknown)
 
 
-def _bytes(turns: collections.Counter) -> int:
+def _traffic(turns: collections.Counter) -> int:
     return sum(size * count for (_, size, _), count in turns.items())
 
 
