@@ -111,15 +111,19 @@ def _rollout() -> ml_collections.ConfigDict:
     rollout.max_tokens = 2048  # T, of one answer
     rollout.temperature = 1.0
     rollout.top_p = 1.0
-    # Decode with a copy of the linear layers to which the adapters are added, rounded to
-    # param_dtype: fewer products a token, for the memory of the copy. Not with int8 weights.
+    # Decode with a copy of the decoder's linear layers to which the adapters are added, rounded to
+    # param_dtype: fewer products a token, for the memory of the copy, which is that of these layers
+    # (13 GB for the 7B model in bfloat16) and lives as long as the sampling. Not with int8 weights.
     rollout.merge_lora = False
-    # When half of the answers about every picture have ended, a loop of half the width goes on;
-    # and so on, so many times. Each time is a loop to compile.
+    # When the answers that go on fit into half of the places, they are moved together, with the
+    # caches of their prompts, and a loop of half the size goes on; and so on, so many times. Halves
+    # of the answers about a picture come first, then halves of the pictures (greedy answers). Each
+    # time is a loop to compile.
     rollout.shrink = 2
     # Memory: the answers about a batch are sampled in parts, one after the other, so that keys and
-    # values of prompts and answers take at most so many bytes on a device, and parts hold at most
-    # so many pictures (of all devices). 0: no limit. No answer depends on it.
+    # values of prompts and answers take at most so many bytes on a device (weights, and the copy of
+    # `merge_lora`, come on top), and parts hold at most so many pictures (of all devices). 0: no
+    # limit. No answer depends on it.
     rollout.cache_bytes = 0
     rollout.chunk_pictures = 0
     return rollout
@@ -287,10 +291,11 @@ def _train() -> ml_collections.ConfigDict:
     train.mini_batches = 2  # optimizer updates a pass
     train.passes = 1  # times that a step goes through its answers
     train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
-    # The answers of a micro-batch are cut to the narrowest that holds them of so many widths: T,
-    # half of T, a quarter, ... It changes no number and saves most of an update whose answers are
-    # much shorter than `rollout.max_tokens`; each width is one more program to compile.
-    train.answer_widths = 1
+    # Micro-batches are made of pictures whose longest answers are about as long, and their answers
+    # cut to the narrowest that holds them of so many widths: T, half of T, a quarter, ... That
+    # changes no number and saves most of an update whose answers are much shorter than
+    # `rollout.max_tokens`; each width is one more program to compile.
+    train.answer_widths = 4
     train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.

@@ -375,6 +375,12 @@ def reward_of(config: ml_collections.ConfigDict) -> Any:
     return functools.partial(reward, **config.reward.options)
 
 
+def noise_of(config: ml_collections.ConfigDict) -> Any:
+    """(category_BN, image_id_B, step) -> category_BN that are rewarded; None without noise."""
+    noise = config.label_noise
+    return functools.partial(label_noise.noisy, **noise) if noise.rate else None
+
+
 def _parts(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Reward, advantages, policy loss, ... with their options."""
     policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
@@ -462,9 +468,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         advantages=parts["advantages"],
         update=update_of(run, optimizer_),
         mini_batches=config.train.mini_batches,
-        noise=functools.partial(label_noise.noisy, **config.label_noise)
-        if config.label_noise.rate
-        else None,
+        noise=noise_of(config),
         min_verified=config.verifier.min_verified,
         passes=config.train.passes,
         overlong=parts["overlong"] if config.reward.overlong_penalty else None,

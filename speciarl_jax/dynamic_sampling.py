@@ -5,6 +5,7 @@ advantage; it only dilutes the batch. What counts is the reward of the verdicts:
 divergence from the reference give no signal of their own.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,24 +40,20 @@ class Groups:
     valid_BN: jax.Array
 
 
-def gather(
-    pool: Groups | None, fresh: Groups, signal_B: jax.Array, *, size: int, pad_id: int
-) -> Groups:
+def gather(pool: Groups | None, fresh: Groups, signal_B: jax.Array, *, size: int) -> Groups:
     """The pool and, behind it, those groups of `fresh` that have signal, cut to `size`; in order.
 
     Args:
-      pool: what was gathered so far, or None.
+      pool: what was gathered so far, as long as `fresh` (`alike`), or None.
       fresh: groups that were just sampled.
       signal_B: bool, which of `fresh` to keep.
       size: groups of the result. Where they are too few, others fill it up with weight 0.
-      pad_id: token that pads prompts on the left; no image placeholder.
     """
     keep_B = signal_B & (fresh.prompt.weight_B > 0)
     candidates = fresh
     if pool is not None:
         keep_B = jnp.concatenate([pool.prompt.weight_B > 0, keep_B])
-        pair = _pad_to(pool, fresh, pad_id), _pad_to(fresh, pool, pad_id)
-        candidates = jax.tree.map(lambda *x: jnp.concatenate(x), *pair)
+        candidates = jax.tree.map(lambda *x: jnp.concatenate(x), pool, fresh)
     order_B = jnp.resize(jnp.argsort(~keep_B, stable=True), size)
     kept_B = jnp.arange(size) < jnp.sum(keep_B)
     taken = jax.tree.map(lambda x: x[order_B], candidates)
@@ -66,11 +63,35 @@ def gather(
     )
 
 
-def _pad_to(groups: Groups, other: Groups, pad_id: int) -> Groups:
-    """Prompts and features at least as long as those of `other`; no number depends on padding."""
+def alike(one: Groups, other: Groups, pad: Callable[..., Groups]) -> tuple[Groups, Groups]:
+    """Both with prompts and features as long as the longer ones; what is long enough stays.
+
+    Args:
+      one: groups.
+      other: groups.
+      pad: (groups, prompt tokens, image tokens) -> groups.
+    """
+    sizes = [(x.prompt.tokens_BP.shape[1], x.features_BMD.shape[1]) for x in (one, other)]
+    longest = tuple(map(max, *sizes))
+    one, other = (
+        groups if now == longest else pad(groups, *longest)
+        for groups, now in zip((one, other), sizes, strict=True)
+    )
+    return one, other
+
+
+def pad(groups: Groups, prompt_tokens: int, image_tokens: int, *, pad_id: int) -> Groups:
+    """Longer prompts and features; no number depends on padding.
+
+    Args:
+      groups: shorter ones.
+      prompt_tokens: P of the result.
+      image_tokens: M of the result.
+      pad_id: token that pads prompts on the left; no image placeholder.
+    """
     prompt = groups.prompt
-    left = max(0, other.prompt.tokens_BP.shape[1] - prompt.tokens_BP.shape[1])
-    behind = max(0, other.features_BMD.shape[1] - groups.features_BMD.shape[1])
+    left = prompt_tokens - prompt.tokens_BP.shape[1]
+    behind = image_tokens - groups.features_BMD.shape[1]
 
     def pad_left(x, value):
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
@@ -165,15 +186,19 @@ def build_step(
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     reward, min_verified = assemble.reward_of(run.config), run.config.verifier.min_verified
 
-    def keep(pool, batch, features_BMD, rollout, category_BN, valid_BN):
+    noise = assemble.noise_of(run.config)
+
+    def keep(pool, fresh, learned):
         # A group that lacks verdicts would leave the update, so it must not take a place in it.
-        taken_BN = step.whole_groups(valid_BN, min_verified)
-        reward_BN = reward(category_BN, taken_BN)
+        taken_BN = step.whole_groups(fresh.valid_BN, min_verified)
+        image_id_B, category_BN = fresh.prompt.image_id_B, fresh.category_BN
+        # The verdicts that `learn` will reward.
+        rewarded_BN = noise(category_BN, image_id_B, learned) if noise else category_BN
+        reward_BN = reward(rewarded_BN, taken_BN)
         signal_B = advantages.has_signal(reward_BN, taken_BN)
-        bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
-        fresh = Groups(bare, features_BMD, rollout, category_BN, valid_BN)
-        pool = gather(pool, fresh, signal_B, size=size, pad_id=run.model_config.eos_token_id)
-        summary = describe(category_BN, valid_BN, taken_BN, reward_BN, signal_B, batch.weight_B)
+        pool = gather(pool, fresh, signal_B, size=size)
+        weight_B = fresh.prompt.weight_B
+        summary = describe(category_BN, fresh.valid_BN, taken_BN, reward_BN, signal_B, weight_B)
         return pool, (jnp.sum(pool.prompt.weight_B), summary)
 
     def learn_from(state, base, pool):
@@ -187,7 +212,10 @@ def build_step(
             pool.valid_BN,
         )
 
+    # What depends on two sizes only pads; the rest is compiled once for each size of a pool.
     keep_program = jax.jit(keep, out_shardings=(rows, copies))
+    pad_rows = functools.partial(pad, pad_id=run.model_config.eos_token_id)
+    pad_program = jax.jit(pad_rows, static_argnums=(1, 2), out_shardings=rows)
     learn_program = jax.jit(learn_from, donate_argnums=0, out_shardings=(where, copies))
 
     def program(state, base, verifier, next_batch, number):
@@ -198,7 +226,11 @@ def build_step(
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
             *found, verdicts = answer(state, base, verifier, batch, draw)
             said.append(verdicts)
-            pool, (count, summary) = keep_program(pool, batch, *found)
+            bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
+            fresh = Groups(bare, *found)
+            if pool is not None:
+                pool, fresh = alike(pool, fresh, pad_program)
+            pool, (count, summary) = keep_program(pool, fresh, state.step)
             filled = int(count)
             summaries.append(summary)
         if filled < size:

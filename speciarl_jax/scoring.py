@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from speciarl_jax.rollout import logprobs, widths
+from speciarl_jax.rollout import compaction, logprobs, widths
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut, join
 
@@ -36,7 +36,8 @@ def answer_logp(
       parts: the pictures are scored in so many parts, one after the other, as updates do; must
         divide B.
       use_lora: False scores with the reference policy.
-      answer_widths: how many widths a part is compiled for (`rollout.widths`).
+      answer_widths: how many widths a part is compiled for (`rollout.widths`); above 1, pictures
+        with answers of like length share one.
       **options: of `logprobs.answer_logprobs`.
 
     Returns:
@@ -56,6 +57,12 @@ def answer_logp(
 
         return widths.at_narrowest(narrow, rollout.tokens_BNT, rollout.mask_BNT, answer_widths)
 
-    whole = prompt, features_BMD, rollout
-    found = jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole))
-    return jax.lax.stop_gradient(join(found))
+    bare = prompt.replace(patches_BSC=None, layout=None, features_BMD=None)
+    whole = bare, features_BMD, rollout
+    order_SR = widths.by_length(rollout.mask_BNT, parts) if min(parts, answer_widths) > 1 else None
+    if order_SR is not None:
+        whole = jax.tree.map(lambda x: compaction.take_pictures(x, order_SR), whole)
+    found_BNT = join(jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole)))
+    if order_SR is not None:
+        found_BNT = compaction.take_pictures(found_BNT, jnp.argsort(order_SR, axis=1))
+    return jax.lax.stop_gradient(found_BNT)

@@ -186,6 +186,10 @@ class OnMesh:
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
 
+    def parts(self, size, axis):
+        count = math.prod(self._mesh.shape[name] for name in self._names(axis))
+        return 1 if size % count else count
+
     def _spec(self, shape, axes, whole=frozenset()) -> PartitionSpec:
         def cut(size, axis):
             names = self._names(axis)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from speciarl_jax.losses import importance, kl
 from speciarl_jax.losses import token_weights as token_weights_lib
-from speciarl_jax.rollout import logprobs, widths
+from speciarl_jax.rollout import compaction, logprobs, widths
 from speciarl_jax.types import UpdateBatch
 
 # (logp_BNT, old_logp_BNT, advantage_BN, weight_BNT) -> (loss, metrics); see `losses/`.
@@ -91,7 +91,8 @@ def update(
         policy of this very update: right for the only update of a step, and free.
       importance_cap: with "trainer", bound of the truncated importance weight that corrects for the
         sampler (`losses.importance`); 0 leaves it out.
-      answer_widths: how many widths a micro-batch is compiled for (`rollout.widths`).
+      answer_widths: how many widths a micro-batch is compiled for (`rollout.widths`); above 1,
+        pictures with answers of like length share one.
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
@@ -129,7 +130,13 @@ def update(
     def loss_of(lora, *part):
         return loss(nnx.merge(graphdef, lora, base), *part)
 
-    parts = jax.tree.map(lambda x: cut(x, micro_batches), (batch, *weights))
+    # Nothing below looks at the pictures again.
+    bare = batch.prompt.replace(patches_BSC=None, layout=None, features_BMD=None)
+    whole = batch.replace(prompt=bare), *weights
+    if min(micro_batches, answer_widths) > 1:
+        order_SR = widths.by_length(batch.rollout.mask_BNT, micro_batches)
+        whole = jax.tree.map(lambda x: compaction.take_pictures(x, order_SR), whole)
+    parts = jax.tree.map(lambda x: cut(x, micro_batches), whole)
     grads, metrics = _sum_over_parts(loss_of, state.lora, parts, answer_widths)
     return _step(state, grads, metrics, optimizer)
 

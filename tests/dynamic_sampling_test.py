@@ -1,14 +1,16 @@
 """Dynamic sampling: which groups a step keeps, and when it stops asking for more."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax import assemble, dynamic_sampling
-from speciarl_jax.dynamic_sampling import Groups, gather
+from speciarl_jax import advantages, assemble, dynamic_sampling
+from speciarl_jax.dynamic_sampling import Groups, alike, gather, pad
 from speciarl_jax.types import PromptBatch, Rollout
+from speciarl_jax.update import TrainState
 from speciarl_jax.verify.category import Category
 
 ANSWERS, TOKENS, PAD = 3, 4, 9
@@ -66,7 +68,9 @@ def test_rounds_fill_the_pool_in_order_with_groups_that_have_signal(seed):
         weight = (rng.random(6) < 0.8).astype(np.float32)
         signal = rng.random(6) < 0.4
         fresh = groups(first, 6, prompt, features, weight)
-        pool = gather(pool, fresh, jnp.asarray(signal), size=8, pad_id=PAD)
+        if pool is not None:
+            pool, fresh = alike(pool, fresh, functools.partial(pad, pad_id=PAD))
+        pool = gather(pool, fresh, jnp.asarray(signal), size=8)
         wanted += [first + i for i in range(6) if signal[i] and weight[i]]
         first += 6
         kept = np.asarray(pool.prompt.weight_B) > 0
@@ -99,12 +103,14 @@ def test_the_summary_is_of_all_sampled_answers():
 def step_of(run, small_config):
     """(categories of each round, max_rounds, batch size) -> metrics, and the keys' numbers."""
 
-    def take(rounds, max_rounds, size):
+    def take(rounds, max_rounds, size, **changes):
         config = small_config(
             train__batch_size=size,
             train__dynamic_sampling__max_rounds=max_rounds,
             train__dynamic_sampling__batch_size=len(rounds[0]),
+            **changes,
         )
+        noise = assemble.noise_of(config) or (lambda category, *_: category)
         batches = iter([groups(10 * i + 1, len(r)) for i, r in enumerate(rounds)])
         sampled, draws = [], []
 
@@ -118,11 +124,15 @@ def step_of(run, small_config):
             return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN, {}
 
         def learn(state, base, prompt, features, rollout, category, valid):
-            return state, {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}
+            rewarded = noise(category, prompt.image_id_B, state.step)
+            signal = advantages.has_signal(assemble.reward_of(config)(rewarded, valid), valid)
+            found = {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}
+            return state, found | {"signal": signal}
 
         small = dataclasses.replace(run, config=config)
         program = dynamic_sampling.build_step(small, answer, learn, None)
-        _, metrics = program(jnp.zeros(()), None, None, next_batch, np.uint32(3))
+        state = TrainState(jnp.int32(5), None, None, jnp.int32(0))
+        _, metrics = program(state, None, None, next_batch, np.uint32(3))
         return metrics, draws
 
     return take
@@ -150,6 +160,16 @@ def test_the_rounds_are_bounded_and_what_is_missing_is_reported(step_of, caplog)
     assert metrics["dynamic_sampling/rounds"] == 2
     assert metrics["dynamic_sampling/filled"] == pytest.approx(1 / 3)
     assert "2 rounds of 4 pictures gave 1 of 3 groups" in caplog.text
+
+
+def test_a_group_is_kept_for_the_verdicts_that_are_rewarded(step_of):
+    """Noise makes flat groups differ, and groups that differ flat."""
+    rounds = [[FLAT, [3, 4, 4]] * 8]
+    metrics, _ = step_of(rounds, max_rounds=1, size=16, label_noise__rate=0.5, label_noise__seed=2)
+    kept = metrics["kept"] > 0
+    np.testing.assert_array_equal(metrics["signal"], kept)
+    odd = metrics["who"][kept] % 2
+    assert 0 < odd.sum() < 8 and 0 < (odd == 0).sum() < 8
 
 
 def test_rounds_need_pictures_to_sample(small_config):

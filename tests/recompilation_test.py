@@ -1,10 +1,13 @@
 """What is compiled, and when: nothing after the first use of each shape, and nothing twice."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import shutil
 
 import jax
+import judged_step
 import numpy as np
 import pytest
 import small_run
@@ -103,6 +106,62 @@ def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path
     assert greedy.responses != warmer.responses
     if place == "host":
         assert 0 < np.mean(shares) < 1
+
+
+@pytest.fixture
+def unoptimised():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_host_verifier_and_dynamic_sampling_compile_nothing_after_warm_up(
+    policy_folder, small_config, tmp_path, unoptimised, dynamic
+):
+    """Pools and rounds of two sizes; a pool that never fills takes two rounds a step."""
+    config = own(
+        small_config,
+        fill(tmp_path / "pictures", 24, 60),
+        model__path=str(larger_pictures(policy_folder, tmp_path / "policy")),
+        data__bucket_growth=3.0,
+        rollout__num_rollouts=judged_step.ANSWERS,
+        rollout__max_tokens=4,
+        rollout__shrink=0,
+        train__batch_size=8 if dynamic else 4,
+        train__dynamic_sampling__max_rounds=2 if dynamic else 0,
+        train__dynamic_sampling__batch_size=4,
+        verifier__chunks=2,
+    )
+    run = small_run.prepared(config)
+    run = dataclasses.replace(run, verifier=judged_step.FunctionVerifier())
+    optimizer, state, where = assemble.init_state(run)
+    program = train.build_step(run, optimizer, where)
+    stream = train.training_stream(run)
+    batches = [next(stream) for _ in range(9)]
+    shapes = [prompts.batch_sizes(batch) for batch in batches]
+    first = [shapes.index(shape) for shape in set(shapes)]
+    assert len(first) == 2
+
+    def train_on(state, *numbers):
+        given = iter([run.place(batches[number]) for number in numbers])
+        batch = (lambda: next(given)) if dynamic else next(given)
+        state, values = program(state, run.base, run.verifier, batch, np.uint32(numbers[0] + 1))
+        assert values.get("dynamic_sampling/rounds", 2) == 2
+        return state
+
+    rounds = 2 if dynamic else 1
+    with counting() as seen:
+        for numbers in itertools.product(first, repeat=rounds):
+            state = train_on(state, *numbers)
+    compiled = [facts["fun_name"] for event, facts in seen if event == EVENTS[0]]
+    assert sum("rollout_of" in name for name in compiled) == 2
+    # For each size of a pool: to begin one, and to add to it.
+    assert sum("keep" in name for name in compiled) == (4 if dynamic else 0)
+    with counting() as seen:
+        for start in range(0, 9 - rounds + 1, rounds):
+            state = train_on(state, *range(start, start + rounds))
+        assert not seen, seen
 
 
 COUNTING = """

@@ -110,6 +110,24 @@ def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain
     assert len(sizes) == 2
 
 
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_bfloat16_features_keep_their_bits(run, small_config, policy_folder, tmp_path, place):
+    config = small_config(model__dtype="bfloat16", model__param_dtype="bfloat16")
+    tower = assemble.load_policy(config, policy_folder, run.mesh)[1].visual
+    graphdef, weights = nnx.split(tower)
+    batch = batch_of(ladder(run, small_config), SIZES, range(8))
+    encode = jax.jit(lambda weights, *pictures: nnx.merge(graphdef, weights)(*pictures))
+    want = np.asarray(encode(weights, batch.patches_BSC, batch.layout))
+    cache = vision_cache.make(
+        options_of(small_config, place=place, path=str(tmp_path)), tower, run.mesh
+    )
+    for share in (0.0, 1.0):
+        got = np.asarray(cache.place(batch).features_BMD)
+        assert got.dtype == want.dtype == jax.numpy.bfloat16
+        np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
+        assert cache.metrics() == {"data/vision_cache_hits": share}
+
+
 def test_rows_that_pad_a_batch_count_neither_as_known_nor_as_unknown(
     run, small_config, tower, plain
 ):

@@ -95,10 +95,16 @@ def merge(
 ) -> jax.Array:
     """`W + scale A B` of stacked layers, added in float32 and cast back to the kernel's dtype.
 
+    Layer by layer, so that only one of them is ever there in float32.
+
     Raises:
       ValueError: the kernel is int8, whose steps would swallow what the adapter learned.
     """
     int8.check_exportable(kernel)
-    a, b = adapter
-    delta = scale * jnp.einsum("lir,lro->lio", a, b, precision="highest")
-    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+
+    def merge_layer(layer):
+        kernel, a, b = layer
+        delta = scale * jnp.matmul(a, b, precision="highest")
+        return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+
+    return jax.lax.map(merge_layer, (kernel, *adapter))

@@ -16,7 +16,9 @@ Axes = tuple[str | None, ...]
 
 
 class Placement(Protocol):
-    """What a mesh does for `constrain` and `on_each_device`."""
+    """What a mesh does for `constrain`, `parts` and `on_each_device`."""
+
+    def parts(self, size: int, axis: str) -> int: ...
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array: ...
 
@@ -60,6 +62,12 @@ def constrain(tree: Any, *axes: Any) -> Any:
         return placement.constrain(x, tuple(names))
 
     return jax.tree.map(one, tree)
+
+
+def parts(size: int, axis: str) -> int:
+    """How many devices an axis of this size is cut over, each with as much as the others."""
+    placement = _current.get()
+    return 1 if placement is None else placement.parts(size, axis)
 
 
 def on_each_device(

@@ -183,8 +183,8 @@ KNOBS = {
 }
 _ACTIVATIONS = {
     "rollout": (
-        "config.rollout.chunk_pictures smaller; config.rollout.shrink = 0 (a narrower loop copies "
-        "half of the cache); config.data.max_pixels smaller; config.model.attention = 'splash'"
+        "config.rollout.chunk_pictures smaller; config.rollout.shrink = 0 (a smaller loop copies "
+        "caches); config.data.max_pixels smaller; config.model.attention = 'splash'"
     ),
     "verify": "config.verifier.options.max_response_bytes smaller",
     "update": (

@@ -146,9 +146,14 @@ def abstract(
 ) -> Abstract:
     """The run of a configuration on devices that need not exist.
 
+    Answers are planned at full length: updates of shorter ones (`config.train.answer_widths`) are
+    smaller programs.
+
     Raises:
       ValueError: as `assemble.prepare`.
     """
+    config = config.copy_and_resolve_references()
+    config.train.answer_widths = 1
     run = shapes.make_run(config, model, sharding.make_mesh(**config.mesh, devices=devices))
     optimizer_ = optimizer.make(**config.optimizer)
     state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)

@@ -1,14 +1,16 @@
 """Sampling N answers about each picture: prefill once a picture, decode N against the prefix."""
 
-import itertools
+import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.models import placement
+from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rollout import sampling
+from speciarl_jax.rollout import compaction, sampling
 from speciarl_jax.types import PromptBatch, Rollout
 
 
@@ -33,9 +35,9 @@ def generate(
 
     The prompt is prefilled once a picture and its keys and values are never repeated: the N answers
     are N queries against one prefix (`Qwen25VL.decode_step`). The loop stops when all have ended.
-    When half of the answers about every picture have ended, they are left behind, and a loop of
-    half the width goes on with the others; and so on, `shrink` times. That changes no answer: what
-    is drawn depends on the number of an answer, not on where it lies.
+    When those that go on find room in half of the places (`compaction`), they are moved together
+    with their prompts' caches, and a loop of half the size goes on; and so on, `shrink` times. That
+    changes no answer: what is drawn depends on the number of an answer, not on where it lies.
 
     Args:
       policy: the model.
@@ -50,7 +52,7 @@ def generate(
       top_p: nucleus, 1 for none. Traced.
       use_lora: False samples from the reference policy.
       merge_lora: decode with a copy of the linear layers to which the adapters are added.
-      shrink: how often the loop is made narrower; each time is one more compiled loop.
+      shrink: how often the loop is halved; each time is one more compiled loop.
       weights: `policy.decode_weights` of these options; made here when None.
 
     Returns:
@@ -82,11 +84,12 @@ def generate(
             top_p=top_p,
         )
 
-    def advance(answers):
+    def advance(pictures, answers):
         step, token_BN = answers.step, answers.token_BN
-        position_BN = jnp.broadcast_to(batch.next_position_B[:, None] + step - 1, token_BN.shape)
+        position_BN = pictures.next_position_B[:, None] + step - 1
+        position_BN = jnp.broadcast_to(position_BN, token_BN.shape)
         hidden_BND, suffix = policy.decode_step(
-            token_BN, position_BN, step - 1, prefix, answers.suffix, weights=weights
+            token_BN, position_BN, step - 1, pictures.prefix, answers.suffix, weights=weights
         )
         token_BN, logp_BN = draw(hidden_BND, answers.keys_BN, step)
         return answers.replace(suffix=suffix).append(token_BN, logp_BN, eos_id)
@@ -95,41 +98,69 @@ def generate(
     done_BN = jnp.broadcast_to(batch.weight_B[:, None] == 0, keys_BN.shape)
     answers = _Answers.empty(keys_BN, done_BN, suffix, max_tokens, eos_id)
     answers = answers.append(*draw(hidden_BND, keys_BN, 0), eos_id)
-    widths = [num_rollouts]
-    while len(widths) <= shrink and widths[-1] > 1:
-        widths.append(-(-widths[-1] // 2))
-    left_behind = []
-    for width, narrower in itertools.zip_longest(widths, widths[1:], fillvalue=0):
-        if width < answers.token_BN.shape[1]:
-            finished, answers = answers.split(width)
-            left_behind.append(finished)
+    pictures = _Pictures(prefix, jnp.asarray(batch.next_position_B))
+    parts = placement.parts(batch_size, "batch")
+    sizes = compaction.ladder(batch_size // parts, num_rollouts, shrink)
+    return _finish(answers, pictures, advance, parts, sizes[1:], max_tokens)
 
-        def go_on(answers, narrower=narrower):
-            running = jnp.max(jnp.sum(~answers.done_BN, axis=1))
-            return (answers.step < max_tokens) & (running > narrower)
 
-        answers = jax.lax.while_loop(go_on, advance, answers)
-    return _in_order([*left_behind, answers])
+def _finish(answers, pictures, advance, parts, sizes, max_tokens: int) -> Rollout:
+    """Runs answers to their end, in a loop of their own size and then in loops of `sizes`."""
+
+    def go_on(answers):
+        room = sizes[0] if sizes else (0, 1)
+        return (answers.step < max_tokens) & ~compaction.fits(answers.done_BN, parts, room)
+
+    answers = jax.lax.while_loop(go_on, functools.partial(advance, pictures), answers)
+    found = answers.found()
+    if not sizes:
+        return found
+
+    def go_on_smaller():
+        places = compaction.places(answers.done_BN, parts, sizes[0])
+        rest = answers.take(places), pictures.take(places)
+        moved = _finish(*rest, advance, parts, sizes[1:], max_tokens)
+        return jax.tree.map(places.put_back, found, moved)
+
+    some_left = (answers.step < max_tokens) & ~jnp.all(answers.done_BN)
+    return jax.lax.cond(some_left, go_on_smaller, lambda: found)
+
+
+@flax.struct.dataclass
+class _Pictures:
+    """What answers read of their pictures.
+
+    Attributes:
+      prefix: `PrefixCache`.
+      next_position_B: int32.
+    """
+
+    prefix: PrefixCache
+    next_position_B: jax.Array
+
+    def take(self, places: compaction.Places) -> "_Pictures":
+        """The pictures of the slots."""
+        return _Pictures(
+            self.prefix.over_batch(places.pictures), places.pictures(self.next_position_B)
+        )
 
 
 @flax.struct.dataclass
 class _Answers:
-    """Answers that are being sampled, in the order of `number_BN`; the carry of the loop.
+    """Answers that are being sampled; the carry of the loop.
 
     Attributes:
       step: int32, tokens so far.
-      number_BN: int32, which rollout of the picture this is.
       keys_BN: `sampling.rollout_keys`.
       token_BN: int32, the last token.
       done_BN: bool.
       tokens_BNT: int32.
       logp_BNT: float32.
       mask_BNT: bool.
-      suffix: `SuffixCache`; None when the answers are finished.
+      suffix: `SuffixCache`.
     """
 
     step: jax.Array
-    number_BN: jax.Array
     keys_BN: jax.Array
     token_BN: jax.Array
     done_BN: jax.Array
@@ -141,10 +172,8 @@ class _Answers:
     @classmethod
     def empty(cls, keys_BN, done_BN, suffix, max_tokens: int, eos_id: int) -> "_Answers":
         shape = (*done_BN.shape, max_tokens)
-        number_BN = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape[:2])
         return cls(
             step=jnp.int32(0),
-            number_BN=number_BN,
             keys_BN=keys_BN,
             token_BN=jnp.full(shape[:2], eos_id, jnp.int32),
             done_BN=done_BN,
@@ -166,32 +195,17 @@ class _Answers:
             mask_BNT=_write(self.mask_BNT, ~self.done_BN, self.step),
         )
 
-    def split(self, width: int) -> tuple["_Answers", "_Answers"]:
-        """Finished answers without their cache, and `width` answers with all that go on."""
-        order_BN = jnp.argsort(self.done_BN, axis=1, stable=True)
-        rows = self.replace(step=None, suffix=None)
+    def take(self, places: compaction.Places) -> "_Answers":
+        """The answers that go on; empty places are done."""
+        rows = jax.tree.map(places.answers, self.replace(step=None, suffix=None))
+        return rows.replace(
+            step=self.step,
+            done_BN=rows.done_BN | places.empty(),
+            suffix=self.suffix.over_batch(places.answers),
+        )
 
-        def take(x, index_BM):
-            return jax.vmap(lambda x_N, index_M: x_N[index_M])(x, index_BM)
-
-        finished = jax.tree.map(lambda x: take(x, order_BN[:, width:]), rows)
-        going = jax.tree.map(lambda x: take(x, order_BN[:, :width]), rows)
-        suffix = self.suffix.take(order_BN[:, :width])
-        return finished, going.replace(step=self.step, suffix=suffix)
-
-
-def _in_order(parts: list[_Answers]) -> Rollout:
-    """All answers of each picture, sorted by their number."""
-    if len(parts) == 1:
-        (only,) = parts
-        return Rollout(tokens_BNT=only.tokens_BNT, mask_BNT=only.mask_BNT, logp_BNT=only.logp_BNT)
-    order_BN = jnp.argsort(jnp.concatenate([p.number_BN for p in parts], axis=1), axis=1)
-
-    def join(name):
-        x_BNT = jnp.concatenate([getattr(p, name) for p in parts], axis=1)
-        return jnp.take_along_axis(x_BNT, order_BN[..., None], axis=1)
-
-    return Rollout(**{name: join(name) for name in ("tokens_BNT", "mask_BNT", "logp_BNT")})
+    def found(self) -> Rollout:
+        return Rollout(tokens_BNT=self.tokens_BNT, mask_BNT=self.mask_BNT, logp_BNT=self.logp_BNT)
 
 
 def _write(target_BNT: jax.Array, value_BN: jax.Array, step: jax.Array) -> jax.Array:

@@ -20,10 +20,14 @@ def picture_bytes(token: int, *, prompt: int, answers: int, tokens: int, shrink:
       prompt: P, tokens.
       answers: N.
       tokens: T, of an answer at most.
-      shrink: as for `generate`; while a loop is made narrower, its wide and its narrow cache exist.
+      shrink: as for `generate`; while answers are moved, the caches of both loops exist.
     """
-    narrow = -(-answers // 2) if shrink and answers > 1 else 0
-    return token * (prompt + (answers + narrow) * tokens)
+    whole = prompt + answers * tokens
+    if not shrink:
+        return token * whole
+    if answers == 1:  # half of the pictures are moved
+        return token * (whole + -(-whole // 2))
+    return token * (whole + prompt + -(-answers // 2) * tokens)
 
 
 def chunks(

@@ -6,10 +6,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.models import placement
+
 
 def sizes(length: int, count: int) -> list[int]:
     """At most `count` widths, ascending: `length`, half of it, a quarter, and so on."""
     return sorted({-(-length // 2**i) for i in range(count)})
+
+
+def by_length(mask_BNT: jax.Array, parts: int) -> jax.Array:
+    """Puts pictures whose longest answers are about as long into one part of `update.cut`.
+
+    Otherwise one long answer in every part would make all of them wide. Pictures stay on their
+    device, and every part has as many of each device as before.
+
+    Args:
+      mask_BNT: bool, true at the tokens of the answers.
+      parts: that the pictures will be cut into, every `parts`-th into one.
+
+    Returns:
+      int32 [S, B / S] for `compaction.take_pictures`: the order within each of the S shares of the
+      batch that devices hold.
+    """
+    longest_B = jnp.max(jnp.sum(mask_BNT, axis=-1), axis=-1)
+    shares = placement.parts(len(longest_B) // parts, "batch")
+    order_SR = jnp.argsort(longest_B.reshape(shares, -1), axis=1, stable=True)
+    # Neighbours in this order go `parts` apart.
+    return jnp.swapaxes(order_SR.reshape(shares, parts, -1), 1, 2).reshape(shares, -1)
 
 
 def at_narrowest(

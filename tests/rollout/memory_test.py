@@ -21,7 +21,11 @@ def test_the_papers_rollouts_take_what_they_are_known_to_take():
     one = memory.picture_bytes(token, prompt=2048, answers=10, tokens=2048, shrink=0)
     assert round(256 * one / 1e9) == 331
     narrow = memory.picture_bytes(token, prompt=2048, answers=10, tokens=2048, shrink=2)
-    assert narrow - one == token * 5 * 2048
+    assert narrow - one == token * (2048 + 5 * 2048)
+    greedy = [
+        memory.picture_bytes(token, prompt=2048, answers=1, tokens=64, shrink=n) for n in (0, 1)
+    ]
+    assert greedy[1] == 1.5 * greedy[0]
 
 
 SMALL = {"token": 10, "answers": 4, "tokens": 5, "shrink": 0}  # a picture: 10 * (P + 20)

@@ -11,7 +11,7 @@ from flax import nnx
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rollout import sampling
+from speciarl_jax.rollout import compaction, sampling
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.types import PromptBatch
@@ -50,14 +50,14 @@ IMAGES = 3
 
 
 @functools.cache
-def make_policy(scan_unroll=1):
+def make_policy(scan_unroll=1, dtype=jnp.float32):
     """graphdef, adapters that do something, and base."""
 
     def make():
         return Qwen25VL(
             CONFIG,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
+            dtype=dtype,
+            param_dtype=dtype,
             lora_rank=3,
             lora_alpha=6.0,
             scan_unroll=scan_unroll,
@@ -173,6 +173,30 @@ def test_shared_rows_equal_whole_sequences(answers, length, chunk, frozen_head):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
+def test_shared_rows_in_bfloat16_are_as_near_to_float32_as_whole_sequences():
+    """The weights are the same; an operation in the wrong precision costs a multiple."""
+    low, high = make_policy(dtype=jnp.bfloat16), make_policy()
+    weights = jax.tree.map(lambda x: x.astype(jnp.float32), low[2])
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(4, IMAGE, (IMAGES, 4, 7)).astype(np.int32)
+    features = jnp.asarray(rng.normal(size=(IMAGES, 4, 32)), jnp.bfloat16)
+
+    def scores(shared, graphdef, lora, base):
+        def program(lora, base, features):
+            policy, batch = nnx.merge(graphdef, lora, base), make_batch()
+            if shared:
+                return answer_logprobs(policy, batch, features, tokens, banned_V=BANNED)[0]
+            return whole_sequences(policy, batch, features, tokens, 1.0)[0]
+
+        got = quick(program)(lora, base, features.astype(base["decoder"]["head"].dtype))
+        assert got.dtype == jnp.float32
+        return np.asarray(got)
+
+    want = scores(False, high[0], high[1], weights)
+    ours, plain = (scores(shared, *low) - want for shared in (True, False))
+    assert 0 < np.sqrt(np.mean(ours**2)) < 1.5 * np.sqrt(np.mean(plain**2)) < 0.3 * want.std()
+
+
 def test_a_trained_head_gets_its_gradient_and_a_frozen_one_none():
     graphdef, lora, base = make_policy()
     batch = make_batch()
@@ -254,14 +278,25 @@ def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_neve
     assert endless.mask_BNT[:2].all()
 
 
-def test_narrow_loops_start_when_half_of_every_group_has_ended():
-    """The answers of the tests above pass through loops of 6, 3 and 2."""
-    lengths = sampled().mask_BNT.sum(axis=-1)
-    running = np.array([(lengths > t).sum(axis=1).max() for t in range(1, 9)])
-    assert (running > 3).any() and (running == 3).any() and (running[running < 3] > 0).any()
+def loops(jaxpr):
+    """The loops of a program and of the branches in it."""
+    for e in jaxpr.eqns:
+        if e.primitive.name == "while":
+            yield e
+        elif e.primitive.name == "cond":
+            for branch in e.params["branches"]:
+                yield from loops(branch.jaxpr)
+
+
+def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
+    """The answers of the tests above pass through loops of 6, 3, 2 and 1 a picture."""
+    done = np.array([sampled().mask_BNT.sum(axis=-1) <= t for t in range(1, 9)])
+    sizes = compaction.ladder(IMAGES, 6, 9)
+    smallest = [next(s for s in reversed(sizes) if compaction.fits(d, 1, s)) for d in done]
+    assert {(3, 6), (3, 3), (3, 1)} <= set(smallest) and smallest[-1] != (3, 6)
     graphdef, lora, base = make_policy()
 
-    def widths(shrink):
+    def sizes_of(shrink):
         def program(lora, base, batch):
             policy = nnx.merge(graphdef, lora, base)
             features = jnp.zeros((IMAGES, 4, 32))
@@ -277,12 +312,12 @@ def test_narrow_loops_start_when_half_of_every_group_has_ended():
                 shrink=shrink,
             )
 
-        jaxpr = jax.make_jaxpr(program)(lora, base, make_batch())
-        loops = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "while"]
-        tokens = [v.aval.shape for e in loops for v in e.outvars if v.aval.shape[2:] == (9,)]
-        return sorted({shape[1] for shape in tokens}, reverse=True)
+        jaxpr = jax.make_jaxpr(program)(lora, base, make_batch()).jaxpr
+        found = [v.aval.shape for e in loops(jaxpr) for v in e.outvars]
+        return sorted({shape[:2] for shape in found if shape[2:] == (9,)}, reverse=True)
 
-    assert widths(0) == [6] and widths(2) == [6, 3, 2] and widths(9) == [6, 3, 2, 1]
+    assert sizes_of(0) == [(3, 6)] and sizes_of(2) == [(3, 6), (3, 3), (3, 2)]
+    assert sizes_of(9) == [(3, 6), (3, 3), (3, 2), (3, 1), (2, 1), (1, 1)]
 
 
 def test_choose_draws_by_weight_and_never_what_has_none():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, step
-from speciarl_jax.rollout import widths
+from speciarl_jax import assemble, step, update
+from speciarl_jax.models import placement
+from speciarl_jax.rollout import compaction, widths
 
 
 def test_widths_halve():
@@ -29,6 +30,25 @@ def test_the_narrowest_width_that_holds_all_answers_is_run(lengths, width):
         jnp.where(mask_BNT, 2.0, 0.0), mask_BNT
     )
     assert ran == width and total == 2 * sum(lengths)
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_parts_hold_answers_of_like_length_and_as_many_of_every_device(shares, monkeypatch):
+    monkeypatch.setattr(placement, "parts", lambda size, axis: shares)
+    lengths = np.random.default_rng(0).permutation(24)
+    mask_BNT = np.arange(24) < np.stack([lengths // 2, lengths], axis=1)[..., None]
+    order_SR = widths.by_length(jnp.asarray(mask_BNT), 3)
+    whole = {"length": jnp.asarray(lengths), "device": jnp.repeat(jnp.arange(shares), 24 // shares)}
+    whole = jax.tree.map(lambda x: compaction.take_pictures(x, order_SR), whole)
+    parts = jax.tree.map(lambda x: np.asarray(update.cut(x, 3)), whole)
+    assert sorted(parts["length"].ravel()) == list(range(24))
+    for device in range(shares):
+        own = [part[parts["device"][i] == device] for i, part in enumerate(parts["length"])]
+        assert [len(part) for part in own] == [8 // shares] * 3
+        assert max(own[0]) < min(own[1]) and max(own[1]) < min(own[2])
+    # The order is undone by sorting it.
+    back = compaction.take_pictures(whole["length"], jnp.argsort(order_SR, axis=1))
+    np.testing.assert_array_equal(back, lengths)
 
 
 def cut_short(rollout, lengths):
@@ -51,13 +71,12 @@ def cut_short(rollout, lengths):
     ids=str,
 )
 def test_an_update_does_not_depend_on_the_number_of_widths(run, small_config, changes):
-    """Parts of 8, 3 and 1 tokens at most, 8 being all."""
+    """Parts of 8, 2 and 1 tokens at most, 8 being all."""
     batch = small_run.batch_of(run)
     key = jax.random.key(3)
     sample = jax.jit(run.sampler(4, 8))
     features_BMD, rollout = sample(run.lora, run.base, batch, key, np.float32(1), np.float32(1))
-    # Part i of 4 has pictures i and i + 4.
-    rollout = cut_short(rollout, [8, 3, 1, 2, 2, 2, 1, 8])
+    rollout = cut_short(rollout, [8, 2, 1, 2, 2, 2, 1, 8])
     assert rollout.mask_BNT[0].sum(-1).max() > 4
     category_BN, valid_BN = step.verify(run.verifier, batch, rollout)
     found = []

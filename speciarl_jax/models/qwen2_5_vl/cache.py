@@ -5,6 +5,7 @@ The axes lie as the products of decoding read them, so that no step transposes a
 that reads a layer of its own array copies nothing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -29,6 +30,14 @@ class PrefixCache:
         """The same with a tuple of layers."""
         return self.replace(k_LBGKP=tuple(self.k_LBGKP), v_LBGPK=tuple(self.v_LBGPK))
 
+    def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "PrefixCache":
+        """The same after `function(x, axis)`; pictures lie along `axis` of `x`."""
+        return PrefixCache(
+            k_LBGKP=_over_batch(function, self.k_LBGKP),
+            v_LBGPK=_over_batch(function, self.v_LBGPK),
+            mask_BP=function(self.mask_BP, 0),
+        )
+
 
 @flax.struct.dataclass
 class SuffixCache:
@@ -42,9 +51,15 @@ class SuffixCache:
     k_LBNGKT: Any
     v_LBNGTK: Any
 
-    def take(self, index_BM: jax.Array) -> "SuffixCache":
-        """Some answers of each prompt: `index_BM` numbers them along N."""
-        take = jax.vmap(lambda x_N, index_M: x_N[index_M])
-        if not isinstance(self.k_LBNGKT, tuple):
-            take = jax.vmap(take, (0, None))
-        return jax.tree.map(lambda x: take(x, index_BM), self)
+    def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "SuffixCache":
+        """The same after `function(x, axis)`; pictures lie along `axis` of `x`, answers behind."""
+        return SuffixCache(
+            k_LBNGKT=_over_batch(function, self.k_LBNGKT),
+            v_LBNGTK=_over_batch(function, self.v_LBNGTK),
+        )
+
+
+def _over_batch(function: Callable[[jax.Array, int], jax.Array], x_L: Any) -> Any:
+    if isinstance(x_L, tuple):
+        return tuple(function(x, 0) for x in x_L)
+    return function(x_L, 1)
