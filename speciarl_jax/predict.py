@@ -59,11 +59,13 @@ def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
             found.append(str(path))
             continue
         try:
-            names, _ = folder.scan(path)
+            names, others = folder.scan(path)
         except ValueError as error:
             wrong.append(str(error))
             continue
         found += [str(path / name) for name in names]
+        if others:
+            logging.warning("%s: passed over %d files that do not end as pictures do", path, others)
     return list(dict.fromkeys(found)), wrong
 
 

@@ -120,9 +120,9 @@ def of_parts(
             continue
         samples = parts.get(part._replace(decoding=SAMPLES), [])
         row = of_run(part, lines, samples, weights, (labels or {}).get(part.data))
+        row["lines"] = {GREEDY: _digest(lines), SAMPLES: _digest(samples)}
         if open_world and part in open_world:
             row["open_world"] = dict(open_world[part])
-        row["lines"] = {GREEDY: _digest(lines), SAMPLES: _digest(samples)}
         runs.append(row)
         greedy[part] = lines
     compared, not_compared = comparisons(greedy, weights, facts or {})
@@ -325,7 +325,8 @@ def _named(part: Part) -> dict[str, str]:
 
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
-    """What a reader of the comparisons of `metrics.json` must know, a sentence each."""
+    """A sentence each: runs that differ in more than the policy, or cannot be compared, and what
+    the names of `predict` are worth."""
     said = []
     for row in found["comparisons"]:
         if row["differs"]:
@@ -336,6 +337,14 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
             "verifier, labels and pictures (--overwrite replaces the answers that are there)."
             + (_OWN_JUDGE if "verifier.weights" in row["because"] else "")
         )
+    for row in found["runs"]:
+        worth = "; ".join(
+            f"{c['confidence']}: {c['named']:.0%} named, {c['correctness']:.0%} of them correctly"
+            for c in row["choices"]
+            if c["named"]
+        )
+        if worth:
+            said.append(f"{'/'.join(_key(row))}, names of predict --confidence: {worth}.")
     return said
 
 

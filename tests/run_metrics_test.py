@@ -178,6 +178,8 @@ def test_choices_are_in_the_metrics_where_a_taxonomy_judges():
     parts = {GREEDY: greedy, SAMPLES: samples}
     found = run_metrics.of_parts(parts, WEIGHTS, labels={"emoji": taxonomy.Taxonomy(TREE)})
     assert found["runs"][0]["choices"][0]["correctness"] == 1.0
+    (remark,) = run_metrics.remarks(found)
+    assert "base/emoji/base, names of predict --confidence: 0.5: 100% named, 100% of" in remark
     for labels in ({}, {"emoji": label_names.LabelNames({"eagle": "eagle"})}):
         found = run_metrics.of_parts(parts, WEIGHTS, labels=labels)
         assert found["runs"][0]["choices"] == []

@@ -58,6 +58,9 @@ def decode(data: bytes, where: str) -> np.ndarray:
     except UnidentifiedImageError:
         found = "is empty" if not data else "is no picture"
         raise BrokenImageError(where, found) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        most = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise BrokenImageError(where, f"has more than {most} pixels, too many to read") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
         raise BrokenImageError(where, f"cannot be decoded ({error})") from error
     height, width = pixels.shape[:2]
