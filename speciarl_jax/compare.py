@@ -21,8 +21,6 @@ from speciarl_jax import predictions, report, run_metrics, statistics
 from speciarl_jax.predictions import GREEDY, Part
 from speciarl_jax.report import plots
 
-_ABOUT = ("data", "pictures", "seed")  # facts that say which pictures there are
-
 
 def read_run(
     folder: pathlib.Path, wanted: Sequence[str] = ()
@@ -81,11 +79,12 @@ def compare(
       weights: of correct answers (`metrics.score`).
 
     Returns:
-      {"runs": [...], "comparisons": [...]} as in `metrics.json`, each run and side with its folder
-      as "run".
+      {"runs": [...], "comparisons": [...], "not_compared": [...]} as in `metrics.json`, each run
+      and side with its folder as "run".
 
     Raises:
-      ValueError: two runs were asked about other pictures under one name of a data set.
+      ValueError: under one name of a data set, two runs were asked about other pictures, or judged
+        by another verifier or other names.
     """
     rows, tests = [], []
     (first, (reference, known)), *others = runs.items()
@@ -93,33 +92,34 @@ def compare(
         for part, lines in parts.items():
             if predictions.verified(lines):
                 rows.append({"run": name} | run_metrics.of_run(part, lines, [], weights))
-    inside = run_metrics.comparisons(reference, weights)
+    inside, refused = run_metrics.comparisons(reference, weights, known)
     tests += [_with_runs(row, first, first) for row in inside]
     for name, (parts, facts) in others:
         for b, lines in parts.items():
             same = [a for a in reference if a.data == b.data]
             for a in [a for a in same if a[:3] == b[:3]] or same:
-                _check_same(first, a, known, name, b, facts)
-                row = run_metrics.compare(a, reference[a], b, lines, weights)
+                sides = known.get(str(a), {}), facts.get(str(b), {})
+                _check_same(f"{first} ({a}) and {name} ({b})", *sides)
+                row = run_metrics.compare(a, reference[a], b, lines, weights, *sides)
                 if row:
                     tests.append(_with_runs(row, first, name))
-    return {"runs": rows, "comparisons": tests}
+    refused = [_with_runs(row, first, first) for row in refused]
+    return {"runs": rows, "comparisons": tests, "not_compared": refused}
 
 
 def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
     return {**row, "a": {"run": a, **row["a"]}, "b": {"run": b, **row["b"]}}
 
 
-def _check_same(first, a, known, name, b, facts) -> None:
-    mine, theirs = known.get(str(a)), facts.get(str(b))
-    if not mine or not theirs:
-        return
-    for key in _ABOUT:
-        if mine.get(key) != theirs.get(key):
+def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for keys, what in (
+        (run_metrics.PICTURES, "asked about other pictures"),
+        (run_metrics.VERDICTS, "judged by another verifier, or other names of the labels"),
+    ):
+        for key, (one, other) in run_metrics.unlike(mine, theirs, keys).items():
             raise ValueError(
-                f"{first} ({a}) and {name} ({b}) were asked about other pictures: {key} is "
-                f"{mine.get(key)!r} in one and {theirs.get(key)!r} in the other; evaluate both on "
-                "the same"
+                f"{both} were {what}: {key} is {one!r} in one and {other!r} in the other; evaluate "
+                "both on the same, or leave one out with --policies"
             )
 
 
@@ -149,6 +149,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
     lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
     lines.append("number of comparisons.")
+    if remarks := run_metrics.remarks(found):
+        lines += ["", *(f"- {remark}" for remark in remarks)]
     return "\n".join(lines) + "\n"
 
 

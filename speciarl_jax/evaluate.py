@@ -13,6 +13,7 @@ each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` lin
 `metrics.json` at the end (docs/evaluation.md).
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,8 +71,9 @@ def data_sets(
       files: configurations whose evaluation pictures count instead; named after the files.
 
     Raises:
-      ValueError: a file is no configuration, or a set lacks its name.
+      ValueError: a file is no configuration, two have one name, or a set lacks its name.
     """
+    _check_names("--sets", files)
     found = {}
     for file in files:
         other = policies.config_from_file(epath.Path(file))
@@ -85,6 +87,16 @@ def data_sets(
             )
         found[name] = _with_data(config, part.name, part.options.to_dict())
     return found or {config.data.name: config}
+
+
+def _check_names(flag: str, files: Sequence[str]) -> None:
+    """Refuses files that results would call by one name."""
+    for name, count in collections.Counter(epath.Path(file).stem for file in files).items():
+        if count > 1:
+            raise ValueError(
+                f"{flag} has {count} of the name {name!r} in {list(files)}; results go by the "
+                "names of the files, so rename one"
+            )
 
 
 def _with_data(
@@ -148,17 +160,21 @@ class Plan:
             yield json.loads(model), members
 
 
-def evaluate(plan: Plan, store: predictions.Predictions | None) -> None:
+def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any]:
     """Answers and verdicts of all parts of a plan, but for those that are there already.
 
     Args:
       plan: what.
       store: where the lines go; None in all processes but the first.
 
+    Returns:
+      Data set -> the names around its labels (`assemble.Run.labels`).
+
     Raises:
       ValueError: something does not fit, or the lines there were made with something else.
       judging.JudgeAway: too many answers of a part have no verdict.
     """
+    labels = {}
     for model, members in plan.groups():
         run, loras = None, {}
         for name, unchanged in plan.sets.items():
@@ -168,18 +184,21 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> None:
                 assemble.check(config, mesh)
                 run = assemble.policy_run(config, mesh)
                 loras = {policy.name: policy.adapters(run) for policy in members}
-                adapters = {key: facts.of_adapters(run, lora) for key, lora in loras.items()}
+                base = facts.of_base(run)
+                known = {key: base | facts.of_adapters(run, lora) for key, lora in loras.items()}
             sources = _sources(config, with_training=plan.own_data)
             of_set = assemble.with_verifier(dataclasses.replace(run, config=config), sources)
+            labels[name] = of_set.labels
             for prompt in plan.prompts:
                 asked = with_prompt(of_set, prompt)
                 part = Part("", name, epath.Path(prompt).stem, GREEDY)
-                _answer(asked, sources[-1], loras, adapters, part, plan, store)
+                _answer(asked, sources[-1], loras, known, part, plan, store)
             if judging.is_host(of_set):
                 of_set.verifier.close()
+    return labels
 
 
-def _answer(run, source, loras, adapters, part, plan, store) -> None:
+def _answer(run, source, loras, known, part, plan, store) -> None:
     """Greedy answers of policies of one model about one data set under one prompt, and samples."""
     options = run.config.evaluation
     passes = [(GREEDY, 1, options.batch_size, {})]
@@ -192,15 +211,12 @@ def _answer(run, source, loras, adapters, part, plan, store) -> None:
     for decoding, count, batch_size, sampling in passes:
         evaluator = Evaluator(run, num_rollouts=count, batch_size=batch_size, source=source)
         for name, lora in loras.items():
-            known = facts.of_part(
-                run, source, adapters[name], decoding=decoding, num_rollouts=count
-            )
             answer_part(
                 evaluator,
                 lora,
                 store,
                 part._replace(policy=name, decoding=decoding),
-                known,
+                facts.of_part(run, source, known[name], decoding=decoding, num_rollouts=count),
                 overwrite=plan.overwrite,
                 **sampling,
             )
@@ -240,6 +256,7 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
         best_of=given.best_of,
         overwrite=given.overwrite,
     )
+    _check_names("--prompts", plan.prompts)
     for prompt in plan.prompts:
         prompts.read_prompt(prompt)
     return config, plan
@@ -257,27 +274,29 @@ def main(argv: Sequence[str]) -> None:
     compilation_cache.enable(config.compilation_cache)
     workdir = epath.Path(given.workdir)
     encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
-    store = None
+    store = judge = None
     if jax.process_index() == 0:
+        judge = open_world.make_judge(config) if given.judge_inclusion else None
         workdir.mkdir(parents=True, exist_ok=True)
         store = predictions.Predictions(workdir)
-    evaluate(plan, store)
+    labels = evaluate(plan, store)
     if store is None:
         return
-    asked = {}
-    if given.open_world or encoder or given.judge_inclusion:
-        judge = open_world.make_judge(config) if given.judge_inclusion else None
+    weights, asked = dict(config.evaluation.weights), {}
+    found = run_metrics.update(workdir, store, weights, labels=labels)
+    if given.open_world or encoder or judge:
         asked = open_world.of_parts(store.parts(), encoder, judge)
-    weights = dict(config.evaluation.weights)
-    found = run_metrics.of_parts(store.parts(), weights, asked)
-    path = run_metrics.write(workdir, found)
+        found = run_metrics.update(workdir, store, weights, labels=labels, open_world=asked)
     page = report.write_page(workdir)
     report.write_figures(workdir)
     print(table(store.parts(), weights))
+    for remark in run_metrics.remarks(found):
+        print(remark)
     for part, row in asked.items():
         values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         print(f"{part}: {values}")
-    print(f"{path}\n{workdir / predictions.LINES}\n{page}\n{workdir / 'figures'}")
+    print(f"{workdir / run_metrics.FILE}\n{workdir / predictions.LINES}")
+    print(f"{page}\n{workdir / 'figures'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""What a part of an evaluation was made with, so that no other configuration is mixed into it."""
+"""What a part of an evaluation was made with, so that no other configuration is mixed into it.
+
+Weights are known by sums over all of their bits (`checkpoint.checksums`), taken where they lie: a
+file may change its name, or be cut into others, and no changed number is missed. It costs one
+reading of the devices' memory. What is not seen: two changes to one array that cancel out in 32
+bits.
+"""
 
 import hashlib
 import json
@@ -10,27 +16,37 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble
+from speciarl_jax import assemble, checkpoint
 from speciarl_jax.predictions import GREEDY
+from speciarl_jax.verify import judge_prompt
 
 # Options of verifiers that change no verdict, or are known by what they bring.
 _FREE = ("cache", "server", "path", "pairs_at_once", "answers_at_once")
+# Small files of a checkpoint that answers depend on.
+_SMALL = (
+    *("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "merges.txt"),
+)
+# Verifiers with a prompt.
+_JUDGES = ("flax_judge", "http_judge")
 
 
 def of_part(
     run: assemble.Run,
     source: Any,
-    adapters: Mapping[str, Any],
+    policy: Mapping[str, Any],
     *,
     decoding: str = GREEDY,
     num_rollouts: int = 1,
 ) -> dict[str, Any]:
     """Everything that answers and verdicts depend on; JSON-able.
 
+    All processes must call it together.
+
     Args:
-      run: policy, verifier and prompt.
+      run: verifier and prompt.
       source: the pictures.
-      adapters: `of_adapters`.
+      policy: `of_base` and `of_adapters`.
       decoding: greedy or samples.
       num_rollouts: N.
     """
@@ -41,35 +57,54 @@ def of_part(
             "temperature": evaluation.best_of_temperature,
             "top_p": evaluation.best_of_top_p,
         }
-    options = assemble.verifier_options(config)
     return {
-        "policy": of_base(run) | adapters,
-        "data": [
-            config.data.name,
-            {**config.data.options.to_dict(), **evaluation.options.to_dict()},
-        ],
+        "policy": dict(policy),
+        "data": {
+            "name": config.data.name,
+            "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
+        },
         "pictures": getattr(source, "fingerprint", len(source)),
         "max_pixels": config.data.max_pixels,
         "prompt": _hash(run.builder.text),
         "seed": evaluation.seed,
         "max_tokens": config.rollout.max_tokens,
         "sampling": sampling,
-        "verifier": [
-            config.verifier.name,
-            {name: value for name, value in options.items() if name not in _FREE},
-        ],
+        "verifier": of_verifier(run),
         "labels": _of_labels(run.labels),
     }
 
 
 def of_base(run: assemble.Run) -> dict[str, Any]:
-    """The frozen weights, wherever their folder lies."""
+    """The frozen weights and what reads for them; all processes must call it together."""
     folder, model = assemble.model_folder(run.config.model.path), run.config.model
     return {
-        "files": {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))},
-        "config": _hash((folder / "config.json").read_text()),
-        "weights": [model.dtype, model.param_dtype, model.base_weights],
+        "weights": _of_weights(run.base),
+        "files": {
+            name: _hash((folder / name).read_text("utf-8"))
+            for name in _SMALL
+            if (folder / name).is_file()
+        },
+        "arithmetic": [model.dtype, model.param_dtype, model.base_weights],
     }
+
+
+def of_verifier(run: assemble.Run) -> dict[str, Any]:
+    """The verifier by what decides: a judge's weights by their numbers, its prompt by its text.
+
+    All processes must call it together.
+    """
+    config = run.config
+    options = {
+        name: value
+        for name, value in assemble.verifier_options(config).items()
+        if name not in _FREE
+    }
+    if hasattr(run.verifier, "scorer"):
+        # Whether a folder's or the policy's own.
+        options["weights"] = _of_weights(run.verifier.scorer)
+    if config.verifier.name in _JUDGES:
+        options["prompt"] = _hash(judge_prompt.load(options["prompt"]).text)
+    return {"name": config.verifier.name, **options}
 
 
 def of_adapters(run: assemble.Run, lora: nnx.State) -> dict[str, Any]:
@@ -88,6 +123,12 @@ def of_adapters(run: assemble.Run, lora: nnx.State) -> dict[str, Any]:
         digest.update(np.ascontiguousarray(value).tobytes())
     model = run.config.model
     return {"adapters": digest.hexdigest()[:32], "scale": model.lora_alpha / model.lora_rank}
+
+
+def _of_weights(weights: Any) -> str:
+    places = [str(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
+    sums = [int(x) for x in checkpoint.checksums(weights)]
+    return _hash(json.dumps([places, sums]))
 
 
 def _of_labels(labels: Any) -> str:

@@ -32,17 +32,17 @@ def name_of(response: str) -> str | None:
     return "" if key in _ABSTENTIONS else key.decode("utf-8", "surrogatepass")
 
 
-def most_frequent(responses: Sequence[str]) -> tuple[str | None, float]:
-    """The most frequent name among responses, and its share of them all.
+def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:
+    """The most frequent of the names that responses give (`name_of`), and its share of them all.
 
-    Declining counts as a name here; of equally frequent names the first given counts. None and 0
-    where no response can be read.
+    Declining counts as a name here; of equally frequent names the first of the alphabet counts.
+    None and 0 where no response can be read.
     """
-    counts = collections.Counter(name for r in responses if (name := name_of(r)) is not None)
+    counts = collections.Counter(name for name in names if name is not None)
     if not counts:
         return None, 0.0
-    name, count = counts.most_common(1)[0]
-    return name, count / len(responses)
+    name = min(counts, key=lambda name: (-counts[name], name))
+    return name, counts[name] / len(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ class NameTree:
         """
         # Key of a name -> nodes it may mean; a node is called by the key of its first name.
         self._means: dict[str, set[str]] = {}
+        self._spoken: dict[str, str] = {}
         self._above: dict[str, set[str]] = {}
         if tree is None:
             return
@@ -93,6 +94,7 @@ class NameTree:
         for way in ways:
             for node, aliases in way:
                 members.setdefault(node, {})[way[0][0]] = None
+                self._spoken.setdefault(node, aliases[0])
                 for alias in aliases:
                     self._means.setdefault(_key(alias), set()).add(node)
                     forms += [(form, node) for form in _forms(alias)]
@@ -118,6 +120,10 @@ class NameTree:
         """The names above a name."""
         return self._above.get(name, set())
 
+    def spoken(self, name: str) -> str:
+        """A name as an answer would give it, without the group that tells two senses apart."""
+        return self._spoken.get(name, name)
+
 
 def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choice:
     """One name for a picture from several responses, by the rule of this module.
@@ -135,12 +141,21 @@ def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choic
             f"a name is chosen from at least one answer (got {len(responses)}), with a confidence "
             f"above 0 and not above 1 (got {confidence})"
         )
-    answers = collections.Counter(map(name_of, responses))
-    way = _way_down({key: count for key, count in answers.items() if key}, tree)
-    path = [(name, count / len(responses)) for name, count in reversed(way)]
-    safe = [step for step in path if step[1] >= confidence - 1e-9]
-    name, agreement = safe[0] if safe else (None, path[-1][1] if path else 0.0)
-    return Choice(name, agreement, path, dict(answers))
+    path = path_of(responses, tree)
+    name, agreement = safest(path, confidence) or (None, path[-1][1] if path else 0.0)
+    return Choice(name, agreement, path, dict(collections.Counter(map(name_of, responses))))
+
+
+def path_of(responses: Sequence[str], tree: NameTree) -> list[tuple[str, float]]:
+    """`Choice.path` of responses; at least one."""
+    answers = collections.Counter(filter(None, map(name_of, responses)))
+    way = _way_down(answers, tree)
+    return [(name, count / len(responses)) for name, count in reversed(way)]
+
+
+def safest(path: Sequence[tuple[str, float]], confidence: float) -> tuple[str, float] | None:
+    """The most specific step of a path whose support reaches a confidence, if there is one."""
+    return next((step for step in path if step[1] >= confidence - 1e-9), None)
 
 
 def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int]]:

@@ -21,6 +21,7 @@ import jax
 import ml_collections
 import numpy as np
 import tokenizers
+from absl import logging
 
 from speciarl_jax import run_metrics
 from speciarl_jax.models import sentence_encoder
@@ -140,6 +141,7 @@ def make_judge(config: ml_collections.ConfigDict) -> Judge:
     """Asks the server of `config.verifier.http_judge` with the prompt `inclusion_v1`.
 
     Verdicts go to the cache of that section; it also says how a judge that fails is asked again.
+    What is wrong with the options is found here, before anything is sampled; nothing is sent.
 
     Raises:
       ValueError: an option that does not fit.
@@ -156,19 +158,20 @@ def make_judge(config: ml_collections.ConfigDict) -> Judge:
     structured = options.decoding.structured
     identity = verdict_cache.Judge(options.model, prompt.text, fields | {"structured": structured})
 
+    def client():
+        return JudgeClient(
+            {"model": options.model, **fields}, prompt, structured=structured, **options.server
+        )
+
     def judge(pairs):
         cache = verdict_cache.open_cache(options.cache)
         try:
-            client = JudgeClient(
-                {"model": options.model, **fields},
-                prompt,
-                structured=structured,
-                **options.server,
-            )
-            return asyncio.run(_ask(pairs, client, cache, identity))
+            return asyncio.run(_ask(pairs, client(), cache, identity))
         finally:
             cache.close()
 
+    asyncio.run(client().close())
+    verdict_cache.open_cache(options.cache).close()
     return judge
 
 
@@ -178,7 +181,7 @@ async def _ask(pairs, client, cache, identity) -> list[bool | None]:
         for pair in dict.fromkeys(pairs)
     }
     keys = {names: identity.key(*names) for names in wanted.values()}
-    known = cache.get(list(keys.values()))
+    known = _in_cache(cache.get, list(keys.values())) or {}
     verdicts: dict[tuple[str, str], Category | None] = {n: known.get(k) for n, k in keys.items()}
 
     async def ask(names):
@@ -186,7 +189,7 @@ async def _ask(pairs, client, cache, identity) -> list[bool | None]:
             verdicts[names] = await client.ask(*names)
         except NoVerdict:
             return
-        cache.put(identity.row(*names, verdicts[names]))
+        _in_cache(cache.put, identity.row(*names, verdicts[names]))
 
     try:
         await asyncio.gather(*(ask(names) for names, v in verdicts.items() if v is None))
@@ -195,6 +198,17 @@ async def _ask(pairs, client, cache, identity) -> list[bool | None]:
     found = [verdicts[wanted[pair]] for pair in pairs]
     # The prompt offers two verdicts; the others are not an inclusion either.
     return [None if v is None else v in (Category.SPECIFIC, Category.MORE_SPECIFIC) for v in found]
+
+
+def _in_cache(what: Callable, given: Any) -> Any:
+    """A call of the cache; None if it fails, for a judge can do without."""
+    try:
+        return what(given)
+    except verdict_cache.Unavailable as error:
+        logging.log_every_n_seconds(
+            logging.WARNING, "the verdict cache fails, going on without it: %s", 60, error
+        )
+        return None
 
 
 def measure(

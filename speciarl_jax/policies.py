@@ -127,7 +127,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
 def _adapter(name: str, folder: epath.Path) -> Policy:
     adapter = peft.read_adapter_config(folder)
     model = {"lora_rank": adapter.rank, "lora_alpha": float(adapter.alpha)}
-    if epath.Path(adapter.base).is_dir():
+    if adapter.base and epath.Path(adapter.base).is_dir():
         model["path"] = adapter.base
 
     def adapters(run):

@@ -12,6 +12,8 @@ without one, only equal names support each other. Files and folders are read, in
 Broken pictures are reported and passed over, and the exit status is then 1.
 """
 
+import copy
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -24,17 +26,18 @@ import jax
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from speciarl_jax import assemble, checkpoint, naming, policies, sharding
-from speciarl_jax.data import folder, label_tree, pictures
+from speciarl_jax.data import folder, label_tree, pictures, prompts
 from speciarl_jax.verify import taxonomy_file
 
 _CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Pictures of any size come here: a ladder of sizes keeps compiled programs few.
 _BUCKET_GROWTH = 1.25
 # Larger photographs are shrunk to so many pixels, of 28 x 28 a token, unless the configuration says
-# otherwise.
+# otherwise; further, where a prompt would be too long (`fit_pictures`).
 _MAX_PIXELS = 1280 * 28 * 28
 
 
@@ -56,11 +59,13 @@ def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
             found.append(str(path))
             continue
         try:
-            names, _ = folder.scan(path)
+            names, others = folder.scan(path)
         except ValueError as error:
             wrong.append(str(error))
             continue
         found += [str(path / name) for name in names]
+        if others:
+            logging.warning("%s: passed over %d files that do not end as pictures do", path, others)
     return list(dict.fromkeys(found)), wrong
 
 
@@ -205,18 +210,19 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
       ValueError: there is no such policy.
     """
     if given.workdir:
-        config = policies.read_config(pathlib.Path(given.workdir))
-        (policy,) = policies.named([policies.TRAINED], pathlib.Path(given.workdir), given.step)
+        workdir = epath.Path(given.workdir)
+        config = policies.read_config(workdir)
+        (policy,) = policies.named([policies.TRAINED], workdir, given.step)
         about = config
     else:
         shipped = assemble.model_folder(given.model).parent == assemble.SHIPPED
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
-            config = policies.config_from_file(_CONFIGS / name)
+            config = policies.config_from_file(epath.Path(_CONFIGS / name))
             # The data of base.py have nothing to do with a user's checkpoint.
             about = config if shipped else None
-        (policy,) = policies.named([given.model], pathlib.Path())
+        (policy,) = policies.named([given.model], epath.Path())
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
@@ -225,7 +231,50 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
         if given.prompt:
             config.data.prompt = given.prompt
     run = assemble.policy_run(config, sharding.make_mesh(**config.mesh))
-    return run, policy.adapters(run), about
+    return fit_pictures(run, given.max_pixels), policy.adapters(run), about
+
+
+def fit_pictures(run: assemble.Run, asked: int | None) -> assemble.Run:
+    """The same run; larger pictures are shrunk so far that every prompt keeps within its limit.
+
+    Args:
+      run: policy and prompt.
+      asked: --max_pixels, if it was given.
+
+    Raises:
+      ValueError: --max_pixels is above what fits, or not even the smallest picture does.
+    """
+    data, processor = run.config.data, run.builder.image_processor
+    unit = run.model_config.vision.patch_size * run.model_config.vision.spatial_merge_size
+    text = len(run.builder.prompt_ids(0))
+    most = prompts.most_pixels(data.max_prompt_tokens - text, unit, pictures.MOST_ASPECT)
+    why = (
+        f"config.data.max_prompt_tokens is {data.max_prompt_tokens}, and the text of the prompt "
+        f"takes {text} of them"
+    )
+    if most < (least := processor.size["shortest_edge"]):
+        raise ValueError(f"{why}; that leaves too little for any picture ({least} pixels)")
+    if processor.size["longest_edge"] <= most:
+        return run
+    if asked:
+        raise ValueError(f"--max_pixels is {asked}, and at most {most} fit: {why}")
+    logging.warning("large pictures are shrunk to %d pixels: %s", most, why)
+    builder = copy.copy(run.builder)
+    place = assemble.model_folder(run.config.model.path)
+    builder.image_processor = prompts.load_image_processor(place, most)
+    return dataclasses.replace(run, builder=builder)
+
+
+def name_all(given: Any, paths: Sequence[str], wrong: list[str]) -> None:
+    """Prints a line for each picture that can be read, as the flags ask for."""
+    run, lora, config = open_policy(given)
+    predictor = Predictor(
+        run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
+    )
+    tree = read_tree(given.tree, config)
+    show = as_json if given.json else as_row
+    for path, choice in predict(predictor, paths, tree, given.confidence, wrong):
+        print(show(path, choice), flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -240,17 +289,13 @@ def main(argv: Sequence[str]) -> int:
     if not 0 < given.confidence <= 1:
         raise ValueError(f"--confidence is {given.confidence}; it must be above 0 and at most 1")
     paths, wrong = find_pictures(argv[1:])
-    if paths:
-        run, lora, config = open_policy(given)
-        predictor = Predictor(
-            run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
-        )
-        tree = read_tree(given.tree, config)
-        show = as_json if given.json else as_row
-        for path, choice in predict(predictor, paths, tree, given.confidence, wrong):
-            print(show(path, choice), flush=True)
-    for reason in wrong:
-        print(f"predict: {reason}; passed over", file=sys.stderr)
+    try:
+        if paths:
+            name_all(given, paths, wrong)
+    finally:
+        # Whatever ended this: files that were found broken are told.
+        for reason in wrong:
+            print(f"predict: {reason}; passed over", file=sys.stderr)
     return 1 if wrong else 0
 
 

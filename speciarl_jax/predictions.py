@@ -63,7 +63,11 @@ def part_of(line: Mapping[str, Any]) -> Part:
 
 
 class Predictions:
-    """The lines of a folder. One process writes; nobody else may write at the same time."""
+    """The lines of a folder. One process writes; nobody else may write at the same time.
+
+    Attributes:
+      facts: name of a part -> what it was made with.
+    """
 
     def __init__(self, folder: str | os.PathLike, *, cut: bool = True):
         """Reads what is there, and cuts off a line that is not whole.
@@ -77,7 +81,7 @@ class Predictions:
         """
         self._path = epath.Path(folder) / LINES
         self._facts_path = epath.Path(folder) / FACTS
-        self._facts = read_facts(folder)
+        self.facts = read_facts(folder)
         self._all: list[dict[str, Any]] = []
         if self._path.exists():
             content = self._path.read_bytes()
@@ -103,35 +107,49 @@ class Predictions:
         Args:
           part: which.
           facts: what it is made with; JSON-able. "policy" is the same in all parts of a policy.
-          overwrite: drop what is there of this part if it was made with something else, and what is
-            there of another policy under this name.
+          overwrite: drop what is there of this part, or of its other decoding, if it was made with
+            something else, and what is there of another policy under this name.
 
         Returns:
           The `index` after its last line.
 
         Raises:
-          ValueError: it, or another part of its policy, was made with something else; says what
-            differs.
+          ValueError: it, another part of its policy, or the other decoding, which shares a row of
+            `metrics.json` with it, was made with something else; says what differs.
         """
         facts = json.loads(json.dumps(facts))
-        if stale := [other for other in self._parts if self._contradicts(other, part, facts)]:
+        if stale := [other for other in self._parts if self._differing(other, part, facts)]:
             if not overwrite:
-                was = self._facts.get(str(stale[0]), {})
-                raise ValueError(_differences(self._path, stale[0], was, facts))
+                raise ValueError(self._refusal(stale[0], part, facts))
             self._all = [line for line in self._all if part_of(line) not in stale]
             for other in stale:
                 del self._parts[other]
             self.rewrite()
-        if self._facts.get(str(part)) != facts:
-            self._facts[str(part)] = facts
-            _replace(self._facts_path, json.dumps(self._facts, indent=1, sort_keys=True) + "\n")
+        if self.facts.get(str(part)) != facts:
+            self.facts[str(part)] = facts
+            _replace(self._facts_path, json.dumps(self.facts, indent=1, sort_keys=True) + "\n")
         return self.lines(part)[-1]["index"] + 1 if self.lines(part) else 0
 
-    def _contradicts(self, other: Part, part: Part, facts: Mapping[str, Any]) -> bool:
-        known = self._facts.get(str(other), {})
-        if other == part:
-            return known != facts
-        return other.policy == part.policy and known.get("policy") != facts.get("policy")
+    def _differing(self, other: Part, part: Part, facts: Mapping[str, Any]) -> dict[str, tuple]:
+        """What of a part of the same policy may not differ from this one, and does."""
+        if other.policy != part.policy:
+            return {}
+        known = self.facts.get(str(other), {})
+        if other[:3] != part[:3]:
+            known, facts = ({"policy": one.get("policy")} for one in (known, facts))
+        found = differing(known, facts)
+        if other != part:
+            found = {key: both for key, both in found.items() if key.split(".")[0] != "sampling"}
+        return found
+
+    def _refusal(self, other: Part, part: Part, facts: Mapping[str, Any]) -> str:
+        found = self._differing(other, part, facts).items()
+        return (
+            f"{self._path} holds answers of {other} that were made with something else (there -> "
+            "now):\n"
+            + "\n".join(f"  {key}: {was!r} -> {now!r}" for key, (was, now) in found)
+            + "\ngive another --workdir, or --overwrite to replace them"
+        )
 
     def append(self, part: Part, lines: Iterable[Mapping[str, Any]]) -> None:
         """Writes lines of a part and hands them to the system; they outlive this process."""
@@ -191,14 +209,12 @@ def _replace(path: epath.Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _differences(path: epath.Path, part: Part, was: Mapping, now: Mapping) -> str:
-    lines = [
-        f"  {key}: {was.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
-    return (
-        f"{path} holds answers of {part} that were made with something else (there -> now):\n"
-        + "\n".join(lines)
-        + "\ngive another --workdir, or --overwrite to replace them"
-    )
+def differing(was: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two JSON-able values differ: the way there, its keys joined by dots -> both values."""
+    if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+        return {} if was == now else {key: (was, now)}
+    found = {}
+    for name in sorted(was.keys() | now.keys()):
+        way = f"{key}.{name}" if key else name
+        found |= differing(was.get(name), now.get(name), way)
+    return found

@@ -331,7 +331,8 @@ def greedy_score(
     """
     run = evaluator.run
     part = greedy_part(run.config, name)
-    known = facts.of_part(run, evaluator.source, facts.of_adapters(run, lora))
+    policy = facts.of_base(run) | facts.of_adapters(run, lora)
+    known = facts.of_part(run, evaluator.source, policy)
     evaluation.answer_part(evaluator, lora, store, part, known, overwrite=True)
     if store is None:
         return None
@@ -376,7 +377,7 @@ def main(argv: Sequence[str]) -> None:
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     weights = dict(config.evaluation.weights)
-    run_metrics.write(workdir, run_metrics.of_parts(store.parts(), weights))
+    run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
     report.write(
         workdir / "report.md",
         summary=summary,

@@ -1,5 +1,8 @@
 """Several policies about several data sets, from the plan to the metrics."""
 
+import json
+import types
+
 import jax
 import ml_collections
 import numpy as np
@@ -87,6 +90,115 @@ def test_sets_come_from_files_of_configurations_too(config, tmp_path, policy_fol
         evaluate.data_sets(config, [str(tmp_path / "empty.py")])
 
 
+def test_sets_and_prompts_of_one_name_are_refused(config, policy_folder, tmp_path):
+    paths = [tmp_path / folder / "birds.py" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(
+            "import small_run\n\n\ndef get_config():\n"
+            f"    return small_run.small_config({str(policy_folder)!r})\n"
+        )
+    with pytest.raises(ValueError, match="--sets has 2 of the name 'birds' in .*rename one"):
+        evaluate.data_sets(config, [str(path) for path in paths])
+    given = flags_of(tmp_path, config, prompts=["base", str(tmp_path / "base.txt")])
+    with pytest.raises(ValueError, match="--prompts has 2 of the name 'base'"):
+        evaluate.make_plan(given)
+
+
+def flags_of(workdir, config, **given):
+    usual = {
+        **{"workdir": str(workdir), "config": config, "step": None, "best": False, "best_of": 0},
+        **{"policies": [], "sets": [], "prompts": [], "overwrite": False, "embeddings": None},
+        **{"open_world": False, "judge_inclusion": False, "distributed": False},
+        **{"coordinator": None, "num_processes": None, "process_id": None},
+        "heartbeat_timeout": 60,
+    }
+    return types.SimpleNamespace(**usual | given)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """(given flags, lines) -> `evaluate.main` whose policy answers with these lines."""
+    monkeypatch.setattr(evaluate.compilation_cache, "enable", lambda folder: None)
+    monkeypatch.setattr(evaluate.report, "write_figures", lambda workdir: None)
+
+    def command(given, lines):
+        def answered(plan, store):
+            part = Part("base", "easy", "base", "greedy")
+            if store.begin(part, {"policy": "base"}) == 0:
+                store.append(part, lines)
+            return {}
+
+        monkeypatch.setattr(evaluate, "evaluate", answered)
+        monkeypatch.setattr(evaluate.flags, "FLAGS", given)
+        evaluate.main(["evaluate"])
+
+    return command
+
+
+LINES = [
+    {"image_id": 1, "label": "car", "index": 0, "responses": ["x"], "categories": ["wrong"]},
+    {"image_id": 2, "label": "bus", "index": 1, "responses": ["y"], "categories": ["specific"]},
+]
+
+
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_sampled(
+    command, config, tmp_path
+):
+    given = flags_of(tmp_path / "out", config, judge_inclusion=True)
+    with pytest.raises(ValueError, match="set config.verifier.http_judge.model"):
+        command(given, None)  # would be a TypeError, were it asked for lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_written_before_the_open_world_metrics_and_these_stay(
+    command, config, tmp_path, monkeypatch
+):
+    def failing(*args):
+        raise RuntimeError("the encoder fails")
+
+    given = flags_of(tmp_path, config, open_world=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.open_world, "measure", failing)
+        with pytest.raises(RuntimeError, match="the encoder fails"):
+            command(given, LINES)
+    (row,) = json.loads((tmp_path / run_metrics.FILE).read_text())["runs"]
+    assert row["pictures"] == 2 and "open_world" not in row
+    command(given, LINES)
+    measured = (tmp_path / run_metrics.FILE).read_bytes()
+    (row,) = json.loads(measured)["runs"]
+    assert row["open_world"] == {"text_inclusion": 0.0}
+    command(flags_of(tmp_path, config), LINES)
+    assert (tmp_path / run_metrics.FILE).read_bytes() == measured
+
+
+def test_a_second_export_under_the_same_name_is_not_taken_for_the_first(
+    small_config, policy_folder, tmp_path
+):
+    export = tmp_path / "merged"
+    export.mkdir()
+    for path in policy_folder.iterdir():
+        (export / path.name).write_bytes(path.read_bytes())
+    config = small_config(model__path=str(export))
+    plan = evaluate.Plan(
+        policies=policies.named(["base"], tmp_path),
+        sets={"emoji": config},
+        prompts=["base"],
+        own_data=False,
+    )
+    store = predictions.Predictions(tmp_path)
+    evaluate.evaluate(plan, store)
+    count = len(store.lines(Part("base", "emoji", "base", "greedy")))
+    weights = export / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1  # one bit of the last number
+    weights.write_bytes(content)
+    again = predictions.Predictions(tmp_path)
+    with pytest.raises(ValueError, match="policy.weights: .* -> "):
+        evaluate.evaluate(plan, again)
+    assert len(again.lines(Part("base", "emoji", "base", "greedy"))) == count
+
+
 def test_a_set_without_options_is_refused(small_config):
     config = small_config()
     config.evaluation.sets = ml_collections.ConfigDict({"mine": {"name": "folder"}})
@@ -106,3 +218,9 @@ def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_array_equal(got[name], value)
+    # One that names no base goes onto the configuration's.
+    config_path = tmp_path / "mine" / "adapter_config.json"
+    named = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps(named | {"base_model_name_or_path": ""}))
+    (policy,) = policies.named([str(tmp_path / "mine")], tmp_path)
+    assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0}

@@ -1,5 +1,6 @@
 """Training with the policy's own frozen tower as the judge, and the judge on several devices."""
 
+import dataclasses
 import json
 import socket
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import text_judge
 
-from speciarl_jax import assemble, evaluation, predictions, train
+from speciarl_jax import assemble, evaluation, facts, predictions, train
 from speciarl_jax.verify.flax_judge import FlaxJudge
 from speciarl_jax.verify.reencoding_judge import ReencodingJudge
 
@@ -62,6 +63,23 @@ def test_two_steps_with_the_tower_of_the_tiny_policy(judged_config, tmp_path):
     # Neither donated nor changed, though the judge holds the same arrays.
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(run.base), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_policy_that_judges_itself_is_another_verifier_with_other_weights(judged_config):
+    run = assemble.prepare(judged_config())
+    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    before = facts.of_verifier(run)
+    assert "policy_base" not in before.values()
+
+    def judged_by(base):
+        return facts.of_verifier(
+            assemble.with_verifier(dataclasses.replace(run, base=base), [source])
+        )
+
+    same = judged_by(run.base)
+    assert same == judged_by(jax.tree.map(lambda x: x + 0, run.base))
+    other = judged_by(jax.tree.map(lambda x: x * 1.01, run.base))
+    assert {key for key in same if same[key] != other[key]} == {"weights"}
 
 
 def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_folder, tmp_path):

@@ -131,9 +131,16 @@ def test_supports_are_shares_of_answers_below_a_name(seed):
 
 
 def test_the_most_frequent_name_counts_declining_but_not_what_cannot_be_read():
-    assert naming.most_frequent(said("b", "A", "a") + ["x"]) == ("a", 0.5)
-    assert naming.most_frequent(said("None", "unknown", "cat")) == ("", 2 / 3)
-    assert naming.most_frequent(["no tags"]) == (None, 0.0)
+    assert naming.most_frequent(["b", "a", "a", None]) == ("a", 0.5)
+    assert naming.most_frequent(["b", "a"]) == naming.most_frequent(["a", "b"]) == ("a", 0.5)
+    assert naming.most_frequent(["", "", "cat"]) == ("", 2 / 3)
+    assert naming.most_frequent([None]) == (None, 0.0)
+
+
+def test_a_sense_of_a_word_is_spoken_as_the_word(tree):
+    (name, _), *_ = naming.path_of(said("mouse", "rodent"), tree)
+    assert name == "mouse (animal)" and tree.spoken(name) == "mouse"
+    assert tree.spoken("gadget") == "gadget"
 
 
 def test_nothing_to_choose_from_and_no_share_are_refused(tree):

@@ -13,6 +13,7 @@ from judge_server import JudgeServer
 from configs import base
 from speciarl_jax import open_world
 from speciarl_jax.predictions import Part
+from speciarl_jax.verify import verdict_cache
 
 WORDS = "a an the golden eagle small bird sitting on branch of tree dog is not cat".split()
 
@@ -181,3 +182,34 @@ def test_judge_inclusion_asks_each_pair_once_and_counts_what_it_was_told(tmp_pat
     # The cache takes the judge's place.
     again = open_world.measure(lines[:3], judge=open_world.make_judge(config))
     assert again["judge_inclusion"] == pytest.approx(2 / 3) and again["judge_unverified"] == 0
+
+
+def test_a_judge_is_checked_when_it_is_made_and_outlives_its_cache(tmp_path, monkeypatch):
+    config = base.get_config()
+    options = config.verifier.http_judge
+    options.cache = str(tmp_path / "cache.sqlite")
+    with pytest.raises(ValueError, match="set config.verifier.http_judge.model"):
+        open_world.make_judge(config)
+    options.model = "judge"
+    options.server.api_key_env = "NO_SUCH_KEY"
+    with pytest.raises(ValueError, match="api_key_env is 'NO_SUCH_KEY'"):
+        open_world.make_judge(config)
+    options.server.api_key_env = ""
+    options.server.url = "nowhere"
+    with pytest.raises(ValueError, match="the judge's url is 'nowhere'"):
+        open_world.make_judge(config)
+    with JudgeServer(opinion=lambda pair: "specific") as server:
+        options.server.url = server.url
+        options.cache = str(tmp_path)
+        with pytest.raises(ValueError, match="cannot be used as a verdict cache"):
+            open_world.make_judge(config)
+        options.cache = ""
+        judge = open_world.make_judge(config)
+        assert not server.requests
+
+        def full(*args):
+            raise verdict_cache.Unavailable("disk full")
+
+        for method in ("get", "put"):
+            monkeypatch.setattr(verdict_cache.SqliteCache, method, full)
+        assert judge([("mug", "cup"), ("car", "bus")]) == [True, True]

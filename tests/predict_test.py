@@ -1,14 +1,17 @@
 """Naming pictures from files of every kind, as somebody would who has just installed this."""
 
+import copy
+import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from speciarl_jax import naming, policies, predict
-from speciarl_jax.data import emoji
+from speciarl_jax.data import emoji, prompts
 
 GOOD = ["animated.gif", "deep.png", "grey.png", "huge.jpg", "palette.png", "photo.jpg"]
 GOOD += ["plain.png", "rgba.png", "rotated.jpg", "sub/inner.bmp", "tiny.png", "web.webp"]
@@ -110,6 +113,73 @@ def test_answers_depend_on_the_picture_and_not_on_its_neighbours(photos, predict
     assert [path for path, _ in found] == [*names, five[-1]]
     assert [reason.split(" ", 1)[1] for reason in wrong] == ["is no picture"]
     assert found[0][1].answers == found[-1][1].answers
+
+
+@pytest.fixture
+def fitted(run, small_config, tmp_path):
+    """(room for a picture in tokens, --max_pixels) -> `fit_pictures` of a run whose image processor
+    leaves photographs as they are."""
+    name = "preprocessor_config.json"
+    folder = predict.assemble.model_folder(run.config.model.path)
+    settings = json.loads((folder / name).read_text())
+    settings["size"]["longest_edge"] = 10**7
+    (tmp_path / name).write_text(json.dumps(settings))
+
+    def fitted(room, asked=None):
+        tokens = len(run.builder.prompt_ids(0)) + room
+        config = small_config(data__max_prompt_tokens=tokens, model__path=str(tmp_path))
+        builder = copy.copy(run.builder)
+        builder.max_prompt_tokens = tokens
+        builder.image_processor = prompts.load_image_processor(tmp_path, asked)
+        return predict.fit_pictures(dataclasses.replace(run, config=config, builder=builder), asked)
+
+    return fitted
+
+
+@pytest.mark.parametrize("room", [250, 100])
+def test_pictures_are_shrunk_as_far_as_the_longest_prompt_asks(fitted, room):
+    """A photograph that is larger than the prompt has room for ends nothing."""
+    builder = fitted(room).builder
+    sizes = []
+    for shape in ((3000, 2000), (2000, 2000), (200, 1), (20, 4000), (64, 64)):
+        row = {"image": np.zeros((*shape, 3), np.uint8), "image_id": 1, "label_index": 0}
+        # Refuses what is too long.
+        sizes.append(builder([row], 1).layout.token_index_BM.shape[1])
+    assert max(sizes) > 0.8 * room
+
+
+def test_more_pixels_than_a_prompt_has_room_for_are_refused(fitted, run):
+    vision = run.model_config.vision
+    unit = vision.patch_size * vision.spatial_merge_size
+    most = 250 * unit**2
+    with pytest.raises(ValueError, match=f"--max_pixels is {most + 1}, and at most {most} fit"):
+        fitted(250, asked=most + 1)
+    assert fitted(250, asked=most).builder.image_processor.size["longest_edge"] == most
+    with pytest.raises(ValueError, match="max_prompt_tokens is .* too little for any picture"):
+        fitted(1)
+
+
+def test_broken_files_are_told_whatever_ends_the_command(photos, monkeypatch, capsys):
+    def fail(given, paths, wrong):
+        list(predict.read_pictures(paths, wrong))
+        raise ValueError("something else")
+
+    monkeypatch.setattr(predict, "name_all", fail)
+    given = types.SimpleNamespace(workdir="", model="emoji_tiny", confidence=0.7)
+    monkeypatch.setattr(predict.flags, "FLAGS", given)
+    with pytest.raises(ValueError, match="something else"):
+        predict.main(["predict", str(photos)])
+    assert capsys.readouterr().err.count("passed over") == len(BROKEN)
+
+
+def test_the_workdir_may_lie_in_a_bucket(monkeypatch):
+    def read(workdir):
+        assert str(workdir / "config.json") == "gs://bucket/run/config.json"
+        raise ValueError("read")
+
+    monkeypatch.setattr(predict.policies, "read_config", read)
+    with pytest.raises(ValueError, match="read"):
+        predict.open_policy(types.SimpleNamespace(workdir="gs://bucket/run"))
 
 
 def test_a_line_and_a_row_say_the_same():

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -70,6 +69,36 @@ def test_another_policy_under_the_same_name_is_refused_or_replaces_all_of_its_pa
     assert store.begin(PART, {"policy": 2}, overwrite=True) == 0
     kept = Predictions(tmp_path)
     assert [part.policy for part in kept.parts()] == ["other"]
+
+
+def test_samples_of_another_verifier_do_not_share_a_row_with_greedy_answers(tmp_path):
+    store, samples = Predictions(tmp_path), PART._replace(decoding="samples")
+
+    def made(verifier, **sampling):
+        return {"policy": 1, "verifier": {"name": verifier, "words": 8}, "sampling": sampling}
+
+    other = PART._replace(prompt="specific")
+    for part, facts_ in (
+        (PART, made("a")),
+        (samples, made("a", answers=64)),
+        (other, made("a")),
+    ):
+        store.begin(part, facts_)
+        store.append(part, [line(0)])
+    # Greedy answers alone are asked for again, with another verifier.
+    for part in (PART, samples):
+        with pytest.raises(ValueError, match="verifier.name: 'a' -> 'b'") as error:
+            store.begin(part, made("b"))
+        assert "words" not in str(error.value)
+    assert store.begin(PART, made("b"), overwrite=True) == 0
+    store.append(PART, [line(0)])
+    assert list(Predictions(tmp_path).parts()) == [other, PART]
+    # Samples are begun anew with what the greedy answers have, and N may change.
+    store.begin(samples, made("b", answers=8))
+    store.append(samples, [line(0)])
+    assert store.begin(PART, made("b")) == 1
+    with pytest.raises(ValueError, match="sampling.answers: 8 -> 9"):
+        store.begin(samples, made("b", answers=9))
 
 
 def test_lines_without_a_word_on_their_origin_are_not_gone_on_with(tmp_path):
@@ -199,34 +228,3 @@ def test_verdicts_come_back_from_their_names():
     )
     names = predictions.names_of(np.array([4, -1, 2]), np.array([True, True, False]))
     assert names == ["specific", "unparsed", predictions.UNVERIFIED]
-
-
-def test_facts_name_what_decides_and_nothing_else(run, small_config, evaluator):
-    def of(**changes):
-        config = small_config(**changes)
-        other = dataclasses.replace(run, config=config)
-        return facts.of_part(other, evaluator.source, {"adapters": "none"}, decoding="samples")
-
-    same = of()
-    json.dumps(same)
-    free = {"evaluation__batch_size": 8, "train__steps": 99, "evaluation__weights__generic": 0.5}
-    assert of(**free) == same
-    for change in (
-        {"evaluation__seed": 2},
-        {"evaluation__best_of_temperature": 0.9},
-        {"rollout__max_tokens": 9},
-        {"evaluation__options__difficulty": "hard"},
-        {"verifier__options__max_words": 9},
-        {"model__dtype": "bfloat16"},
-    ):
-        assert of(**change) != same, change
-
-
-def test_adapters_are_known_by_their_numbers(run):
-    import jax
-
-    assert facts.of_adapters(run, run.lora) == {"adapters": "none"}
-    copy = jax.tree.map(lambda x: x + 0, run.lora)
-    moved = jax.tree.map(lambda x: x + 1e-3, run.lora)
-    first, again, other = (facts.of_adapters(run, x) for x in (copy, copy, moved))
-    assert first == again != other

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from speciarl_jax import compare, predictions, run_metrics
+from speciarl_jax import compare, naming, predictions, run_metrics
 from speciarl_jax.predictions import Part
+from speciarl_jax.verify import label_names, taxonomy
 
 WEIGHTS = {"generic": 0.3, "less_specific": 0.6, "specific": 1.0, "more_specific": 0.9}
 NAMES = ["unparsed", "wrong", "abstain", *WEIGHTS]
@@ -98,6 +99,153 @@ def test_agreement_is_counted_over_normalised_names_and_declining_is_none():
     assert shares == [0.5, 2 / 3] and correct == [True, False]
 
 
+def test_agreement_does_not_depend_on_the_order_of_samples():
+    """The verifier wants thoughts; an answer without is unparsed, and names nothing."""
+    bare, good = "<answer>dog</answer>", "<think>hm</think> <answer>dog</answer>"
+    both = [(bare, "unparsed"), *[(good, "specific")] * 9]
+    for order in (both, both[::-1]):
+        said, names = zip(*order, strict=True)
+        line = {"responses": list(said), "categories": list(names)}
+        assert run_metrics.agreement([line]) == ([0.9], [True])
+    # A judge that is of two minds about one name: most of its verdicts count.
+    doubted = [(good, "wrong"), *[(good, "generic")] * 2]
+    for order in (doubted, doubted[::-1]):
+        said, names = zip(*order, strict=True)
+        line = {"responses": list(said), "categories": list(names)}
+        assert run_metrics.agreement([line]) == ([1.0], [True])
+
+
+TREE = {
+    "version": 1,
+    "groups": {"animal": ["animal"], "device": ["device"]},
+    "leaves": {
+        "eagle": {"name": "eagle", "generic": "animal", "ancestors": [["bird"]]},
+        "hawk": {"name": "hawk", "generic": "animal", "ancestors": [["bird"]]},
+        "mouse": {"name": "mouse", "generic": "animal"},
+        "mouse_device": {"name": "mouse", "generic": "device"},
+    },
+}
+
+
+def picture(label, said):
+    """Samples about a picture: "2 eagle, 1 None"."""
+    names = [n for part in said.split(", ") for n in [part.split()[1]] * int(part.split()[0])]
+    return {
+        "label_id": label,
+        "label": label,
+        "responses": [f"<think></think><answer>{name}</answer>" for name in names],
+        "categories": ["wrong"] * len(names),  # of the samples, not of the choice
+    }
+
+
+def test_choices_are_what_predict_would_name_judged_by_the_tree():
+    samples = [
+        picture("eagle", "7 eagle, 2 hawk, 1 None"),  # eagle .7, bird .9
+        picture("hawk", "7 eagle, 2 hawk, 1 None"),  # the same, of a hawk
+        picture("mouse", "10 mouse"),
+        picture("mouse", "10 gadget"),
+        picture("mouse", "4 mouse, 3 None, 3 eagle"),  # animal .7
+    ]
+    rows = run_metrics.choices(samples, taxonomy.Taxonomy(TREE), WEIGHTS)
+    assert [row["confidence"] for row in rows] == list(run_metrics.CONFIDENCES)
+    at = {row["confidence"]: row for row in rows}
+    # eagle: right, eagle: wrong, mouse, gadget: wrong, animal.
+    assert at[0.7] == {
+        "confidence": 0.7,
+        "named": 1.0,
+        "agreement": pytest.approx((0.7 + 0.7 + 1 + 1 + 0.7) / 5),
+        "correctness": 0.6,
+        "specificity": pytest.approx((1 + 1 + 0.3) / 3),
+    }
+    # bird, bird, mouse, gadget, and nothing.
+    assert at[0.9]["named"] == 0.8 and at[0.9]["correctness"] == 0.75
+    assert at[0.9]["specificity"] == pytest.approx((0.6 + 0.6 + 1) / 3)
+    assert at[1.0]["named"] == 0.4 and at[1.0]["correctness"] == 0.5
+    none = run_metrics.choices(samples[:1], taxonomy.Taxonomy(TREE), WEIGHTS)[-1]
+    assert none["named"] == 0 and none["correctness"] is none["specificity"] is None
+    # Against the rule itself.
+    tree = naming.NameTree(TREE)
+    for row in rows:
+        names = [naming.choose(s["responses"], tree, row["confidence"]).name for s in samples]
+        assert row["named"] == sum(name is not None for name in names) / 5
+
+
+def test_choices_are_in_the_metrics_where_a_taxonomy_judges():
+    greedy = [picture("eagle", "1 eagle"), picture("mouse", "1 mouse")]
+    samples = [picture("eagle", "3 eagle"), picture("mouse", "3 mouse")]
+    for i, line in enumerate(greedy + samples):
+        line["image_id"] = i % 2
+    parts = {GREEDY: greedy, SAMPLES: samples}
+    found = run_metrics.of_parts(parts, WEIGHTS, labels={"emoji": taxonomy.Taxonomy(TREE)})
+    assert found["runs"][0]["choices"][0]["correctness"] == 1.0
+    (remark,) = run_metrics.remarks(found)
+    assert "base/emoji/base, names of predict --confidence: 0.5: 100% named, 100% of" in remark
+    for labels in ({}, {"emoji": label_names.LabelNames({"eagle": "eagle"})}):
+        found = run_metrics.of_parts(parts, WEIGHTS, labels=labels)
+        assert found["runs"][0]["choices"] == []
+
+
+def test_what_was_measured_on_the_same_lines_stays_in_the_metrics(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    other = GREEDY._replace(policy="trained")
+    for part, lines in (
+        (GREEDY, answers(1)),
+        (SAMPLES, [picture("eagle", "3 eagle") | {"index": i} for i in range(3)]),
+        (other, answers(2)),
+    ):
+        store.begin(part, {"policy": part.policy})
+        store.append(part, lines)
+    first = run_metrics.update(
+        tmp_path,
+        store,
+        WEIGHTS,
+        labels={"emoji": taxonomy.Taxonomy(TREE)},
+        open_world={p: {"text_inclusion": 0.5, "judge_inclusion": 0.25} for p in (GREEDY, other)},
+    )
+    assert first["runs"][0]["choices"] and first["runs"][0]["open_world"]
+    # Without asking for any of it.
+    assert run_metrics.update(tmp_path, store, WEIGHTS) == first
+    assert json.loads((tmp_path / "metrics.json").read_text()) == first
+    # One more is measured, and a judge is silent.
+    more = {"judge_unverified": 1.0, "semantic_similarity": 0.1}
+    second = run_metrics.update(tmp_path, store, WEIGHTS, open_world={GREEDY: more})
+    assert second["runs"][0]["open_world"] == {"text_inclusion": 0.5, **more}
+    # Other answers.
+    store.begin(other, {"policy": "another"}, overwrite=True)
+    store.append(other, answers(3))
+    third = run_metrics.update(tmp_path, store, WEIGHTS)
+    assert "open_world" not in third["runs"][1]
+    assert third["runs"][0]["open_world"] == second["runs"][0]["open_world"]
+    (tmp_path / "metrics.json").write_text("{")
+    assert "open_world" not in run_metrics.update(tmp_path, store, WEIGHTS)["runs"][0]
+
+
+def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
+    other, third = (GREEDY._replace(policy=name) for name in ("trained", "merged"))
+    judge = {"name": "flax_judge", "weights": "a", "max_words": 8}
+    known = {"verifier": judge, "labels": "x", "pictures": 40, "max_tokens": 16, "prompt": "p"}
+    parts = {part: answers(i) for i, part in enumerate((GREEDY, other, third))}
+    facts = {
+        str(GREEDY): known,
+        str(other): known | {"max_tokens": 64, "policy": "another"},
+        str(third): known | {"verifier": judge | {"weights": "b"}},
+    }
+    found = json.loads(json.dumps(run_metrics.of_parts(parts, WEIGHTS, facts=facts)))
+    (row,), (refused,) = found["comparisons"], found["not_compared"]
+    assert row["b"]["policy"] == "trained" and row["differs"] == {"max_tokens": [16, 64]}
+    assert refused["b"]["policy"] == "merged"
+    assert refused["because"] == {"verifier.weights": ["a", "b"]}
+    first, second = run_metrics.remarks(found)
+    assert "base/emoji/base and trained/emoji/base also differ in max_tokens (16 and 64)" in first
+    assert "verifier.weights ('a' and 'b')" in second and "the folder of one judge" in second
+    # Options of two verifiers are not told apart one by one.
+    facts[str(third)] = known | {"verifier": {"name": "taxonomy", "path": ""}}
+    (refused,) = run_metrics.of_parts(parts, WEIGHTS, facts=facts)["not_compared"]
+    assert refused["because"] == {"verifier.name": ("flax_judge", "taxonomy")}
+    # The text of a prompt counts only where its name does not tell.
+    assert run_metrics.of_parts(parts, WEIGHTS)["not_compared"] == []
+
+
 def test_runs_are_compared_on_the_pictures_that_both_have_verdicts_for():
     a, b = answers(1, unverified=0.1), answers(2, unverified=0.1)
     b = [line for line in b if line["image_id"] != 3]
@@ -125,6 +273,15 @@ def test_a_picture_that_comes_twice_is_paired_twice():
     assert len(run_metrics.paired_lines(a, a[:4])) == 4
 
 
+ABOUT = {
+    "data": {"name": "emoji", "options": {}},
+    "seed": 1,
+    "pictures": 40,
+    "max_tokens": 16,
+    "verifier": {"name": "taxonomy"},
+}
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Two finished evaluations of base and trained."""
@@ -133,7 +290,7 @@ def folders(tmp_path):
         store = predictions.Predictions(tmp_path / name)
         for i, policy in enumerate(("base", "trained")):
             part = GREEDY._replace(policy=policy)
-            store.begin(part, {"data": ["emoji"], "seed": 1, "pictures": 40})
+            store.begin(part, ABOUT)
             store.append(part, answers(10 * number * i + i))
         run_metrics.write(tmp_path / name, run_metrics.of_parts(store.parts(), WEIGHTS))
     return [tmp_path / name for name in ("one", "two")]
@@ -188,10 +345,22 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     with pytest.raises(ValueError, match="no greedy answers with verdicts of the policies"):
         compare.read_run(folders[0], ["nobody"])
     (folders[1] / "predictions_facts.json").write_text(
-        json.dumps({str(GREEDY): {"data": ["emoji"], "seed": 2, "pictures": 40}})
+        json.dumps({str(GREEDY): {**ABOUT, "seed": 2}})
     )
     with pytest.raises(ValueError, match="asked about other pictures: seed is 1 in one and 2"):
         compared(folders)
+    (folders[1] / "predictions_facts.json").write_text(
+        json.dumps({str(GREEDY): {**ABOUT, "verifier": {"name": "http_judge"}}})
+    )
+    with pytest.raises(ValueError, match="judged by another verifier.*: verifier.name is 'taxo"):
+        compared(folders)
+    (folders[1] / "predictions_facts.json").write_text(
+        json.dumps({str(GREEDY): {**ABOUT, "max_tokens": 64}})
+    )
+    text = compare.to_markdown(compared(folders))
+    assert (
+        "- one/base/emoji/base and two/base/emoji/base also differ in max_tokens (16 and 6" in text
+    )
     path = folders[1] / "metrics.json"
     path.write_text(json.dumps({"weights": {"generic": 1.0}}))
     with pytest.raises(ValueError, match="weigh specificity differently"):

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ON_BROKEN = ("stop", "leave_out")
 # The image processor refuses pictures that are longer than so many times their width.
-_MOST_ASPECT = 200
+MOST_ASPECT = 200
 # So many broken pictures, or this share of the set if it is more, are an accident of the set.
 _TOLERATED, _TOLERATED_SHARE = 10, 0.1
 _BLANK = np.full((56, 56, 3), 128, np.uint8)
@@ -58,10 +58,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
     except UnidentifiedImageError:
         found = "is empty" if not data else "is no picture"
         raise BrokenImageError(where, found) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        most = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise BrokenImageError(where, f"has more than {most} pixels, too many to read") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
         raise BrokenImageError(where, f"cannot be decoded ({error})") from error
     height, width = pixels.shape[:2]
-    if max(height, width) > _MOST_ASPECT * min(height, width):
+    if max(height, width) > MOST_ASPECT * min(height, width):
         raise BrokenImageError(where, f"is {width} x {height} px, too long and thin")
     return pixels
 

@@ -65,6 +65,21 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     return load(max_pixels=max_pixels)
 
 
+def most_pixels(tokens: int, unit: int, aspect: int) -> int:
+    """The `max_pixels` with which no picture takes more than so many tokens; 0 for none.
+
+    The image processor gives a thin picture at least one token across, so that one of few pixels
+    may take more tokens than `max_pixels` would allow: up to sqrt(aspect * max_pixels / unit**2).
+
+    Args:
+      tokens: of a picture, at most.
+      unit: pixels a side that become one token.
+      aspect: pictures are at most so many times as long as wide.
+    """
+    tokens = max(tokens, 0)
+    return (tokens if tokens >= aspect else tokens**2 // aspect) * unit**2
+
+
 class BatchSizes(NamedTuple):
     """What the compiled programs depend on.
 

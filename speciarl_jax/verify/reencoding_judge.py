@@ -23,6 +23,9 @@ class ReencodingJudge(HostVerifier):
     Equal pairs of a call are judged once. Programs are launched by the caller's thread, so that the
     devices get them and the policy's in one order; a thread waits for their results. In a run of
     several processes each has a judge of its own and judges its own rows.
+
+    Attributes:
+      scorer: the model and its prompt.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class ReencodingJudge(HostVerifier):
     ):
         """Compiles nothing yet; one program of `pairs_at_once` rows serves all calls."""
         screen_lib.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
-        self._scorer, self._names, self._tokenizer = scorer, list(names), tokenizer
+        self.scorer, self._names, self._tokenizer = scorer, list(names), tokenizer
         self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
         self._size, self._rows = max_answer_tokens, pairs_at_once
         self._require_think = require_think
@@ -101,7 +104,7 @@ class ReencodingJudge(HostVerifier):
             for i, (verdict, index, ids) in enumerate(part):
                 stated[i], label[i], length[i] = verdict, index, len(ids)
                 tokens[i, : len(ids)] = ids
-            out = self._program(self._scorer, stated, label, tokens, length)
+            out = self._program(self.scorer, stated, label, tokens, length)
             launched.append((part, out))
         return (len(responses), len(responses[0]) if len(responses) else 0), rows, launched
 

@@ -49,6 +49,7 @@ class Taxonomy:
     the name or a synonym of another leaf ("glasses" is no plural where it is a leaf).
 
     Attributes:
+      data: the content of the file.
       leaf_ids: the leaves in the order of the file; `leaf_index` numbers them.
       leaf_names: their names, in the same order.
       names: the keys of all names and forms, as sorted strings.
@@ -79,6 +80,7 @@ class Taxonomy:
             an abstention.
         """
         taxonomy_file.check(data, source)
+        self.data = data
         self.abstentions = frozenset(map(answer.key, abstentions))
         self.leaf_ids = tuple(data["leaves"])
         self.leaf_names = tuple(leaf["name"] for leaf in data["leaves"].values())
