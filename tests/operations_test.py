@@ -14,11 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import report_folder
 import small_run
+from etils import epath
 from etils.epath import backend, gpath
 from fsspec.implementations import dirfs, local
+from PIL import Image
 
-from speciarl_jax import assemble, distributed, exits, report, stopwatch, train
+from speciarl_jax import (
+    assemble,
+    compare,
+    distributed,
+    exits,
+    json_lines,
+    predictions,
+    report,
+    stopwatch,
+    train,
+)
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
 from speciarl_jax.metric_writer import MetricWriter
@@ -328,6 +341,14 @@ def bucket(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when a test says so."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(json_lines, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
 def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
     boards = []
 
@@ -347,13 +368,78 @@ def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
     writer = MetricWriter(workdir)
     writer.write(1, {"reward/mean": 0.5})
     writer.flush()
-    assert report.read_lines(workdir / "metrics.jsonl")[0]["reward/mean"] == 0.5
+    assert json_lines.read(workdir / "metrics.jsonl")[0]["reward/mean"] == 0.5
     writer.write(2, {"reward/mean": 0.6})
     writer.close()
     again = MetricWriter(workdir, first_step=2)
     again.write(2, {"reward/mean": 0.7})
     again.close()
-    rows = report.read_lines(workdir / "metrics.jsonl")
+    rows = json_lines.read(workdir / "metrics.jsonl")
     assert [(row["step"], row["reward/mean"]) for row in rows] == [(1, 0.5), (2, 0.7)]
     assert boards == ["gs://bucket/run/tensorboard"] * 2
     assert len(list(bucket.rglob("metrics.jsonl"))) == 1
+    report_folder.make(bucket / "bucket" / "run", pictures=8)
+    written = report.write(workdir)
+    assert all(str(path).startswith("gs://bucket/run/") for path in written)
+    names = {path.name for path in (bucket / "bucket" / "run").rglob("*") if path.is_file()}
+    assert names >= {"report.md", "report.html", "trade_off.png", "best_of.png", "training.png"}
+    with Image.open(bucket / "bucket" / "run" / "figures" / "trade_off.png") as image:
+        assert image.width > 600
+    # Runs in a bucket are compared, and the comparison goes to one.
+    runs = {name: compare.read_run(workdir) for name in ("one", "two")}
+    compared = compare.compare(runs, report_folder.WEIGHTS)
+    compare.write(epath.Path("gs://bucket/compared"), compared, [workdir])
+    assert (bucket / "bucket" / "compared" / "comparison.md").read_text().count("one, base") > 1
+
+
+def answer(index, category="specific"):
+    row = {"image_id": index, "label": "mug", "index": index}
+    return {**row, "responses": [f"answer {index}"], "categories": [category]}
+
+
+def test_answers_are_written_to_a_bucket_and_gone_on_with(bucket, clock):
+    workdir = train.open_workdir("gs://bucket/run")
+    part = predictions.Part("base", "emoji", "base", "greedy")
+    store = predictions.Predictions(workdir)
+    store.begin(part, {"a": 1})
+    store.keep_config("emoji", {"b": 1})
+    store.append(part, [answer(0), answer(1)])
+    store.append(part, [answer(2)])
+    store.flush()
+    whole = (bucket / "bucket" / "run" / predictions.LINES).read_bytes()
+    assert whole.count(b"\n") == 3
+    again = predictions.Predictions(workdir)
+    assert again.begin(part, {"a": 1}) == 3
+    again.append(part, [answer(3, "unverified")])
+    again.lines(part)[3]["categories"][0] = "wrong"
+    again.rewrite()
+    lines = predictions.read(workdir)[part]
+    assert [line["categories"][0] for line in lines] == ["specific"] * 3 + ["wrong"]
+    assert (bucket / "bucket" / "run" / predictions.LINES).read_bytes().startswith(whole)
+    assert predictions.read_configs(workdir) == {"emoji": {"b": 1}}
+    assert not list(bucket.rglob("*.unfinished"))
+
+
+def test_writing_anew_takes_a_small_share_of_the_time_however_long_the_file_is(
+    bucket, clock, monkeypatch
+):
+    part = predictions.Part("base", "emoji", "base", "greedy")
+    store = predictions.Predictions(train.open_workdir("gs://bucket/run"))
+    replace, began, share = json_lines.replace, [], 0.1
+
+    def slow(path, text):
+        replace(path, text)
+        began.append(clock.now)
+        clock.now += share * text.count("\n")  # seconds
+
+    monkeypatch.setattr(json_lines, "replace", slow)
+    for index in range(400):
+        clock.now += 1.0
+        store.append(part, [answer(index)])
+    # One that it takes a second to make, and a tenth to write: more than 8,000 seconds otherwise.
+    assert clock.now < 400 * 1.1 and len(began) > 3
+    assert len(predictions.read("gs://bucket/run")[part]) >= 400 - 20 * share * 400 / 1.0
+    assert min(b - a for a, b in zip(began, began[1:], strict=False)) >= 30
+    store.flush()
+    store.flush()
+    assert len(predictions.read("gs://bucket/run")[part]) == 400

@@ -218,8 +218,9 @@
     $("prev").addEventListener("click", () => show(state.page - 1));
     $("next").addEventListener("click", () => show(state.page + 1));
     $("reset").addEventListener("click", () => {
-      for (const node of $("filters").querySelectorAll("select, input")) {
-        if (node.id.startsWith("f-")) node.value = "";
+      $("f-text").value = "";
+      for (const node of $("filters").querySelectorAll("select")) {
+        node.selectedIndex = Math.max(0, [...node.options].findIndex((option) => option.defaultSelected));
       }
       refresh();
     });
