@@ -62,13 +62,13 @@ def render(content: Folder) -> str:
     for data, prompt in dict.fromkeys(run_key(run)[1:] for run in runs):
         members = [run for run in runs if run_key(run)[1:] == (data, prompt)]
         parts.append(f"## {escape(data)}, prompt {escape(prompt)}")
-        parts += _asked(content, members)
+        parts += _about(content, members)
     if content.history or summary:
         parts += ["## Training", _curve(content.history)]
     return "\n\n".join(parts) + "\n"
 
 
-def _asked(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Paragraphs about the runs of one data set and prompt."""
     pictures = max(run["pictures"] for run in runs)
     parts = [

@@ -33,9 +33,8 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
     )
     # The browser of pictures shows the answers about a picture's own data set.
     shown = page_data.names_of([(policy, "", prompt) for policy, prompt in asked])
-    chosen = (
-        [asked[key] for key in map(page_data.asked_key, pairs.opening(runs))] if runs else [0, 0]
-    )
+    pair = pairs.opening(runs) if runs else ()
+    chosen = [asked[page_data.asked_key(run)] for run in pair] or [0, 0]
     rollouts = page_data.rollouts(folder.samples)
     parts = [
         ("results", "Results", sections.results(folder, runs, names)),
