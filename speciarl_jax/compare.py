@@ -5,11 +5,10 @@
 Each RUN is a folder that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first one is
 the reference: a policy of another run is compared with the policy of the same name in the first, or
 with all of its policies if there is none. --policies keeps some only. Writes `comparison.json`,
-`comparison.md` and figures.
+`comparison.md` and figures, best-of-n curves among them where there are samples.
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,15 +16,15 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from speciarl_jax import predictions, report, run_metrics, statistics
-from speciarl_jax.predictions import GREEDY, Part
-from speciarl_jax.report import plots
+from speciarl_jax import json_lines, predictions, run_metrics, statistics
+from speciarl_jax.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.report import markdown, plots
 
 
 def read_run(
-    folder: pathlib.Path, wanted: Sequence[str] = ()
+    folder: epath.Path, wanted: Sequence[str] = ()
 ) -> tuple[dict[Part, list[dict[str, Any]]], dict[str, Any]]:
-    """Greedy parts of a folder, and what each was made with.
+    """The parts of a folder, and what each was made with.
 
     Raises:
       ValueError: there are no predictions, or none of these policies.
@@ -37,10 +36,10 @@ def read_run(
         )
     parts = {
         part: lines
-        for part, lines in predictions.Predictions(folder, cut=False).parts().items()
-        if part.decoding == GREEDY and (not wanted or part.policy in wanted)
+        for part, lines in predictions.read(folder).items()
+        if not wanted or part.policy in wanted
     }
-    if not any(predictions.verified(lines) for lines in parts.values()):
+    if not any(predictions.verified(lines) for lines in _greedy(parts).values()):
         raise ValueError(
             f"{folder} holds no greedy answers with verdicts"
             + (f" of the policies {list(wanted)}" if wanted else "")
@@ -48,7 +47,11 @@ def read_run(
     return parts, predictions.read_facts(folder)
 
 
-def read_weights(folders: Sequence[pathlib.Path]) -> dict[str, float]:
+def _greedy(parts: Mapping[Part, Any]) -> dict[Part, Any]:
+    return {part: lines for part, lines in parts.items() if part.decoding == GREEDY}
+
+
+def read_weights(folders: Sequence[epath.Path]) -> dict[str, float]:
     """The weights of specificity that all folders were scored with.
 
     Raises:
@@ -89,13 +92,15 @@ def compare(
     rows, tests = [], []
     (first, (reference, known)), *others = runs.items()
     for name, (parts, _) in runs.items():
-        for part, lines in parts.items():
+        for part, lines in _greedy(parts).items():
+            samples = parts.get(part._replace(decoding=SAMPLES), [])
             if predictions.verified(lines):
-                rows.append({"run": name} | run_metrics.of_run(part, lines, [], weights))
+                rows.append({"run": name} | run_metrics.of_run(part, lines, samples, weights))
+    reference = _greedy(reference)
     inside, refused = run_metrics.comparisons(reference, weights, known)
     tests += [_with_runs(row, first, first) for row in inside]
     for name, (parts, facts) in others:
-        for b, lines in parts.items():
+        for b, lines in _greedy(parts).items():
             same = [a for a in reference if a.data == b.data]
             for a in [a for a in same if a[:3] == b[:3]] or same:
                 sides = known.get(str(a), {}), facts.get(str(b), {})
@@ -139,12 +144,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         lines += ["", "| b - a, paired | pictures | " + " | ".join(_HEADS[:3]) + " |"]
         lines.append("|---|---:|" + "---|" * 3)
     for row in found["comparisons"]:
-        differences = (row["differences"][m] for m in statistics.MEASURES)
-        cells = [
-            f"{d['value']:+.3f} ({d['interval'][0]:+.3f} to {d['interval'][1]:+.3f}), "
-            + (f"p = {d['p']:.3f}" if d["p"] >= 0.001 else "p < .001")
-            for d in differences
-        ]
+        cells = [markdown.difference(row["differences"][m]) for m in statistics.MEASURES]
         name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
         lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
     lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
@@ -166,28 +166,30 @@ def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return ", ".join(parts).replace("|", "\\|")
 
 
+def write(
+    out: epath.Path, found: Mapping[str, Any], folders: Sequence[epath.Path]
+) -> list[epath.Path]:
+    """Writes `comparison.json`, `comparison.md` and figures to `out`; gives their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbers, text = out / "comparison.json", out / "comparison.md"
+    numbers.write_text(json.dumps(found, indent=1) + "\n")
+    text.write_text(to_markdown(found))
+    named = {_name(row, found): row for row in found["runs"]}
+    curves = {str(folder): json_lines.read(folder / "metrics.jsonl") for folder in folders}
+    kept = {name: rows for name, rows in curves.items() if rows}
+    return [numbers, text, *plots.write_all(out, named, kept)]
+
+
 def main(argv: Sequence[str]) -> None:
-    given, folders = flags.FLAGS, [pathlib.Path(name) for name in argv[1:]]
+    given, folders = flags.FLAGS, [epath.Path(name) for name in argv[1:]]
     if not folders:
         raise app.UsageError("give the folders of evaluations")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise app.UsageError("a folder was given twice")
     runs = {str(folder): read_run(folder, given.policies) for folder in folders}
     found = compare(runs, read_weights(folders))
-    text = to_markdown(found)
-    out = pathlib.Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "comparison.md").write_text(text)
-    named = {_name(row, found): row for row in found["runs"]}
-    curves = {str(folder): folder / "metrics.jsonl" for folder in folders}
-    figures = plots.write_all(
-        epath.Path(out),
-        named,
-        {name: report.read_lines(path) for name, path in curves.items() if path.exists()},
-    )
-    print(text)
-    for path in (out / "comparison.json", out / "comparison.md", *figures):
+    print(to_markdown(found))
+    for path in write(epath.Path(given.out), found, folders):
         print(path)
 
 

@@ -9,8 +9,8 @@ r"""Evaluates policies on labelled pictures; goes on where a kill stopped it.
 Without --config the folder is that of a training run, and its base and trained policy are
 evaluated; with --config it only receives the results, and the base policy is. What --policies takes
 is listed in `speciarl_jax/policies.py`. Greedy answers of each policy about each data set under
-each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` line by line and
-`metrics.json` at the end (docs/evaluation.md).
+each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` line by line, and
+`metrics.json`, `report.md`, `report.html` and figures at the end (docs/evaluation.md).
 """
 
 import collections
@@ -287,16 +287,14 @@ def main(argv: Sequence[str]) -> None:
     if given.open_world or encoder or judge:
         asked = open_world.of_parts(store.parts(), encoder, judge)
         found = run_metrics.update(workdir, store, weights, labels=labels, open_world=asked)
-    page = report.write_page(workdir)
-    report.write_figures(workdir)
+    written = report.write(workdir)
     print(table(store.parts(), weights))
     for remark in run_metrics.remarks(found):
         print(remark)
     for part, row in asked.items():
         values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         print(f"{part}: {values}")
-    print(f"{workdir / run_metrics.FILE}\n{workdir / predictions.LINES}")
-    print(f"{page}\n{workdir / 'figures'}")
+    print(*[workdir / run_metrics.FILE, workdir / predictions.LINES, *written], sep="\n")
 
 
 if __name__ == "__main__":

@@ -240,15 +240,20 @@ def answer_part(
     run, start = evaluator.run, 0
     if store is not None:
         start = store.begin(part, facts, overwrite=overwrite)
+        store.keep_config(part.data, json.loads(run.config.to_json()))
         if judging.is_host(run):
             judge_again(run, store, part)
     start = int(_told(start))
     name = f"{part.policy}, {part.data}, {part.prompt}, {part.decoding}"
-    for indices, judged in evaluator.batches(
-        lora, temperature=temperature, top_p=top_p, name=name, start=start
-    ):
+    try:
+        for indices, judged in evaluator.batches(
+            lora, temperature=temperature, top_p=top_p, name=name, start=start
+        ):
+            if store is not None:
+                store.append(part, lines_of(judged, indices))
+    finally:
         if store is not None:
-            store.append(part, lines_of(judged, indices))
+            store.flush()
     missing = total = 0
     if store is not None:
         said = [name for line in store.lines(part) for name in line["categories"]]

@@ -1,20 +1,112 @@
-"""JSON-lines files of a training run, which a resumed run goes on with."""
+"""JSON-lines files that grow while a run goes on, in a folder or in a bucket (gs://...)."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-_REWRITE_EVERY = 30  # seconds
+# An object in a bucket is written anew as a whole: not more often than in so many seconds,
+_REWRITE_EVERY = 30
+# and then after so many times the seconds that it took the last time.
+_REST = 20
+
+
+def read(path: epath.PathLike, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a file; none where it is missing. What a kill cut short is left out.
+
+    Args:
+      path: of the file, or a URL.
+      fields: that each row must have.
+
+    Raises:
+      ValueError: a whole line is damaged; names it.
+    """
+    path = epath.Path(path)
+    return parse(path.read_bytes(), path, fields) if path.exists() else []
+
+
+def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Like `read`, of the content of `path`: its whole lines are those that have their end."""
+    rows = []
+    # Not splitlines: a model may say U+2028, which ends no line of JSON.
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n")[:-1], 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not set(fields) <= row.keys():
+                raise ValueError(f"it is no object with {list(fields)}")
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); delete the file, or this line and "
+                "those after it"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def replace(path: epath.PathLike, text: str) -> None:
+    """Writes a file so that a kill leaves the old or the new one."""
+    path = epath.Path(path)
+    if _in_bucket(path):
+        # An object appears when all of it is there.
+        path.write_text(text)
+        return
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+class GrowingFile:
+    """A file that lines are added to.
+
+    In a folder they are appended, and outlive the process at once. Nothing can be appended to an
+    object in a bucket: it is written anew, now and then, so that the time for it stays a small
+    share of the whole however long the file grows.
+
+    Attributes:
+      in_bucket: it is such an object.
+    """
+
+    def __init__(self, path: epath.PathLike, whole: Callable[[], str]):
+        """Writes nothing yet.
+
+        Args:
+          path: of the file, or a URL.
+          whole: the text of all lines, those that were added last included.
+        """
+        self._path, self._whole = epath.Path(path), whole
+        self.in_bucket = _in_bucket(self._path)
+        self._waiting, self._next = False, time.monotonic() + _REWRITE_EVERY
+
+    def add(self, text: str) -> None:
+        """Adds whole lines, which `whole` has already."""
+        if not self.in_bucket:
+            with self._path.open("a") as file:
+                file.write(text)
+            return
+        self._waiting = True
+        if time.monotonic() >= self._next:
+            self.rewrite()
+
+    def flush(self) -> None:
+        """Returns when all lines are written."""
+        if self._waiting:
+            self.rewrite()
+
+    def rewrite(self) -> None:
+        """Writes all lines anew."""
+        begun = time.monotonic()
+        replace(self._path, self._whole())
+        ended = time.monotonic()
+        self._waiting = False
+        self._next = ended + max(_REWRITE_EVERY, _REST * (ended - begun))
 
 
 class JsonLines:
-    """Appends rows that have a `step`.
-
-    Nothing can be appended to an object in a bucket: it is written anew, now and then.
-    """
+    """Adds rows that have a `step`; a resumed run goes on with them."""
 
     def __init__(self, path: epath.PathLike, first_step: int):
         """Opens the file.
@@ -23,44 +115,39 @@ class JsonLines:
           path: of the file, or a URL (gs://...).
           first_step: rows of this step and later are dropped, and what a kill cut short.
         """
-        self._path, self._rows = epath.Path(path), []
-        if self._path.exists():
-            rows = self._path.read_text().splitlines()
-            self._rows = [row for row in rows if _step(row) is not None and _step(row) < first_step]
-            self._rewrite()
-        self._file = None if "://" in str(path) else self._path.open("a")
-        self._written = time.monotonic()
+        path = epath.Path(path)
+        self._lines: list[str] = []
+        self._file = GrowingFile(path, lambda: "".join(self._lines))
+        if path.exists():
+            content = path.read_text()
+            rows = [row for row in content.split("\n") if _before(row, first_step)]
+            self._lines = [row + "\n" for row in rows]
+            if "".join(self._lines) != content:
+                self._file.rewrite()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
-        line = json.dumps(row)
-        if self._file:
-            self._file.write(line + "\n")
-            self._file.flush()
-            return
-        self._rows.append(line)
-        if time.monotonic() - self._written > _REWRITE_EVERY:
-            self._rewrite()
+        """Adds one row."""
+        line = json.dumps(row) + "\n"
+        if self._file.in_bucket:
+            self._lines.append(line)
+        self._file.add(line)
 
     def flush(self) -> None:
         """Returns when all rows are written: before a checkpoint, or a killed run loses some."""
-        if not self._file:
-            self._rewrite()
+        self._file.flush()
 
     def close(self) -> None:
         """Flushes."""
         self.flush()
-        if self._file:
-            self._file.close()
-
-    def _rewrite(self) -> None:
-        self._path.write_text("".join(row + "\n" for row in self._rows))
-        self._written = time.monotonic()
 
 
-def _step(row: str) -> int | None:
-    """The step of a row, or None for one that a kill cut short."""
+def _before(row: str, first_step: int) -> bool:
+    """Whether a row is of an earlier step; not so where a kill cut it short."""
     try:
-        return json.loads(row)["step"]
+        return json.loads(row)["step"] < first_step
     except (json.JSONDecodeError, KeyError, TypeError):
-        return None
+        return False
+
+
+def _in_bucket(path: epath.Path) -> bool:
+    return "://" in str(path)

@@ -6,7 +6,8 @@
      "decoding": "greedy", "responses": ["..."], "categories": ["specific"]}
 
 `predictions_facts.json` says what each part was made with; a part of another configuration is
-refused. A line that a kill cut short is dropped.
+refused. `predictions_configs.json` holds the whole configuration that each data set was asked
+about with last. A line that a kill cut short is dropped.
 """
 
 import json
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from speciarl_jax import json_lines
 from speciarl_jax.verify.category import Category
 
 LINES, FACTS = "predictions.jsonl", "predictions_facts.json"
+CONFIGS = "predictions_configs.json"
 GREEDY, SAMPLES = "greedy", "samples"
 # Stands for the verdict of an answer that has none.
 UNVERIFIED = "unverified"
@@ -36,6 +39,9 @@ class Part(NamedTuple):
 
     def __str__(self) -> str:
         return "/".join(self)
+
+
+_FIELDS = (*Part._fields, "index", "responses", "categories")  # of a line
 
 
 def names_of(category_N: np.ndarray, valid_N: np.ndarray) -> list[str]:
@@ -69,29 +75,27 @@ class Predictions:
       facts: name of a part -> what it was made with.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, cut: bool = True):
+    def __init__(self, folder: str | os.PathLike):
         """Reads what is there, and cuts off a line that is not whole.
 
         Args:
-          folder: exists; may hold nothing yet.
-          cut: False leaves such a line in the file, for one who only reads.
+          folder: exists; may hold nothing yet. Or a URL (gs://...).
 
         Raises:
           ValueError: a whole line is damaged; names it.
         """
         self._path = epath.Path(folder) / LINES
         self._facts_path = epath.Path(folder) / FACTS
-        self.facts = read_facts(folder)
+        self._configs_path = epath.Path(folder) / CONFIGS
+        self.facts, self._configs = read_facts(folder), read_configs(folder)
         self._all: list[dict[str, Any]] = []
+        self._file = json_lines.GrowingFile(self._path, self._text)
         if self._path.exists():
             content = self._path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if cut and whole < len(content):
-                _replace(self._path, content[:whole].decode("utf-8", "replace"))
-            self._all = _parse(content[:whole], self._path)
-        self._parts: dict[Part, list[dict[str, Any]]] = {}
-        for line in self._all:
-            self._parts.setdefault(part_of(line), []).append(line)
+            self._all = json_lines.parse(content, self._path, _FIELDS)
+            if content and not content.endswith(b"\n"):
+                self.rewrite()
+        self._parts = _grouped(self._all)
 
     def parts(self) -> dict[Part, list[dict[str, Any]]]:
         """The lines of each part, in the order of the file."""
@@ -127,7 +131,9 @@ class Predictions:
             self.rewrite()
         if self.facts.get(str(part)) != facts:
             self.facts[str(part)] = facts
-            _replace(self._facts_path, json.dumps(self.facts, indent=1, sort_keys=True) + "\n")
+            json_lines.replace(
+                self._facts_path, json.dumps(self.facts, indent=1, sort_keys=True) + "\n"
+            )
         return self.lines(part)[-1]["index"] + 1 if self.lines(part) else 0
 
     def _differing(self, other: Part, part: Part, facts: Mapping[str, Any]) -> dict[str, tuple]:
@@ -151,8 +157,18 @@ class Predictions:
             + "\ngive another --workdir, or --overwrite to replace them"
         )
 
+    def keep_config(self, data: str, config: Mapping[str, Any]) -> None:
+        """Keeps the configuration that a data set is asked about with, as JSON has it."""
+        if self._configs.get(data) != config:
+            self._configs.pop(data, None)  # the latest comes last
+            self._configs[data] = config
+            json_lines.replace(self._configs_path, json.dumps(self._configs, indent=1) + "\n")
+
     def append(self, part: Part, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Writes lines of a part and hands them to the system; they outlive this process."""
+        """Adds lines of a part and hands them to the system; they outlive this process.
+
+        In a bucket they do so after a while, or when `flush` returns (`json_lines.GrowingFile`).
+        """
         new = [dict(line) | part._asdict() for line in lines]
         # The answers last: a line is read by people, too.
         new = [
@@ -160,14 +176,29 @@ class Predictions:
             | {k: line[k] for k in ("responses", "categories")}
             for line in new
         ]
-        with self._path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in new))
         self._all += new
         self._parts.setdefault(part, []).extend(new)
+        self._file.add("".join(json.dumps(line) + "\n" for line in new))
+
+    def flush(self) -> None:
+        """Returns when all lines are written."""
+        self._file.flush()
 
     def rewrite(self) -> None:
         """Writes the file anew, after lines were changed in place."""
-        _replace(self._path, "".join(json.dumps(line) + "\n" for line in self._all))
+        self._file.rewrite()
+
+    def _text(self) -> str:
+        return "".join(json.dumps(line) + "\n" for line in self._all)
+
+
+def read(folder: str | os.PathLike) -> dict[Part, list[dict[str, Any]]]:
+    """The lines of each part, for one who only reads; a line that is not whole is left out.
+
+    Raises:
+      ValueError: a whole line is damaged; names it.
+    """
+    return _grouped(json_lines.read(epath.Path(folder) / LINES, _FIELDS))
 
 
 def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
@@ -176,37 +207,33 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: the file is damaged.
     """
-    path = epath.Path(folder) / FACTS
+    return _read_json(epath.Path(folder) / FACTS, f"delete it and {LINES} beside it")
+
+
+def read_configs(folder: str | os.PathLike) -> dict[str, Any]:
+    """Data set -> the configuration it was asked about with, the latest last; empty where it says
+    nothing.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    return _read_json(epath.Path(folder) / CONFIGS, "delete it")
+
+
+def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON ({error}); delete it and {LINES} beside it, and start again"
-        ) from None
+        raise ValueError(f"{path} is no JSON ({error}); {remedy}, and start again") from None
 
 
-def _parse(content: bytes, path: epath.Path) -> list[dict[str, Any]]:
-    found = []
-    for number, line in enumerate(content.decode("utf-8", "replace").split("\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            part_of(row), row["index"], row["responses"], row["categories"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is damaged ({error!r}); delete the file, or this line and "
-                "those after it"
-            ) from None
-        found.append(row)
-    return found
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+def _grouped(lines: Iterable[dict[str, Any]]) -> dict[Part, list[dict[str, Any]]]:
+    parts: dict[Part, list[dict[str, Any]]] = {}
+    for line in lines:
+        parts.setdefault(part_of(line), []).append(line)
+    return parts
 
 
 def differing(was: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -378,16 +378,7 @@ def main(argv: Sequence[str]) -> None:
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     weights = dict(config.evaluation.weights)
     run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
-    report.write(
-        workdir / "report.md",
-        summary=summary,
-        scores=scores,
-        history=report.read_lines(workdir / "metrics.jsonl"),
-        before=store.lines(greedy_part(config, "base")),
-        after=store.lines(greedy_part(config, "trained")),
-    )
-    report.write_page(workdir)
-    report.write_figures(workdir)
+    report.write(workdir)
     print(report.table(scores))
     for what, name in (
         ("summary", "summary.json"),

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, evaluate, evaluation, policies, predictions, run_metrics
+from speciarl_jax import (
+    assemble,
+    compilation_cache,
+    evaluate,
+    evaluation,
+    policies,
+    predictions,
+    report,
+    run_metrics,
+)
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.predictions import Part
 
@@ -64,11 +73,41 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
     table = evaluate.table(parts, dict(config.evaluation.weights))
     assert "| base, easy " in table and "| copy, hard " in table
 
+    # The report has the pictures of both, though the folder is none of a training run.
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    pictures = sum(len(lines) for part, lines in parts.items() if part.policy == "base")
+    assert page.count("data:image/webp") == pictures
+
     before = (tmp_path / predictions.LINES).read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation.Evaluator, "_build", None)
         evaluate.evaluate(plan, predictions.Predictions(tmp_path))
     assert (tmp_path / predictions.LINES).read_bytes() == before
+
+
+FLAGS = {
+    **{"policies": [], "sets": [], "prompts": [], "step": None, "best": False, "best_of": 0},
+    **{"overwrite": False, "open_world": False, "embeddings": None, "judge_inclusion": False},
+    **{"distributed": False, "coordinator": None, "num_processes": None, "process_id": None},
+}
+
+
+def test_the_command_leaves_a_report_with_what_was_trained_if_anything_was(
+    config, tmp_path, monkeypatch
+):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.25}\n')
+    given = FLAGS | {"config": config, "workdir": str(tmp_path), "prompts": ["base", "specific"]}
+    monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(**given))
+    monkeypatch.setattr(compilation_cache, "enable", lambda folder: None)
+    evaluate.main([])
+    text = (tmp_path / "report.md").read_text()
+    for title in ("easy, prompt base", "easy, prompt specific", "hard, prompt base"):
+        assert text.count(f"## {title}\n") == 1
+    assert text.count("| base ") == 4 and "base - base, prompt base | " in text
+    assert "| 1-1 | 0.250 |" in text
+    for name in ("report.html", "metrics.json", "figures/trade_off.png"):
+        assert (tmp_path / name).is_file()
 
 
 def test_sets_come_from_files_of_configurations_too(config, tmp_path, policy_folder):

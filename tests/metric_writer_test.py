@@ -1,11 +1,13 @@
 """Rows of metrics, and what a resumed run does with those of the run before."""
 
 import json
+import pathlib
 import struct
 import time
 
 import numpy as np
 import pytest
+from etils import epath
 
 from speciarl_jax.metric_writer import MetricWriter
 
@@ -82,6 +84,28 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, end):
         file.write(end)
     write(tmp_path, [2], first_step=2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+class Killed(Exception):
+    """Stands for the end of the process in the middle of a write."""
+
+
+def half(path, text, **options):
+    pathlib.Path(path).write_text(text[: len(text) // 2])
+    raise Killed
+
+
+def test_a_kill_while_rows_are_dropped_loses_no_earlier_row(tmp_path, monkeypatch):
+    write(tmp_path, [1, 2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "write_text", half)
+        with pytest.raises(Killed):
+            MetricWriter(tmp_path, first_step=3)
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+        # Where none are dropped, nothing is written.
+        MetricWriter(tmp_path, first_step=4).close()
+    write(tmp_path, [3], first_step=3)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
 def test_numbers_that_are_not_finite_are_written_and_read_back(tmp_path):

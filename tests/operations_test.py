@@ -15,13 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from etils.epath import backend, gpath
-from fsspec.implementations import dirfs, local
 
-from speciarl_jax import assemble, distributed, exits, report, stopwatch, train
+from speciarl_jax import assemble, distributed, exits, stopwatch, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
-from speciarl_jax.metric_writer import MetricWriter
 
 STEPS = {"train__steps": 4, "checkpoint__save_every": 100, "train__profile_steps": 1}
 
@@ -324,54 +321,3 @@ def test_the_position_of_the_data_is_the_same_for_another_number_of_processes():
     assert next(fresh) == next(one)
     with pytest.raises(ValueError, match="resume with 2 processes"):
         pipeline.state_for({"other": 3}, 2, 1)
-
-
-# Workdirs in a bucket.
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """gs:// paths as etils opens them with fsspec, in a folder instead of Google's store."""
-
-    class Store(dirfs.DirFileSystem):
-        def open(self, path, mode="rb", **options):
-            if "a" in mode:
-                raise ValueError("nothing can be appended to an object")
-            return super().open(path, mode, **options)
-
-    store = Store(str(tmp_path), local.LocalFileSystem(auto_mkdir=True))
-    fsspec = type(backend.fsspec_backend)
-    monkeypatch.setattr(fsspec, "fs", lambda self, path: store)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    return tmp_path
-
-
-def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
-    boards = []
-
-    class Board:
-        def __init__(self, folder, **options):
-            boards.append(folder)
-
-        def add_scalar(self, *args):
-            pass
-
-        def close(self):
-            pass
-
-    # tensorboardX talks to the store by itself.
-    monkeypatch.setattr("speciarl_jax.metric_writer.tensorboardX.SummaryWriter", Board)
-    workdir = train.open_workdir("gs://bucket/run")
-    writer = MetricWriter(workdir)
-    writer.write(1, {"reward/mean": 0.5})
-    writer.flush()
-    assert report.read_lines(workdir / "metrics.jsonl")[0]["reward/mean"] == 0.5
-    writer.write(2, {"reward/mean": 0.6})
-    writer.close()
-    again = MetricWriter(workdir, first_step=2)
-    again.write(2, {"reward/mean": 0.7})
-    again.close()
-    rows = report.read_lines(workdir / "metrics.jsonl")
-    assert [(row["step"], row["reward/mean"]) for row in rows] == [(1, 0.5), (2, 0.7)]
-    assert boards == ["gs://bucket/run/tensorboard"] * 2
-    assert len(list(bucket.rglob("metrics.jsonl"))) == 1

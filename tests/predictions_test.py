@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -32,8 +33,7 @@ def test_a_line_that_is_not_whole_is_dropped_and_the_part_goes_on_after_the_last
     path = tmp_path / predictions.LINES
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    reader = Predictions(tmp_path, cut=False)
-    assert len(reader.lines(PART)) == 2 and path.read_bytes() == whole[:-cut]
+    assert len(predictions.read(tmp_path)[PART]) == 2 and path.read_bytes() == whole[:-cut]
     store = Predictions(tmp_path)
     assert store.begin(PART, {"a": 1}) == 2
     store.append(PART, [line(2)])
@@ -114,7 +114,19 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     path = tmp_path / predictions.LINES
     rows = path.read_text().splitlines()
     path.write_text("\n".join([rows[0], damage, *rows[2:]]) + "\n")
-    with pytest.raises(ValueError, match="predictions.jsonl, line 2 is damaged"):
+    for reader in (Predictions, predictions.read):
+        with pytest.raises(ValueError, match="predictions.jsonl, line 2 is damaged"):
+            reader(tmp_path)
+
+
+def test_the_configuration_of_each_data_set_is_kept_the_latest_last(tmp_path):
+    store = Predictions(tmp_path)
+    for data, config in (("a", {"x": 1}), ("b", {"x": 2}), ("a", {"x": 3})):
+        store.keep_config(data, config)
+    Predictions(tmp_path).keep_config("b", {"x": 2})
+    assert list(predictions.read_configs(tmp_path).items()) == [("b", {"x": 2}), ("a", {"x": 3})]
+    (tmp_path / predictions.CONFIGS).write_text("{")
+    with pytest.raises(ValueError, match="predictions_configs.json is no JSON .* delete it, and"):
         Predictions(tmp_path)
 
 
@@ -153,6 +165,9 @@ def answered(evaluator, folder, kill_after=None, monkeypatch=None):
             )
         except Killed:
             pass
+    # What was asked is known before all answers are there.
+    kept = predictions.read_configs(folder)[PART.data]
+    assert kept == json.loads(evaluator.run.config.to_json())
     return (folder / predictions.LINES).read_bytes(), sampled
 
 

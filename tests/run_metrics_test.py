@@ -284,7 +284,7 @@ ABOUT = {
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two finished evaluations of base and trained."""
+    """Two finished evaluations of base and trained, the first with samples."""
     for number, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
         store = predictions.Predictions(tmp_path / name)
@@ -292,6 +292,9 @@ def folders(tmp_path):
             part = GREEDY._replace(policy=policy)
             store.begin(part, ABOUT)
             store.append(part, answers(10 * number * i + i))
+            if name == "one":
+                store.begin(part._replace(decoding="samples"), {})
+                store.append(part._replace(decoding="samples"), answers(i, samples=5))
         run_metrics.write(tmp_path / name, run_metrics.of_parts(store.parts(), WEIGHTS))
     return [tmp_path / name for name in ("one", "two")]
 
@@ -322,6 +325,20 @@ def test_a_policy_is_compared_with_its_namesake_in_the_first_run(folders):
     assert len(rows) == 1 + 4 + 1 + 3 and "| two, trained - one, trained | 40 |" in text
     score = found["runs"][0]["score"]["correctness"]
     assert f"| one, base | 40 | {score:.3f} (" in text and "p = 1.000" in text
+
+
+def test_samples_are_compared_too(folders, tmp_path):
+    found = compared(folders)
+    alone = json.loads((folders[0] / "metrics.json").read_text())["runs"]
+    for row, want in zip(found["runs"][:2], alone, strict=True):
+        assert row["best_of"] == want["best_of"] and len(row["best_of"]) == 4
+        assert row["calibration"] == want["calibration"]
+    assert [row["best_of"] for row in found["runs"][2:]] == [[], []]
+    paths = compare.write(tmp_path / "out", found, folders)
+    assert [path.name for path in paths] == [
+        *("comparison.json", "comparison.md", "trade_off.png", "categories.png", "best_of.png")
+    ]
+    assert all(path.is_file() for path in paths)
 
 
 def test_a_policy_without_a_namesake_is_compared_with_all_of_the_first_run(folders):

@@ -1,9 +1,9 @@
-"""Makes `report.html` of a folder anew.
+"""Makes the report of a folder anew: `report.md`, `report.html`, and the figures.
 
     python -m speciarl_jax.report --workdir=runs/quickstart
 
-The folder is one of `train` or `evaluate`. Its pictures are read from the data set of its
-configuration; where they are gone, the page has placeholders.
+The folder is one of `train` or `evaluate`. Its pictures are read from the data sets that it was
+asked about; where they are gone, the page has placeholders.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --workdir=FOLDER of a run, and flags only")
     if not epath.Path(given.workdir).is_dir():
         raise app.UsageError(f"--workdir={given.workdir} is no folder")
-    workdir = epath.Path(given.workdir)
-    for path in [report.write_page(workdir, given.thumbnail_bytes), *report.write_figures(workdir)]:
+    for path in report.write(epath.Path(given.workdir), given.thumbnail_bytes):
         print(path)
 
 

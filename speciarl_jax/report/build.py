@@ -1,7 +1,6 @@
-"""From a folder to its `report.html`: reads the files, finds the pictures, writes the page."""
+"""From a folder to its report: reads the files, finds the pictures, writes what people look at."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import ml_collections
@@ -9,44 +8,38 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from speciarl_jax import assemble
+from speciarl_jax import assemble, predictions
 from speciarl_jax.data import pictures
-from speciarl_jax.report import folder, page, palette, plots, thumbnails
+from speciarl_jax.report import folder, markdown, page, palette, plots, thumbnails
 
 THUMBNAIL_BYTES = 8_000_000
 
 
-def write_page(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> epath.Path:
-    """Writes `report.html` of a folder of `train` or `evaluate`.
+def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[epath.Path]:
+    """Writes `report.md`, `report.html` and `figures/*.png` of a folder of `train` or `evaluate`.
 
     Args:
-      workdir: the folder.
-      thumbnail_bytes: that all evaluation pictures together may take; 0 for none.
+      workdir: the folder, or a URL (gs://...).
+      thumbnail_bytes: that all evaluation pictures of the page together may take; 0 for none.
 
     Returns:
-      The path of the page.
+      The paths of the files.
 
     Raises:
       ValueError: the folder holds nothing to report on, or a damaged file.
     """
     content = folder.read(workdir)
+    text, html = workdir / "report.md", workdir / "report.html"
+    text.write_text(markdown.render(content), encoding="utf-8")
     found = _thumbnails(content, thumbnail_bytes) if thumbnail_bytes else {}
-    path = workdir / "report.html"
-    path.write_text(page.render(content, found), encoding="utf-8")
-    return path
+    html.write_text(page.render(content, found), encoding="utf-8")
+    return [text, html, *_write_figures(content, workdir / "figures")]
 
 
-def write_figures(workdir: epath.Path) -> list[epath.Path]:
-    """Writes the figures of a folder of `train` or `evaluate` as PNG files to its `figures`.
-
-    Raises:
-      ValueError: as for `write_page`.
-    """
-    content = folder.read(workdir)
+def _write_figures(content: folder.Folder, target: epath.Path) -> list[epath.Path]:
     keys = [folder.run_key(run) for run in content.metrics["runs"]]
     several = len({key[1:] for key in keys}) > 1
     names = [", ".join(key) if several else key[0] for key in keys]
-    target = workdir / "figures"
     target.mkdir(parents=True, exist_ok=True)
     return plots.write_all(
         target,
@@ -55,23 +48,33 @@ def write_figures(workdir: epath.Path) -> list[epath.Path]:
     )
 
 
-def _thumbnails(content: folder.Folder, budget: int) -> dict[int, str]:
-    """image_id -> data URI, those first whose category changed; empty where they are gone."""
-    if not (content.config and content.predictions):
-        return {}
-    config = ml_collections.ConfigDict(json.loads(json.dumps(content.config)))
-    wanted = [row for row in content.predictions if row["data"] == config.data.name]
-    try:
-        source = assemble.open_source(config, config.evaluation.seed, **config.evaluation.options)
-    except Exception as error:  # Data that moved must not cost the page.
-        logging.warning("the report has no pictures: the data set cannot be opened (%s)", error)
-        return {}
-    return thumbnails.fitting(_read(source, wanted), _order(wanted), budget)
+def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], str]:
+    """(data, image_id) -> data URI, those first whose category changed; without those of data sets
+    that are gone."""
+    found = {}
+    for data in dict.fromkeys(row["data"] for row in content.predictions):
+        ids = {row["image_id"] for row in content.predictions if row["data"] == data}
+        try:
+            source = _source(content, data)
+        except Exception as error:  # Data that moved must not cost the page.
+            logging.warning(
+                "the report has no pictures of %s: it cannot be opened (%s)", data, error
+            )
+            continue
+        found |= {(data, name): image for name, image in _read(source, ids).items()}
+    return thumbnails.fitting(found, _order(content.predictions), budget)
 
 
-def _read(source: Any, wanted: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
-    """Small copies of the pictures that rows speak of, by image_id."""
-    ids = {row["image_id"] for row in wanted}
+def _source(content: folder.Folder, data: str) -> Any:
+    """The pictures that a data set was asked about."""
+    if data not in content.configs:
+        raise ValueError("no configuration is known")
+    config = ml_collections.ConfigDict(content.configs[data])
+    return assemble.open_source(config, config.evaluation.seed, **config.evaluation.options)
+
+
+def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:
+    """Small copies of pictures by image_id."""
     found, broken = {}, 0
     for index in range(len(source)):
         described = pictures.describe(source, index)
@@ -91,12 +94,12 @@ def _read(source: Any, wanted: Sequence[Mapping[str, Any]]) -> dict[int, np.ndar
     return found
 
 
-def _order(wanted: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The ids of pictures: those on which greedy answers differ in category, then the others."""
-    verdicts: dict[int, set[str]] = {}
-    for row in wanted:
-        own = verdicts.setdefault(row["image_id"], set())
-        if row["decoding"] == "greedy":
+def _order(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """(data, image_id): those on which greedy answers differ in category, then the others."""
+    verdicts: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        own = verdicts.setdefault((row["data"], row["image_id"]), set())
+        if row["decoding"] == predictions.GREEDY:
             own.add(row["categories"][0])
     known = palette.RANK.keys()
     return sorted(verdicts, key=lambda name: len(verdicts[name] & known) < 2)

@@ -6,7 +6,7 @@ All take the structures of `metrics.json`, of `metrics.jsonl`, or counts; none r
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.report import palette, svg
+from speciarl_jax.report import pairs, palette, svg
 
 Run = Mapping[str, Any]
 
@@ -41,9 +41,12 @@ def trade_off(runs: Sequence[Run], names: Sequence[str]) -> str:
         ),
         _contours(frame),
     ]
-    if len(runs) > 1:
-        ends = [(frame.x(x), frame.y(y)) for x, y in points]
-        parts += [svg.path([ends[0], end], class_="step") for end in ends[1:]]
+    for run, (x, y) in zip(runs, points, strict=True):
+        base = pairs.base_of(run, runs)
+        if base is not None:
+            before = (base["score"]["correctness"], base["score"]["specificity"])
+            line = [(frame.x(a), frame.y(b)) for a, b in (before, (x, y))]
+            parts.append(svg.path(line, class_="step"))
     for number, (run, (x, y)) in enumerate(zip(runs, points, strict=True)):
         intervals = run.get("intervals") or {}
         for key, cross in (("correctness", True), ("specificity", False)):

@@ -5,13 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from speciarl_jax import metrics
-from speciarl_jax.verify.category import Category
-
-_RANK = {c.name.lower(): int(c) for c in Category}
+from speciarl_jax import json_lines, predictions, run_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +16,7 @@ class Folder:
 
     Attributes:
       name: of the folder.
-      config: `config.json`.
+      configs: data set -> the configuration that it was asked about with, the latest last.
       summary: `summary.json`.
       metrics: `metrics.json`: "runs" and "comparisons".
       predictions: rows of `predictions.jsonl`: one a policy, data set, prompt, decoding, picture.
@@ -29,7 +25,7 @@ class Folder:
     """
 
     name: str
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"runs": [], "comparisons": []}
@@ -37,6 +33,15 @@ class Folder:
     predictions: Sequence[Mapping[str, Any]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
+
+    def greedy(self, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The lines that an entry of "runs" was made of."""
+        key = run_key(run)
+        return [
+            row
+            for row in self.predictions
+            if row["decoding"] == predictions.GREEDY and run_key(row) == key
+        ]
 
 
 def read(workdir: epath.Path) -> Folder:
@@ -47,14 +52,14 @@ def read(workdir: epath.Path) -> Folder:
     Raises:
       ValueError: the folder holds neither answers nor metrics, or a file in it is damaged.
     """
-    config = _read_json(workdir / "config.json", {})
-    predictions = _rows(workdir / "predictions.jsonl")
-    found = _read_json(workdir / "metrics.json", None)
+    parts, configs = predictions.read(workdir), predictions.read_configs(workdir)
+    if not configs and (config := _read_json(workdir / "config.json", {})):
+        # Of a training run before it kept them.
+        configs = {config["data"]["name"]: config}
+    found = _read_json(workdir / run_metrics.FILE, None)
     if found is None:
-        # Without a configuration nobody knows the weights of the categories.
-        weights = config["evaluation"]["weights"] if config else None
-        found = {"runs": runs_of(predictions, weights) if weights else [], "comparisons": []}
-    history = _rows(workdir / "metrics.jsonl")
+        found = _metrics(parts, configs)
+    history = json_lines.read(workdir / "metrics.jsonl")
     if not (found["runs"] or history):
         raise ValueError(
             f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "
@@ -62,73 +67,27 @@ def read(workdir: epath.Path) -> Folder:
         )
     return Folder(
         name=workdir.resolve().name,
-        config=config,
+        configs=configs,
         summary=_read_json(workdir / "summary.json", {}),
         metrics={"comparisons": [], **found},
-        predictions=predictions,
+        predictions=[row for lines in parts.values() for row in lines],
         history=history,
-        samples=_rows(workdir / "rollout_samples.jsonl"),
+        samples=json_lines.read(workdir / "rollout_samples.jsonl"),
     )
 
 
-def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file."""
-    # Not splitlines: a model may say U+2028, which ends no line of JSON.
-    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+def _metrics(parts, configs):
+    """What `metrics.json` will hold once the evaluation has ended."""
+    if not configs:
+        # Nobody knows the weights of the categories.
+        return {"runs": [], "comparisons": []}
+    latest = list(configs.values())[-1]
+    return run_metrics.of_parts(parts, latest["evaluation"]["weights"])
 
 
 def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """(policy, data, prompt) of a row of predictions or metrics."""
     return row["policy"], row["data"], row["prompt"]
-
-
-def runs_of(
-    predictions: Sequence[Mapping[str, Any]], weights: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Entries of "runs" in `metrics.json`, without what needs samples or resampling.
-
-    Args:
-      predictions: rows; only greedy ones with a verdict are scored.
-      weights: of the correct categories, for `metrics.score`.
-    """
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in predictions:
-        if row["decoding"] == "greedy":
-            groups.setdefault(run_key(row), []).append(row)
-    runs = []
-    for (policy, data, prompt), rows in groups.items():
-        judged = [row for row in rows if row["categories"][0] in _RANK]
-        if not judged:
-            continue
-        score = _score(judged, weights)
-        classes = sorted({row["label"] for row in judged})
-        by_class = {label: [r for r in judged if r["label"] == label] for label in classes}
-        runs.append(
-            {
-                "policy": policy,
-                "data": data,
-                "prompt": prompt,
-                "pictures": len(rows),
-                "score": score,
-                "intervals": {},
-                "abstain": score["histogram"]["abstain"] / len(judged),
-                "unparsed": score["histogram"]["unparsed"] / len(judged),
-                "unverified": 1 - len(judged) / len(rows),
-                "best_of": [],
-                "calibration": [],
-                "by_class": {
-                    label: {"pictures": len(own)}
-                    | {k: v for k, v in _score(own, weights).items() if k != "histogram"}
-                    for label, own in by_class.items()
-                },
-            }
-        )
-    return runs
-
-
-def _score(rows, weights):
-    categories = np.array([_RANK[row["categories"][0]] for row in rows])
-    return dataclasses.asdict(metrics.score(categories, weights))
 
 
 def _read_json(path, missing):
@@ -138,20 +97,3 @@ def _read_json(path, missing):
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); run what wrote it again") from None
-
-
-def _rows(path):
-    """Rows of a file that may be missing, or whose last line a kill may have cut short."""
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text().split("\n") if line.strip()]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}: row {number} is no JSON ({error}); run what wrote it again"
-                ) from None
-    return rows

@@ -1,11 +1,13 @@
-"""`report.md`: a table before and after, and answers that changed."""
+"""`report.md`: tables of scores, what differs between runs, training, and answers that changed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
+from speciarl_jax import run_metrics, statistics
 from speciarl_jax.metrics import Score
+from speciarl_jax.report import pairs
+from speciarl_jax.report.folder import Folder, run_key
 from speciarl_jax.verify.category import Category
 
 # From the best category down, as people read the ladder.
@@ -38,39 +40,101 @@ def table(scores: Mapping[str, Score]) -> str:
     return "\n".join([line(heads), rule + "|", *map(line, rows)])
 
 
-def write(
-    path: epath.Path,
-    *,
-    summary: Mapping[str, Any],
-    scores: Mapping[str, Score],
-    history: Sequence[Mapping[str, float]],
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-) -> None:
-    """Writes `report.md`.
+def render(content: Folder) -> str:
+    """The text of `report.md`: what was trained, and each data set under each prompt.
 
     Args:
-      path: of the file.
-      summary: the content of `summary.json`.
-      scores: of each policy.
-      history: rows of `metrics.jsonl`.
-      before: greedy rows of `predictions.jsonl`, of the base.
-      after: likewise of the trained policy, of the same pictures.
+      content: of a folder of `train` or `evaluate`.
     """
-    pictures = sum(next(iter(scores.values())).histogram.values())
+    runs = content.metrics["runs"]
+    parts = [f"# SpeciaRL: {escape(content.name)}"]
+    summary = content.summary
+    if summary.get("steps") is not None and math.isfinite(summary.get("wall_seconds", math.nan)):
+        parts.append(
+            f"{summary['steps']} steps in {summary['wall_seconds'] / 60:.1f} minutes, evaluation "
+            "and compilation included."
+        )
+    if runs:
+        parts.append(
+            "Correctness: share of answers that are neither wrong, abstained nor unparsed. "
+            "Specificity: mean weight of the correct ones. HM: their harmonic mean."
+        )
+    for data, prompt in dict.fromkeys(run_key(run)[1:] for run in runs):
+        members = [run for run in runs if run_key(run)[1:] == (data, prompt)]
+        parts.append(f"## {escape(data)}, prompt {escape(prompt)}")
+        parts += _about(content, members)
+    if content.history or summary:
+        parts += ["## Training", _curve(content.history)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Paragraphs about the runs of one data set and prompt."""
+    pictures = max(run["pictures"] for run in runs)
     parts = [
-        "# SpeciaRL: before and after",
-        f"{pictures} evaluation pictures, greedy answers; {summary['steps']} steps in "
-        f"{summary['wall_seconds'] / 60:.1f} minutes, evaluation and compilation included.",
-        table(scores),
-        "Correctness: share of answers that are neither wrong, abstained nor unparsed. "
-        "Specificity: mean weight of the correct ones. HM: their harmonic mean.",
-        "## Training",
-        _curve(history),
-        "## Answers that changed",
-        _changes(before, after),
+        f"{pictures} evaluation pictures, greedy answers.",
+        table({escape(run["policy"]): run_metrics.score_of(run) for run in runs}),
     ]
-    path.write_text("\n\n".join(parts) + "\n")
+    missing = [
+        f"{escape(run['policy'])} {100 * run['unverified']:.1f}%"
+        for run in runs
+        if run["unverified"]
+    ]
+    if missing:
+        parts.append(
+            f"Left out, for no judge gave a verdict: {', '.join(missing)} of the pictures."
+        )
+    parts += [*_best_of(runs), *_comparisons(content.metrics["comparisons"], runs)]
+    for run in runs:
+        base = pairs.base_of(run, runs)
+        if base is not None:
+            parts.append(f"### Answers that changed from base to {escape(run['policy'])}")
+            parts.append(_changes(content.greedy(base), content.greedy(run)))
+    return parts
+
+
+def _best_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """HM of the best of n samples, a row a policy."""
+    sampled = [run for run in runs if run["best_of"]]
+    if not sampled:
+        return []
+    counts = sorted({point["n"] for run in sampled for point in run["best_of"]})
+    rows = ["| HM of the best of | " + " | ".join(map(str, counts)) + " |"]
+    rows.append("|---" + "|---:" * len(counts) + "|")
+    for run in sampled:
+        known = {point["n"]: f"{point['hm']:.3f}" for point in run["best_of"]}
+        cells = [escape(run["policy"]), *(known.get(n, "") for n in counts)]
+        rows.append("| " + " | ".join(cells) + " |")
+    return ["\n".join(rows)]
+
+
+def _comparisons(
+    found: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Differences of these runs from the first of their data set, which may have another prompt."""
+    keys = {run_key(run) for run in runs}
+    rows = []
+    for one in found:
+        if run_key(one["b"]) not in keys:
+            continue
+        names = [escape(one[side]["policy"]) for side in "ba"]
+        if one["a"]["prompt"] != one["b"]["prompt"]:
+            names[1] += f", prompt {escape(one['a']['prompt'])}"
+        differences = (one["differences"][name] for name in statistics.MEASURES)
+        cells = [" - ".join(names), str(one["pictures"]), *map(difference, differences)]
+        rows.append("| " + " | ".join(cells) + " |")
+    if not rows:
+        return []
+    heads = "| difference, paired over pictures | pictures | correctness | specificity | HM |"
+    note = "95% percentile bootstrap over pictures; p two-sided, not corrected for their number."
+    return ["\n".join([heads, "|---|---:|---|---|---|", *rows]), note]
+
+
+def difference(value: Mapping[str, Any]) -> str:
+    """A difference of `statistics.paired` with its interval and p."""
+    low, high = value["interval"]
+    p = f"p = {value['p']:.3f}" if value["p"] >= 0.001 else "p < .001"
+    return f"{value['value']:+.3f} ({low:+.3f} to {high:+.3f}), {p}"
 
 
 _CURVE = {
@@ -103,21 +167,19 @@ def _curve(history: Sequence[Mapping[str, float]], rows: int = 12) -> str:
     return "\n".join(lines)
 
 
-def _changes(before, after, each: int = 15) -> str:
+def _changes(before: run_metrics.Lines, after: run_metrics.Lines, each: int = 15) -> str:
     """Pictures whose verdict rose, and pictures whose verdict fell."""
     rank = {name: i for i, name in enumerate(reversed(ORDER))}
-    pairs = [
+    moves = [
         (rank[new["categories"][0]] - rank[old["categories"][0]], old, new)
-        for old, new in zip(before, after, strict=True)
-        # An answer that a judge failed to judge has no rank.
-        if {old["categories"][0], new["categories"][0]} <= rank.keys()
+        for old, new in run_metrics.paired_lines(before, after)
     ]
     lines = []
     for title, chosen in (
-        ("better", [p for p in pairs if p[0] > 0]),
-        ("worse", [p for p in pairs if p[0] < 0]),
+        ("better", [move for move in moves if move[0] > 0]),
+        ("worse", [move for move in moves if move[0] < 0]),
     ):
-        lines += [f"### {len(chosen)} of {len(pairs)} became {title}", ""]
+        lines += [f"{len(chosen)} of {len(moves)} became {title}:", ""]
         lines += ["| picture | difficulty | before | verdict | after | verdict |", "|---" * 6 + "|"]
         for _, old, new in chosen[:: max(1, len(chosen) // each)][:each]:
             cells = [

@@ -10,39 +10,44 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.report import page_data, palette, sections
+from speciarl_jax.report import page_data, pairs, palette, sections
 from speciarl_jax.report.folder import Folder, run_key
 
 _SMALL = 0.005  # differences below this make no headline
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
-def render(folder: Folder, thumbnails: Mapping[int, str] | None = None) -> str:
+def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = None) -> str:
     """The page as text.
 
     Args:
       folder: what the run wrote.
-      thumbnails: image_id -> data URI of the evaluation pictures; the others have a placeholder.
+      thumbnails: (data, image_id) -> data URI of the evaluation pictures; the others have a
+        placeholder.
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
-    names = page_data.names_of(keys)
+    names, asked = page_data.names_of(keys), page_data.asked_of(keys)
     entries = page_data.pictures(
-        folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.config)
+        folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.configs)
     )
+    # The browser of pictures shows the answers about a picture's own data set.
+    shown = page_data.names_of([(policy, "", prompt) for policy, prompt in asked])
+    pair = pairs.opening(runs) if runs else ()
+    chosen = [asked[page_data.asked_key(run)] for run in pair] or [0, 0]
     rollouts = page_data.rollouts(folder.samples)
     parts = [
         ("results", "Results", sections.results(folder, runs, names)),
-        ("shift", "Categories", sections.categories(runs, names, keys, entries)),
+        ("shift", "Categories", sections.categories(runs, names, entries)),
         ("best-of", "Best of n", sections.best_of(runs, names)),
         ("calibration", "Calibration", sections.calibration(runs, names)),
         ("training", "Training", sections.training(folder.history)),
         ("samples", "Samples of training", sections.rollouts(rollouts)),
         ("classes", "Classes", sections.classes(runs, names)),
-        ("pictures", "Pictures", sections.browser(entries, names)),
+        ("pictures", "Pictures", sections.browser(entries, shown, chosen)),
     ]
     data = {
-        "runs": names,
+        "runs": shown,
         "sets": sorted({entry["data"] for entry in entries}),
         "categories": {
             name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
@@ -116,21 +121,16 @@ def _colours():
     )
 
 
-def _pair(runs):
-    """The base and the last run on the same pictures and prompt, or None."""
-    for run in reversed(runs):
-        for base in runs:
-            same = (base["data"], base["prompt"]) == (run["data"], run["prompt"])
-            if same and base["policy"] == "base" and run["policy"] != "base":
-                return base["score"], run["score"]
-    return None
-
-
 def _headline(runs):
-    pair = _pair(runs)
-    if pair is None:
-        return "How specific, and how right" if runs else "A training run"
-    more, right = (pair[1][k] - pair[0][k] for k in ("specificity", "correctness"))
+    """What became of the base, where that is the same everywhere."""
+    if not runs:
+        return "A training run"
+    found = {_change(base["score"], run["score"]) for base, run in pairs.last_of_each(runs)}
+    return found.pop() if len(found) == 1 else "How specific, and how right"
+
+
+def _change(before, after):
+    more, right = (after[k] - before[k] for k in ("specificity", "correctness"))
     first = _moved(more, "More specific", "Less specific", "As specific as before")
     second = _moved(right, "more often right", "less often right", "as often right")
     joint = "but" if more * right < 0 and min(abs(more), abs(right)) >= _SMALL else "and"
@@ -143,14 +143,21 @@ def _moved(by, up, down, same):
 
 def _lead(folder, runs):
     told = []
-    if runs:
-        pictures = max(run["pictures"] for run in runs)
-        sets = ", ".join(dict.fromkeys(page_data.visible(run["data"]) for run in runs))
-        told.append(f"Greedy answers about {pictures:,} pictures of {html.escape(sets)}.")
-    pair = _pair(runs)
-    if pair is not None:
-        old, new = (score["hm"] for score in pair)
-        told.append(f"The harmonic mean of both went from {old:.3f} to {new:.3f}.")
+    pictures: dict[str, int] = {}
+    for run in runs:
+        pictures[run["data"]] = max(run["pictures"], pictures.get(run["data"], 0))
+    if pictures:
+        sets = [f"{n:,} pictures of {page_data.visible(data)}" for data, n in pictures.items()]
+        told.append(html.escape(f"Greedy answers about {', '.join(sets)}."))
+    changes = pairs.last_of_each(runs)
+    named = page_data.names_of([run_key(run) for _, run in changes])
+    moves = [
+        f"from {base['score']['hm']:.3f} to {run['score']['hm']:.3f}"
+        + (f" ({html.escape(name)})" if len(changes) > 1 else "")
+        for (base, run), name in zip(changes, named, strict=True)
+    ]
+    if moves:
+        told.append(f"The harmonic mean of both went {', '.join(moves)}.")
     summary = folder.summary
     if summary.get("steps") is not None and math.isfinite(summary.get("wall_seconds", 0)):
         minutes = summary.get("wall_seconds", 0) / 60

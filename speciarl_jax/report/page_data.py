@@ -43,6 +43,17 @@ def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
     return names
 
 
+def asked_key(run: Mapping[str, Any]) -> tuple[str, str]:
+    """(policy, prompt) of a run: with a picture's data set it says which run that is."""
+    return run["policy"], run["prompt"]
+
+
+def asked_of(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
+    """(policy, prompt) -> its place among those of the runs; the same for all data sets."""
+    kinds = dict.fromkeys((policy, prompt) for policy, _, prompt in keys)
+    return {kind: number for number, kind in enumerate(kinds)}
+
+
 def cut(text: str) -> str:
     """Visible text of a bounded length, which says how much is left out."""
     shown = visible(text[:_LONGEST])
@@ -61,24 +72,25 @@ def script(value: Any) -> str:
 def pictures(
     predictions: Sequence[Mapping[str, Any]],
     keys: Sequence[tuple[str, str, str]],
-    thumbnails: Mapping[int, str],
+    thumbnails: Mapping[tuple[str, int], str],
     reward: Reward | None = None,
 ) -> list[dict[str, Any]]:
     """One entry a data set and picture.
 
     Args:
       predictions: rows of `predictions.jsonl`.
-      keys: the runs, by whose places answers are named.
-      thumbnails: image_id -> data URI.
+      keys: the runs; others are left out.
+      thumbnails: (data, image_id) -> data URI.
       reward: of the samples; None where it is not known.
 
     Returns:
       Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
-      where there is one; `greedy`: run -> [answer, whole response, category]; `samples`: run ->
-      {`of`: N, `answers`: [[answer, category, reward or None, how often], ...], the most frequent
-      first, `more`: how many are left out}.
+      where there is one; `greedy`: place in `asked_of` -> [answer, whole response, category];
+      `samples`: likewise -> {`of`: N, `answers`: [[answer, category, reward or None, how often],
+      ...], the most frequent first, `more`: how many are left out}.
     """
-    place = {key: number for number, key in enumerate(keys)}
+    asked = asked_of(keys)
+    place = {(policy, data, prompt): asked[policy, prompt] for policy, data, prompt in keys}
     sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in place]
     categories = [row["categories"] for row in sampled]
     rewards = iter(reward(categories) if reward else [[None] * len(c) for c in categories])
@@ -104,8 +116,8 @@ def _described(row, thumbnails):
     for key, name in (("generic", "group"), ("difficulty", "level")):
         if row.get(key):
             entry[name] = visible(str(row[key]))
-    if row["image_id"] in thumbnails:
-        entry["thumb"] = thumbnails[row["image_id"]]
+    if (row["data"], row["image_id"]) in thumbnails:
+        entry["thumb"] = thumbnails[row["data"], row["image_id"]]
     return entry | {"greedy": {}, "samples": {}}
 
 
@@ -146,7 +158,13 @@ def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def changes(
     entries: Sequence[Mapping[str, Any]], before: int, after: int
 ) -> dict[tuple[str, str], int]:
-    """(category before, category after) -> pictures that both runs answered greedily."""
+    """(category before, category after) -> pictures that both answered greedily.
+
+    Args:
+      entries: of `pictures`.
+      before: place in `asked_of`.
+      after: likewise.
+    """
     pairs = (
         (entry["greedy"][before][2], entry["greedy"][after][2])
         for entry in entries
@@ -155,10 +173,11 @@ def changes(
     return dict(collections.Counter(pairs))
 
 
-def reward_of(config: Mapping[str, Any]) -> Reward | None:
-    """The reward of a run's configuration; None where the configuration is not known."""
-    if "reward" not in config:
+def reward_of(configs: Mapping[str, Mapping[str, Any]]) -> Reward | None:
+    """The reward of the latest configuration in `Folder.configs`; None where none is known."""
+    if not configs:
         return None
+    config = list(configs.values())[-1]
     function = lookup.find("rewards", config["reward"]["name"], "reward")
 
     def reward(categories):

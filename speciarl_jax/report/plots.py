@@ -53,7 +53,9 @@ def write_all(
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=_DPI)
+        # Not by its path: matplotlib opens no gs://.
+        with paths[-1].open("wb") as file:
+            figure.savefig(file, format="png", dpi=_DPI)
     return paths
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.report import charts, page_data, palette, svg
+from speciarl_jax.report import charts, page_data, pairs, palette, svg
 from speciarl_jax.report.folder import run_key
 
 _MEASURES = {"correctness": "correctness", "specificity": "specificity", "hm": "HM"}
@@ -66,7 +66,7 @@ def results(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
         return ""
     rows = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        base = base_of(run, runs)
+        base = pairs.base_of(run, runs)
         cells = [f"{_swatch(number)}{_escaped(name)}"]
         for key in _MEASURES:
             cells.append(_measure(run, base, key))
@@ -90,15 +90,6 @@ def results(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
         + f"<div>{comparisons(folder.metrics.get('comparisons') or ())}{open_world(runs, names)}"
         + "</div></div>"
     )
-
-
-def base_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The base policy on the same pictures and prompt, unless it is this run."""
-    for other in runs:
-        same = (other["data"], other["prompt"]) == (run["data"], run["prompt"])
-        if same and other["policy"] == "base" and other is not run:
-            return other
-    return None
 
 
 def _measure(run: Run, base: Run | None, key: str) -> str:
@@ -165,33 +156,42 @@ def open_world(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def categories(
-    runs: Sequence[Run],
-    names: Sequence[str],
-    keys: Sequence[tuple[str, str, str]],
-    entries: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run], names: Sequence[str], entries: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Shares of each policy, and what became of each category."""
+    """Shares of each policy, and for each data set and prompt what became of each category."""
     if not runs:
         return ""
     parts = [_figure(charts.shares(runs, names), "Every greedy answer, by its category.")]
-    number = len(runs) - 1
-    base = base_of(runs[number], runs)
-    counts = {}
-    if base is not None:
-        before = next(i for i, run in enumerate(runs) if run is base)
-        counts = page_data.changes(entries, before, number)
-    if counts:
-        rank = palette.RANK
-        moves = [(rank[b] - rank[a], n) for (a, b), n in counts.items() if {a, b} <= rank.keys()]
-        better, worse = (sum(n for by, n in moves if by * s > 0) for s in (1, -1))
-        same = sum(n for by, n in moves if by == 0)
-        caption = (
-            f"The same pictures before and after: {better:,} became better, {worse:,} worse, "
-            f"{same:,} stayed as they were (paler). A band has the colour of where it comes from."
-        )
-        drawing = charts.shift(counts, names[before], names[number])
-        parts.append(_figure(drawing, caption) + _matrix(counts))
+    shifts = pairs.last_of_each(runs)
+    titles = page_data.names_of([run_key(run) for _, run in shifts])
+    for (base, run), title in zip(shifts, titles, strict=True):
+        drawing = _shift(base, run, runs, entries)
+        if drawing:
+            head = f"<h3>{_escaped(title)}</h3>" if len(shifts) > 1 else ""
+            parts.append(head + drawing)
     return f'<div class="two">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def _shift(base: Run, run: Run, runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> str:
+    """What became of each category from the base to a run; empty where no picture is known."""
+    asked = page_data.asked_of([run_key(one) for one in runs])
+    counts = page_data.changes(
+        [entry for entry in entries if entry["data"] == run["data"]],
+        asked[page_data.asked_key(base)],
+        asked[page_data.asked_key(run)],
+    )
+    if not counts:
+        return ""
+    rank = palette.RANK
+    moves = [(rank[b] - rank[a], n) for (a, b), n in counts.items() if {a, b} <= rank.keys()]
+    better, worse = (sum(n for by, n in moves if by * s > 0) for s in (1, -1))
+    same = sum(n for by, n in moves if by == 0)
+    caption = (
+        f"The same pictures before and after: {better:,} became better, {worse:,} worse, "
+        f"{same:,} stayed as they were (paler). A band has the colour of where it comes from."
+    )
+    ends = [page_data.visible(one["policy"]) for one in (base, run)]
+    return _figure(charts.shift(counts, *ends), caption) + _matrix(counts)
 
 
 def _matrix(counts: Mapping[tuple[str, str], int]) -> str:
@@ -330,11 +330,20 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
     )
 
 
-def browser(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The frame that the page's script fills with pictures."""
+def browser(
+    entries: Sequence[Mapping[str, Any]], names: Sequence[str], chosen: Sequence[int]
+) -> str:
+    """The frame that the page's script fills with pictures.
+
+    Args:
+      entries: of `page_data.pictures`.
+      names: of the policies and prompts, in the order of `page_data.asked_of`.
+      chosen: the places of the two that are compared at first.
+    """
+    asked = [(str(i), name) for i, name in enumerate(names)]
     fields = [
-        _select("run-a", "Compare", [(str(i), name) for i, name in enumerate(names)], 0),
-        _select("run-b", "with", [(str(i), n) for i, n in enumerate(names)], len(names) - 1),
+        _select("run-a", "Compare", asked, chosen[0]),
+        _select("run-b", "with", asked, chosen[1]),
         _select(
             "f-change", "Change", [("", "any"), *((w,) * 2 for w in ("better", "worse", "same"))]
         ),

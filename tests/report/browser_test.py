@@ -1,5 +1,6 @@
 """The page in headless Chromium, at a desk's and at a phone's width."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -15,6 +16,10 @@ pytestmark = pytest.mark.skipif(
 THUMB = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
+def thumbnails(end, sets=("emoji",)):
+    return {(data, i): THUMB for data in sets for i in range(1000, end)}
+
+
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
@@ -27,18 +32,22 @@ def browser():
 def path(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("page")
     report_folder.make(workdir)
-    found = page.render(folder.read(workdir), dict.fromkeys(range(1000, 1050), THUMB))
+    found = page.render(folder.read(workdir), thumbnails(1050))
     (workdir / "report.html").write_text(found)
     return workdir / "report.html"
 
 
 @pytest.fixture(params=[1280, 390])
 def tab(browser, path, request):
+    with opened(browser, path, request.param) as tab:
+        yield tab
+
+
+@contextlib.contextmanager
+def opened(browser, path, width):
     """The opened page; fails on an error in its script and on any request of a network."""
     troubles = []
-    context = browser.new_context(
-        viewport={"width": request.param, "height": 900}, reduced_motion="reduce"
-    )
+    context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
     tab = context.new_page()
     tab.on("pageerror", lambda error: troubles.append(str(error)))
     tab.on("console", lambda line: troubles.append(line.text) if line.type == "error" else None)
@@ -164,10 +173,62 @@ def test_the_classes_sort_by_a_column(tab):
     assert tab.locator("table.sorts th").nth(5).get_attribute("aria-sort") == "descending"
 
 
+@pytest.fixture(scope="module")
+def path_of_two(tmp_path_factory):
+    """A page about two data sets, whose pictures have the same ids."""
+    workdir, sets = tmp_path_factory.mktemp("two"), ("birds", "emoji")
+    report_folder.make(workdir, pictures=20, hostile=False, sets=sets)
+    (workdir / "report.html").write_text(
+        page.render(folder.read(workdir), thumbnails(1020, ("emoji",)))
+    )
+    return workdir / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_with_two_data_sets_the_page_opens_on_a_pair_that_every_picture_has(
+    browser, path_of_two, width
+):
+    with opened(browser, path_of_two, width) as tab:
+        wide, seen = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide == seen
+        pair = [tab.locator(f"#run-{x} option:checked").inner_text() for x in "ab"]
+        assert pair == ["base", "trained"]
+        assert cards(tab).count() == 24 and "of 40 pictures" in tab.locator("#count").inner_text()
+        assert "not asked" not in tab.locator("#cards").inner_text()
+        # Pictures of the other set with the same ids are not shown in their place.
+        for data, pictures in (("birds", 0), ("emoji", 20)):
+            tab.select_option("#f-data", data)
+            assert cards(tab).count() == 20 and tab.locator("img.thumb").count() == pictures
+        # A shift of categories for each set, and the change of each picture is that of its own set.
+        assert tab.locator("#shift svg[aria-label^='Change of categories']").count() == 2
+        counts = []
+        for data in ("birds", "emoji"):
+            tab.select_option("#f-data", data)
+            tab.select_option("#f-change", "better")
+            counts.append(cards(tab).count())
+            tab.select_option("#f-change", "worse")
+            counts.append(cards(tab).count())
+        assert counts[:2] == counts[:1:-1] and counts[0] != counts[1]
+
+
+def test_clearing_the_filters_brings_back_the_pair_too(browser, path_of_two):
+    with opened(browser, path_of_two, 1280) as tab:
+        tab.select_option("#run-a", "1")
+        tab.select_option("#run-b", "0")
+        tab.select_option("#f-class", "label 3")
+        tab.select_option("#f-sort", "label")
+        tab.fill("#f-text", "thing 3")
+        sync_api.expect(cards(tab)).to_have_count(2)
+        tab.click("#reset")
+        ids = ("run-a", "run-b", "f-class", "f-sort", "f-text")
+        assert [tab.input_value(f"#{i}") for i in ids] == ["0", "1", "", "", ""]
+        assert "of 40 pictures" in tab.locator("#count").inner_text()
+
+
 def test_five_thousand_pictures_stay_quick(browser, tmp_path):
     report_folder.make(tmp_path, pictures=5000, hostile=False, samples=4)
     path = tmp_path / "report.html"
-    path.write_text(page.render(folder.read(tmp_path), dict.fromkeys(range(1000, 6000), THUMB)))
+    path.write_text(page.render(folder.read(tmp_path), thumbnails(6000)))
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(path.as_uri())
     assert "of 5,000 pictures" in tab.locator("#count").inner_text()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import report_folder
 
-from speciarl_jax import report
-from speciarl_jax.report import charts, folder, page, page_data, thumbnails
+from speciarl_jax import json_lines, predictions, report
+from speciarl_jax.report import charts, folder, page, page_data, pairs, thumbnails
 
 VOID = {"meta", "input", "br", "img"}
 
@@ -51,7 +51,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def text(workdir):
-    return page.render(folder.read(workdir), {1003: "data:image/webp;base64,AAAA"})
+    return page.render(folder.read(workdir), {("emoji", 1003): "data:image/webp;base64,AAAA"})
 
 
 def data_of(text):
@@ -89,7 +89,7 @@ def test_nothing_that_a_model_says_is_markup(text):
 def test_the_data_are_complete(text, workdir):
     found = data_of(text)
     assert found["runs"] == ["base", "trained"] and len(found["pictures"]) == 60
-    rows = folder.read_lines(workdir / "predictions.jsonl")
+    rows = json_lines.read(workdir / "predictions.jsonl")
     greedy = {(r["image_id"], r["policy"]): r for r in rows if r["decoding"] == "greedy"}
     for entry in found["pictures"]:
         assert ("thumb" in entry) == (entry["id"] == 1003)
@@ -106,7 +106,7 @@ def test_the_data_are_complete(text, workdir):
 
 def test_rewards_of_samples_are_those_of_the_configuration():
     config = {"reward": {"name": "best_prediction", "options": {"unparsed_reward": -1.0}}}
-    reward = page_data.reward_of(config)
+    reward = page_data.reward_of({"emoji": config})
     got = reward([["generic", "wrong", "unparsed", "generic", "unverified"]])
     assert got == [[1.0, 0.0, -1.0, 1.0, None]]
     # Groups of different sizes keep their places.
@@ -163,7 +163,7 @@ def test_a_point_of_the_trade_off_lies_where_its_numbers_say(workdir):
 
 
 def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
-    rows = folder.read_lines(workdir / "predictions.jsonl")
+    rows = json_lines.read(workdir / "predictions.jsonl")
     greedy = [row for row in rows if row["decoding"] == "greedy"]
     want = json.loads((workdir / "metrics.json").read_text())
     for name in ("metrics.json", "rollout_samples.jsonl"):
@@ -172,6 +172,7 @@ def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
     (workdir / "predictions.jsonl").write_text(lines)
     config = {
         "data": {"name": "elsewhere", "prompt": "base", "options": {}},
+        "reward": {"name": "best_prediction", "options": {"unparsed_reward": -1.0}},
         "evaluation": {"weights": report_folder.WEIGHTS, "seed": 0, "options": {}},
     }
     (workdir / "config.json").write_text(json.dumps(config))
@@ -179,12 +180,12 @@ def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
     for got, run in zip(content.metrics["runs"], want["runs"], strict=True):
         for key, value in run["score"].items():
             assert got["score"][key] == pytest.approx(value), key
-    path = report.write_page(workdir)
-    assert path == workdir / "report.html"
-    found = data_of(path.read_text())
+    paths = report.write(workdir)
+    assert paths[1] == workdir / "report.html" and all(path.exists() for path in paths)
+    found = data_of(paths[1].read_text())
     # The data set cannot be opened: the page is there, its pictures are not.
     assert len(found["pictures"]) == 60 and not any("thumb" in p for p in found["pictures"])
-    assert "samples" not in Page(path.read_text()).ids
+    assert "samples" not in Page(paths[1].read_text()).ids
 
 
 def test_an_empty_or_damaged_folder_is_refused(tmp_path):
@@ -195,7 +196,11 @@ def test_an_empty_or_damaged_folder_is_refused(tmp_path):
     (tmp_path / "predictions.jsonl").write_text(lines[:-40])
     assert len(folder.read(tmp_path).predictions) == 4 * 60 - 1
     (tmp_path / "predictions.jsonl").write_text("{\n" + lines)
-    with pytest.raises(ValueError, match="predictions.jsonl: row 1 is no JSON"):
+    with pytest.raises(ValueError, match="predictions.jsonl, line 1 is damaged"):
+        folder.read(tmp_path)
+    (tmp_path / "predictions.jsonl").write_text(lines)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
         folder.read(tmp_path)
 
 
@@ -215,25 +220,103 @@ def test_thumbnails_stay_within_their_budget_and_the_important_ones_come_first()
     assert thumbnails.fitting({}, [], 1000) == {}
 
 
-def test_thumbnails_are_read_from_the_data_set_of_the_run(tmp_path):
+def emoji_of(level):
+    """A configuration that asks about vehicles of one difficulty, and its pictures."""
     from configs import quickstart
     from speciarl_jax.data import emoji
 
     config = quickstart.get_config()
-    config.data.options.domains = ("vehicle",)
-    source = emoji.Source(
-        seed=config.evaluation.seed,
-        **{**config.data.options, **config.evaluation.options, "domains": ("vehicle",)},
-    )
-    rows = []
-    for index in (0, 5):
-        row = source[index]
-        answer = {"policy": "base", "data": "emoji", "prompt": "base", "decoding": "greedy"}
-        said = {"responses": ["<answer>car</answer>"], "categories": ["wrong"]}
-        rows.append({k: v for k, v in row.items() if k != "image"} | answer | said)
-    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with config.unlocked():
+        config.data.options.domains = ("vehicle",)
+        config.evaluation.options.difficulty = level
+    options = {**config.data.options, **config.evaluation.options}
+    return config, emoji.Source(seed=config.evaluation.seed, **options)
+
+
+def asked(store, data, source, decoding="greedy", answers=1):
+    """Answers about two pictures of a source."""
+    part = predictions.Part("base", data, "base", decoding)
+    store.begin(part, {})
+    said = {"responses": ["<answer>car</answer>"] * answers, "categories": ["wrong"] * answers}
+    rows = [{k: v for k, v in source[i].items() if k != "image"} | said for i in (0, 5)]
+    store.append(part, [row | {"index": i} for i, row in enumerate(rows)])
+
+
+def thumbs_of(workdir):
+    report.write(workdir)
+    found = data_of((workdir / "report.html").read_text())
+    return {(p["data"], p["id"]): p.get("thumb") for p in found["pictures"]}
+
+
+def test_an_evaluation_that_was_killed_has_a_page_with_the_pictures_of_each_data_set(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    want = {}
+    for level in ("easy", "hard"):
+        config, source = emoji_of(level)
+        store.keep_config(level, json.loads(config.to_json()))
+        asked(store, level, source)
+        asked(store, level, source, "samples", 3)
+        want |= {(level, source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
+    assert len({image_id for _, image_id in want}) == 2  # the same pictures, but for difficulty
+    want = {name: thumbnails.data_uri(image) for name, image in want.items()}
+    assert len(set(want.values())) == 4
+    # No metrics.json and no config.json: it was evaluated with --config, and did not end.
+    assert thumbs_of(tmp_path) == want
+    found = data_of((tmp_path / "report.html").read_text())
+    # The reward is known, too: three wrong answers earn nothing.
+    assert [a[2:] for a in found["pictures"][0]["samples"]["0"]["answers"]] == [[0.0, 3]]
+    assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "best_of.png").exists()
+    report.write(tmp_path, 0)
+    found = data_of((tmp_path / "report.html").read_text())
+    assert not any("thumb" in entry for entry in found["pictures"])
+
+
+def test_a_data_set_that_is_gone_costs_only_its_own_pictures(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    for level in ("easy", "hard"):
+        config, source = emoji_of(level)
+        if level == "easy":
+            config.data.name = "elsewhere"
+        store.keep_config(level, json.loads(config.to_json()))
+        asked(store, level, source)
+    thumbs = thumbs_of(tmp_path)
+    assert [thumbs[name] is None for name in thumbs] == [True, True, False, False]
+
+
+def test_the_configuration_of_a_training_run_of_old_is_that_of_its_data(tmp_path):
+    config, source = emoji_of("easy")
+    asked(predictions.Predictions(tmp_path), "emoji", source)
     (tmp_path / "config.json").write_text(config.to_json())
-    found = data_of(report.write_page(tmp_path).read_text())
-    thumbs = [entry["thumb"] for entry in found["pictures"]]
-    assert thumbs == [thumbnails.data_uri(source[i]["image"]) for i in (0, 5)]
-    assert "thumb" not in data_of(report.write_page(tmp_path, 0).read_text())["pictures"][0]
+    want = {("emoji", source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
+    assert thumbs_of(tmp_path) == {k: thumbnails.data_uri(v) for k, v in want.items()}
+
+
+def test_a_page_opens_with_the_last_run_that_has_a_base():
+    def run(policy, data, prompt="base"):
+        return {"policy": policy, "data": data, "prompt": prompt}
+
+    base, trained = run("base", "a"), run("trained", "a")
+    far, other = run("base", "b"), run("copy", "b")
+    assert pairs.opening([base, trained, far, other]) == (far, other)
+    # Here the last one has none.
+    assert pairs.opening([base, trained, other]) == (base, trained)
+    assert pairs.opening([trained, other, run("more", "b")]) == (other, run("more", "b"))
+    assert pairs.opening([trained]) == (trained, trained)
+    # Another prompt has another base.
+    assert pairs.base_of(run("trained", "a", "specific"), [base, trained]) is None
+    both = [base, trained, run("later", "a"), far, other]
+    assert pairs.last_of_each(both) == [(base, run("later", "a")), (far, other)]
+
+
+def test_the_headline_is_of_all_data_sets_or_of_none(tmp_path):
+    report_folder.make(tmp_path, sets=("emoji", "birds"))
+    content = folder.read(tmp_path)
+    text = page.render(content)
+    assert "<h1>How specific, and how right</h1>" in text
+    assert "Greedy answers about 60 pictures of emoji, 60 pictures of birds." in text
+    assert text.count("(trained · emoji)") == 1
+    for run in content.metrics["runs"]:
+        run["score"] |= {"correctness": 0.5, "specificity": 0.1 + 0.2 * (run["policy"] != "base")}
+    assert "<h1>More specific, and as often right</h1>" in page.render(content)
+    # In the trade-off each run is joined to the base of its own data set.
+    assert text.count('class="step"') == 2 + 1  # and the diagonal of the calibration

@@ -30,32 +30,44 @@ def score(categories):
     return values | {"histogram": histogram}
 
 
-def make(folder: pathlib.Path, pictures: int = 60, hostile: bool = True, samples: int = 8) -> None:
-    """Writes the files of a run of `train` and `evaluate`."""
+def make(
+    folder: pathlib.Path,
+    pictures: int = 60,
+    hostile: bool = True,
+    samples: int = 8,
+    sets: tuple[str, ...] = ("emoji",),
+) -> None:
+    """Writes the files of a run of `train` and `evaluate`; all sets have the same image ids."""
     predictions, runs = [], []
-    for number, policy in enumerate(("base", "trained")):
-        greedy = []
-        for i in range(pictures):
-            category = CYCLE[(i // (1 + number)) % len(CYCLE)]
-            said = HOSTILE[i % len(HOSTILE)] if hostile and i < 2 * len(HOSTILE) else f"thing {i}"
-            row = {
-                "image_id": 1000 + i,
-                "label": HOSTILE[i % 7] if hostile and i < 7 else f"label {i % 10}",
-                "generic": "animal",
-                "difficulty": ("easy", "hard")[i % 2],
-                "policy": policy,
-                "data": "emoji",
-                "prompt": "base",
-            }
-            response = f"<think>It is {policy}.</think> <answer>{said}</answer>"
-            answer = {"decoding": "greedy", "responses": [response], "categories": [category]}
-            greedy.append(category)
-            predictions.append(row | answer)
-            others = [CYCLE[(i + n) % len(CYCLE)] for n in range(samples)]
-            many = [f"<answer>{said}{n % 3}</answer>" for n in range(samples)]
-            sampled = {"decoding": "samples", "responses": many, "categories": others}
-            predictions.append(row | sampled)
-        runs.append(_run(policy, score(greedy), pictures, number))
+    for policy_number, policy in enumerate(("base", "trained")):
+        for set_number, data in enumerate(sets):
+            # The second set: what the policies became there is the reverse.
+            number = (policy_number + set_number) % 2
+            greedy = []
+            for i in range(pictures):
+                category = CYCLE[(i // (1 + number)) % len(CYCLE)]
+                said = (
+                    HOSTILE[i % len(HOSTILE)] if hostile and i < 2 * len(HOSTILE) else f"thing {i}"
+                )
+                row = {
+                    "image_id": 1000 + i,
+                    "label": HOSTILE[i % 7] if hostile and i < 7 else f"label {i % 10}",
+                    "generic": "animal",
+                    "difficulty": ("easy", "hard")[i % 2],
+                    "index": i,
+                    "policy": policy,
+                    "data": data,
+                    "prompt": "base",
+                }
+                response = f"<think>It is {policy}.</think> <answer>{said}</answer>"
+                answer = {"decoding": "greedy", "responses": [response], "categories": [category]}
+                greedy.append(category)
+                predictions.append(row | answer)
+                others = [CYCLE[(i + n) % len(CYCLE)] for n in range(samples)]
+                many = [f"<answer>{said}{n % 3}</answer>" for n in range(samples)]
+                sampled = {"decoding": "samples", "responses": many, "categories": others}
+                predictions.append(row | sampled)
+            runs.append(_run(policy, data, score(greedy), pictures, number))
     steps = [{"step": s, "time": 0.0, **_training(s)} for s in range(1, 31)]
     shown = [
         {
@@ -75,19 +87,25 @@ def make(folder: pathlib.Path, pictures: int = 60, hostile: bool = True, samples
     ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     difference = {"value": 0.05, "interval": [-0.01, 0.11], "p": 0.08}
-    names = ({"policy": run["policy"], "data": "emoji", "prompt": "base"} for run in runs)
-    sides = dict(zip("ab", names, strict=True))
-    comparison = sides | {"differences": {"hm": difference}}
-    found = {"runs": runs, "comparisons": [comparison]}
+    comparisons = [
+        {
+            "a": {"policy": "base", "data": data, "prompt": "base"},
+            "b": {"policy": "trained", "data": data, "prompt": "base"},
+            "pictures": pictures,
+            "differences": {k: difference for k in ("correctness", "specificity", "hm")},
+        }
+        for data in sets
+    ]
+    found = {"runs": runs, "comparisons": comparisons}
     (folder / "metrics.json").write_text(json.dumps(found))
     (folder / "summary.json").write_text(json.dumps({"steps": 30, "wall_seconds": 90.0}))
 
 
-def _run(policy, found, pictures, number):
+def _run(policy, data, found, pictures, number):
     values = {k: found[k] for k in ("correctness", "specificity", "hm")}
     return {
         "policy": policy,
-        "data": "emoji",
+        "data": data,
         "prompt": "base",
         "pictures": pictures,
         "score": found,

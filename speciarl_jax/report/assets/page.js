@@ -121,7 +121,8 @@
 
   function card(entry, place, f) {
     const d = direction(change(entry, f.a, f.b));
-    const meta = [entry.level, data.runs.length > 1 ? null : entry.group].filter(Boolean).join(" · ");
+    const about = [entry.level, data.sets.length > 1 ? entry.data : null, data.runs.length > 1 ? null : entry.group];
+    const meta = about.filter(Boolean).join(" · ");
     const node = make("button", { type: "button", class: "card", tabindex: "-1", "data-place": place },
       thumb(entry.thumb, entry.label),
       make("span", { class: "line-of" }, make("strong", {}, said(entry.label)), make("span", { class: "meta" }, meta)),
@@ -218,8 +219,9 @@
     $("prev").addEventListener("click", () => show(state.page - 1));
     $("next").addEventListener("click", () => show(state.page + 1));
     $("reset").addEventListener("click", () => {
-      for (const node of $("filters").querySelectorAll("select, input")) {
-        if (node.id.startsWith("f-")) node.value = "";
+      $("f-text").value = "";
+      for (const node of $("filters").querySelectorAll("select")) {
+        node.selectedIndex = Math.max(0, [...node.options].findIndex((option) => option.defaultSelected));
       }
       refresh();
     });
