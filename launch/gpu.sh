@@ -14,16 +14,7 @@ if [ "$#" -eq 0 ]; then
   echo "give the arguments of the training command: --config=FILE --workdir=FOLDER ..." >&2
   exit 1
 fi
-if [ -z "${CUDA:-}" ]; then
-  if ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader)"; then
-    echo "nvidia-smi finds no GPU; on a machine with one, install NVIDIA's driver first" >&2
-    exit 1
-  fi
-  # CUDA 13 needs driver 580 or newer.
-  driver="${driver%%.*}"
-  CUDA=$((driver >= 580 ? 13 : 12))
-fi
-export ACCELERATOR="cuda$CUDA"
+source launch/cuda.sh
 if [ -n "$dry_run" ]; then
   venv="${VENV:-.venv}"
   echo "ACCELERATOR=$ACCELERATOR source launch/environment.sh"

@@ -9,7 +9,7 @@
 #   SBATCH_OPTIONS   further options of sbatch, for example "--partition=gpu --time=24:00:00"
 #   CUDA             12 or 13, 13
 #   MAX_RESTARTS     20
-#   NOTICE           seconds that a step and a checkpoint may take, 300
+#   NOTICE           seconds that a step and a checkpoint may take, 300; less than the job's time
 # So long before the job's time is over SLURM tells this script, which tells all tasks: they save at
 # the end of the step, and the job is queued again. Before a preemption SLURM does so only where the
 # cluster has PreemptParameters=send_user_signal; elsewhere the run goes on from its last checkpoint.

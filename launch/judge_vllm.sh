@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Serves a judge with vLLM on this machine, waits until it answers, and runs a training command next
-# to it; the judge ends with it. Arguments go to the training command:
+# Serves a judge with vLLM on this machine, waits until it answers, and trains next to it, starting
+# again where that can help (launch/restart.sh); the judge ends with the training. Arguments go to the
+# training command:
 #   JUDGE=Qwen/Qwen3-30B-A3B-Instruct-2507-FP8 JUDGE_DEVICES=7 \
 #     bash launch/judge_vllm.sh --config=configs/base.py --workdir=runs/judged
 # Without arguments it only serves the judge. `--dry_run` as the first argument prints the commands.
 # Settings, all of the environment:
 #   JUDGE            checkpoint folder or name
-#   JUDGE_DEVICES    GPUs of the judge ("0" or "0,1"); keep the others for training
+#   JUDGE_DEVICES    GPUs of the judge ("0" or "0,1"), 0
+#   TRAIN_DEVICES    GPUs of the training, all others (of CUDA_VISIBLE_DEVICES, if that is set)
 #   JUDGE_PORT       8000
 #   JUDGE_MEMORY     share of a GPU's memory that the judge may take, 0.9
 #   VLLM             the command of a vLLM that is installed in an environment of its own, "vllm"
+#   CUDA, MAX_RESTARTS, VENV, PYTHON   as for launch/gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
@@ -25,12 +28,30 @@ vllm="${VLLM:-vllm}"
 serve=("$vllm" serve "$JUDGE" --served-model-name judge --host 127.0.0.1 --port "$port"
   --tensor-parallel-size "$(tr ',' '\n' <<< "$devices" | wc -l)"
   --gpu-memory-utilization "${JUDGE_MEMORY:-0.9}" --max-model-len 4096 --enable-prefix-caching)
-train=("${VENV:-.venv}/bin/python" -m speciarl_jax.train
+if [ "$#" -gt 0 ]; then
+  source launch/cuda.sh
+  if [ -z "${TRAIN_DEVICES:-}" ]; then
+    all="${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader)}"
+    TRAIN_DEVICES="$(tr ', ' '\n' <<< "$all" | grep -vxF -e "$(tr ',' '\n' <<< "$devices")" \
+      | sed '/^$/d' | paste -sd, -)" || true
+  fi
+  if [ -z "$TRAIN_DEVICES" ]; then
+    echo "the judge has all GPUs ($devices): name fewer in JUDGE_DEVICES; to share one, set" \
+      "TRAIN_DEVICES, a smaller JUDGE_MEMORY, and XLA_PYTHON_CLIENT_MEM_FRACTION" >&2
+    exit 1
+  fi
+fi
+train=(env CUDA_VISIBLE_DEVICES="${TRAIN_DEVICES:-}"
+  bash launch/restart.sh --max_restarts="${MAX_RESTARTS:-20}"
+  "${VENV:-.venv}/bin/python" -m speciarl_jax.train
   --config.verifier.name=http_judge --config.verifier.http_judge.model=judge
   --config.verifier.http_judge.server.url="http://127.0.0.1:$port/v1" "$@")
 if [ -n "$dry_run" ]; then
   run env CUDA_VISIBLE_DEVICES="$devices" "${serve[@]}"
-  if [ "$#" -gt 0 ]; then run "${train[@]}"; fi
+  if [ "$#" -gt 0 ]; then
+    echo "ACCELERATOR=$ACCELERATOR source launch/environment.sh"
+    run "${train[@]}"
+  fi
   exit
 fi
 CUDA_VISIBLE_DEVICES="$devices" "${serve[@]}" &
@@ -45,4 +66,6 @@ if [ "$#" -eq 0 ]; then
   exit
 fi
 source launch/environment.sh
-"${train[@]}"
+# The judge stays until the training has saved.
+source launch/attend.sh
+attended "${train[@]}"

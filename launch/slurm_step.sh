@@ -6,9 +6,9 @@
 # 74 or 78 (speciarl_jax/exits.py) would not be seen: each task adds 128 to them, and here that is
 # taken off again.
 set -uo pipefail
-# shellcheck source=launch/attend.sh
-source "$(dirname "$0")/attend.sh"
 if [ "${1:-}" = --task ]; then
+  # shellcheck source=launch/attend.sh
+  source "$(dirname "$0")/attend.sh"
   shift
   # A notice comes to the task alone, not to what it runs.
   attended "$@"
@@ -16,7 +16,6 @@ if [ "${1:-}" = --task ]; then
   case "$code" in 74 | 78) code=$((code + 128)) ;; esac
   exit "$code"
 fi
-trap - TERM
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
 run srun --kill-on-bad-exit=1 --label bash launch/slurm_step.sh --task "$@"

@@ -3,7 +3,7 @@
 #   export TPU=speciarl ZONE=us-west4-a PROJECT=my-project
 #   bash launch/tpu_pod.sh create                     waits until the pod is there
 #   bash launch/tpu_pod.sh setup                      copies this folder, installs on all workers
-#   bash launch/tpu_pod.sh run --config=configs/cub.py --workdir=gs://BUCKET/cub ...
+#   bash launch/tpu_pod.sh run --config=configs/cub_v5e16.py --workdir=gs://BUCKET/cub ...
 #   bash launch/tpu_pod.sh logs                       follows the log of worker 0; LOGS_OF=3 another
 #   bash launch/tpu_pod.sh status
 #   bash launch/tpu_pod.sh stop                       saves at the end of the step
@@ -83,6 +83,9 @@ start() {
   fi
   local arguments
   arguments="$(printf ' %q' "$@")"
+  # Two runs in one workdir would write over each other.
+  on_workers all "cd $folder; if kill -0 \"\$(cat train.pid 2> /dev/null)\" 2> /dev/null; then \
+echo 'a run is under way on this worker; end it first: tpu_pod.sh stop' >&2; exit 1; fi"
   on_workers all "cd $folder; nohup bash launch/restart.sh --max_restarts=${MAX_RESTARTS:-20} \
 .venv/bin/python -m speciarl_jax.train --distributed$arguments >> train.log 2>&1 < /dev/null & \
 echo \$! > train.pid"

@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from speciarl_jax import exits
+from speciarl_jax import exits, out_of_reach
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
@@ -205,10 +205,12 @@ class Checkpoints:
 
         Raises:
           exits.StorageError: this one, or the one before, cannot be written.
+          jax.errors.JaxRuntimeError: of the devices, or another process went away.
         """
         if step == self.latest_step() or not (force or self.due(step)):
             return False
         known = self._best_metric and metric is not None
+        digest = _digest(state, iterator_state, facts)
         try:
             return self._manager.save(
                 step,
@@ -216,7 +218,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     iterator=ocp.args.JsonSave(iterator_state),
                     facts=ocp.args.JsonSave(facts),
-                    checksum=ocp.args.JsonSave(_digest(state, iterator_state, facts)),
+                    checksum=ocp.args.JsonSave(digest),
                 ),
                 metrics={self._best_metric: metric} if known else None,
                 force=True,
@@ -230,8 +232,9 @@ class Checkpoints:
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole, for a run that goes on from it.
 
-        One that is damaged is set aside, under the name `damaged_STEP`, and the one before is used:
-        the run takes the same steps again, to the same bits. That is logged as an error.
+        One that is damaged is set aside, as `damaged_STEP` (`damaged_STEP_2` where there
+        is one already), and the one before is used: the run takes the same steps again, to the same
+        bits. That is logged as an error.
 
         Args:
           state: as for `restore`.
@@ -243,7 +246,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: there were checkpoints, and not one is whole.
-          ValueError: as for `restore`.
+          exits.RestartNeeded, OSError, ValueError: as for `restore`.
         """
         while (step := self.latest_step()) is not None:
             try:
@@ -280,6 +283,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: it is not whole.
+          exits.RestartNeeded, OSError: it is out of reach and may be whole (`out_of_reach.check`).
           ValueError: there is no such checkpoint, its facts differ from this run's, or its arrays
             have other shapes.
         """
@@ -346,9 +350,10 @@ class Checkpoints:
     def _read(self, step: int, **args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
-        except jax.errors.JaxRuntimeError:
+        except (jax.errors.JaxRuntimeError, MemoryError):
             raise  # No memory, or another process went away: the checkpoint is not to blame.
         except Exception as error:
+            out_of_reach.check(self._manager.directory / str(step), error)
             # Whatever a damaged file makes Orbax and TensorStore stumble over.
             raise DamagedCheckpoint(
                 f"{self._manager.directory / str(step)} cannot be read "
@@ -386,7 +391,7 @@ class Checkpoints:
             damage; all start again, and find it set aside.
         """
         folder = self._manager.directory
-        target = folder / f"{DAMAGED}{step}"
+        target = _free_name(folder, step)
         logging.error(
             "DAMAGED CHECKPOINT, set aside as %s: %s. The run goes on from the one before.",
             target,
@@ -396,7 +401,7 @@ class Checkpoints:
         if (folder / str(step)).exists():
             try:
                 (folder / str(step)).rename(target)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 pass  # Another process was faster.
         if several:
             raise exits.RestartNeeded(f"checkpoint {step} was damaged and is set aside") from error
@@ -404,8 +409,8 @@ class Checkpoints:
 
     def _explain(self, error: Exception) -> None:
         """Raises a StorageError in place of what Orbax says when it cannot write."""
-        if isinstance(error, exits.StorageError) or _others_are_gone(error):
-            return
+        if isinstance(error, exits.StorageError | jax.errors.JaxRuntimeError):
+            return  # No disk says the latter.
         folder = self._manager.directory
         whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         raise exits.StorageError(
@@ -413,6 +418,15 @@ class Checkpoints:
             f"Whole ones there: {whole}. Free space, or make the folder writable, and start the "
             "same command again"
         ) from error
+
+
+def _free_name(folder: epath.Path, step: int) -> epath.Path:
+    """Where a damaged checkpoint of a step goes; it may not be the first."""
+    target, number = folder / f"{DAMAGED}{step}", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{DAMAGED}{step}_{number}"
+    return target
 
 
 def _others_are_gone(error: BaseException | None) -> bool:

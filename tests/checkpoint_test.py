@@ -1,5 +1,6 @@
 """Checkpoints: the same bits back, or a refusal that can be read."""
 
+import errno
 import shutil
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax import assemble
+from speciarl_jax import assemble, checkpoint, exits
 from speciarl_jax.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 
 FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
@@ -285,6 +286,99 @@ def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(opened, sav
             opened(folder).resume(large(0), FACTS)
     shutil.copytree(saved([6], large) / "6", folder / "8")
     assert opened(folder).resume(large(0), FACTS)[0] == 8
+
+
+def test_a_checkpoint_that_is_damaged_again_gets_a_name_of_its_own(opened, saved, tmp_path):
+    folder = saved([2, 4], large)
+    (folder / "damaged_4").mkdir()
+    flipped(files_of(folder / "4")[0])
+    assert opened(folder).resume(large(0), FACTS)[0] == 2
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "damaged_4", "damaged_4_2"]
+
+
+def test_two_processes_may_set_the_same_checkpoint_aside(opened, saved, monkeypatch):
+    folder = saved([2, 4])
+    free_name = checkpoint._free_name
+
+    def slow(*args):
+        name = free_name(*args)
+        shutil.copytree(folder / "4", name)  # The other process, a moment before this one.
+        return name
+
+    checkpoints = opened(folder)
+    monkeypatch.setattr(checkpoint, "_free_name", slow)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(exits.RestartNeeded, match="4 was damaged and is set aside"):
+        checkpoints._set_aside(4, DamagedCheckpoint("flipped"))
+    monkeypatch.undo()
+
+
+class ServerDisconnectedError(Exception):
+    __module__ = "aiohttp.client_exceptions"
+
+
+def caused(cause):
+    error = RuntimeError("restore failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "said, raised, code",
+    [
+        (ValueError("UNAVAILABLE: GET https://storage: 503"), exits.RestartNeeded, exits.RESTART),
+        (caused(ValueError("DEADLINE_EXCEEDED: reading")), exits.RestartNeeded, exits.RESTART),
+        (caused(ServerDisconnectedError()), exits.RestartNeeded, exits.RESTART),
+        (TimeoutError(), exits.RestartNeeded, exits.RESTART),
+        (ValueError("PERMISSION_DENIED: 403"), exits.StorageError, exits.STORAGE),
+        (PermissionError(errno.EACCES, "not yours"), PermissionError, exits.STORAGE),
+        (caused(OSError(errno.EIO, "a bad sector")), OSError, 1),
+        (MemoryError(), MemoryError, 1),
+    ],
+)
+def test_a_checkpoint_that_is_out_of_reach_is_left_where_it_is(
+    opened, saved, monkeypatch, said, raised, code
+):
+    folder = saved([2, 4])
+    checkpoints = opened(folder)
+
+    def away(*args, **options):
+        raise said
+
+    monkeypatch.setattr(checkpoints._manager, "restore", away)
+    for read in (
+        lambda: checkpoints.resume(small(0), FACTS),
+        lambda: checkpoints.agree(FACTS),
+    ):
+        with pytest.raises(raised) as error:
+            read()
+        assert exits.code_of(error.value, False) == code
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_error_of_the_disk_is_not_taken_for_damage(opened, saved):
+    folder = saved([2, 4], large)
+    numbers = files_of(folder / "4")[0]
+    numbers.unlink()
+    numbers.symlink_to(numbers)  # "Too many levels of symbolic links", for root as well
+    with pytest.raises(OSError, match="may be whole") as error:
+        opened(folder).resume(large(0), FACTS)
+    assert error.value.errno == errno.ELOOP
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "4"]
+
+
+def test_an_error_of_the_devices_is_not_taken_for_a_full_disk(opened, saved, monkeypatch):
+    checkpoints = opened(saved([2]))
+
+    def broken(*args, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
+
+    for owner, name in ((checkpoint, "_digest"), (checkpoints._manager, "save")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, broken)
+            with pytest.raises(jax.errors.JaxRuntimeError, match="a device is lost"):
+                checkpoints.save(4, small(4), {}, FACTS)
 
 
 def test_checksums_tell_any_changed_or_moved_element_and_no_mesh(run):

@@ -1,7 +1,10 @@
 """The launchers: clean shell, what they would run, and what they do where tools have stand-ins."""
 
+import json
+import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -318,15 +321,17 @@ def test_a_pod_is_made_set_up_run_stopped_and_made_again(checkout):
         tools,
         "gcloud",
         f"""
-echo "$*" >> {pod}/log
+echo "$3 $4" >> {pod}/log
 case "$3 $4" in
   "queued-resources create") echo PROVISIONING > {pod}/state; mkdir -p {pod}/w0 {pod}/w1 ;;
   "queued-resources describe") cat {pod}/state; echo ACTIVE > {pod}/state ;;
   "queued-resources delete") rm -r {pod}/w0 {pod}/w1 {pod}/state ;;
   "tpu-vm scp") for w in {pod}/w?; do cp "$5" $w/; done ;;
   "tpu-vm ssh")
-    for w in {pod}/w?; do (cd $w && HOME=$w bash -c "${{@: -1}}" | sed 's/^--command=//'); done ;;
-esac""".replace('"${@: -1}"', '"$(sed s/^--command=// <<< "${@: -1}")"'),
+    command="${{@: -1}}"; failed=0
+    for w in {pod}/w?; do (cd $w && HOME=$w bash -c "${{command#--command=}}") || failed=1; done
+    exit $failed ;;
+esac""",
     )
     # uv, and pip that would fetch it; the interpreter that `uv python find` names stands in too.
     stand_in(tools, "uv", '[ "$2" != find ] || echo python3')
@@ -354,27 +359,60 @@ esac""".replace('"${@: -1}"', '"$(sed s/^--command=// <<< "${@: -1}")"'),
     pod_sh("run", *TRAINING)
     wait_for("-m speciarl_jax.train --distributed " + " ".join(TRAINING))
     assert pod_sh("status").splitlines() == ["ACTIVE", "running", "running"]
+    # A second run is refused, also where only one worker still runs the first.
+    running = (pod / "w0" / "speciarl_jax" / "train.pid").read_text()
+    for action in ("run", "resume"):
+        done = shell(checkout, "tpu_pod.sh", action, *TRAINING, **POD)
+        assert done.returncode != 0 and "a run is under way on this worker" in done.stderr
+        assert (pod / "w0" / "speciarl_jax" / "train.pid").read_text() == running
+        (pod / "w1" / "speciarl_jax" / "train.pid").rename(pod / "pid")
+        done = shell(checkout, "tpu_pod.sh", action, *TRAINING, **POD)
+        assert done.returncode != 0
+        assert not (pod / "w1" / "speciarl_jax" / "train.pid").exists()
+        (pod / "pid").rename(pod / "w1" / "speciarl_jax" / "train.pid")
     pod_sh("stop")
     wait_for("saved")
     # Taken away.
+    (pod / "log").unlink()
     (pod / "state").write_text("SUSPENDED\n")
     pod_sh("resume", *TRAINING)
-    calls = [" ".join(x.split()[2:4]) for x in (pod / "log").read_text().splitlines()]
-    assert (
-        calls[-6:]
-        == [
-            "queued-resources delete",
-            "queued-resources create",
-            "queued-resources describe",
-            "queued-resources describe",
-            "tpu-vm scp",
-            "tpu-vm ssh",
-        ]
-        or calls[-7:].count("tpu-vm ssh") == 2
-    )
+    assert (pod / "log").read_text().splitlines() == [
+        "queued-resources describe",  # whether it is there
+        "queued-resources delete",
+        "queued-resources create",
+        "queued-resources describe",
+        "queued-resources describe",
+        "tpu-vm scp",
+        "tpu-vm ssh",  # installs
+        "tpu-vm ssh",  # is there a run?
+        "tpu-vm ssh",  # starts
+    ]
     wait_for("--distributed")
     pod_sh("stop")
     wait_for("saved")
+
+
+# What the scripts and the documents tell a person to run on a pod.
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/operations.md", "launch/tpu_pod.sh"])
+def test_the_first_run_on_a_pod_is_one_that_was_planned_for_it(name):
+    script = (ROOT / "launch" / "tpu_pod.sh").read_text()
+    assert "${TYPE:-v5litepod-16}" in script
+    configs = re.findall(
+        r"tpu_pod\.sh\S* run --config=configs/(\w+)\.py", (ROOT / name).read_text()
+    )
+    assert configs
+    for config in configs:
+        planned(config, "v5e", 16)
+
+
+def planned(config, chip, chips):
+    plan = json.loads((ROOT / "launch" / "plans" / f"{config}.json").read_text())
+    assert plan["topology"].startswith(f"{chip}:") and plan["chips"] == chips
+    assert plan["programs"] and all(program["fits"] for program in plan["programs"])
+    text = (ROOT / "launch" / "plans" / f"{config}.txt").read_text()
+    assert f"--config=configs/{config}.py --topology={plan['topology']}" in text.splitlines()[0]
 
 
 # tpu_gke.yaml
@@ -417,3 +455,20 @@ def test_the_jobset_stops_at_the_codes_that_a_restart_does_not_help(jobset):
     assert stop["targetReplicatedJobs"] == [workers["name"]]
     assert spec["parallelism"] == spec["completions"] and spec["backoffLimit"] == 0
     assert "--distributed" in container["args"]
+
+
+def test_the_jobset_runs_what_was_planned_for_its_slice(jobset):
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    pod = workers["template"]["spec"]["template"]["spec"]
+    (config,) = [
+        found.group(1)
+        for argument in pod["containers"][0]["args"]
+        if (found := re.fullmatch(r"--config=configs/(\w+)\.py", argument))
+    ]
+    places = pod["nodeSelector"]
+    assert places["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5-lite-podslice"
+    topology = places["cloud.google.com/gke-tpu-topology"]
+    chips = math.prod(int(side) for side in topology.split("x"))
+    hosts = workers["template"]["spec"]["parallelism"]
+    assert chips == hosts * pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    planned(config, "v5e", chips)

@@ -1,0 +1,13 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: sets ACCELERATOR to the JAX that this machine's GPUs can run.
+# CUDA (12 or 13) chooses; by default what the driver can do.
+if [ -z "${CUDA:-}" ]; then
+  if ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader)"; then
+    echo "nvidia-smi finds no GPU; on a machine with one, install NVIDIA's driver first" >&2
+    exit 1
+  fi
+  # CUDA 13 needs driver 580 or newer.
+  driver="${driver%%.*}"
+  CUDA=$((driver >= 580 ? 13 : 12))
+fi
+export ACCELERATOR="cuda$CUDA"
