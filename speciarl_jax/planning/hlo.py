@@ -60,8 +60,7 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
       text: `compiled.as_text()`.
       open_turns: of a loop whose number of turns is not in the program (decoding, which stops when
         all answers have ended). Of several such loops that follow each other in a computation the
-        first is given all the turns, and the others, and those in a branch behind it, none: they
-        are the first loop made smaller. Of branches the one with the most traffic counts.
+        first is given all the turns, and the others none: they are the first loop made narrower.
 
     Returns:
       The collectives, and how many loops had no number of turns.
@@ -70,20 +69,17 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
     results = {
         name: {each.name: each.result for each in body} for name, body in computations.items()
     }
+    turns: collections.Counter[tuple[str, int, str]] = collections.Counter()
     unknown: set[str] = set()
 
-    def visit(name: str, times: int, given: bool = False) -> collections.Counter:
-        turns: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    def visit(name: str, times: int) -> None:
+        given = False
         for each in computations.get(name, ()):
             kind = _kind(each.operation)
             if kind:
                 source = _OP_NAME.search(each.text)
                 key = (kind, _exchanged(each, results[name]), source.group(1) if source else "")
                 turns[key] += times
-                continue
-            if each.operation == "conditional":
-                branches = [visit(branch, times, given) for branch in _called(each.text)]
-                turns.update(max(branches, key=_traffic))
                 continue
             here = times
             if each.operation == "while":
@@ -93,17 +89,11 @@ def collectives(text: str, open_turns: int = 1) -> tuple[list[Collective], int]:
                     trips, given = (0 if given else open_turns), True
                 here = times * trips
             for called in _called(each.text):
-                turns.update(visit(called, here))
-        return turns
+                visit(called, here)
 
-    found = [
-        Collective(k, size, n, source) for (k, size, source), n in visit(entry, 1).items() if n
-    ]
+    visit(entry, 1)
+    found = [Collective(k, size, n, source) for (k, size, source), n in turns.items() if n]
     return sorted(found, key=lambda c: -c.total_bytes), len(unknown)
-
-
-def _traffic(turns: collections.Counter) -> int:
-    return sum(size * count for (_, size, _), count in turns.items())
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:

@@ -112,18 +112,14 @@ def _finish(answers, pictures, advance, parts, sizes, max_tokens: int) -> Rollou
         return (answers.step < max_tokens) & ~compaction.fits(answers.done_BN, parts, room)
 
     answers = jax.lax.while_loop(go_on, functools.partial(advance, pictures), answers)
-    found = answers.found()
     if not sizes:
-        return found
-
-    def go_on_smaller():
-        places = compaction.places(answers.done_BN, parts, sizes[0])
-        rest = answers.take(places), pictures.take(places)
-        moved = _finish(*rest, advance, parts, sizes[1:], max_tokens)
-        return jax.tree.map(places.put_back, found, moved)
-
-    some_left = (answers.step < max_tokens) & ~jnp.all(answers.done_BN)
-    return jax.lax.cond(some_left, go_on_smaller, lambda: found)
+        return answers.found()
+    # At the last token nothing goes on: the places stay empty. A branch would keep both caches.
+    done_BN = answers.done_BN | (answers.step >= max_tokens)
+    places = compaction.places(done_BN, parts, sizes[0])
+    rest = answers.take(places), pictures.take(places)
+    moved = _finish(*rest, advance, parts, sizes[1:], max_tokens)
+    return jax.tree.map(places.put_back, answers.found(), moved)
 
 
 @flax.struct.dataclass

@@ -73,32 +73,6 @@ def test_collectives_are_counted_as_often_as_their_loops_turn():
     assert open_loops == 2
 
 
-def test_of_branches_the_one_with_the_most_traffic_counts():
-    """The second loop lies in a branch, beside a branch with a small exchange."""
-    branches = """\
-%small (p.7: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
-  %all-to-all.1 = f32[2]{0} all-to-all(%g.5), dimensions={0}
-  ROOT %t.4 = (s32[], bf16[8,64]{1,0}) tuple(%g.5, %g.5)
-}
-
-%large (p.8: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
-  %all-gather.2 = f32[4]{0} all-gather(%g.6), dimensions={0}
-  ROOT %w.3 = (s32[], bf16[8,64]{1,0}) while(%p.8), condition=%open_condition, body=%open_body
-}
-
-ENTRY"""
-    loop = "while(%w.1), condition=%open_condition, body=%open_body"
-    choice = "conditional(%i, %w.1, %w.1), branch_computations={%small, %large}"
-    text = TPU.replace(loop, choice).replace("ENTRY", branches)
-    found, open_loops = hlo.collectives(text, open_turns=10)
-    assert [(c.kind, c.bytes_each, c.count) for c in found] == [
-        ("all-gather", GATHER, 28 * 10),
-        ("all-reduce", REDUCE, 10),
-        ("all-gather", 16, 1),
-    ]
-    assert open_loops == 2
-
-
 def test_a_number_of_turns_that_the_compiler_noted_is_taken():
     noted = TPU.replace(
         "body=%inner_body", 'body=%inner_body, backend_config={"known_trip_count":{"n":"3"}}'
