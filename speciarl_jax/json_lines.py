@@ -1,4 +1,4 @@
-"""JSON-lines files that grow while a run goes on, in a folder or in a bucket (gs://...)."""
+"""Files of JSON that outlive a kill, in a folder or in a bucket (gs://...): lines, and objects."""
 
 import json
 import time
@@ -45,6 +45,21 @@ def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[
             ) from None
         rows.append(row)
     return rows
+
+
+def read_object(path: epath.PathLike, remedy: str) -> dict[str, Any]:
+    """The object that a file holds as a whole; empty where it is missing.
+
+    Raises:
+      ValueError: it is no JSON; names it, with the remedy.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); {remedy}") from None
 
 
 def replace(path: epath.PathLike, text: str) -> None:
@@ -124,6 +139,7 @@ class JsonLines:
             self._lines = [row + "\n" for row in rows]
             if "".join(self._lines) != content:
                 self._file.rewrite()
+        self._file.add("")  # the file is there even if no row comes
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""

@@ -207,7 +207,8 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: the file is damaged.
     """
-    return _read_json(epath.Path(folder) / FACTS, f"delete it and {LINES} beside it")
+    remedy = f"delete it and {LINES} beside it, and start again"
+    return json_lines.read_object(epath.Path(folder) / FACTS, remedy)
 
 
 def read_configs(folder: str | os.PathLike) -> dict[str, Any]:
@@ -217,16 +218,7 @@ def read_configs(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: the file is damaged.
     """
-    return _read_json(epath.Path(folder) / CONFIGS, "delete it")
-
-
-def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); {remedy}, and start again") from None
+    return json_lines.read_object(epath.Path(folder) / CONFIGS, "delete it, and start again")
 
 
 def _grouped(lines: Iterable[dict[str, Any]]) -> dict[Part, list[dict[str, Any]]]:

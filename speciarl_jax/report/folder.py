@@ -1,7 +1,6 @@
 """What an evaluation folder holds: the files that `train` and `evaluate` write."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +52,12 @@ def read(workdir: epath.Path) -> Folder:
       ValueError: the folder holds neither answers nor metrics, or a file in it is damaged.
     """
     parts, configs = predictions.read(workdir), predictions.read_configs(workdir)
-    if not configs and (config := _read_json(workdir / "config.json", {})):
-        # Of a training run before it kept them.
-        configs = {config["data"]["name"]: config}
-    found = _read_json(workdir / run_metrics.FILE, None)
-    if found is None:
-        found = _metrics(parts, configs)
+    remedy = "run what wrote it again"
+    trained = json_lines.read_object(workdir / "config.json", remedy)
+    if trained:
+        # For training runs of old, which kept nothing else.
+        configs = {trained["data"]["name"]: trained} | configs
+    found = json_lines.read_object(workdir / run_metrics.FILE, remedy) or _metrics(parts, configs)
     history = json_lines.read(workdir / "metrics.jsonl")
     if not (found["runs"] or history):
         raise ValueError(
@@ -68,7 +67,7 @@ def read(workdir: epath.Path) -> Folder:
     return Folder(
         name=workdir.resolve().name,
         configs=configs,
-        summary=_read_json(workdir / "summary.json", {}),
+        summary=json_lines.read_object(workdir / "summary.json", remedy),
         metrics={"comparisons": [], **found},
         predictions=[row for lines in parts.values() for row in lines],
         history=history,
@@ -88,12 +87,3 @@ def _metrics(parts, configs):
 def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """(policy, data, prompt) of a row of predictions or metrics."""
     return row["policy"], row["data"], row["prompt"]
-
-
-def _read_json(path, missing):
-    if not path.exists():
-        return missing
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}); run what wrote it again") from None

@@ -283,12 +283,17 @@ def test_a_data_set_that_is_gone_costs_only_its_own_pictures(tmp_path):
     assert [thumbs[name] is None for name in thumbs] == [True, True, False, False]
 
 
-def test_the_configuration_of_a_training_run_of_old_is_that_of_its_data(tmp_path):
-    config, source = emoji_of("easy")
-    asked(predictions.Predictions(tmp_path), "emoji", source)
-    (tmp_path / "config.json").write_text(config.to_json())
-    want = {("emoji", source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
-    assert thumbs_of(tmp_path) == {k: thumbnails.data_uri(v) for k, v in want.items()}
+def test_a_training_run_of_old_keeps_its_pictures_when_more_is_evaluated(tmp_path):
+    store, want = predictions.Predictions(tmp_path), {}
+    for data, level in (("emoji", "easy"), ("hard", "hard")):
+        config, source = emoji_of(level)
+        asked(store, data, source)
+        if data == "emoji":
+            (tmp_path / "config.json").write_text(config.to_json())
+        else:
+            store.keep_config(data, json.loads(config.to_json()))
+        want |= {(data, source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
+        assert thumbs_of(tmp_path) == {k: thumbnails.data_uri(v) for k, v in want.items()}
 
 
 def test_a_page_opens_with_the_last_run_that_has_a_base():
