@@ -1,6 +1,6 @@
 """The paper's training set and policy (7B) on TPU v5p-8, 4 chips of 95 GB; `cub.py` otherwise.
 
-Sized by arithmetic; no plan was compiled for it yet (docs/scale.md says how).
+What it takes: launch/plans/cub_v5p8.txt.
 """
 
 import ml_collections
@@ -13,6 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = cub.get_config()
     # No chip gathers weights while it decodes: each has a copy.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 4, 1, 1
-    config.rollout.chunk_pictures = 128
+    config.rollout.chunk_pictures = 64
     config.train.micro_batches = 16  # two pictures a chip
     return config

@@ -1,6 +1,6 @@
 """The paper's training set and policy (7B) on 8 chips of TPU v6e, 32 GB each; `cub.py` otherwise.
 
-Sized by arithmetic; no plan was compiled for it yet (docs/scale.md says how).
+What it takes: launch/plans/cub_v6e8.txt.
 """
 
 import ml_collections
