@@ -160,7 +160,7 @@ def flags_of(workdir, config, **given):
 def command(monkeypatch):
     """(given flags, lines) -> `evaluate.main` whose policy answers with these lines."""
     monkeypatch.setattr(evaluate.compilation_cache, "enable", lambda folder: None)
-    monkeypatch.setattr(evaluate.report, "write_figures", lambda workdir: None)
+    monkeypatch.setattr(evaluate.report, "write", lambda workdir: [])
 
     def command(given, lines):
         def answered(plan, store):

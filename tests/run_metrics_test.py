@@ -293,7 +293,7 @@ def folders(tmp_path):
             store.begin(part, ABOUT)
             store.append(part, answers(10 * number * i + i))
             if name == "one":
-                store.begin(part._replace(decoding="samples"), {})
+                store.begin(part._replace(decoding="samples"), ABOUT | {"sampling": 5})
                 store.append(part._replace(decoding="samples"), answers(i, samples=5))
         run_metrics.write(tmp_path / name, run_metrics.of_parts(store.parts(), WEIGHTS))
     return [tmp_path / name for name in ("one", "two")]
