@@ -207,10 +207,10 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     if run.config.train.dynamic_sampling.max_rounds:
         bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
         fresh = dynamic_sampling.Groups(bare, *learnt[1:])
-        size, pad_id = run.config.train.batch_size, run.model_config.eos_token_id
+        size = run.config.train.batch_size
 
         def keep(fresh, signal_B):
-            return dynamic_sampling.gather(None, fresh, signal_B, size=size, pad_id=pad_id)
+            return dynamic_sampling.gather(None, fresh, signal_B, size=size)
 
         signal_B = jax.ShapeDtypeStruct(batch.weight_B.shape, bool, sharding=rows)
         found["keep"] = Program(jax.jit(keep, out_shardings=rows), (fresh, signal_B))
