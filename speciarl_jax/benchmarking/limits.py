@@ -49,21 +49,21 @@ class Machine:
             long; what it takes to start a program then does not count.
         """
         self._clock = clock
-        # Orthogonal but for a factor below 1: products neither grow nor vanish.
-        matrix = jax.random.orthogonal(jax.random.key(0), 64).astype(dtype)
-        self._matrix = jnp.kron(jnp.eye(size // 64, dtype=dtype), matrix)
+        # Of a variance with which products neither grow nor vanish.
+        matrix = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
+        self._matrix = matrix.astype(dtype)
         self._array = jnp.zeros(2**26, jnp.float32)
-        self._product = self._repeated(lambda a: a @ self._matrix, self._matrix, seconds)
-        self._copy = self._repeated(lambda x: x + 1, self._array, seconds)
+        self._product = self._repeated(lambda a, matrix: a @ matrix, self._matrix, seconds)
+        self._copy = self._repeated(lambda x, _: x + 1, self._array, seconds)
 
     def _repeated(self, function: Callable, first: jax.Array, seconds: float):
-        """A program that calls `function` on its own result, and how often it does."""
-        once = jax.jit(function).lower(first).compile()
-        self._clock.time(once, first)
-        times = max(1, round(seconds / max(self._clock.time(once, first)[0], 1e-6)))
+        """A program that calls `function(result, first)` on its own result, and how often."""
+        once = jax.jit(function).lower(first, first).compile()
+        self._clock.time(once, first, first)
+        times = max(1, round(seconds / max(self._clock.time(once, first, first)[0], 1e-6)))
 
-        def program(x):
-            return jax.lax.fori_loop(0, times, lambda _, x: function(x), x)
+        def program(first):
+            return jax.lax.fori_loop(0, times, lambda _, x: function(x, first), first)
 
         program = jax.jit(program).lower(first).compile()
         self._clock.time(program, first)
