@@ -293,8 +293,8 @@ def _train() -> ml_collections.ConfigDict:
     train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
     # Micro-batches are made of pictures whose longest answers are about as long, and their answers
     # cut to the narrowest that holds them of so many widths: T, half of T, a quarter, ... That
-    # changes no number; an update whose answers are much shorter than `rollout.max_tokens` runs less
-    # padding; each width is one more program to compile.
+    # changes no number, and runs less padding where answers are much shorter than
+    # `rollout.max_tokens`; each width is one more program to compile.
     train.answer_widths = 4
     train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
