@@ -47,8 +47,9 @@ def _model() -> ml_collections.ConfigDict:
     model.lora_alpha = 32.0
     model.scan_unroll = 1  # layers a turn of the loop over layers
     # Over whole sequences (prompts, pictures, answers that are learned from): "xla" makes arrays of
-    # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly).
-    # "auto": splash on TPU.
+    # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly),
+    # nor does "cudnn" on GPUs (elsewhere XLA computes the same calls). "auto": splash on TPU, xla
+    # elsewhere.
     model.attention = "auto"
     return model
 

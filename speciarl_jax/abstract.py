@@ -64,7 +64,7 @@ def make_run(
             lora_alpha=config.model.lora_alpha,
             scan_unroll=config.model.scan_unroll,
             base_weights=config.model.base_weights,
-            attention=assemble.attention_kind(config.model.attention, mesh),
+            attention=assemble.attention_kind(config, mesh),
             rngs=nnx.Rngs(0),
         )
     )

@@ -290,27 +290,39 @@ def load_policy(
         lora_alpha=config.model.lora_alpha,
         scan_unroll=config.model.scan_unroll,
         base_weights=config.model.base_weights,
-        attention=attention_kind(config.model.attention, mesh),
+        attention=attention_kind(config, mesh),
         seed=config.seed,
         put=sharding.put_param(mesh),
     )
 
 
-def attention_kind(name: str, mesh: jax.sharding.Mesh) -> str:
-    """What `config.model.attention` means on these devices, one of `splash.KINDS`.
+def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
+    """What `config.model.attention` means on these devices, one of `fused.KINDS`.
 
-    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of no TPU.
+    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of CPUs.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a dtype that the kernel does not compute in.
     """
-    if name not in ("auto", "xla", "splash"):
-        raise ValueError(f"config.model.attention is {name!r}; choose 'auto', 'xla' or 'splash'")
+    name = config.model.attention
+    if name not in ("auto", "xla", "splash", "cudnn"):
+        raise ValueError(
+            f"config.model.attention is {name!r}; choose 'auto', 'xla', 'splash' or 'cudnn'"
+        )
     abstract = isinstance(mesh, jax.sharding.AbstractMesh)
-    tpu = not abstract and mesh.devices.flat[0].platform == "tpu"
+    platform = "cpu" if abstract else mesh.devices.flat[0].platform
     if name == "auto":
-        return "splash" if tpu else "xla"
-    return "splash_interpret" if name == "splash" and not tpu else name
+        return "splash" if platform == "tpu" else "xla"
+    if name == "splash" and platform != "tpu":
+        return "splash_interpret"
+    if name == "cudnn" and platform != "gpu":
+        return "cudnn_by_xla"
+    if name == "cudnn" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            "config.model.attention = 'cudnn' computes in bfloat16 and config.model.dtype is "
+            f"{config.model.dtype!r}; set that to 'bfloat16', or the attention to 'xla'"
+        )
+    return name
 
 
 def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -78,12 +78,12 @@ def program(run):
     """(optimizer and update options) -> compiled (state, base, batch) -> (state, metrics)."""
 
     @functools.cache
-    def make(**changes):
+    def make(graphdef=run.graphdef, **changes):
         adamw = OPTIMIZER | {k: v for k, v in changes.items() if k in OPTIMIZER}
         options = OPTIONS | {k: v for k, v in changes.items() if k in OPTIONS}
         optimizer = optimizer_lib.make(**adamw)
         step = functools.partial(
-            update, graphdef=run.graphdef, optimizer=optimizer, banned_V=run.banned_V, **options
+            update, graphdef=graphdef, optimizer=optimizer, banned_V=run.banned_V, **options
         )
         return functools.partial(init_state, optimizer=optimizer), jax.jit(
             step, compiler_options=QUICK
@@ -187,6 +187,22 @@ def test_cutting_and_recomputing_change_no_number(run, lora, batch, program, cha
     assert metrics.keys() == want_metrics.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(value, want_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["splash_interpret", "cudnn_by_xla"])
+def test_attention_by_a_fused_kernel_gives_the_same_update(run, lora, batch, program, kind):
+    policy = nnx.merge(run.graphdef, lora, run.base)
+    policy.decoder.attention = policy.visual.attention = kind
+    graphdef, *_ = nnx.split(policy, nnx.LoRAParam, ...)
+    init, step = program()
+    want, want_metrics = step(init(lora), run.base, batch)
+    init, step = program(graphdef)
+    got, metrics = step(init(lora), run.base, batch)
+    assert_same(got.lora, want.lora, rtol=0, atol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, want_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    features = policy.encode_images(batch.prompt.patches_BSC, batch.prompt.layout)
+    np.testing.assert_allclose(features, batch.features_BMD, atol=1e-4)
 
 
 def test_no_advantage_and_no_divergence_give_no_gradient(run, lora, batch, program):

@@ -17,6 +17,26 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
     return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask)
 
 
+def seen_in_shared_row(rows, columns, prompt: int, length: int):
+    """Which columns the tokens of a row `[prompt | answer 1 ... answer N]` see, apart from padding.
+
+    It is causal, and no answer sees another.
+
+    Args:
+      rows: [R] places in the row, NumPy or JAX.
+      columns: [C] likewise.
+      prompt: P, tokens.
+      length: T, tokens of each answer.
+
+    Returns:
+      bool [R, C].
+    """
+    # The prompt's part is numbered -1, -2, ...
+    mine, theirs = ((places - prompt) // length for places in (rows, columns))
+    same = (mine[:, None] == theirs) | (columns < prompt)
+    return same & (columns <= rows[:, None])
+
+
 def shared_prefix(
     q_BNTHK: jax.Array,
     prefix_k_BPGK: jax.Array,

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from speciarl_jax.models import int8, lora, placement
-from speciarl_jax.models.qwen2_5_vl import attention, mrope, splash
+from speciarl_jax.models.qwen2_5_vl import attention, fused, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
@@ -114,11 +114,12 @@ class Decoder(nnx.Module):
         self, x_BPD: jax.Array, positions_3BP: jax.Array, mask_BP: jax.Array, *, use_lora: bool
     ) -> tuple[jax.Array, PrefixCache]:
         """Runs prompts; returns final hidden states [B, P, D] and their cache."""
+        kernel = fused.KINDS[self.attention]
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
         def attend(q, k, v, carry, layer):
-            if self.attention != "xla":
-                return splash.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
+            if kernel:
+                return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
         x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
@@ -276,10 +277,11 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(position, (3, *position.shape))
         cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
         order_TT = jnp.tril(jnp.ones((length, length), bool))
+        kernel = fused.KINDS[self.attention]
 
         def attend(q, k, v, carry, layer):
-            if self.attention != "xla" and length:
-                return splash.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
+            if kernel and length:
+                return kernel.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
 
             def split(x):
                 own = rearrange(x[:, prompt:], "b (n t) h k -> b n t h k", n=answers)

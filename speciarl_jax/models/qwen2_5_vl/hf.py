@@ -75,7 +75,7 @@ def load(
       lora_alpha: the adapters are scaled by alpha / r.
       scan_unroll: layers a turn of the loop over layers.
       base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
-      attention: over whole sequences, one of `splash.KINDS`.
+      attention: over whole sequences, one of `fused.KINDS`.
       seed: of LoRA.
       put: places a parameter on its devices (`Put`); the default device when None.
 

@@ -43,7 +43,7 @@ class Qwen25VL(nnx.Module):
           lora_alpha: the adapters are scaled by alpha / r.
           scan_unroll: layers a turn of the loop over layers.
           base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
-          attention: over whole sequences, one of `splash.KINDS`; decoding has its own.
+          attention: over whole sequences, one of `fused.KINDS`; decoding has its own.
           rngs: with a `params` stream.
         """
         self.config = config

@@ -15,10 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 
 from speciarl_jax.models import placement
+from speciarl_jax.models.qwen2_5_vl import attention
 
-# Values of `attention`: "splash" compiles for TPU, the last runs the same kernel step by step
-# anywhere, for tests.
-KINDS = ("xla", "splash", "splash_interpret")
 _LANES = 128
 _BLOCK = 512
 
@@ -44,10 +42,7 @@ class SharedPrefixMask(mask_lib.Mask):
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, columns = (np.arange(n)[part] for n, part in zip(self.shape, index, strict=True))
-        # The prompt's part is numbered -1, -2, ...
-        mine, theirs = (((x - self.prompt) // self.length) for x in (rows, columns))
-        same = (mine[:, None] == theirs) | (columns < self.prompt)
-        return same & (columns <= rows[:, None])
+        return attention.seen_in_shared_row(rows, columns, self.prompt, self.length)
 
 
 def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
@@ -69,7 +64,7 @@ def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Arra
       v_BSGK: values.
       mask_BP: bool, false at the prompt's padding.
       answers: N.
-      kind: of `KINDS`.
+      kind: "splash", compiled for TPU, or "splash_interpret", the same step by step anywhere.
 
     Returns:
       [B, S, H, K] in the dtype of the queries.

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from speciarl_jax.models import placement
-from speciarl_jax.models.qwen2_5_vl import splash
+from speciarl_jax.models.qwen2_5_vl import fused
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
 
@@ -109,16 +109,16 @@ class VisionTower(nnx.Module):
         window_mask = window[:, None, :, None] == window[:, None, None, :]
         window_mask &= cut(valid_BS)[:, None, None, :]
         blocks = {name: param[...] for name, param in self.blocks.items()}
-        first = 0
+        first, kernel = 0, fused.KINDS[self.attention]
         # Neighbouring blocks of one kind run in one scan.
         kinds = [i in config.full_attention_layers for i in range(config.depth)]
         for full, run in itertools.groupby(kinds):
             count = len(list(run))
             mine = {name: p[first : first + count] for name, p in blocks.items()}
             first += count
-            if full and self.attention != "xla":
+            if full and kernel:
                 segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
-                attend = functools.partial(splash.full, segment_BS=segment_BS, kind=self.attention)
+                attend = functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
                 cos_sin, x = rotary, x_BSD
             elif full:
                 attend = functools.partial(_attend, mask=same_BSS[:, None])

@@ -1,4 +1,7 @@
-"""The Pallas kernel, interpreted, beside attention by XLA: sequences, shared rows, pictures."""
+"""Fused kernels beside attention by XLA: sequences, shared rows, pictures.
+
+The Pallas kernel is interpreted, and cuDNN's calls are computed by XLA and lowered for CUDA.
+"""
 
 import functools
 
@@ -7,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.models.qwen2_5_vl import attention, splash
+from speciarl_jax.models.qwen2_5_vl import attention, cudnn, fused, splash
 
 IMAGES, PROMPT, ANSWERS, LENGTH, HEADS, GROUPS, SIZE = 2, 13, 3, 9, 4, 2, 8
-KIND = "splash_interpret"
 MASK_BP = np.arange(PROMPT) >= np.array([[0], [5]])
 
 
@@ -42,16 +44,21 @@ def assert_equal(want, got, valid_BS, *arrays):
         assert float(jnp.abs(theirs).max()) > 0.01
 
 
-def test_a_causal_sequence_with_padding():
+both_kernels = pytest.mark.parametrize("kind", ["splash_interpret", "cudnn_by_xla"])
+
+
+@both_kernels
+def test_a_causal_sequence_with_padding(kind):
     assert_equal(
         lambda *x: attention.causal(*x, jnp.asarray(MASK_BP)),
-        lambda *x: splash.causal(*x, jnp.asarray(MASK_BP), KIND),
+        lambda *x: fused.KINDS[kind].causal(*x, jnp.asarray(MASK_BP), kind),
         MASK_BP,
         *qkv(PROMPT),
     )
 
 
-def test_answers_that_share_a_prompt():
+@both_kernels
+def test_answers_that_share_a_prompt(kind):
     def want(q, k, v):
         def split(x):
             return x[:, :PROMPT], x[:, PROMPT:].reshape(IMAGES, ANSWERS, LENGTH, -1, SIZE)
@@ -66,19 +73,20 @@ def test_answers_that_share_a_prompt():
     valid = np.concatenate([MASK_BP, np.ones((IMAGES, ANSWERS * LENGTH), bool)], axis=1)
     assert_equal(
         want,
-        lambda *x: splash.shared(*x, jnp.asarray(MASK_BP), ANSWERS, KIND),
+        lambda *x: fused.KINDS[kind].shared(*x, jnp.asarray(MASK_BP), ANSWERS, kind),
         valid,
         *qkv(PROMPT + ANSWERS * LENGTH),
     )
 
 
-def test_pictures_of_a_row_do_not_see_each_other():
+@both_kernels
+def test_pictures_of_a_row_do_not_see_each_other(kind):
     segment = np.array([[1] * 4 + [2] * 6 + [0] * 2, [1] * 12])
     q, k, v = heads(12, HEADS, 0), heads(12, HEADS, 1), heads(12, HEADS, 2)
     same = jnp.asarray(segment[:, None, :, None] == segment[:, None, None, :])
     assert_equal(
         lambda *x: jax.nn.dot_product_attention(*x, mask=same),
-        lambda *x: splash.full(*x, jnp.asarray(segment), KIND),
+        lambda *x: fused.KINDS[kind].full(*x, jnp.asarray(segment), kind),
         segment > 0,
         q,
         k,
@@ -96,3 +104,31 @@ def test_the_mask_of_shared_rows(prompt, answers, length):
         for j in range(size):
             assert got[i, j] == (j <= i and (owner[j] == -1 or owner[i] == owner[j])), (i, j)
     np.testing.assert_array_equal(mask[slice(1, 3), slice(0, 2)], got[1:3, 0:2])
+
+
+# Of Qwen2.5-VL 7B: the decoder's 28 heads, 4 for keys, of 128; the tower's 16 of 80. Odd lengths.
+@pytest.mark.parametrize(
+    "function, length, heads_of_keys, size",
+    [
+        (lambda *x: cudnn.causal(*x, jnp.ones((2, 301), bool), "cudnn"), 301, (28, 4), 128),
+        (lambda *x: cudnn.shared(*x, jnp.ones((2, 301), bool), 10, "cudnn"), 1261, (28, 4), 128),
+        (lambda *x: cudnn.full(*x, jnp.ones((2, 399), int), "cudnn"), 399, (16, 16), 80),
+    ],
+    ids=["causal", "shared", "full"],
+)
+def test_cudnn_takes_the_published_dimensions(monkeypatch, function, length, heads_of_keys, size):
+    checks = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 90800)  # asks the GPU's library
+
+    def total(*arrays):
+        return jnp.sum(function(*arrays).astype(jnp.float32))
+
+    count, keys = heads_of_keys
+    q, k = (jax.ShapeDtypeStruct((2, length, n, size), jnp.bfloat16) for n in (count, keys))
+    lowered = jax.jit(jax.grad(total, (0, 1, 2))).trace(q, k, k)
+    text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+    even = length + length % 2
+    assert f"tensor<2x1x{even}x{even}x" in text  # the mask
+    assert f"{count}x{even}x{even}x" not in text  # scores

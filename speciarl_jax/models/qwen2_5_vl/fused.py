@@ -1,0 +1,15 @@
+"""Kernels for attention over whole sequences that keep no scores, by name."""
+
+import types
+
+from speciarl_jax.models.qwen2_5_vl import cudnn, splash
+
+# Values of `attention`, each with the module whose `causal`, `full` and `shared` compute it; "xla"
+# is `attention` itself. The second of each pair runs anywhere, for tests.
+KINDS: dict[str, types.ModuleType | None] = {
+    "xla": None,
+    "splash": splash,
+    "splash_interpret": splash,
+    "cudnn": cudnn,
+    "cudnn_by_xla": cudnn,
+}
