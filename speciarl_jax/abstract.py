@@ -12,7 +12,19 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from speciarl_jax import assemble, dynamic_sampling, optimizer, sharding, step, supervised, train
+from speciarl_jax import (
+    assemble,
+    checks,
+    dynamic_sampling,
+    learning,
+    method,
+    optimizer,
+    policy_loading,
+    sharding,
+    step,
+    supervised,
+    train,
+)
 from speciarl_jax import update as update_lib
 from speciarl_jax.data import emoji
 from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
@@ -54,17 +66,17 @@ def make_run(
     Raises:
       ValueError: numbers that do not fit.
     """
-    assemble.check(config, mesh)
-    assemble.try_parts(config)
+    checks.check(config, mesh)
+    method.try_parts(config)
     policy = nnx.eval_shape(
         lambda: Qwen25VL(
             model_config,
-            **assemble.dtypes(config),
+            **policy_loading.dtypes(config),
             lora_rank=config.model.lora_rank,
             lora_alpha=config.model.lora_alpha,
             scan_unroll=config.model.scan_unroll,
             base_weights=config.model.base_weights,
-            attention=assemble.attention_kind(config, mesh),
+            attention=policy_loading.attention_kind(config, mesh),
             rngs=nnx.Rngs(0),
         )
     )
@@ -131,7 +143,7 @@ def make_batch(
     if run.config.data.vision_cache.place != "none":
         # The tower is a program of its own.
         shape = (1, layout.token_index_BM.shape[1], vision.out_hidden_size)
-        features_BMD = np.zeros(shape, assemble.dtypes(run.config)["dtype"])
+        features_BMD = np.zeros(shape, policy_loading.dtypes(run.config)["dtype"])
         one = one.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
     return placed(many, sharding.batch_sharding(run.mesh))
@@ -171,7 +183,7 @@ def programs(
     state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
     where = sharding.shardings_of(mesh, state)
     state, number = placed(state, where), jax.ShapeDtypeStruct((), jnp.uint32)
-    batch = make_batch(run, assemble.sampled_pictures(config), grid, prompt_tokens)
+    batch = make_batch(run, checks.sampled_pictures(config), grid, prompt_tokens)
     watched = make_batch(run, config.evaluation.batch_size, grid, prompt_tokens)
     found = {"evaluate": _sampling(run, watched, num_rollouts=1)}
     if config.train.objective == "labels":
@@ -182,7 +194,7 @@ def programs(
     if config.train.fused and not dynamic:
         program = train.build_step(run, optimizer_, where)
         return found | {"step": Program(program, (state, run.base, run.verifier, batch, number))}
-    return found | _in_parts(run, assemble.learner(run, optimizer_), state, where, batch)
+    return found | _in_parts(run, learning.learner(run, optimizer_), state, where, batch)
 
 
 def _sampling(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Program:

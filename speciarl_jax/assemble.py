@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +14,17 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from speciarl_jax import advantages, lookup, optimizer, scoring, sharding, step
-from speciarl_jax import update as update_lib
+from speciarl_jax import lookup, method, policy_loading, sharding, step
 from speciarl_jax import vision_cache as vision_cache_lib
 from speciarl_jax.checks import check, sampled_pictures
 from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.losses import kl, token_weights
-from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rewards import overlong
 from speciarl_jax.rollout import memory
 from speciarl_jax.types import PromptBatch
-from speciarl_jax.verify import flax_judge, label_noise
+from speciarl_jax.verify import flax_judge
 from speciarl_jax.verify.host_verifier import HostVerifier
-
-SHIPPED = pathlib.Path(__file__).parent / "policies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Run:
         devices = sharding.batch_parts(self.mesh)
         counted = functools.partial(
             memory.chunks,
-            token=memory.token_bytes(text, dtypes(config)["dtype"]),
+            token=memory.token_bytes(text, policy_loading.dtypes(config)["dtype"]),
             answers=num_rollouts,
             tokens=max_tokens,
             shrink=config.rollout.shrink,
@@ -142,23 +135,6 @@ class Run:
             ]
             for group in zip(tokens_BNT, mask_BNT, strict=True)
         ]
-
-
-def model_folder(name_or_path: str | None) -> pathlib.Path:
-    """The folder of a policy that ships with the package, or of a user's own checkpoint.
-
-    Raises:
-      ValueError: neither exists.
-    """
-    shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
-    if name_or_path in shipped:
-        return SHIPPED / name_or_path
-    if not name_or_path or not pathlib.Path(name_or_path).is_dir():
-        raise ValueError(
-            f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
-            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
-        )
-    return pathlib.Path(name_or_path)
 
 
 def open_source(
@@ -206,10 +182,10 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
       ValueError: something does not fit; says what, and how to mend it.
       TypeError: an option that a part does not have.
     """
-    model_folder(config.model.path)  # before the pictures are listed
+    policy_loading.model_folder(config.model.path)  # before the pictures are listed
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
-    try_parts(config)
+    method.try_parts(config)
     sources = open_sources(config)
     return with_verifier(policy_run(config, mesh), sources)
 
@@ -225,9 +201,9 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
       ValueError: something does not fit; says what, and how to mend it.
     """
     sharding.meet(mesh)
-    folder = model_folder(config.model.path)
+    folder = policy_loading.model_folder(config.model.path)
     tokenizer = tokenizer_lib.load(folder)
-    model_config, policy = load_policy(config, folder, mesh)
+    model_config, policy = policy_loading.load(config, folder, mesh)
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     builder = prompts.PromptBuilder(
         model_config,
@@ -279,60 +255,6 @@ def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
     return dataclasses.replace(run, labels=labels, verifier=verifier)
 
 
-def load_policy(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
-) -> tuple[ModelConfig, Qwen25VL]:
-    """Reads the policy of the configuration into its shards, with fresh adapters."""
-    return hf.load(
-        folder,
-        **dtypes(config),
-        lora_rank=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
-        scan_unroll=config.model.scan_unroll,
-        base_weights=config.model.base_weights,
-        attention=attention_kind(config, mesh),
-        seed=config.seed,
-        put=sharding.put_param(mesh),
-    )
-
-
-def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
-    """What `config.model.attention` means on these devices, one of `fused.KINDS`.
-
-    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of CPUs.
-
-    Raises:
-      ValueError: an unknown name, or a dtype that the kernel does not compute in.
-    """
-    name = config.model.attention
-    if name not in ("auto", "xla", "splash", "cudnn"):
-        raise ValueError(
-            f"config.model.attention is {name!r}; choose 'auto', 'xla', 'splash' or 'cudnn'"
-        )
-    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
-    platform = "cpu" if abstract else mesh.devices.flat[0].platform
-    if name == "auto":
-        return "splash" if platform == "tpu" else "xla"
-    if name == "splash" and platform != "tpu":
-        return "splash_interpret"
-    if name == "cudnn" and platform != "gpu":
-        return "cudnn_by_xla"
-    if name == "cudnn" and config.model.dtype != "bfloat16":
-        raise ValueError(
-            "config.model.attention = 'cudnn' computes in bfloat16 and config.model.dtype is "
-            f"{config.model.dtype!r}; set that to 'bfloat16', or the attention to 'xla'"
-        )
-    return name
-
-
-def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """`dtype` of matrix products and `param_dtype` of frozen weights."""
-    return {
-        "dtype": _dtype("model.dtype", config.model.dtype),
-        "param_dtype": _dtype("model.param_dtype", config.model.param_dtype),
-    }
-
-
 def verifier_options(
     config: ml_collections.ConfigDict, name: str | None = None
 ) -> Mapping[str, Any]:
@@ -367,9 +289,13 @@ def make_verifier(
     extra = {}
     if "policy" in inspect.signature(create).parameters:
         if policy is None:
-            _, policy = load_policy(config, model_folder(config.model.path), mesh)
+            _, policy = policy_loading.load(
+                config, policy_loading.model_folder(config.model.path), mesh
+            )
         places = (sharding.put_param(one) for one in (mesh, sharding.mesh_alone(mesh)))
-        extra["policy"] = flax_judge.Policy(policy.decoder, tokenizer, *places, dtypes(config))
+        extra["policy"] = flax_judge.Policy(
+            policy.decoder, tokenizer, *places, policy_loading.dtypes(config)
+        )
     labels, verifier = create(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
         tree,
@@ -379,129 +305,3 @@ def make_verifier(
     if not isinstance(verifier, HostVerifier):
         verifier = sharding.place(mesh, verifier)
     return labels, verifier
-
-
-def reward_of(config: ml_collections.ConfigDict) -> Any:
-    """(category_BN, valid_BN) -> reward_BN."""
-    reward = lookup.find("rewards", config.reward.name, "reward")
-    return functools.partial(reward, **config.reward.options)
-
-
-def noise_of(config: ml_collections.ConfigDict) -> Any:
-    """(category_BN, image_id_B, step) -> category_BN that are rewarded; None without noise."""
-    noise = config.label_noise
-    return functools.partial(label_noise.noisy, **noise) if noise.rate else None
-
-
-def _parts(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Reward, advantages, policy loss, ... with their options."""
-    policy_loss = lookup.find("losses", config.loss.name, "policy_loss")
-    weights = getattr(token_weights, config.loss.token_weights)
-    return {
-        "reward": reward_of(config),
-        "advantages": functools.partial(advantages.group_advantages, **config.advantage),
-        "policy_loss": functools.partial(policy_loss, **config.loss.options),
-        "token_weights": functools.partial(weights, **config.loss.token_weights_options),
-        "overlong": functools.partial(
-            overlong.penalty,
-            max_tokens=config.rollout.max_tokens,
-            buffer=config.reward.overlong_buffer,
-            weight=config.reward.overlong_penalty,
-        ),
-    }
-
-
-def try_parts(config: ml_collections.ConfigDict) -> None:
-    """Calls what only training calls with two made-up answers, before compute is spent on more.
-
-    Raises:
-      ValueError: an unknown name, or a value that a part refuses.
-      TypeError: an option that a part does not have.
-    """
-    parts = _parts(config)
-    valid_BN = jnp.ones((1, 2), bool)
-    advantage_BN = parts["advantages"](parts["reward"](jnp.array([[0, 4]]), valid_BN), valid_BN)
-    weight_BNT = parts["token_weights"](valid_BN[..., None])
-    parts["policy_loss"](*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, weight_BNT)
-    if config.reward.overlong_penalty:
-        parts["overlong"](jnp.ones((1, 2)))
-    label_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
-    optimizer.make(**config.optimizer)
-
-
-def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
-    """`update.update` but for (state, base, batch), with some options changed."""
-    config, parts = run.config, _parts(run.config)
-    options = {
-        "graphdef": run.graphdef,
-        "optimizer": optimizer_,
-        "policy_loss": parts["policy_loss"],
-        "token_weights": parts["token_weights"],
-        "banned_V": run.banned_V,
-        "kl_coefficient": config.loss.kl_coefficient if config.loss.kl_place == "loss" else 0.0,
-        "kl_estimator": getattr(kl, config.loss.kl_estimator),
-        "old_logp": config.loss.old_logp,
-        "importance_cap": config.loss.importance_cap,
-        "temperature": config.rollout.temperature,
-        "micro_batches": config.train.micro_batches,
-        "logprob_chunk": config.train.logprob_chunk,
-        "remat": config.train.remat,
-        "answer_widths": config.train.answer_widths,
-    }
-    return functools.partial(sharding.on_mesh(run.mesh, update_lib.update), **options | changes)
-
-
-def learner(run: Run, optimizer_: Any) -> Any:
-    """`step.learn` but for (state, base, batch, features, rollout, category, valid)."""
-    config, parts = run.config, _parts(run.config)
-    loss, updates = config.loss, config.train.mini_batches * config.train.passes
-    score = functools.partial(
-        scoring.answer_logp,
-        graphdef=run.graphdef,
-        parts=config.train.mini_batches * config.train.micro_batches,
-        banned_V=run.banned_V,
-        temperature=config.rollout.temperature,
-        chunk_size=config.train.logprob_chunk,
-        answer_widths=config.train.answer_widths,
-    )
-
-    def divergence(lora, base, batch, features_BMD, rollout, logp_BNT):
-        reference_BNT = score(lora, base, batch, features_BMD, rollout, use_lora=False)
-        kl_BNT = getattr(kl, loss.kl_estimator)(
-            jnp.where(rollout.mask_BNT, logp_BNT, 0), jnp.where(rollout.mask_BNT, reference_BNT, 0)
-        )
-        return loss.kl_coefficient * jnp.sum(kl_BNT, axis=-1)
-
-    # The only update of a step is its own trainer before the update.
-    rescored = loss.old_logp == "trainer" and updates > 1
-    return functools.partial(
-        sharding.on_mesh(run.mesh, step.learn),
-        reward=parts["reward"],
-        advantages=parts["advantages"],
-        update=update_of(run, optimizer_),
-        mini_batches=config.train.mini_batches,
-        noise=noise_of(config),
-        min_verified=config.verifier.min_verified,
-        passes=config.train.passes,
-        overlong=parts["overlong"] if config.reward.overlong_penalty else None,
-        old_logp=functools.partial(score, use_lora=True) if rescored else None,
-        divergence=divergence if loss.kl_place == "reward" and loss.kl_coefficient else None,
-        shown=config.train.samples_pictures if config.train.samples_every else 0,
-    )
-
-
-def init_state(run: Run) -> tuple[Any, update_lib.TrainState, Any]:
-    """The optimizer, the state before the first update, and the shardings of the state."""
-    optimizer_ = optimizer.make(**run.config.optimizer)
-    abstract = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
-    where = sharding.shardings_of(run.mesh, abstract)
-    state = jax.jit(lambda lora: update_lib.init_state(lora, optimizer_), out_shardings=where)(
-        run.lora
-    )
-    return optimizer_, state, where
-
-
-def _dtype(key: str, name: str) -> Any:
-    if name not in ("bfloat16", "float32"):
-        raise ValueError(f"config.{key} is {name!r}; choose bfloat16 or float32")
-    return jnp.dtype(name)

@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from speciarl_jax import agreement, assemble, lookup, sharding
+from speciarl_jax import agreement, assemble, lookup, policy_loading, sharding
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.verify import answer
@@ -106,7 +106,7 @@ class Maker:
     """Builds verifiers for one policy, which is read only if one of them asks for its weights."""
 
     def __init__(self, config: ml_collections.ConfigDict):
-        folder = assemble.model_folder(config.model.path)
+        folder = policy_loading.model_folder(config.model.path)
         self.config = config
         self.tokenizer = tokenizer_lib.load(folder)
         self._mesh = sharding.make_mesh(**config.mesh)

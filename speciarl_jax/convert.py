@@ -34,7 +34,7 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, optimizer, policies, sharding, train
+from speciarl_jax import assemble, learning, optimizer, policies, policy_loading, sharding, train
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
@@ -90,7 +90,7 @@ def read_run(
       ValueError: no run there, no such checkpoint, or a base of other dimensions.
     """
     config = policies.read_config(workdir)
-    base = assemble.model_folder(model or config.model.path)
+    base = policy_loading.model_folder(model or config.model.path)
     model_config = hf.read_config(base)
     rank = config.model.lora_rank
     optimizer_ = optimizer.make(**config.optimizer)
@@ -124,7 +124,7 @@ def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
     """
     named = peft.read_adapter_config(folder).base
     try:
-        base = assemble.model_folder(model or named)
+        base = policy_loading.model_folder(model or named)
     except ValueError:
         raise ValueError(
             f"the base {model or named!r} of {folder} is no folder on this disk; give --model, the "
@@ -280,7 +280,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
             trained.lora,
             run.lora,
         )
-        _, state, _ = assemble.init_state(dataclasses.replace(run, lora=lora))
+        _, state, _ = learning.init_state(dataclasses.replace(run, lora=lora))
         facts = train.run_facts(run)
         position = {"stream": train.training_stream(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from speciarl_jax import advantages, assemble, judging, sharding, step
+from speciarl_jax import advantages, assemble, judging, method, sharding, step
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import TrainState
 from speciarl_jax.verify.category import Category
@@ -184,9 +184,9 @@ def build_step(
     """
     size, options = run.config.train.batch_size, run.config.train.dynamic_sampling
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    reward, min_verified = assemble.reward_of(run.config), run.config.verifier.min_verified
+    reward, min_verified = method.reward_of(run.config), run.config.verifier.min_verified
 
-    noise = assemble.noise_of(run.config)
+    noise = method.noise_of(run.config)
 
     def keep(pool, fresh, learned):
         # A group that lacks verdicts would leave the update, so it must not take a place in it.

@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from speciarl_jax import (
     assemble,
     checkpoint,
+    checks,
     compilation_cache,
     distributed,
     exits,
@@ -181,7 +182,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
             config = _with_model(unchanged, model)
             if run is None:
                 mesh = sharding.make_mesh(**config.mesh)
-                assemble.check(config, mesh)
+                checks.check(config, mesh)
                 run = assemble.policy_run(config, mesh)
                 loras = {policy.name: policy.adapters(run) for policy in members}
                 base = facts.of_base(run)

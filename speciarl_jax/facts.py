@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, checkpoint
+from speciarl_jax import assemble, checkpoint, policy_loading
 from speciarl_jax.predictions import GREEDY
 from speciarl_jax.verify import judge_prompt
 
@@ -76,7 +76,7 @@ def of_part(
 
 def of_base(run: assemble.Run) -> dict[str, Any]:
     """The frozen weights and what reads for them; all processes must call it together."""
-    folder, model = assemble.model_folder(run.config.model.path), run.config.model
+    folder, model = policy_loading.model_folder(run.config.model.path), run.config.model
     return {
         "weights": _of_weights(run.base),
         "files": {

@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from speciarl_jax import assemble, checkpoint, optimizer, sharding
+from speciarl_jax import assemble, checkpoint, optimizer, policy_loading, sharding
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.update import init_state
 
@@ -115,7 +115,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
         chosen = int(number) if at else None
         return Policy(name, model, lambda run: trained(run, folder, chosen))
     try:
-        assemble.model_folder(place)
+        policy_loading.model_folder(place)
     except ValueError as error:
         raise ValueError(
             f"{spec!r} is no policy: neither {BASE!r}, {TRAINED!r}, the workdir of a training run, "

@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, checkpoint, naming, policies, sharding
+from speciarl_jax import assemble, checkpoint, naming, policies, policy_loading, sharding
 from speciarl_jax.data import folder, label_tree, pictures, prompts
 from speciarl_jax.verify import taxonomy_file
 
@@ -215,7 +215,7 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
         (policy,) = policies.named([policies.TRAINED], workdir, given.step)
         about = config
     else:
-        shipped = assemble.model_folder(given.model).parent == assemble.SHIPPED
+        shipped = policy_loading.model_folder(given.model).parent == policy_loading.SHIPPED
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
@@ -260,7 +260,7 @@ def fit_pictures(run: assemble.Run, asked: int | None) -> assemble.Run:
         raise ValueError(f"--max_pixels is {asked}, and at most {most} fit: {why}")
     logging.warning("large pictures are shrunk to %d pixels: %s", most, why)
     builder = copy.copy(run.builder)
-    place = assemble.model_folder(run.config.model.path)
+    place = policy_loading.model_folder(run.config.model.path)
     builder.image_processor = prompts.load_image_processor(place, most)
     return dataclasses.replace(run, builder=builder)
 

@@ -27,7 +27,6 @@ from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
 from speciarl_jax import exits, preemption
-from speciarl_jax.assemble import model_folder
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import emoji, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -37,6 +36,7 @@ from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, Visio
 from speciarl_jax.models.qwen2_5_vl.layout import vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.policy_loading import model_folder
 from speciarl_jax.pretraining import answers
 from speciarl_jax.pretraining import vision as vision_stage
 from speciarl_jax.rollout.logprobs import answer_logprobs

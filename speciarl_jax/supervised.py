@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from speciarl_jax import assemble, sharding, step
+from speciarl_jax import assemble, learning, sharding, step
 from speciarl_jax.losses import likelihood, token_weights
 from speciarl_jax.types import PromptBatch, Rollout, UpdateBatch
 from speciarl_jax.update import TrainState
@@ -99,7 +99,7 @@ def build_step(
     The loss is the cross-entropy of the answers' tokens, in nats a token.
     """
     train = run.config.train
-    update = assemble.update_of(
+    update = learning.update_of(
         run,
         optimizer,
         policy_loss=likelihood.policy_loss,

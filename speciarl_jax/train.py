@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from speciarl_jax import (
     assemble,
+    checks,
     compilation_cache,
     distributed,
     dynamic_sampling,
@@ -30,6 +31,7 @@ from speciarl_jax import (
     exits,
     facts,
     judging,
+    learning,
     metrics,
     predictions,
     preemption,
@@ -85,7 +87,7 @@ def build_step(
     config = run.config
     if config.train.objective == "labels":
         return supervised.build_step(run, optimizer, where)
-    rollout_of, learn = rollout_function(run), assemble.learner(run, optimizer)
+    rollout_of, learn = rollout_function(run), learning.learner(run, optimizer)
     copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
 
     def verdicts_of(verifier, batch, rollout):
@@ -157,7 +159,7 @@ def train(
       exits.StorageError: a checkpoint cannot be written.
     """
     config, begun, workdir = run.config, time.time(), epath.Path(workdir)
-    optimizer, state, where = assemble.init_state(run)
+    optimizer, state, where = learning.init_state(run)
     gallery = rollout_samples.Gallery(config.train)
     stream = training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
@@ -240,7 +242,7 @@ def go_on(
 def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda rows: None):
     """This process's share of the batches, epoch after epoch; `see` is shown the rows of each."""
     config, processes = run.config, jax.process_count()
-    first, size = run.source(config.seed), assemble.sampled_pictures(config)
+    first, size = run.source(config.seed), checks.sampled_pictures(config)
     build = supervised.builder(run) if config.train.objective == "labels" else run.build
 
     def build_batch(rows):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import abstract, assemble, sharding, train
+from speciarl_jax import abstract, learning, sharding, train
 
 
 def shapes(tree):
@@ -21,7 +21,7 @@ def test_the_arguments_are_those_of_a_real_step(run):
     )
     assert set(found) == {"step", "evaluate"}
     state, base, _, abstract_batch, number = found["step"].arguments
-    optimizer, real, where = assemble.init_state(run)
+    optimizer, real, where = learning.init_state(run)
     for got, want in ((state, real), (base, run.base), (abstract_batch, batch)):
         assert jax.tree.structure(got) == jax.tree.structure(want)
         assert jax.tree.leaves(shapes(got)) == jax.tree.leaves(shapes(want))

@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 import configs
-from speciarl_jax import assemble, train
+from speciarl_jax import checks, method, train
 from speciarl_jax.verify.category import Category
 
 # What each must log besides the metrics that all have.
@@ -79,8 +79,8 @@ QUICK = {"dapo", "gspo", "reuse", "sft"}
 )
 def test_every_algorithm_trains(run, config_of, quick_to_compile, tmp_path, name):
     config = config_of(name)
-    assemble.check(config, run.mesh)
-    assemble.try_parts(config)
+    checks.check(config, run.mesh)
+    method.try_parts(config)
     before = small_run.arrays(run.lora)
     lora, _ = train.train(dataclasses.replace(run, config=config), tmp_path, lambda: None)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

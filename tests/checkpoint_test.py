@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax import assemble, checkpoint, exits
+from speciarl_jax import checkpoint, exits, learning
 from speciarl_jax.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 
 FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
@@ -17,7 +17,7 @@ FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_r
 @pytest.fixture(scope="module")
 def trained(run):
     """The state and the shardings of a run whose every number is its own."""
-    _, state, where = assemble.init_state(run)
+    _, state, where = learning.init_state(run)
     rng = np.random.default_rng(0)
 
     def some(x, place):
@@ -74,7 +74,7 @@ def test_a_state_comes_back_bit_for_bit_where_it_lay(opened, run, trained, tmp_p
     assert checkpoints.latest_step() is None
     assert checkpoints.save(7, state, position, FACTS)
     checkpoints.close()
-    _, empty, _ = assemble.init_state(run)
+    _, empty, _ = learning.init_state(run)
     checkpoints = opened(tmp_path)
     got, got_position = checkpoints.restore(empty, FACTS)
     checkpoints.close()

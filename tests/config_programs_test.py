@@ -12,7 +12,7 @@ import pytest
 
 import configs
 from configs import base, static_map
-from speciarl_jax import abstract, assemble, lookup, sharding, step
+from speciarl_jax import abstract, checks, lookup, method, policy_loading, sharding, step
 from speciarl_jax.data import prompts
 from speciarl_jax.models.qwen2_5_vl import hf, presets
 
@@ -56,7 +56,7 @@ def mesh_of(name, config):
 
 def dimensions(name):
     if of_quickstart(name):
-        return hf.read_config(assemble.model_folder("emoji_tiny"))
+        return hf.read_config(policy_loading.model_folder("emoji_tiny"))
     return presets.config("3B" if "3b" in name else "7B")
 
 
@@ -65,8 +65,8 @@ def test_names_resolve_and_numbers_fit_together(name):
     config = configs.load(name)
     assert config.is_locked
     mesh = mesh_of(name, config)
-    assemble.check(config, mesh)
-    assemble.try_parts(config)
+    checks.check(config, mesh)
+    method.try_parts(config)
     prompts.read_prompt(config.data.prompt)
     lookup.find("data", config.data.name, "Source")
     lookup.find("verify", config.verifier.name, "create")
@@ -117,7 +117,7 @@ def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
     _, greedy = shapes["evaluate"]
     assert greedy.tokens_BNT.shape == (config.evaluation.batch_size, 1, length)
     if "rollout" in shapes:
-        sampled = assemble.sampled_pictures(config)
+        sampled = checks.sampled_pictures(config)
         assert shapes["rollout"][1].logp_BNT.shape == (sampled, rollouts, length)
         assert shapes["verify"][0].shape == (sampled, rollouts)
     if "keep" in shapes:

@@ -12,7 +12,7 @@ import pytest
 
 import configs
 from configs import base, quickstart
-from speciarl_jax import assemble, lookup, sharding
+from speciarl_jax import checks, lookup, method, sharding
 from speciarl_jax.data import tfds_images
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -125,8 +125,8 @@ def test_a_method_is_a_difference_that_fits_together(name, parent):
     changed = {key for key in after if flat(before).get(key, "no") != after[key]}
     assert changed and all(key.split(".")[0] in METHOD_SECTIONS for key in changed)
     # What needs devices, data or weights is left to `prepare`; everything else is called.
-    assemble.check(config, sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
-    assemble.try_parts(config)
+    checks.check(config, sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
+    method.try_parts(config)
 
 
 def test_methods_chain_in_any_depth():

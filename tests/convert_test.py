@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from configs import quickstart
-from speciarl_jax import assemble, convert, train
+from speciarl_jax import assemble, convert, learning, policy_loading, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.models.qwen2_5_vl import hf, peft
 
@@ -57,7 +57,7 @@ def workdir(run, adapters, tmp_path_factory):
     (folder / "config.json").write_text(run.config.to_json())
     checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
     for step, lora in adapters.items():
-        _, state, _ = assemble.init_state(dataclasses.replace(run, lora=lora))
+        _, state, _ = learning.init_state(dataclasses.replace(run, lora=lora))
         checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
     checkpoints.close()
     return folder
@@ -313,7 +313,7 @@ def test_the_shipped_policy_answers_alike_here_in_transformers_and_in_peft(tmp_p
     rows = [source[i * len(source) // 50] for i in range(50)]
     batch = run.build(rows, 50)
     lora = random_adapters(run.lora, seed=0, size=0.12)
-    base = assemble.model_folder("emoji_tiny")
+    base = policy_loading.model_folder("emoji_tiny")
     adapter = peft.AdapterConfig(run.config.model.lora_rank, run.config.model.lora_alpha, "")
     trained = convert.Trained(base, run.model_config, adapter, lora, "float32")
     convert.write_merged(tmp_path / "merged", trained)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax import advantages, assemble, dynamic_sampling
+from speciarl_jax import advantages, assemble, checks, dynamic_sampling, method
 from speciarl_jax.dynamic_sampling import Groups, alike, gather, pad
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import TrainState
@@ -110,7 +110,7 @@ def step_of(run, small_config):
             train__dynamic_sampling__batch_size=len(rounds[0]),
             **changes,
         )
-        noise = assemble.noise_of(config) or (lambda category, *_: category)
+        noise = method.noise_of(config) or (lambda category, *_: category)
         batches = iter([groups(10 * i + 1, len(r)) for i, r in enumerate(rounds)])
         sampled, draws = [], []
 
@@ -125,7 +125,7 @@ def step_of(run, small_config):
 
         def learn(state, base, prompt, features, rollout, category, valid):
             rewarded = noise(category, prompt.image_id_B, state.step)
-            signal = advantages.has_signal(assemble.reward_of(config)(rewarded, valid), valid)
+            signal = advantages.has_signal(method.reward_of(config)(rewarded, valid), valid)
             found = {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}
             return state, found | {"signal": signal}
 
@@ -174,6 +174,6 @@ def test_a_group_is_kept_for_the_verdicts_that_are_rewarded(step_of):
 
 def test_rounds_need_pictures_to_sample(small_config):
     config = small_config(train__dynamic_sampling__max_rounds=2)
-    assert assemble.sampled_pictures(config) == 768
+    assert checks.sampled_pictures(config) == 768
     with pytest.raises(ValueError, match="pictures and config.train.batch_size is 768; lower"):
         assemble.prepare(config)

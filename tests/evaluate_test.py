@@ -15,6 +15,7 @@ from speciarl_jax import (
     evaluate,
     evaluation,
     policies,
+    policy_loading,
     predictions,
     report,
     run_metrics,
@@ -249,7 +250,7 @@ def test_a_set_without_options_is_refused(small_config):
 def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     rng = np.random.default_rng(0)
     lora = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), run.lora)
-    base = str(assemble.model_folder(run.config.model.path))
+    base = str(policy_loading.model_folder(run.config.model.path))
     peft.save_adapter(tmp_path / "mine", run.model_config, peft.AdapterConfig(3, 12.0, base), lora)
     (policy,) = policies.named([str(tmp_path / "mine")], tmp_path)
     assert policy.name == "mine"

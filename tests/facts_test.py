@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from speciarl_jax import facts
+from speciarl_jax import facts, policy_loading
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_base_is_known_by_its_numbers(run):
 def test_the_tokenizer_and_the_size_of_pictures_belong_to_the_base(run, small_config, tmp_path):
     folder = tmp_path / "policy"
     folder.mkdir()
-    for path in facts.assemble.model_folder(run.config.model.path).iterdir():
+    for path in policy_loading.model_folder(run.config.model.path).iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = small_config(model__path=str(folder))
     copy = dataclasses.replace(run, config=config)

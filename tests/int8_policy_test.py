@@ -8,7 +8,7 @@ import qwix
 from flax import nnx
 from small_run import batch_of, small_run
 
-from speciarl_jax import assemble
+from speciarl_jax import learning
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
@@ -47,9 +47,9 @@ def test_it_samples_and_learns_nearly_the_same(run, run8):
     assert len(np.unique(rollout.tokens_BNT)) > 10 and np.isfinite(rollout.logp_BNT).all()
     moved, metrics = [], []
     for r in (run, run8):
-        optimizer, state, _ = assemble.init_state(r)
+        optimizer, state, _ = learning.init_state(r)
         valid = jnp.ones(CATEGORY_BN.shape, bool)
-        learn = jax.jit(assemble.learner(r, optimizer))
+        learn = jax.jit(learning.learner(r, optimizer))
         after, found = learn(state, r.base, batch, features, rollout, CATEGORY_BN, valid)
         before = jax.tree.leaves(state.lora)
         pairs = zip(jax.tree.leaves(after.lora), before, strict=True)

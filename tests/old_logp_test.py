@@ -6,10 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_run import batch_of
 
-from speciarl_jax import assemble, scoring, step
+from speciarl_jax import learning, scoring, step
 from speciarl_jax.losses import grpo, kl, token_weights
 from speciarl_jax.types import UpdateBatch
 from speciarl_jax.update import init_state, update
@@ -78,7 +79,7 @@ def gradient_of(run, lora):
     """(batch, options) -> what gradient ascent adds to the adapters, and metrics."""
 
     def gradient(batch, **changes):
-        optimizer = assemble.optimizer.optax.sgd(1.0)
+        optimizer = optax.sgd(1.0)
         options = {
             "policy_loss": grpo.policy_loss,
             "token_weights": token_weights.token_mean,
@@ -162,7 +163,7 @@ def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers,
     whole = dataclasses.replace(
         whole, advantage_BN=jnp.zeros((8, 3)), valid_BN=jnp.ones((8, 3), bool)
     )
-    state = init_state(lora, assemble.optimizer.optax.sgd(1.0))
+    state = init_state(lora, optax.sgd(1.0))
     state, metrics = step.run_updates(state, None, whole, watch, 2, 3)
     assert int(state.step) == 6 and set(seen) == {(4, 3, 6)}
     assert float(metrics["update/total"]) == pytest.approx(float(score(True).sum()) / 2, rel=1e-5)
@@ -175,7 +176,7 @@ def test_kl_in_the_reward_is_summed_over_the_answer(run, lora, answers, score, s
     config = small_config(
         loss__kl_place="reward", loss__kl_estimator=name, loss__kl_coefficient=0.5
     )
-    learn = assemble.learner(dataclasses.replace(run, config=config), None)
+    learn = learning.learner(dataclasses.replace(run, config=config), None)
     cost = learn.keywords["divergence"](lora, run.base, *answers, score(True))
     mask = np.asarray(answers[2].mask_BNT)
     x = np.asarray(score(True), np.float64) - np.asarray(score(False))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, distributed, exits, stopwatch, train
+from speciarl_jax import distributed, exits, learning, stopwatch, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
 
@@ -32,7 +32,7 @@ def without_times(rows):
 
 
 def state_of(run, workdir, step=None):
-    _, state, _ = assemble.init_state(run)
+    _, state, _ = learning.init_state(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {}, step)
     checkpoints.close()

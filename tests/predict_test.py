@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from speciarl_jax import naming, policies, predict
+from speciarl_jax import naming, policies, policy_loading, predict
 from speciarl_jax.data import emoji, prompts
 
 GOOD = ["animated.gif", "deep.png", "grey.png", "huge.jpg", "palette.png", "photo.jpg"]
@@ -120,7 +120,7 @@ def fitted(run, small_config, tmp_path):
     """(room for a picture in tokens, --max_pixels) -> `fit_pictures` of a run whose image processor
     leaves photographs as they are."""
     name = "preprocessor_config.json"
-    folder = predict.assemble.model_folder(run.config.model.path)
+    folder = policy_loading.model_folder(run.config.model.path)
     settings = json.loads((folder / name).read_text())
     settings["size"]["longest_edge"] = 10**7
     (tmp_path / name).write_text(json.dumps(settings))

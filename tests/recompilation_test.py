@@ -13,7 +13,7 @@ import pytest
 import small_run
 from own_pictures import fill, own
 
-from speciarl_jax import assemble, evaluation, train
+from speciarl_jax import evaluation, learning, train
 from speciarl_jax.data import prompts
 
 EVENTS = ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_trace_duration")
@@ -72,7 +72,7 @@ def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path
         rollout__shrink=1,
     )
     run = small_run.prepared(config)
-    optimizer, state, where = assemble.init_state(run)
+    optimizer, state, where = learning.init_state(run)
     program = train.build_step(run, optimizer, where)
     stream = train.training_stream(run)
     batches = [next(stream) for _ in range(9)]
@@ -135,7 +135,7 @@ def test_a_host_verifier_and_dynamic_sampling_compile_nothing_after_warm_up(
     )
     run = small_run.prepared(config)
     run = dataclasses.replace(run, verifier=judged_step.FunctionVerifier())
-    optimizer, state, where = assemble.init_state(run)
+    optimizer, state, where = learning.init_state(run)
     program = train.build_step(run, optimizer, where)
     stream = train.training_stream(run)
     batches = [next(stream) for _ in range(9)]

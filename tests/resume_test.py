@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, exits, train
+from speciarl_jax import exits, learning, train
 from speciarl_jax.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def rows_of(workdir):
 
 
 def state_of(run, workdir):
-    _, state, _ = assemble.init_state(run)
+    _, state, _ = learning.init_state(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {})
     checkpoints.close()

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from small_run import arrays
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax import learning, sharding
 
 ONE, EIGHT = (1, 1, 1), ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
@@ -118,7 +118,7 @@ def test_every_parameter_of_the_policy_has_axes_that_the_rules_know(run):
 
 
 def test_the_optimizer_lies_beside_the_adapters(run):
-    _, state, where = assemble.init_state(run)
+    _, state, where = learning.init_state(run)
     adapters = [place.spec for place in jax.tree.leaves(where.lora)]
     assert len(set(adapters)) > 2
     every = [place.spec for place in jax.tree.leaves(where.opt_state)]

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart
-from speciarl_jax import assemble, evaluation, metrics
+from speciarl_jax import assemble, evaluation, metrics, policy_loading
 from speciarl_jax.models.qwen2_5_vl import hf
 
 
@@ -36,7 +36,7 @@ def test_it_knows_more_than_it_says(run):
 
 
 def test_its_files_are_complete(run):
-    folder = assemble.model_folder("emoji_tiny")
+    folder = policy_loading.model_folder("emoji_tiny")
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",

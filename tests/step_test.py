@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from small_run import batch_of
 
-from speciarl_jax import advantages, assemble, step
+from speciarl_jax import advantages, learning, step
 from speciarl_jax import update as update_lib
 from speciarl_jax.rewards import best_prediction
 from speciarl_jax.types import Rollout
@@ -120,8 +120,8 @@ def features(run):
 @pytest.fixture(scope="module")
 def learner(run):
     """The state before the first update, and the configured step with one update."""
-    optimizer, state, _ = assemble.init_state(run)
-    return state, jax.jit(assemble.learner(run, optimizer), compiler_options=QUICK)
+    optimizer, state, _ = learning.init_state(run)
+    return state, jax.jit(learning.learner(run, optimizer), compiler_options=QUICK)
 
 
 def pick(tree, which):
@@ -135,7 +135,7 @@ def largest_difference(got, want):
 
 def test_mini_batches_are_updates_one_after_the_other(run, features, learner):
     state, learn = learner
-    options = assemble.learner(run, assemble.init_state(run)[0]).keywords | {"mini_batches": 2}
+    options = learning.learner(run, learning.init_state(run)[0]).keywords | {"mini_batches": 2}
     program = jax.jit(functools.partial(step.learn, **options), compiler_options=QUICK)
     rollout, category, valid = made_up(1, run)
     whole = batch_of(run), features, rollout, category, valid
@@ -178,8 +178,8 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
 
 
 def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
-    optimizer, state, _ = assemble.init_state(run)
-    options = assemble.learner(run, optimizer).keywords | {"mini_batches": 3}
+    optimizer, state, _ = learning.init_state(run)
+    options = learning.learner(run, optimizer).keywords | {"mini_batches": 3}
     learn = functools.partial(step.learn, **options)
     with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
         learn(state, run.base, batch_of(run), features, *made_up(0, run))
@@ -229,7 +229,7 @@ def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
 
 def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
     state, _ = learner
-    options = assemble.learner(run, assemble.init_state(run)[0]).keywords
+    options = learning.learner(run, learning.init_state(run)[0]).keywords
     rollout, category, _ = made_up(5, run)
     valid = np.ones((IMAGES, ANSWERS), bool)
     valid[1, 0], valid[2, :3], valid[3] = False, False, False

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, journal, train
+from speciarl_jax import assemble, journal, learning, train
 from speciarl_jax.checkpoint import Checkpoints
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
@@ -41,7 +41,7 @@ def rows_of(workdir):
 
 def restored(run, workdir, step=None):
     """Arrays of a checkpoint by their path."""
-    _, state, _ = assemble.init_state(run)
+    _, state, _ = learning.init_state(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {}, step)
     checkpoints.close()
@@ -158,7 +158,7 @@ def test_samples_depend_on_the_step_and_on_nothing_before_it(run, small_config, 
     batch = small_run.batch_of(run)
 
     def step(number):
-        optimizer, state, where = assemble.init_state(same)
+        optimizer, state, where = learning.init_state(same)
         program = train.build_step(same, optimizer, where)
         _, metrics = program(state, run.base, run.verifier, batch, np.uint32(number))
         return {name: float(value) for name, value in metrics.items()}

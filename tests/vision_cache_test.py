@@ -10,7 +10,7 @@ import small_run
 from flax import nnx
 from own_pictures import fill, own
 
-from speciarl_jax import assemble, sharding, step, train, vision_cache
+from speciarl_jax import policy_loading, sharding, step, train, vision_cache
 from speciarl_jax.data import prompts
 from speciarl_jax.feature_store import HostStore
 
@@ -19,7 +19,7 @@ SIZES = [(24, 24), (40, 20), (20, 40), (36, 36), (24, 40), (24, 24), (30, 20), (
 
 @pytest.fixture(scope="module")
 def tower(run, policy_folder):
-    return assemble.load_policy(run.config, policy_folder, run.mesh)[1].visual
+    return policy_loading.load(run.config, policy_folder, run.mesh)[1].visual
 
 
 def options_of(small_config, **changes):
@@ -113,7 +113,7 @@ def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain
 @pytest.mark.parametrize("place", ["host", "disk"])
 def test_bfloat16_features_keep_their_bits(run, small_config, policy_folder, tmp_path, place):
     config = small_config(model__dtype="bfloat16", model__param_dtype="bfloat16")
-    tower = assemble.load_policy(config, policy_folder, run.mesh)[1].visual
+    tower = policy_loading.load(config, policy_folder, run.mesh)[1].visual
     graphdef, weights = nnx.split(tower)
     batch = batch_of(ladder(run, small_config), SIZES, range(8))
     encode = jax.jit(lambda weights, *pictures: nnx.merge(graphdef, weights)(*pictures))

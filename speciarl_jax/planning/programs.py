@@ -10,7 +10,17 @@ import ml_collections
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from speciarl_jax import abstract as shapes
-from speciarl_jax import assemble, optimizer, sharding, step, supervised, train
+from speciarl_jax import (
+    assemble,
+    checks,
+    learning,
+    optimizer,
+    policy_loading,
+    sharding,
+    step,
+    supervised,
+    train,
+)
 from speciarl_jax import update as update_lib
 from speciarl_jax.data import prompts
 from speciarl_jax.models.qwen2_5_vl import hf, layout, presets
@@ -68,7 +78,7 @@ class Abstract:
     def sampled(self) -> int:
         """Pictures that a call of the rollout gets."""
         config, host = self.run.config, self.run.verifier is None
-        return assemble.sampled_pictures(config) // (config.verifier.chunks if host else 1)
+        return checks.sampled_pictures(config) // (config.verifier.chunks if host else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +111,7 @@ def model_config(name: str, path: str | None) -> ModelConfig:
             f"config.model.path is empty; give --model, one of {presets.SIZES}, to plan without a "
             "checkpoint"
         )
-    return hf.read_config(assemble.model_folder(path))
+    return hf.read_config(policy_loading.model_folder(path))
 
 
 def sizes_of(
@@ -220,7 +230,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
             (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
         )
         arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
-        learn = assemble.learner(run, plan.optimizer)
+        learn = learning.learner(run, plan.optimizer)
         program = jax.jit(learn, donate_argnums=0, out_shardings=(plan.where, copies))
         yield Program("update", program.lower(*arguments), arguments, run.verifier)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import ml_collections
 
+from speciarl_jax import checks
 from speciarl_jax.planning import chips, cost, programs
 
 # Share of a chip's memory that is left to what the arithmetic does not see.
@@ -81,7 +82,7 @@ def _candidates(config, model, sizes, chip, devices) -> Iterator[tuple[float, di
             mesh = {"mesh.data": count // tensor // fsdp, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
             if model.text.num_kv_heads % tensor:
                 continue
-            sampled, parts = programs.assemble.sampled_pictures(config), count // tensor
+            sampled, parts = checks.sampled_pictures(config), count // tensor
             if sampled % parts:
                 continue
             largest = sampled

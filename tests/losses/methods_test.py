@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs
-from speciarl_jax import assemble
+from speciarl_jax import method
 from speciarl_jax.losses import importance, kl
 
 torch = pytest.importorskip("torch")
@@ -29,7 +29,7 @@ METHODS += ("static_map:1", "single")
 @functools.cache
 def parts_of(name):
     config = configs.load(name)
-    return config, assemble._parts(config)
+    return config, method.parts_of(config)
 
 
 def draw(seed):

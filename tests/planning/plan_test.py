@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import cub, quickstart
-from speciarl_jax import assemble, plan, train
+from speciarl_jax import learning, plan, train
 from speciarl_jax.benchmarking.workload import SMALL
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.planning import chips, cost, measure, programs, search
@@ -82,7 +82,7 @@ def test_flops_are_those_of_the_products_in_the_traced_program(name):
     if name == "rollout":
         function = train.rollout_function(made.run)
     else:
-        function = assemble.learner(made.run, made.optimizer)
+        function = learning.learner(made.run, made.optimizer)
     traced = jax.make_jaxpr(function)(*lowered(made, name).arguments)
     assert ours == pytest.approx(product_flops(traced.jaxpr), rel=0.1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import configs
-from speciarl_jax import assemble
+from speciarl_jax import method
 from speciarl_jax.verify.category import Category
 
 # more specific & specific / less specific / generic / abstain / wrong
@@ -32,7 +32,7 @@ def test_equals_the_table_of_the_paper(name, seed):
         Category.WRONG: wrong,
         Category.UNPARSED: -1,
     }
-    got = assemble.reward_of(configs.load(name))(category, valid)
+    got = method.reward_of(configs.load(name))(category, valid)
     want = [[float(value[Category(c)]) for c in row] for row in category]
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, np.where(valid, want, 0).astype(np.float32))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, step, update
+from speciarl_jax import learning, step, update
 from speciarl_jax.models import placement
 from speciarl_jax.rollout import compaction, widths
 
@@ -84,8 +84,8 @@ def test_an_update_does_not_depend_on_the_number_of_widths(run, small_config, ch
         cuts = {"train__micro_batches": 4 // changes.get("train__mini_batches", 1)}
         config = small_config(train__answer_widths=count, **cuts, **changes)
         other = dataclasses.replace(run, config=config)
-        optimizer, state, _ = assemble.init_state(other)
-        learn = jax.jit(assemble.learner(other, optimizer))
+        optimizer, state, _ = learning.init_state(other)
+        learn = jax.jit(learning.learner(other, optimizer))
         state, metrics = learn(state, run.base, batch, features_BMD, rollout, category_BN, valid_BN)
         found.append(small_run.arrays({"state": state, "metrics": metrics}))
     want, got = found

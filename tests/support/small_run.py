@@ -27,6 +27,7 @@ from speciarl_jax import (
     evaluation,
     exits,
     journal,
+    learning,
     sft,
     sharding,
     step,
@@ -189,11 +190,11 @@ def mesh_program(policy, out, meshes):
     for data, fsdp, tensor in meshes:
         sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
         run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
-        optimizer, state, where = assemble.init_state(run)
+        optimizer, state, where = learning.init_state(run)
         rows = sharding.batch_sharding(run.mesh)
         sample = run.sampler(run.config.rollout.num_rollouts, run.config.rollout.max_tokens)
         rollout_program = jax.jit(sample, out_shardings=rows)
-        learn_program = jax.jit(assemble.learner(run, optimizer), out_shardings=(where, None))
+        learn_program = jax.jit(learning.learner(run, optimizer), out_shardings=(where, None))
         batch = batch_of(run)
         key = jax.random.key(7)
         features, rollout = rollout_program(

@@ -14,7 +14,7 @@ import pytest
 import small_run
 from judged_run import judged_config
 
-from speciarl_jax import assemble, train
+from speciarl_jax import assemble, policy_loading, train
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.verify import judge_prompt
 
@@ -27,7 +27,7 @@ def make_judge(folder):
     import torch
     import transformers
 
-    source = assemble.model_folder("emoji_tiny")
+    source = policy_loading.model_folder("emoji_tiny")
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(source / name, folder)

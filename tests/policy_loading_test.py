@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax import policy_loading, sharding
 
 
 def mesh_of(platform):
@@ -27,17 +27,17 @@ def mesh_of(platform):
 )
 def test_which_kernel_computes_attention(small_config, name, platform, kind):
     config = small_config(model__attention=name, model__dtype="bfloat16")
-    assert assemble.attention_kind(config, mesh_of(platform)) == kind
+    assert policy_loading.attention_kind(config, mesh_of(platform)) == kind
 
 
 def test_a_mesh_without_devices_counts_as_cpus(small_config):
     mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
-    assert assemble.attention_kind(small_config(model__attention="auto"), mesh) == "xla"
+    assert policy_loading.attention_kind(small_config(model__attention="auto"), mesh) == "xla"
 
 
 def test_kernels_that_do_not_fit_are_refused(small_config):
     with pytest.raises(ValueError, match="'flash'; choose 'auto', 'xla', 'splash' or 'cudnn'"):
-        assemble.attention_kind(small_config(model__attention="flash"), mesh_of("gpu"))
+        policy_loading.attention_kind(small_config(model__attention="flash"), mesh_of("gpu"))
     config = small_config(model__attention="cudnn", model__dtype="float32")
     with pytest.raises(ValueError, match="cudnn.*bfloat16.*config.model.dtype is 'float32'"):
-        assemble.attention_kind(config, mesh_of("gpu"))
+        policy_loading.attention_kind(config, mesh_of("gpu"))
