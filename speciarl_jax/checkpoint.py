@@ -1,21 +1,15 @@
 """Orbax checkpoints: what changes while training, and where the data iterator stands."""
 
-import hashlib
-import json
 import logging as logging_lib
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from speciarl_jax import exits, out_of_reach
+from speciarl_jax import checksums, exits, out_of_reach, run_facts
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
@@ -33,35 +27,6 @@ def quieten_orbax() -> None:
         return record.levelno >= logging_lib.WARNING or "orbax" not in record.pathname
 
     logging.get_absl_handler().addFilter(wanted)
-
-
-@jax.jit
-def checksums(state: Any) -> list[jax.Array]:
-    """A uint32 for each array: the sum of its bits, each element times its own odd number.
-
-    One changed element always changes it, and no mesh does, for whole numbers add up alike in any
-    order. Orbax notices damage to the structure of a checkpoint, and none to its numbers.
-    """
-
-    def one(x):
-        x = x.astype(jnp.uint8) if x.dtype == bool else x
-        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):
-            stride = math.prod(x.shape[axis + 1 :]) % 2**32
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-    return [one(jnp.asarray(x)) for x in jax.tree.leaves(state)]
-
-
-def _digest(state: Any, *parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What `restore` compares: of the arrays, and of what is written as JSON."""
-    return {"state": [int(x) for x in checksums(state)], "json": _text_digest(*parts)}
-
-
-def _text_digest(*parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -160,7 +125,7 @@ class Checkpoints:
             saved = self._read(step, facts=ocp.args.JsonRestore()).facts
         except DamagedCheckpoint:
             return  # `resume` knows what to do.
-        compare(saved, facts, f"the checkpoint of step {step}", allow_change)
+        run_facts.agree(saved, facts, f"the checkpoint of step {step}", allow_change)
 
     def best_step(self) -> int:
         """The checkpoint with the best value of the metric.
@@ -210,7 +175,7 @@ class Checkpoints:
         if step == self.latest_step() or not (force or self.due(step)):
             return False
         known = self._best_metric and metric is not None
-        digest = _digest(state, iterator_state, facts)
+        digest = checksums.digest(state, iterator_state, facts)
         try:
             return self._manager.save(
                 step,
@@ -305,13 +270,13 @@ class Checkpoints:
         if (found / "checksum").exists():
             wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
             # First, or a flipped bit would be taken for another configuration.
-            if wanted["json"] != _text_digest(texts.iterator, texts.facts):
+            if wanted["json"] != checksums.text_digest(texts.iterator, texts.facts):
                 raise damaged
-        compare(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
+        run_facts.agree(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
         self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state
-        if wanted is not None and wanted != _digest(restored, texts.iterator, texts.facts):
+        if wanted is not None and wanted != checksums.digest(restored, texts.iterator, texts.facts):
             raise damaged
         return restored, texts.iterator
 
@@ -431,28 +396,3 @@ def _free_name(folder: epath.Path, step: int) -> epath.Path:
 
 def _others_are_gone(error: BaseException | None) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
-
-
-def compare(
-    saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_change: bool
-) -> None:
-    """Refuses facts that differ, with a diff; or logs it if `allow_change`.
-
-    Raises:
-      ValueError: they differ.
-    """
-    lines = [
-        f"  {key}: {saved.get(key)!r} -> {value!r}"
-        for key, value in now.items()
-        if saved.get(key) != value
-    ]
-    if not lines:
-        return
-    diff = f"{what} was made by another configuration (checkpoint -> now):\n" + "\n".join(lines)
-    if allow_change:
-        logging.warning("%s\nthe run goes on with the new values (--allow_config_change)", diff)
-        return
-    raise ValueError(
-        f"{diff}\nuse the old values or another --workdir; to go on with the new values, give "
-        "--allow_config_change"
-    )

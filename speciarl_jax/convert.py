@@ -34,7 +34,16 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, learning, optimizer, policies, policy_loading, sharding, train
+from speciarl_jax import (
+    assemble,
+    learning,
+    optimizer,
+    policies,
+    policy_loading,
+    run_facts,
+    sharding,
+    train,
+)
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
@@ -281,7 +290,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
             run.lora,
         )
         _, state, _ = learning.init_state(dataclasses.replace(run, lora=lora))
-        facts = train.run_facts(run)
+        facts = run_facts.of_run(run)
         position = {"stream": train.training_stream(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with contextlib.closing(

@@ -1,6 +1,6 @@
 """What a part of an evaluation was made with, so that no other configuration is mixed into it.
 
-Weights are known by sums over all of their bits (`checkpoint.checksums`), taken where they lie: a
+Weights are known by sums over all of their bits (`checksums`), taken where they lie: a
 file may change its name, or be cut into others, and no changed number is missed. It costs one
 reading of the devices' memory. What is not seen: two changes to one array that cancel out in 32
 bits.
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, checkpoint, policy_loading
+from speciarl_jax import assemble, checksums, policy_loading
 from speciarl_jax.predictions import GREEDY
 from speciarl_jax.verify import judge_prompt
 
@@ -127,7 +127,7 @@ def of_adapters(run: assemble.Run, lora: nnx.State) -> dict[str, Any]:
 
 def _of_weights(weights: Any) -> str:
     places = [str(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
-    sums = [int(x) for x in checkpoint.checksums(weights)]
+    sums = [int(x) for x in checksums.of_arrays(weights)]
     return _hash(json.dumps([places, sums]))
 
 

@@ -38,6 +38,7 @@ from speciarl_jax import (
     profiling,
     report,
     rollout_samples,
+    run_facts,
     run_metrics,
     sharding,
     step,
@@ -48,16 +49,6 @@ from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import pipeline
 from speciarl_jax.journal import Journal
 from speciarl_jax.update import TrainState
-
-# What may differ between a checkpoint and the run that goes on from it.
-_FREE = (
-    *("train.steps", "train.log_every", "train.profile_steps"),
-    *("checkpoint.", "evaluation.", "data.workers", "mesh."),
-    *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
-    *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
-    "train.answer_widths",
-    "train.samples_",
-)
 
 
 def rollout_function(run: assemble.Run) -> Callable:
@@ -164,7 +155,7 @@ def train(
     stream = training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
-        facts = run_facts(run)
+        facts = run_facts.of_run(run)
         done, state, earlier, window = go_on(checkpoints, state, stream, facts, allow_change)
         watch = stopwatch.Stopwatch()
         stack.callback(watch.close)
@@ -263,28 +254,6 @@ def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda 
         process=jax.process_index(),
         processes=processes,
     )
-
-
-def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The keys that a resumed run must agree with, `section.key` -> value."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix, value):
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                visit(f"{prefix}{key}.", inner)
-        elif not prefix.startswith(_FREE):
-            flat[prefix.rstrip(".")] = value
-
-    visit("", json.loads(config.to_json()))
-    return flat
-
-
-def run_facts(run: assemble.Run) -> dict[str, Any]:
-    """`facts_of` the configuration, and which pictures there are where the source can tell."""
-    pictures = run.source(run.config.seed)
-    known = {"data.pictures": pictures.fingerprint} if hasattr(pictures, "fingerprint") else {}
-    return facts_of(run.config) | known
 
 
 def open_workdir(path: str) -> epath.Path:

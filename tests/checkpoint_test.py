@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax import checkpoint, exits, learning
-from speciarl_jax.checkpoint import Checkpoints, DamagedCheckpoint, checksums
+from speciarl_jax import checkpoint, checksums, exits, learning
+from speciarl_jax.checkpoint import Checkpoints, DamagedCheckpoint
 
 FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
 
@@ -374,7 +374,7 @@ def test_an_error_of_the_devices_is_not_taken_for_a_full_disk(opened, saved, mon
     def broken(*args, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
 
-    for owner, name in ((checkpoint, "_digest"), (checkpoints._manager, "save")):
+    for owner, name in ((checksums, "digest"), (checkpoints._manager, "save")):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, broken)
             with pytest.raises(jax.errors.JaxRuntimeError, match="a device is lost"):
@@ -385,12 +385,12 @@ def test_checksums_tell_any_changed_or_moved_element_and_no_mesh(run):
     rng = np.random.default_rng(0)
     state = {"a": rng.normal(size=(4, 6)).astype(np.float32), "b": np.arange(5, dtype=np.int8)}
     state |= {"c": np.array([True, False]), "d": jnp.asarray(rng.normal(size=7), jnp.bfloat16)}
-    want = [int(x) for x in checksums(state)]
+    want = [int(x) for x in checksums.of_arrays(state)]
     for name, index in (("a", (2, 3)), ("b", 1), ("c", 0), ("d", 4)):
         other = {k: np.array(v) for k, v in state.items()}
         other[name][index] = not other[name][index] if name == "c" else -other[name][index]
-        assert [int(x) for x in checksums(other)] != want
-    assert [int(x) for x in checksums(state | {"a": state["a"][::-1]})] != want
+        assert [int(x) for x in checksums.of_arrays(other)] != want
+    assert [int(x) for x in checksums.of_arrays(state | {"a": state["a"][::-1]})] != want
 
 
 def test_the_best_are_kept_besides_the_latest(opened, tmp_path):

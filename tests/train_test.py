@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, journal, learning, train
+from speciarl_jax import assemble, journal, learning, run_facts, train
 from speciarl_jax.checkpoint import Checkpoints
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
@@ -387,7 +387,7 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path):
 
 
 def test_facts_are_every_key_but_those_that_may_change(small_config):
-    facts = train.facts_of(small_config())
+    facts = run_facts.of_config(small_config())
     assert facts["data.options.domains"] == ["vehicle"] and facts["rollout.temperature"] == 1.0
     free = {"train.steps", "train.log_every", "data.workers", "mesh.data", "checkpoint.keep"}
     assert not free & facts.keys() and "train.batch_size" in facts
