@@ -25,7 +25,6 @@ from speciarl_jax import (
     supervised,
     train,
 )
-from speciarl_jax import update as update_lib
 from speciarl_jax.data import emoji
 from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
@@ -89,14 +88,14 @@ def make_run(
             emoji.TAXONOMY_PATH,
             **assemble.verifier_options(config) | {"path": ""},
         )
-        verifier = placed(verifier, sharding.replicated(mesh))
+        verifier = sharding.placed(verifier, sharding.replicated(mesh))
     return assemble.Run(
         config=config,
         mesh=mesh,
         model_config=model_config,
         graphdef=graphdef,
-        lora=placed(lora, sharding.shardings_of(mesh, lora)),
-        base=placed(base, sharding.shardings_of(mesh, base)),
+        lora=sharding.placed(lora, sharding.shardings_of(mesh, lora)),
+        base=sharding.placed(base, sharding.shardings_of(mesh, base)),
         tokenizer=None,
         builder=None,
         labels=labels,
@@ -146,7 +145,7 @@ def make_batch(
         features_BMD = np.zeros(shape, policy_loading.dtypes(run.config)["dtype"])
         one = one.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
-    return placed(many, sharding.batch_sharding(run.mesh))
+    return sharding.placed(many, sharding.batch_sharding(run.mesh))
 
 
 def programs(
@@ -180,9 +179,8 @@ def programs(
             "abstract programs have the 'taxonomy'"
         )
     optimizer_ = optimizer.make(**config.optimizer)
-    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
-    where = sharding.shardings_of(mesh, state)
-    state, number = placed(state, where), jax.ShapeDtypeStruct((), jnp.uint32)
+    state, where = learning.abstract_state(mesh, run.lora, optimizer_)
+    number = jax.ShapeDtypeStruct((), jnp.uint32)
     batch = make_batch(run, checks.sampled_pictures(config), grid, prompt_tokens)
     watched = make_batch(run, config.evaluation.batch_size, grid, prompt_tokens)
     found = {"evaluate": _sampling(run, watched, num_rollouts=1)}
@@ -211,10 +209,10 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     found = {"rollout": _sampling(run, batch, run.config.rollout.num_rollouts)}
     features_BMD, rollout = jax.eval_shape(*_call(found["rollout"]))
-    features_BMD, rollout = placed((features_BMD, rollout), rows)
+    features_BMD, rollout = sharding.placed((features_BMD, rollout), rows)
     verify = jax.jit(step.verify, out_shardings=rows)
     found["verify"] = Program(verify, (run.verifier, batch, rollout))
-    verdicts = placed(jax.eval_shape(*_call(found["verify"])), rows)
+    verdicts = sharding.placed(jax.eval_shape(*_call(found["verify"])), rows)
     learnt = (batch, features_BMD, rollout, *verdicts)
     if run.config.train.dynamic_sampling.max_rounds:
         bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
@@ -226,7 +224,7 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
 
         signal_B = jax.ShapeDtypeStruct(batch.weight_B.shape, bool, sharding=rows)
         found["keep"] = Program(jax.jit(keep, out_shardings=rows), (fresh, signal_B))
-        pool = placed(jax.eval_shape(*_call(found["keep"])), rows)
+        pool = sharding.placed(jax.eval_shape(*_call(found["keep"])), rows)
         learnt = (pool.prompt, pool.features_BMD, pool.rollout, pool.category_BN, pool.valid_BN)
     function = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
     found["learn"] = Program(function, (state, run.base, *learnt))
@@ -238,17 +236,8 @@ def answers(run: assemble.Run, batch: PromptBatch, num_rollouts: int) -> Rollout
     shape = (*batch.weight_B.shape, num_rollouts, run.config.rollout.max_tokens)
     dtypes = {"tokens_BNT": jnp.int32, "mask_BNT": bool, "logp_BNT": jnp.float32}
     shapes = Rollout(**{k: jax.ShapeDtypeStruct(shape, dtype) for k, dtype in dtypes.items()})
-    return placed(shapes, sharding.batch_sharding(run.mesh))
+    return sharding.placed(shapes, sharding.batch_sharding(run.mesh))
 
 
 def _call(program: Program) -> tuple[Any, ...]:
     return program.function, *program.arguments
-
-
-def placed(tree: Any, where: Any) -> Any:
-    """Shapes and dtypes of a tree, with its shardings or with one for all."""
-    if isinstance(where, jax.sharding.Sharding):
-        where = jax.tree.map(lambda _: where, tree)
-    return jax.tree.map(
-        lambda x, w: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), tree, where
-    )

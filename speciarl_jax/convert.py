@@ -49,7 +49,6 @@ from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.update import init_state
 
 # What a checkpoint folder holds beside weights and dimensions.
 _COMPANIONS = (
@@ -103,20 +102,12 @@ def read_run(
     model_config = hf.read_config(base)
     rank = config.model.lora_rank
     optimizer_ = optimizer.make(**config.optimizer)
-    abstract = jax.eval_shape(
-        lambda lora: init_state(lora, optimizer_), peft.abstract_lora(model_config, rank)
-    )
     # Wherever the run's devices kept them, here they lie on one.
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-    placed = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        abstract,
-        sharding.shardings_of(mesh, abstract),
-    )
-    with contextlib.closing(
-        Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False)
-    ) as checkpoints:
-        state, _ = checkpoints.restore(placed, {}, step)
+    lora = peft.abstract_lora(model_config, rank)
+    wanted, _ = learning.abstract_state(mesh, lora, optimizer_)
+    with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
+        state, _ = checkpoints.restore(wanted, {}, step)
     adapter = peft.AdapterConfig(rank, config.model.lora_alpha, str(base.resolve()))
     return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
 
@@ -293,9 +284,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
         facts = run_facts.of_run(run)
         position = {"stream": train.training_stream(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-        with contextlib.closing(
-            Checkpoints(workdir / "checkpoints", save_every=1, keep=1)
-        ) as checkpoints:
+        with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:
             checkpoints.save(0, state, position, facts, force=True)
             checkpoints.wait()
             found, _ = checkpoints.restore(state, facts)

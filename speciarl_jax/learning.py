@@ -73,11 +73,17 @@ def learner(run: Run, optimizer_: Any) -> Any:
     )
 
 
+def abstract_state(mesh: jax.sharding.Mesh, lora: Any, optimizer_: Any) -> tuple[Any, Any]:
+    """Shapes, dtypes and places of the state that trains these adapters, and the places alone."""
+    shapes = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), lora)
+    where = sharding.shardings_of(mesh, shapes)
+    return sharding.placed(shapes, where), where
+
+
 def init_state(run: Run) -> tuple[Any, update_lib.TrainState, Any]:
     """The optimizer, the state before the first update, and the shardings of the state."""
     optimizer_ = optimizer.make(**run.config.optimizer)
-    abstract = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
-    where = sharding.shardings_of(run.mesh, abstract)
+    _, where = abstract_state(run.mesh, run.lora, optimizer_)
     state = jax.jit(lambda lora: update_lib.init_state(lora, optimizer_), out_shardings=where)(
         run.lora
     )

@@ -23,9 +23,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from speciarl_jax import assemble, checkpoint, optimizer, policy_loading, sharding
+from speciarl_jax import assemble, checkpoint, learning, optimizer, policy_loading
 from speciarl_jax.models.qwen2_5_vl import peft
-from speciarl_jax.update import init_state
 
 BASE, TRAINED, BEST = "base", "trained", "best"
 
@@ -148,15 +147,10 @@ def trained(run: assemble.Run, workdir: epath.Path, step: int | str | None = Non
       ValueError: there is no such checkpoint.
     """
     optimizer_ = optimizer.make(**read_config(workdir).optimizer)
-    abstract = jax.eval_shape(lambda lora: init_state(lora, optimizer_), run.lora)
-    placed = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        abstract,
-        sharding.shardings_of(run.mesh, abstract),
-    )
+    wanted, _ = learning.abstract_state(run.mesh, run.lora, optimizer_)
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **read_config(workdir).checkpoint, create=False
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
-        state, _ = checkpoints.restore(placed, {}, chosen)
+        state, _ = checkpoints.restore(wanted, {}, chosen)
     return state.lora

@@ -302,3 +302,12 @@ def shardings_of(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
     )
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Shapes and dtypes of a tree, with its shardings or with one for all."""
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda x, w: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), tree, where
+    )

@@ -166,9 +166,7 @@ def abstract(
     config.train.answer_widths = 1
     run = shapes.make_run(config, model, sharding.make_mesh(**config.mesh, devices=devices))
     optimizer_ = optimizer.make(**config.optimizer)
-    state = jax.eval_shape(lambda lora: update_lib.init_state(lora, optimizer_), run.lora)
-    where = sharding.shardings_of(run.mesh, state)
-    state = shapes.placed(state, where)
+    state, where = learning.abstract_state(run.mesh, run.lora, optimizer_)
     return Abstract(run, optimizer_, state, where, sizes, _notes(config))
 
 
@@ -209,7 +207,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     rollout_of = train.rollout_function(run)
 
     def sampled(batch):
-        return shapes.placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
+        return sharding.placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
 
     batch = batch_of(plan, plan.sampled)
     if wanted("rollout"):
@@ -226,7 +224,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     if wanted("update"):
         batch = batch_of(plan, len_batch(plan))
         shape = (len_batch(plan), config.rollout.num_rollouts)
-        verdicts = shapes.placed(
+        verdicts = sharding.placed(
             (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
         )
         arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
