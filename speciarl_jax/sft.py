@@ -8,29 +8,22 @@ trains a tokenizer and a decoder that answers in words, on the frozen tower, and
 folder in the Hugging Face layout: `policy/` in the workdir.
 """
 
-import hashlib
-import json
 import pathlib
-import time
 from collections.abc import Sequence
 
-import grain.python as grain
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-import optax.contrib
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
-from speciarl_jax import exits, preemption
-from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax import exits, fitting
+from speciarl_jax.checkpoint import quieten_orbax
 from speciarl_jax.data import emoji, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.metric_writer import MetricWriter
 from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import vision_layout
@@ -41,9 +34,13 @@ from speciarl_jax.pretraining import answers
 from speciarl_jax.pretraining import vision as vision_stage
 from speciarl_jax.rollout.logprobs import answer_logprobs
 
-# Where matrices map hidden states to hidden states; embeddings and heads are AdamW's.
-_STACKED = {"blocks", "layers"}
-_HIDDEN = _STACKED | {"merger_in", "merger_out"}
+_MODEL_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "eos_token_id": "<|im_end|>",
+}
 
 
 def label_levels(concepts: list[emoji.Concept]) -> vision_stage.Levels:
@@ -54,21 +51,6 @@ def label_levels(concepts: list[emoji.Concept]) -> vision_stage.Levels:
             for c in concepts
         ]
     )
-
-
-class Epochs:
-    """The pictures again and again, augmented anew each time; item i is the same in every run."""
-
-    def __init__(self, source_of_epoch, epochs: int):
-        self._sources = [source_of_epoch(epoch) for epoch in range(epochs)]
-        self._length = len(self._sources[0])
-
-    def __len__(self) -> int:
-        return self._length * len(self._sources)
-
-    def __getitem__(self, index: int):
-        row = self._sources[index // self._length][index % self._length]
-        return {**row, "index": index}
 
 
 def pictures_of(config: ml_collections.ConfigDict):
@@ -151,7 +133,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
     # The learning rate rises and falls once a cycle; a later cycle starts from the one before.
     first_epoch = 0
     for cycle, epochs in enumerate(stage.cycles):
-        data = Epochs(
+        data = fitting.Epochs(
             lambda epoch, first=first_epoch: pictures(
                 config.data.split, config.data.difficulty, config.seed + first + epoch
             ),
@@ -159,7 +141,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         )
         folder = workdir / f"vision_cycle_{cycle}"
         layout = layout_of(stage.batch_size)
-        params = fit(config, stage, folder, data, cut, params, loss_of, layout, watched, ())
+        params = fitting.fit(config, stage, folder, data, cut, params, loss_of, layout, watched, ())
         first_epoch += epochs
     return nnx.merge(graphs[0], params[0])
 
@@ -179,120 +161,6 @@ def read_tower(config: ml_collections.ConfigDict) -> VisionTower:
             "a new tower"
         )
     return hf.load(folder, dtype=jnp.float32, param_dtype=jnp.float32)[1].visual
-
-
-def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices, AdamW for the rest; one rise and fall of the learning rate.
-
-    Muon (Jordan et al., 2024; arXiv 2502.16982) taught the small tower in fewer epochs than AdamW.
-    Matrices of stacked layers [L, in, out] are treated one by one.
-    """
-
-    def schedule(peak):
-        return optax.warmup_cosine_decay_schedule(0.0, peak, stage.warmup_steps, steps)
-
-    def is_matrix(path, param):
-        # Biases and norms of stacked layers have two axes as well.
-        names = {getattr(key, "key", None) for key in path}
-        return param.ndim == (3 if names & _STACKED else 2)
-
-    def matrices(params):
-        def axes(path, param):
-            names = {getattr(key, "key", None) for key in path}
-            if not names & _HIDDEN or not is_matrix(path, param):
-                return None
-            return optax.contrib.MuonDimensionNumbers(param.ndim - 2, param.ndim - 1)
-
-        return jax.tree_util.tree_map_with_path(axes, params)
-
-    def decayed(params):
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.contrib.muon(
-            schedule(stage.muon_learning_rate),
-            weight_decay=stage.weight_decay,
-            weight_decay_mask=decayed,
-            adam_b2=0.98,
-            adam_weight_decay=stage.weight_decay,
-            adam_learning_rate=schedule(stage.learning_rate),
-            muon_weight_dimension_numbers=matrices,
-        ),
-    )
-
-
-def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depends_on):
-    """One rise and fall of the learning rate over `data`; returns the trained parameters.
-
-    Args:
-      config: the whole configuration.
-      stage: its part for this stage: batch size, learning rate, and so on.
-      folder: of the checkpoints and the metrics of this fit.
-      data: random access to rows.
-      cut: rows of a batch to a tuple of arrays.
-      params: pytree of parameters to start from.
-      loss_of: (params, *batch, static) -> (loss, metrics).
-      static: pytree that every step gets as the last argument.
-      watched: params -> row of metrics, called now and then.
-      depends_on: parts of the configuration, besides those of every stage, that a resumed run must
-        agree with.
-    """
-    steps = len(data) // stage.batch_size
-    batches = (
-        grain.MapDataset.source(data)
-        .seed(config.seed)
-        .shuffle()
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=512)
-        )
-        .batch(stage.batch_size, batch_fn=cut)
-    )
-    optimizer = make_optimizer(stage, steps)
-
-    @jax.jit
-    def train_step(state, batch, static):
-        params, opt_state = state
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, *batch, static)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **metrics}
-
-    state = (params, optimizer.init(params))
-    checkpoints = Checkpoints(
-        folder / "checkpoints", save_every=config.checkpoint.save_every, keep=config.checkpoint.keep
-    )
-    label_tree = hashlib.sha256(emoji.TAXONOMY_PATH.read_bytes()).hexdigest()
-    facts = {"rows": len(data), "seed": config.seed, "label_tree": label_tree}
-    for section in (stage, config.data, config.vision, *depends_on):
-        facts |= json.loads(section.to_json())
-    for free in ("cycles", "policy", "log_every", "workers", "watch_split"):
-        facts.pop(free, None)
-    stream, step = iter(batches), 0
-    if found := checkpoints.resume(state, facts):
-        step, state, position = found
-        stream.set_state(position)
-        logging.info("resumed at step %d of %d", step, steps)
-    writer = MetricWriter(folder, first_step=step + 1)
-    begun, first = time.time(), step
-    with preemption.Notice() as notice:
-        while step < steps:
-            batch = next(stream)
-            state, metrics = train_step(state, batch, static)
-            step += 1
-            if step % stage.log_every == 0 or step == steps:
-                row = {"sft/loss": metrics["loss"], **watched(state[0])}
-                writer.write(step, row)
-                left = (time.time() - begun) / (step - first) * (steps - step) / 60
-                text = " ".join(f"{name.split('/')[1]} {float(v):.3f}" for name, v in row.items())
-                logging.info("step %d/%d, %.0f min left: %s", step, steps, left, text)
-            leaves = notice.after_step()
-            checkpoints.save(step, state, stream.get_state(), facts, force=step == steps or leaves)
-            if leaves and step < steps:
-                checkpoints.wait()
-                raise exits.Preempted(f"preempted: step {step} is saved; start again to go on")
-    checkpoints.close()
-    writer.close()
-    return state[0]
 
 
 def new_policy(
@@ -379,7 +247,7 @@ def train_answers(
         )
         return -jnp.sum(jnp.where(mask_BNT, scores.logp_BNT, 0)) / jnp.sum(mask_BNT), {}
 
-    data = Epochs(
+    data = fitting.Epochs(
         lambda epoch: pictures(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),
         stage.epochs,
     )
@@ -388,7 +256,7 @@ def train_answers(
     evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
     name = f"sft/{config.data.watch_split}_loss"
     tower_of = ml_collections.ConfigDict({"tower_of": config.vision_stage.policy})
-    decoder = fit(
+    decoder = fitting.fit(
         config,
         stage,
         workdir / "answers",
@@ -403,15 +271,6 @@ def train_answers(
     # bfloat16 as the published checkpoints, and half the size.
     hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)
     return folder
-
-
-_MODEL_TOKENS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "eos_token_id": "<|im_end|>",
-}
 
 
 def main(_):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import quickstart_sft
-from speciarl_jax import sft
+from speciarl_jax import fitting, sft
 from speciarl_jax.models.qwen2_5_vl import hf
 
 
@@ -72,7 +72,7 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
     config.vision_stage.weight_decay = 0.0
     tower = sft.VisionTower(sft.VisionConfig(**config.vision), rngs=nnx.Rngs(0))
     params = nnx.state(tower)
-    optimizer = sft.make_optimizer(config.vision_stage, 10)
+    optimizer = fitting.make_optimizer(config.vision_stage, 10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
