@@ -143,7 +143,7 @@ def make_batch(
         # The tower is a program of its own.
         shape = (1, layout.token_index_BM.shape[1], vision.out_hidden_size)
         features_BMD = np.zeros(shape, policy_loading.dtypes(run.config)["dtype"])
-        one = one.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
+        one = one.without_pictures(features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
     return sharding.placed(many, sharding.batch_sharding(run.mesh))
 
@@ -215,7 +215,7 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     verdicts = sharding.placed(jax.eval_shape(*_call(found["verify"])), rows)
     learnt = (batch, features_BMD, rollout, *verdicts)
     if run.config.train.dynamic_sampling.max_rounds:
-        bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
+        bare = batch.without_pictures()
         fresh = dynamic_sampling.Groups(bare, *learnt[1:])
         size = run.config.train.batch_size
 

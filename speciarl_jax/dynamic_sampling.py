@@ -226,7 +226,7 @@ def build_step(
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
             *found, verdicts = answer(state, base, verifier, batch, draw)
             said.append(verdicts)
-            bare = batch.replace(patches_BSC=None, layout=None, features_BMD=None)
+            bare = batch.without_pictures()
             fresh = Groups(bare, *found)
             if pool is not None:
                 pool, fresh = alike(pool, fresh, pad_program)

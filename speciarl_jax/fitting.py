@@ -1,11 +1,15 @@
 """One rise and fall of the learning rate over pictures, resumable: a stage of `sft`."""
 
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import grain.python as grain
 import jax
+import ml_collections
 import optax
 import optax.contrib
 from absl import logging
@@ -15,6 +19,11 @@ from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import emoji
 from speciarl_jax.metric_writer import MetricWriter
 
+# What may differ between a checkpoint and the run that goes on from it.
+_FREE = (
+    *("vision_stage.cycles", "vision_stage.log_every", "answer_stage.log_every"),
+    *("data.workers", "data.watch_split"),
+)
 # Where matrices map hidden states to hidden states; embeddings and heads are AdamW's.
 _STACKED = {"blocks", "layers"}
 _HIDDEN = _STACKED | {"merger_in", "merger_out"}
@@ -76,12 +85,31 @@ def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     )
 
 
-def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depends_on):
+def facts_of(config: ml_collections.ConfigDict, parts: Sequence[str]) -> dict[str, Any]:
+    """What a resumed stage must agree with: JSON-able values by their dotted keys.
+
+    Args:
+      config: the whole configuration.
+      parts: sections of it, or single keys (`section.key`).
+    """
+    label_tree = hashlib.sha256(emoji.TAXONOMY_PATH.read_bytes()).hexdigest()
+    facts = {"seed": config.seed, "label_tree": label_tree}
+    for part in parts:
+        value = functools.reduce(getattr, part.split("."), config)
+        if isinstance(value, ml_collections.ConfigDict):
+            inner = json.loads(value.to_json())
+            facts |= {f"{part}.{key}": value for key, value in inner.items()}
+        else:
+            facts[part] = value
+    return {key: value for key, value in facts.items() if key not in _FREE}
+
+
+def fit(config, name, folder, data, cut, params, loss_of, static, watched, depends_on=()):
     """One rise and fall of the learning rate over `data`; returns the trained parameters.
 
     Args:
       config: the whole configuration.
-      stage: its part for this stage: batch size, learning rate, and so on.
+      name: of its section for this stage: batch size, learning rate, and so on.
       folder: of the checkpoints and the metrics of this fit.
       data: random access to rows.
       cut: rows of a batch to a tuple of arrays.
@@ -89,9 +117,10 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depe
       loss_of: (params, *batch, static) -> (loss, metrics).
       static: pytree that every step gets as the last argument.
       watched: params -> row of metrics, called now and then.
-      depends_on: parts of the configuration, besides those of every stage, that a resumed run must
+      depends_on: sections and keys, besides the sections of every stage, that a resumed run must
         agree with.
     """
+    stage = config[name]
     steps = len(data) // stage.batch_size
     batches = (
         grain.MapDataset.source(data)
@@ -115,12 +144,7 @@ def fit(config, stage, folder, data, cut, params, loss_of, static, watched, depe
     checkpoints = Checkpoints(
         folder / "checkpoints", save_every=config.checkpoint.save_every, keep=config.checkpoint.keep
     )
-    label_tree = hashlib.sha256(emoji.TAXONOMY_PATH.read_bytes()).hexdigest()
-    facts = {"rows": len(data), "seed": config.seed, "label_tree": label_tree}
-    for section in (stage, config.data, config.vision, *depends_on):
-        facts |= json.loads(section.to_json())
-    for free in ("cycles", "policy", "log_every", "workers", "watch_split"):
-        facts.pop(free, None)
+    facts = {"rows": len(data), **facts_of(config, (name, "data", "vision", *depends_on))}
     stream, step = iter(batches), 0
     if found := checkpoints.resume(state, facts):
         step, state, position = found

@@ -57,7 +57,7 @@ def answer_logp(
 
         return widths.at_narrowest(narrow, rollout.tokens_BNT, rollout.mask_BNT, answer_widths)
 
-    bare = prompt.replace(patches_BSC=None, layout=None, features_BMD=None)
+    bare = prompt.without_pictures()
     whole = bare, features_BMD, rollout
     order_SR = widths.by_length(rollout.mask_BNT, parts) if min(parts, answer_widths) > 1 else None
     if order_SR is not None:

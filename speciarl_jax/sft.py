@@ -141,7 +141,9 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         )
         folder = workdir / f"vision_cycle_{cycle}"
         layout = layout_of(stage.batch_size)
-        params = fitting.fit(config, stage, folder, data, cut, params, loss_of, layout, watched, ())
+        params = fitting.fit(
+            config, "vision_stage", folder, data, cut, params, loss_of, layout, watched
+        )
         first_epoch += epochs
     return nnx.merge(graphs[0], params[0])
 
@@ -255,10 +257,9 @@ def train_answers(
     watch = cut([{**row, "index": i} for i, row in watched_rows])
     evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
     name = f"sft/{config.data.watch_split}_loss"
-    tower_of = ml_collections.ConfigDict({"tower_of": config.vision_stage.policy})
     decoder = fitting.fit(
         config,
-        stage,
+        "answer_stage",
         workdir / "answers",
         data,
         cut,
@@ -266,16 +267,33 @@ def train_answers(
         loss_of,
         frozen,
         lambda decoder: {name: evaluate(decoder)},
-        (config.text, config.habits, tower_of),
+        depends_on=("text", "habits", "vision_stage.policy"),
     )
     # bfloat16 as the published checkpoints, and half the size.
     hf.save(folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16)
     return folder
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Calls what only the later stages read, before the first one spends an hour.
+
+    Raises:
+      ValueError: something does not fit; says what, and how to mend it.
+      TypeError: a key that a part does not have.
+    """
+    prompts.read_prompt(config.answer_stage.prompt)
+    answers.Habits(**config.habits)
+    TextConfig(**config.text)
+    VisionConfig(**config.vision)
+    for difficulty in (config.data.difficulty, config.answer_stage.difficulty):
+        pictures_of(config)(config.data.split, difficulty, config.seed)
+    pictures_of(config)(config.data.watch_split, "mixed", config.seed)
+
+
 def main(_):
     quieten_orbax()
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+    check(config)
     workdir.mkdir(parents=True, exist_ok=True)
     tower = read_tower(config) if config.vision_stage.policy else train_vision(config, workdir)
     folder = train_answers(config, tower, workdir)

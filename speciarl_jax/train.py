@@ -241,9 +241,9 @@ def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda 
         return build(rows, size // processes)
 
     def source_of_epoch(epoch):
-        if hasattr(first, "with_seed"):
-            return first.with_seed(config.seed + epoch)
-        return run.source(config.seed + epoch)
+        # Of both, or neighbouring seeds would share most of their pictures.
+        seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
+        return first.with_seed(seed) if hasattr(first, "with_seed") else run.source(seed)
 
     return pipeline.training_batches(
         source_of_epoch,

@@ -37,6 +37,10 @@ class PromptBatch:
     target: Any = None
     features_BMD: jax.Array | None = None
 
+    def without_pictures(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
+        """The prompts alone, or with features in place of the pictures."""
+        return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
+
 
 @flax.struct.dataclass
 class Rollout:

@@ -131,7 +131,7 @@ def update(
         return loss(nnx.merge(graphdef, lora, base), *part)
 
     # Nothing below looks at the pictures again.
-    bare = batch.prompt.replace(patches_BSC=None, layout=None, features_BMD=None)
+    bare = batch.prompt.without_pictures()
     whole = batch.replace(prompt=bare), *weights
     if min(micro_batches, answer_widths) > 1:
         order_SR = widths.by_length(batch.rollout.mask_BNT, micro_batches)

@@ -79,7 +79,7 @@ class VisionCache:
         for row, key in enumerate(keys):
             value = np.frombuffer(known[key], self._dtype).reshape(-1, self._width)
             features_BMD[row, : len(value)] = value
-        batch = batch.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
+        batch = batch.without_pictures(features_BMD)
         return sharding.put_batch(self._mesh, batch)
 
     def metrics(self) -> dict[str, float]:

@@ -94,6 +94,34 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
             np.testing.assert_allclose(np.abs(update[...]), want, rtol=2e-2, err_msg=str(path))
 
 
+@pytest.mark.parametrize(
+    "section, key, value, said",
+    [
+        ("answer_stage", "prompt", "bass", "bass"),
+        ("answer_stage", "difficulty", "hardest", "'hardest' is unknown; choose one of"),
+        ("habits", "level_shares", (0.5, 0.5, 0.5, 0.5), "sum to 1"),
+        ("data", "watch_split", "held-out", "held-out"),
+    ],
+)
+def test_what_a_later_stage_reads_is_checked_before_the_first(config, section, key, value, said):
+    sft.check(config)
+    config[section][key] = value
+    with pytest.raises(ValueError, match=said):
+        sft.check(config)
+
+
+def test_sections_with_equal_keys_do_not_hide_each_other(config):
+    parts = ("answer_stage", "data", "vision", "text", "vision_stage.policy")
+    facts = fitting.facts_of(config, parts)
+    assert facts["vision_stage.policy"] == config.vision_stage.policy
+    config.data.workers = 7
+    assert fitting.facts_of(config, parts) == facts
+    for section, key, value in (("answer_stage", "difficulty", "hard"), ("vision", "depth", 9)):
+        config[section][key] = value
+        changed = {k for k, v in fitting.facts_of(config, parts).items() if facts[k] != v}
+        assert f"{section}.{key}" in changed
+
+
 def test_a_decoder_on_the_tower_of_a_policy_that_exists(config, tmp_path):
     tower = sft.VisionTower(sft.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
     first = sft.train_answers(config, tower, tmp_path / "first")

@@ -7,10 +7,10 @@ where the hue does not tell. A mark always stands beside a colour.
 
 from typing import NamedTuple
 
+from speciarl_jax.predictions import UNVERIFIED
 from speciarl_jax.verify.category import Category
 
 # Stands for the verdict of an answer that has none.
-UNVERIFIED = "unverified"
 
 
 class Look(NamedTuple):

@@ -89,11 +89,6 @@ def _holds_mark(text_L, inside_L, allowed_256, xp):
     return xp.any(inside_L & forbidden_256[text_L])
 
 
-def judge_form(content: str) -> str:
-    """The answer as a judge is shown it: `answer.normalize`."""
-    return answer.normalize(content)
-
-
 def screen(
     content: str | None, truth: str, *, max_words: int, max_answer_bytes: int
 ) -> Category | None:
