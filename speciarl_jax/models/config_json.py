@@ -31,9 +31,13 @@ class Section:
         return self._values.get(key, default)
 
     def section(self, *keys: str) -> "Section":
-        """The object under the first of these keys that has one; an empty one if none has."""
+        """The object under the first of these keys that holds something; an empty one if none does.
+
+        Raises:
+          ValueError: it is no object.
+        """
         for key in keys:
-            if self._values.get(key) is not None:
+            if self._values.get(key) not in (None, {}):
                 return Section(self._values[key], self._path(key))
         return Section({}, self._path(keys[0]))
 

@@ -90,6 +90,13 @@ def test_the_token_that_ends_an_answer_is_the_first_there_is(root, text, found):
     assert ModelConfig.from_hf(settings).eos_token_id == found
 
 
+def test_an_empty_place_for_rotary_settings_leaves_them_to_the_older_one():
+    settings = presets.config("7B").to_hf()
+    text = settings["text_config"]
+    text["rope_scaling"], text["rope_parameters"] = text["rope_parameters"], {}
+    assert ModelConfig.from_hf(settings) == presets.config("7B")
+
+
 @pytest.mark.parametrize(
     "key, value, said",
     [
