@@ -19,6 +19,7 @@ from speciarl_jax import vision_cache as vision_cache_lib
 from speciarl_jax.checks import check, sampled_pictures
 from speciarl_jax.data import label_tree, pictures, pipeline, prompts
 from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import memory
@@ -193,6 +194,8 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
 def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Run:
     """The policy with what it reads, without labels and verifier.
 
+    Weights come last: what is wrong with the smaller parts is said before any is read.
+
     Args:
       config: the whole configuration; its policy, prompt and rollout count.
       mesh: over all devices.
@@ -202,9 +205,8 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     """
     sharding.meet(mesh)
     folder = policy_loading.model_folder(config.model.path)
+    model_config = hf.read_config(folder)
     tokenizer = tokenizer_lib.load(folder)
-    model_config, policy = policy_loading.load(config, folder, mesh)
-    graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     builder = prompts.PromptBuilder(
         model_config,
         tokenizer,
@@ -220,19 +222,21 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
         config=config,
         mesh=mesh,
         model_config=model_config,
-        graphdef=graphdef,
-        lora=lora,
-        base=base,
+        graphdef=None,
+        lora=None,
+        base=None,
         tokenizer=tokenizer,
         builder=builder,
         labels=None,
         verifier=None,
         banned_V=jnp.asarray(banned_V),
-        vision_cache=vision_cache_lib.make(config.data.vision_cache, policy.visual, mesh),
     )
     run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
+    _, policy = policy_loading.load(config, folder, mesh)
+    graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
+    cache = vision_cache_lib.make(config.data.vision_cache, policy.visual, mesh)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
-    return run
+    return dataclasses.replace(run, graphdef=graphdef, lora=lora, base=base, vision_cache=cache)
 
 
 def with_verifier(run: Run, sources: Sequence[Any]) -> Run:

@@ -108,9 +108,9 @@ class Maker:
     def __init__(self, config: ml_collections.ConfigDict):
         folder = policy_loading.model_folder(config.model.path)
         self.config = config
+        self._vocabulary = hf.read_config(folder).text.vocab_size
         self.tokenizer = tokenizer_lib.load(folder)
         self._mesh = sharding.make_mesh(**config.mesh)
-        self._vocabulary = hf.read_config(folder).text.vocab_size
 
     def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
         """Labels and verifier (`assemble.make_verifier`)."""

@@ -9,7 +9,8 @@ What is read is a run of `speciarl_jax.train` (`--workdir`, its latest checkpoin
 folder of Hugging Face PEFT (`--adapter`). What is written is
 
   merged  a checkpoint folder in the Hugging Face layout with the adapters added to the weights, and
-          the base's tokenizer, processor, chat template and generation settings;
+          the base's tokenizer, processor and chat template; of its generation settings those
+          that change no answer (no repetition penalty, no temperature);
   peft    the adapters alone, in PEFT's layout;
   run     a workdir whose checkpoint of step 0 holds the adapters: `train` goes on from it with a
           fresh optimizer, `evaluate` scores it.
@@ -46,6 +47,7 @@ from speciarl_jax import (
 )
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.models import lora as lora_lib
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf, peft
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -59,9 +61,16 @@ _COMPANIONS = (
     "added_tokens.json",
     "chat_template*",
     "*processor_config.json",
-    "generation_config.json",
     "LICENSE*",
     "NOTICE*",
+)
+_GENERATION = "generation_config.json"
+# Settings of it that change what a server answers. They were chosen for the base; training sampled
+# without them.
+_SAMPLING = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty"),
+    *("no_repeat_ngram_size", "num_beams", "presence_penalty", "frequency_penalty"),
 )
 
 
@@ -98,7 +107,7 @@ def read_run(
       ValueError: no run there, no such checkpoint, or a base of other dimensions.
     """
     config = policies.read_config(workdir)
-    base = policy_loading.model_folder(model or config.model.path)
+    base = _base_folder(model or config.model.path, workdir)
     model_config = hf.read_config(base)
     rank = config.model.lora_rank
     optimizer_ = optimizer.make(**config.optimizer)
@@ -122,17 +131,25 @@ def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
     Raises:
       ValueError: what `peft.load_adapter` refuses, or a base that is not on this disk.
     """
-    named = peft.read_adapter_config(folder).base
-    try:
-        base = policy_loading.model_folder(model or named)
-    except ValueError:
-        raise ValueError(
-            f"the base {model or named!r} of {folder} is no folder on this disk; give --model, the "
-            "folder of a Qwen2.5-VL checkpoint"
-        ) from None
+    base = _base_folder(model or peft.read_adapter_config(folder).base, folder)
     model_config = hf.read_config(base)
     adapter, lora = peft.load_adapter(folder, model_config)
     return Trained(base, model_config, adapter, lora, "bfloat16")
+
+
+def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
+    """The folder of the base that a run or an adapter belongs to.
+
+    Raises:
+      ValueError: it is not on this disk.
+    """
+    try:
+        return policy_loading.model_folder(named)
+    except ValueError:
+        raise ValueError(
+            f"the base {named!r} of {source} is no folder on this disk; give --model, the folder "
+            "of a Qwen2.5-VL checkpoint"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -204,7 +221,16 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
         for pattern in _COMPANIONS:
             for path in trained.base.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
+        _write_generation(trained.base, folder)
         _check_merged(folder, config, policy)
+
+
+def _write_generation(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the base's `generation_config.json`, if it has one, without `_SAMPLING`."""
+    if (path := base / _GENERATION).exists():
+        settings = safetensors_io.read_json(path)
+        kept = {key: value for key, value in settings.items() if key not in _SAMPLING}
+        (folder / _GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:

@@ -24,8 +24,8 @@ from speciarl_jax.verify import judge_prompt
 _FREE = ("cache", "server", "path", "pairs_at_once", "answers_at_once")
 # Small files of a checkpoint that answers depend on.
 _SMALL = (
-    *("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("vocab.json", "merges.txt"),
+    *("config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
 # Verifiers with a prompt.
 _JUDGES = ("flax_judge", "http_judge")

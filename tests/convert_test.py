@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peft as hf_peft
+import published
 import pytest
 import small_run
 import torch
@@ -158,19 +159,23 @@ def test_everything_else_of_the_base_comes_along(workdir, policy_folder, tmp_pat
     settings["text_config"]["torch_dtype"] = "bfloat16"
     settings["vision_config"]["tokens_per_second"] = 2
     (base / "config.json").write_text(json.dumps(settings | {"pad_token_id": 7}))
-    (base / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.5}')
+    (base / "generation_config.json").write_text(json.dumps(published.GENERATION))
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": published.CHAT_TEMPLATE}))
     (base / "notes.txt").write_text("mine")
     trained = convert.read_run(workdir, model=str(base))
     convert.write_merged(tmp_path / "merged", trained)
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert names == {path.name for path in base.iterdir()} - {"notes.txt"}
-    for name in names - {"config.json", "model.safetensors"}:
+    for name in names - {"config.json", "generation_config.json", "model.safetensors"}:
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes(), name
     got = json.loads((tmp_path / "merged" / "config.json").read_text())
     settings["text_config"]["torch_dtype"] = "float32"
     assert got == settings | {"pad_token_id": 7, "dtype": "float32"}
-    loaded = torch_policy.load(tmp_path / "merged")
-    assert loaded.generation_config.temperature == 0.5
+    # Greedy, unless a server is told otherwise, and nothing that the policy was not trained with.
+    generation = torch_policy.load(tmp_path / "merged").generation_config
+    assert generation.eos_token_id == [151645, 151643]
+    assert not generation.do_sample and not generation.temperature
+    assert not generation.repetition_penalty
 
 
 @pytest.mark.parametrize("write", [convert.write_merged, convert.write_peft])
@@ -243,6 +248,14 @@ def test_a_run_that_is_not_there_is_refused(workdir, tmp_path):
         convert.read_run(tmp_path)
     with pytest.raises(ValueError, match=r"no checkpoint of step 3, only \[2, 5\]"):
         convert.read_run(workdir, step=3)
+
+
+def test_a_run_whose_base_has_moved_is_refused_with_the_flag_that_helps(run, tmp_path):
+    config = json.loads(run.config.to_json())
+    config["model"]["path"] = "/gone"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the base '/gone' of .* give --model"):
+        convert.read_run(tmp_path)
 
 
 @pytest.mark.parametrize(

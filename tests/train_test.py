@@ -14,6 +14,7 @@ import small_run
 
 from speciarl_jax import assemble, journal, learning, run_facts, train
 from speciarl_jax.checkpoint import Checkpoints
+from speciarl_jax.models.qwen2_5_vl import hf
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
 CATEGORIES = {
@@ -367,6 +368,46 @@ def test_a_policy_without_one_of_its_files_is_refused(small_config, damaged, nam
     (damaged / name).unlink()
     with pytest.raises(ValueError, match=said):
         assemble.prepare(small_config(model__path=str(damaged)))
+
+
+@pytest.fixture
+def closed_weights(monkeypatch):
+    """Weights that must not be opened."""
+
+    def load(*args, **options):
+        raise AssertionError("weights were opened")
+
+    monkeypatch.setattr(hf, "load", load)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data__prompt": "bsae"}, "no prompt 'bsae'"),
+        ({"rollout__cache_bytes": 1}, "config.rollout.cache_bytes"),
+    ],
+)
+def test_wrong_keys_are_refused_before_weights_are_opened(
+    small_config, closed_weights, changes, said
+):
+    with pytest.raises(ValueError, match=said):
+        assemble.prepare(small_config(**changes))
+
+
+def test_small_files_are_read_before_weights_are_opened(small_config, closed_weights, damaged):
+    config = small_config(model__path=str(damaged))
+    with pytest.raises(AssertionError, match="weights were opened"):
+        assemble.prepare(config)
+    (damaged / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="holds no preprocessor_config.json"):
+        assemble.prepare(config)
+    (damaged / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer.json"):
+        assemble.prepare(config)
+    # A folder of another model hears that first.
+    (damaged / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ValueError, match="model_type 'llava'"):
+        assemble.prepare(config)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.9])

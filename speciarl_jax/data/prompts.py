@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jinja2
 import numpy as np
 from jax.experimental import multihost_utils
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.types import PromptBatch
@@ -18,6 +20,10 @@ from speciarl_jax.types import PromptBatch
 # Prompts of a batch that stands on the ladder of sizes are a multiple of this many tokens long.
 PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
+_MEND_TEMPLATE = (
+    "put the chat_template.json or chat_template.jinja of the Qwen2.5-VL checkpoint beside the "
+    "tokenizer"
+)
 
 
 def read_prompt(name_or_path: str) -> str:
@@ -41,19 +47,31 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     """The image processor of a checkpoint folder, in the variant that needs no torch.
 
     Args:
-      folder: holds `preprocessor_config.json`.
+      folder: holds `preprocessor_config.json`, or the `processor_config.json` that processors of
+        transformers 5 save, with the same settings under `image_processor`.
       max_pixels: larger pictures are shrunk to so many; if None or above the checkpoint's own
         limit, that one holds.
 
     Raises:
-      ValueError: there is no such file, or `max_pixels` is below the checkpoint's `min_pixels`.
+      ValueError: there is no such file, it is damaged or of another model, or `max_pixels` is below
+        the checkpoint's `min_pixels`.
     """
-    if not (pathlib.Path(folder) / "preprocessor_config.json").exists():
-        raise ValueError(f"{folder} holds no preprocessor_config.json")
+    path = _processor_file(pathlib.Path(folder))
     load = functools.partial(
         AutoImageProcessor.from_pretrained, folder, backend="pil", local_files_only=True
     )
-    processor = load()
+    try:
+        processor = load()
+    except Exception as error:  # whatever the class that the file names raises
+        raise ValueError(
+            f"{path} describes no image processor ({error}); take the file of the Qwen2.5-VL "
+            "checkpoint"
+        ) from error
+    if not isinstance(processor, Qwen2VLImageProcessorPil):
+        raise ValueError(
+            f"{path} describes a {type(processor).__name__}; Qwen2.5-VL reads pictures with "
+            "Qwen2VLImageProcessor, so take the file of its checkpoint"
+        )
     if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
         return processor
     fewest = processor.size["shortest_edge"]
@@ -63,6 +81,20 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
             f"pictures to {fewest} pixels (min_pixels); raise max_pixels to at least that"
         )
     return load(max_pixels=max_pixels)
+
+
+def _processor_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file that describes the image processor, as transformers chooses it."""
+    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if nested.exists() and "image_processor" in safetensors_io.read_json(nested):
+        return nested
+    if not plain.exists():
+        raise ValueError(
+            f"{folder} holds no preprocessor_config.json, and no processor_config.json with an "
+            "image_processor; copy the one of the Qwen2.5-VL checkpoint there"
+        )
+    safetensors_io.read_json(plain)
+    return plain
 
 
 def most_pixels(tokens: int, unit: int, aspect: int) -> int:
@@ -125,11 +157,16 @@ class PromptBuilder:
           max_prompt_tokens: longer prompts are refused.
           bucket_growth: from one step of the ladder of sizes to the next; 1 for no ladder.
         """
-        if image_processor.patch_size != config.vision.patch_size:
-            raise ValueError(
-                f"preprocessor_config.json cuts patches of {image_processor.patch_size} px, the "
-                f"model's vision tower reads {config.vision.patch_size} px"
-            )
+        for key, wanted in (
+            ("patch_size", config.vision.patch_size),
+            ("temporal_patch_size", config.vision.temporal_patch_size),
+            ("merge_size", config.vision.spatial_merge_size),
+        ):
+            if (found := getattr(image_processor, key)) != wanted:
+                raise ValueError(
+                    f"the image processor has {key} {found}, the model's vision tower {wanted}; "
+                    "take preprocessor_config.json and config.json of one checkpoint"
+                )
         if bucket_growth < 1:
             raise ValueError(
                 f"config.data.bucket_growth is {bucket_growth}; sizes must grow (1.25, say), or be "
@@ -225,9 +262,15 @@ class PromptBuilder:
         messages = [{"role": "system", "content": self._system}] if self._system else []
         content = [{"type": "image"}] * pictures + [{"type": "text", "text": self._instruction}]
         messages.append({"role": "user", "content": content})
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except (TypeError, jinja2.TemplateError) as error:
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path} cannot write a prompt with "
+                f"{pictures} picture(s) ({error}); {_MEND_TEMPLATE}"
+            ) from error
 
     def _cut(self, text: str, pictures: int) -> list[list[int]]:
         """The tokens before, between and after the placeholders."""
@@ -236,7 +279,7 @@ class PromptBuilder:
         if len(holes) != pictures:
             raise ValueError(
                 f"the chat template puts {len(holes)} image placeholders into a prompt with "
-                f"{pictures} picture(s): {text!r}"
+                f"{pictures} picture(s): {text!r}; {_MEND_TEMPLATE}"
             )
         starts, ends = [0, *(hole + 1 for hole in holes)], [*holes, len(ids)]
         return [ids[start:end] for start, end in zip(starts, ends, strict=True)]

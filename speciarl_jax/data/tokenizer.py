@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from speciarl_jax.models import safetensors_io
+
 # Qwen2.5-VL's own, so that prompts and checkpoints are handled alike.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -22,8 +24,12 @@ ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrainedTokenizerBase:
     """Reads the tokenizer of a checkpoint folder; `key` is what errors tell to mend.
 
+    Its chat template is that of `chat_template.jinja`, else of `chat_template.json`, else of
+    `tokenizer_config.json`. The published Qwen2.5-VL folders have two: the second writes pictures,
+    and is read by the processors of transformers only; the third is Qwen2.5's, for text alone.
+
     Raises:
-      ValueError: the folder holds no tokenizer, or one without a chat template.
+      ValueError: the folder holds no tokenizer, a damaged one, or one without a chat template.
     """
     folder = pathlib.Path(folder)
     if not (folder / "tokenizer.json").exists():
@@ -31,7 +37,19 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
             f"{folder} holds no tokenizer.json; point {key} at a checkpoint folder "
             "with weights, tokenizer and preprocessor_config.json"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            safetensors_io.read_json(folder / name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} and tokenizer_config.json make no tokenizer ({error}); "
+            "download them again"
+        ) from error
+    legacy = folder / "chat_template.json"
+    if legacy.exists() and not (folder / "chat_template.jinja").exists():
+        tokenizer.chat_template = safetensors_io.read_json(legacy).get("chat_template")
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {folder} has no chat template; add chat_template.jinja")
     return tokenizer

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.config_json import Section
 from speciarl_jax.models.qwen2_5_vl import hf, names
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
@@ -24,7 +25,8 @@ def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
     """Reads a parsed `config.json` of `Qwen2ForCausalLM` or `Qwen3ForCausalLM`.
 
     Raises:
-      ValueError: another architecture, a missing key, or an option that is not implemented.
+      ValueError: another architecture, a missing key, a value of the wrong kind, or an option that
+        is not implemented.
     """
     family = config.get("model_type")
     if family not in _FAMILIES:
@@ -32,26 +34,29 @@ def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
             f"config.json has model_type {family!r}; this loader reads the dense text models "
             f"{_FAMILIES}, no mixture of experts"
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    root = Section(config)
+    rope = root.section("rope_parameters", "rope_scaling")
     try:
-        _refuse_unimplemented(config, rope)
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        _refuse_unimplemented(root, rope)
+        hidden, heads = root.whole("hidden_size"), root.whole("num_attention_heads")
         # Qwen3 has heads of 128 channels whatever its width is, unless it says otherwise.
-        head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
+        head_dim = 128 if family == "qwen3" else hidden // heads
+        if root.get("head_dim") is not None:
+            head_dim = root.whole("head_dim")
         return TextConfig(
-            vocab_size=config["vocab_size"],
+            vocab_size=root.whole("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
+            intermediate_size=root.whole("intermediate_size"),
+            num_layers=root.whole("num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=config["num_key_value_heads"],
+            num_kv_heads=root.whole("num_key_value_heads"),
             # With three equal positions it does not matter which of them a frequency takes.
             mrope_section=(head_dim // 2, 0, 0),
-            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
-            norm_eps=config["rms_norm_eps"],
-            max_position_embeddings=config["max_position_embeddings"],
+            rope_theta=(rope if "rope_theta" in rope else root).number("rope_theta", 10_000.0),
+            norm_eps=root.number("rms_norm_eps"),
+            max_position_embeddings=root.whole("max_position_embeddings"),
             head_dim_override=None if head_dim * heads == hidden else head_dim,
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
+            tie_word_embeddings=bool(root.get("tie_word_embeddings")),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
         )
@@ -59,13 +64,13 @@ def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
         raise ValueError(f"config.json lacks {error}; is it a checkpoint of {family}?") from None
 
 
-def _refuse_unimplemented(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
-    layers = config["num_hidden_layers"]
+def _refuse_unimplemented(config: Section, rope: Section) -> None:
+    layers = config.whole("num_hidden_layers")
     windows = config.get("use_sliding_window") and config.get("sliding_window")
     if config.get("layer_types"):
-        in_use = set(config["layer_types"]) != {"full_attention"}
+        in_use = set(config.get("layer_types")) != {"full_attention"}
     else:
-        in_use = windows and config.get("max_window_layers", layers) < layers
+        in_use = windows and config.whole("max_window_layers", layers, least=0) < layers
     kind = rope.get("rope_type", rope.get("type", "default"))
     activation = config.get("hidden_act", "silu")
     for refused, what in (

@@ -18,6 +18,8 @@ SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "co
 # As `transformers` has it.
 MAX_SHARD_BYTES = 5 * 10**9
 _STAGING = ".incomplete"
+_META = "__metadata__"  # of a header; no tensor
+_MAX_HEADER = 10**8  # bytes, as the format has it
 
 
 class Header(NamedTuple):
@@ -82,7 +84,7 @@ class Reader:
         except FileNotFoundError:
             raise ValueError(f"{path} is named in the index but missing; download it") from None
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); download it again") from None
+            raise ValueError(f"{damage(path, error)}; download it again") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._headers
@@ -113,6 +115,32 @@ class Reader:
                 return file.get_slice(name)[index] if index else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"tensor {name!r} in {path} cannot be read: {error}") from None
+
+
+def damage(path: pathlib.Path, error: Exception) -> str:
+    """What is wrong with a safetensors file that cannot be opened, as far as can be told.
+
+    A file that was cut short names the first tensor that is not whole, if its header still is.
+    """
+    said = f"{path} is damaged ({error})"
+    try:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            whole = start <= min(size, _MAX_HEADER)
+            header = json.loads(file.read(start - 8)) if whole else {}
+        ends = {
+            name: start + one["data_offsets"][1] for name, one in header.items() if name != _META
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return said
+    cut = min((name for name in ends if ends[name] > size), key=ends.get, default=None)
+    if cut is None:
+        return said
+    return (
+        f"{said}: it was cut short at {size} bytes, within or before tensor {cut!r}, which ends "
+        f"at {ends[cut]}"
+    )
 
 
 def _header(file: str, part: Any) -> Header:

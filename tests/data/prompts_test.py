@@ -1,5 +1,6 @@
 """From pictures to a `PromptBatch`: shapes, padding, placeholders, and what is refused."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -7,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import random_policy
 from flax import nnx
@@ -342,8 +344,15 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(config, tokenize
 
 
 def test_an_image_processor_of_another_model_is_refused(config, tokenizer):
-    with pytest.raises(ValueError, match="patches of 6 px.*reads 4 px"):
-        prompts.PromptBuilder(config, tokenizer, make_processor(patch_size=6), INSTRUCTION)
+    for key, value, wanted in (
+        ("patch_size", 6, PATCH),
+        ("temporal_patch_size", 1, 2),
+        ("merge_size", 1, MERGE),
+    ):
+        processor = make_processor()
+        setattr(processor, key, value)
+        with pytest.raises(ValueError, match=f" {key} {value}, the model's vision tower {wanted};"):
+            prompts.PromptBuilder(config, tokenizer, processor, INSTRUCTION)
 
 
 def test_an_instruction_that_holds_a_placeholder_is_refused(config, tokenizer):
@@ -362,6 +371,68 @@ def test_the_image_processor_of_a_folder_is_read_back(tmp_path):
 def test_a_folder_without_an_image_processor_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no preprocessor_config.json"):
         prompts.load_image_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("preprocessor_config.json", "{", "preprocessor_config.json is no JSON"),
+        ("processor_config.json", "{", "processor_config.json is no JSON"),
+        ("preprocessor_config.json", "{}", "preprocessor_config.json describes no image proc"),
+        (
+            "preprocessor_config.json",
+            json.dumps(published.IMAGE_PROCESSOR | {"image_processor_type": "CLIPImageProcessor"}),
+            "preprocessor_config.json describes a CLIP.*Qwen2VLImageProcessor",
+        ),
+        ("processor_config.json", '{"processor_class": "X"}', "holds no preprocessor_config"),
+    ],
+)
+def test_a_file_that_describes_no_image_processor_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=said):
+        prompts.load_image_processor(tmp_path)
+
+
+def test_the_image_processor_inside_a_processor_is_read(tmp_path, published_folder):
+    nested = {
+        "image_processor": published.IMAGE_PROCESSOR,
+        "processor_class": "Qwen2_5_VLProcessor",
+    }
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    image = example(40, 60)["image"]
+    for most in (None, 56 * 56):
+        want, got = (
+            prompts.load_image_processor(folder, most)(images=[image], return_tensors="np")
+            for folder in (published_folder, tmp_path)
+        )
+        np.testing.assert_array_equal(got["pixel_values"], want["pixel_values"])
+
+
+def test_the_published_template_makes_a_prompt(config, tokenizer):
+    theirs = copy.deepcopy(tokenizer)
+    theirs.chat_template = published.CHAT_TEMPLATE
+    builder = prompts.PromptBuilder(config, theirs, make_processor(), INSTRUCTION)
+    assert builder.text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"<|vision_start|><|image_pad|><|vision_end|>{INSTRUCTION}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "template, said",
+    [
+        (published.TEXT_TEMPLATE, r"cannot write a prompt with 1 picture\(s\) \(can only concat"),
+        ("{{ raise_exception('no pictures') }}", r"cannot write .* \(no pictures\)"),
+        ("{% for", "cannot write a prompt"),
+        ("hello", "puts 0 image placeholders"),
+    ],
+)
+def test_a_template_that_does_not_fit_says_which_does(config, tokenizer, template, said):
+    theirs = copy.deepcopy(tokenizer)
+    theirs.chat_template = template
+    with pytest.raises(ValueError, match=f"{said}.*chat_template.json or chat_template.jinja"):
+        prompts.PromptBuilder(config, theirs, make_processor(), INSTRUCTION)
 
 
 def test_shipped_prompts_ask_for_the_tags_and_allow_none():
@@ -393,24 +464,10 @@ def test_an_unknown_prompt_is_refused_with_the_known_names(tmp_path):
         prompts.read_prompt(str(tmp_path))  # a folder
 
 
-# The settings that are published with Qwen2.5-VL.
-PUBLISHED = {
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2_5_VLProcessor",
-}
-
-
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
+    (folder / "preprocessor_config.json").write_text(json.dumps(published.IMAGE_PROCESSOR))
     return folder
 
 
@@ -433,7 +490,7 @@ def size_by_the_rule(height, width, fewest, most):
 def patches_by_hand(image, height, width):
     """Resized, normalised, and cut patch by patch: 2 x 2 neighbours in turn, two equal frames."""
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    mean, std = np.array(PUBLISHED["image_mean"]), np.array(PUBLISHED["image_std"])
+    mean, std = (np.array(published.IMAGE_PROCESSOR[f"image_{key}"]) for key in ("mean", "std"))
     pixels = (np.asarray(resized, np.float64) / 255 - mean) / std
     out = []
     for top in range(0, height, 28):
@@ -458,11 +515,11 @@ def patches_by_hand(image, height, width):
     ],
 )
 def test_pixels_are_those_of_the_published_image_processor(
-    tokenizer, config, published, height, width, max_pixels
+    tokenizer, config, published_folder, height, width, max_pixels
 ):
     vision = dataclasses.replace(config.vision, patch_size=14, window_size=112)
     config = dataclasses.replace(config, vision=vision)
-    processor = prompts.load_image_processor(published, max_pixels)
+    processor = prompts.load_image_processor(published_folder, max_pixels)
     builder = prompts.PromptBuilder(config, tokenizer, processor, INSTRUCTION)
     row = example(height, width)
     batch = builder([row], 1)
@@ -476,9 +533,9 @@ def test_pixels_are_those_of_the_published_image_processor(
     np.testing.assert_allclose(batch.patches_BSC[0], want, atol=1e-5)
 
 
-def test_a_limit_below_what_small_pictures_are_enlarged_to_is_refused(published):
-    assert prompts.load_image_processor(published).size["longest_edge"] == 12845056
-    assert prompts.load_image_processor(published, 3136).size["longest_edge"] == 3136
-    assert prompts.load_image_processor(published, 10**9).size["longest_edge"] == 12845056
+def test_a_limit_below_what_small_pictures_are_enlarged_to_is_refused(published_folder):
+    assert prompts.load_image_processor(published_folder).size["longest_edge"] == 12845056
+    assert prompts.load_image_processor(published_folder, 3136).size["longest_edge"] == 3136
+    assert prompts.load_image_processor(published_folder, 10**9).size["longest_edge"] == 12845056
     with pytest.raises(ValueError, match="config.data.max_pixels is 3135, but .* 3136 pixels"):
-        prompts.load_image_processor(published, 3135)
+        prompts.load_image_processor(published_folder, 3135)

@@ -1,8 +1,10 @@
 """A tokenizer that is trained here: text survives it, and its tokens are known as bytes."""
 
 import json
+import shutil
 
 import numpy as np
+import published
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +126,44 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):
             (tmp_path / path.name).write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer_lib.load(tmp_path)
+
+
+@pytest.fixture
+def as_published(folder, tmp_path):
+    """A tokenizer with the two templates of the published folders."""
+    target = tmp_path / "published"
+    shutil.copytree(folder, target)
+    (target / "chat_template.jinja").unlink()
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"chat_template": published.TEXT_TEMPLATE}
+    path.write_text(json.dumps(settings))
+    (target / "chat_template.json").write_text(
+        json.dumps({"chat_template": published.CHAT_TEMPLATE})
+    )
+    return target
+
+
+def test_the_template_of_the_processor_comes_before_that_of_the_tokenizer(as_published):
+    assert tokenizer_lib.load(as_published).chat_template == published.CHAT_TEMPLATE
+    (as_published / "chat_template.jinja").write_text("mine")
+    assert tokenizer_lib.load(as_published).chat_template == "mine"
+    (as_published / "chat_template.jinja").unlink()
+    (as_published / "chat_template.json").unlink()
+    assert tokenizer_lib.load(as_published).chat_template == published.TEXT_TEMPLATE
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.json"])
+def test_a_file_that_was_cut_short_is_named(as_published, name):
+    path = as_published / name
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=f"{path} is no JSON"):
+        tokenizer_lib.load(as_published)
+
+
+def test_json_that_is_no_tokenizer_is_named(as_published):
+    (as_published / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer.json .*make no tokenizer"):
+        tokenizer_lib.load(as_published)
 
 
 def test_unknown_tokens_and_small_heads_are_refused(tokenizer):

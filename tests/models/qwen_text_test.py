@@ -146,6 +146,7 @@ def test_the_older_form_of_the_config_is_read():
         ({"model_type": "qwen3_moe"}, "'qwen3_moe'.*no mixture of experts"),
         ({"model_type": "qwen2_5_vl"}, "'qwen2_5_vl'"),
         ({"num_key_value_heads": None}, "lacks 'num_key_value_heads'"),
+        ({"hidden_size": "896"}, "hidden_size '896', which must be a whole number"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(changes, message):

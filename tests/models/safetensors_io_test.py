@@ -165,7 +165,7 @@ def nothing(folder):
         (one_too_few, r"disagrees with its files about \['c'\]"),
         (wrong_file, r"disagrees with its files about \['b'\]"),
         (twice, f"'b' is in both {FIRST} and {SECOND}"),
-        (truncated, f"{SECOND} is damaged"),
+        (truncated, f"{SECOND} is damaged .*cut short at .* tensor 'b', which ends"),
         (longer, f"{SECOND} is damaged"),
         (empty, f"{SECOND} is damaged"),
         (web_page, f"{SECOND} is damaged"),
@@ -180,6 +180,17 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_is_read(folder, dam
     damage(folder)
     with pytest.raises(ValueError, match=said):
         safetensors_io.Reader(folder)
+
+
+def test_a_file_that_was_cut_short_names_the_first_tensor_that_is_not_whole(tmp_path):
+    tensors = {name: np.full(100, i, np.float32) for i, name in enumerate("abcd")}
+    path = tmp_path / SINGLE
+    save_file(tensors, path, metadata={"format": "pt"})
+    content = path.read_bytes()
+    for left, name in ((1, "d"), (400, "d"), (401, "c"), (1600, "a")):
+        path.write_bytes(content[:-left])
+        with pytest.raises(ValueError, match=f"{SINGLE} is damaged .* before tensor '{name}'"):
+            safetensors_io.Reader(tmp_path)
 
 
 def test_a_file_that_vanishes_is_named_with_the_tensor(folder):

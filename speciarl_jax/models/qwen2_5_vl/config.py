@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from speciarl_jax.models.config_json import Section
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -82,10 +84,10 @@ class TextConfig:
             raise ValueError(
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads"
             )
-        if 2 * sum(self.mrope_section) != self.head_dim:
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
             raise ValueError(
                 f"mrope_section {self.mrope_section} covers {2 * sum(self.mrope_section)} channels,"
-                f" but the head size is {self.head_dim}; the section must sum to half of it"
+                f" but the head size is {self.head_dim}; its three numbers must sum to half of it"
             )
 
     @property
@@ -116,27 +118,30 @@ class ModelConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
         """Reads a parsed `config.json`, with the text part nested (`text_config`) or flat.
 
+        What a `vision_config` leaves out has the default of transformers. The head is tied if the
+        root or the text part says so. Of several tokens that end an answer the first is kept; the
+        text part's count where the root has none.
+
         Raises:
-          ValueError: another architecture, a missing key, or an option that is not implemented.
+          ValueError: another architecture, a missing key, a value of the wrong kind, or an option
+            that is not implemented.
         """
         if config.get("model_type") != "qwen2_5_vl":
             raise ValueError(
                 f"config.json has model_type {config.get('model_type')!r}; this loader reads "
                 "'qwen2_5_vl'"
             )
-        text = config.get("text_config") or config
-        vision = config.get("vision_config")
+        root = Section(config)
+        text = root if config.get("text_config") is None else root.section("text_config")
         try:
-            if vision is None:
-                raise KeyError("vision_config")
             return cls(
-                text=_text_from_hf(text, config),
-                vision=_vision_from_hf(vision, text["hidden_size"]),
-                image_token_id=config["image_token_id"],
-                video_token_id=config["video_token_id"],
-                vision_start_token_id=config["vision_start_token_id"],
-                vision_end_token_id=config["vision_end_token_id"],
-                eos_token_id=_first(config.get("eos_token_id", text.get("eos_token_id"))),
+                text=_text_from_hf(text, root),
+                vision=_vision_from_hf(Section(config["vision_config"], "vision_config")),
+                image_token_id=root.whole("image_token_id", least=0),
+                video_token_id=root.whole("video_token_id", least=0),
+                vision_start_token_id=root.whole("vision_start_token_id", least=0),
+                vision_end_token_id=root.whole("vision_end_token_id", least=0),
+                eos_token_id=_eos(root, text),
             )
         except KeyError as error:
             raise ValueError(f"config.json lacks {error}; is it a Qwen2.5-VL checkpoint?") from None
@@ -195,58 +200,69 @@ class ModelConfig:
         }
 
 
-def _first(value: Any) -> int:
-    if value is None:
-        raise KeyError("eos_token_id")
-    return value[0] if isinstance(value, list | tuple) else value
+# What transformers takes for a key that `vision_config` lacks (`Qwen2_5_VLVisionConfig`). Its
+# versions 4.49 to 4.51 wrote only what differs; the published 32B is so.
+_VISION_DEFAULTS = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+}
+_FULL_ATTENTION = (7, 15, 23, 31)
 
 
-def _text_from_hf(text: Mapping[str, Any], config: Mapping[str, Any]) -> TextConfig:
+def _eos(root: Section, text: Section) -> int:
+    for section in (root, text):
+        value = section.get("eos_token_id")
+        if isinstance(value, list | tuple) and value:
+            return section.wholes("eos_token_id")[0]
+        if value is not None:
+            return section.whole("eos_token_id", least=0)
+    raise KeyError("eos_token_id")
+
+
+def _text_from_hf(text: Section, root: Section) -> TextConfig:
     if text.get("use_sliding_window"):
         raise ValueError("config.json asks for sliding-window attention, which is not implemented")
     if text.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"text hidden_act {text['hidden_act']!r} is not implemented, only 'silu'")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        raise ValueError(
+            f"text hidden_act {text.get('hidden_act')!r} is not implemented, only 'silu'"
+        )
+    rope = text.section("rope_parameters", "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ValueError(f"rope type {kind!r} is not implemented, only 'default' and 'mrope'")
-    if "mrope_section" not in rope:
-        raise KeyError("mrope_section")
-    head_dim = text.get("head_dim")
-    if head_dim is not None and head_dim * text["num_attention_heads"] == text["hidden_size"]:
-        head_dim = None
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
+    head_dim = None if text.get("head_dim") is None else text.whole("head_dim")
     return TextConfig(
-        vocab_size=text["vocab_size"],
-        hidden_size=text["hidden_size"],
-        intermediate_size=text["intermediate_size"],
-        num_layers=text["num_hidden_layers"],
-        num_heads=text["num_attention_heads"],
-        num_kv_heads=text["num_key_value_heads"],
-        mrope_section=tuple(rope["mrope_section"]),
-        rope_theta=rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
-        norm_eps=text["rms_norm_eps"],
-        max_position_embeddings=text.get("max_position_embeddings", 128_000),
-        head_dim_override=head_dim,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", tied)),
+        vocab_size=text.whole("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=text.whole("intermediate_size"),
+        num_layers=text.whole("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=text.whole("num_key_value_heads"),
+        mrope_section=rope.wholes("mrope_section"),
+        rope_theta=(rope if "rope_theta" in rope else text).number("rope_theta", 1_000_000.0),
+        norm_eps=text.number("rms_norm_eps"),
+        max_position_embeddings=text.whole("max_position_embeddings", 128_000),
+        head_dim_override=None if head_dim and head_dim * heads == hidden else head_dim,
+        # Written in either place, by the version of transformers.
+        tie_word_embeddings=any(part.get("tie_word_embeddings") for part in (root, text)),
     )
 
 
-def _vision_from_hf(vision: Mapping[str, Any], text_width: int) -> VisionConfig:
+def _vision_from_hf(vision: Section) -> VisionConfig:
     if vision.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"vision hidden_act {vision['hidden_act']!r} is not implemented")
-    rope = vision.get("rope_parameters") or {}
+        raise ValueError(f"vision hidden_act {vision.get('hidden_act')!r} is not implemented")
+    channels = "in_channels" if "in_channels" in vision else "in_chans"
     return VisionConfig(
-        depth=vision["depth"],
-        hidden_size=vision["hidden_size"],
-        intermediate_size=vision["intermediate_size"],
-        num_heads=vision["num_heads"],
-        out_hidden_size=vision.get("out_hidden_size", text_width),
-        patch_size=vision["patch_size"],
-        temporal_patch_size=vision["temporal_patch_size"],
-        spatial_merge_size=vision["spatial_merge_size"],
-        window_size=vision["window_size"],
-        full_attention_layers=tuple(vision["fullatt_block_indexes"]),
-        in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-        rope_theta=rope.get("rope_theta", 10_000.0),
+        **{key: vision.whole(key, default) for key, default in _VISION_DEFAULTS.items()},
+        full_attention_layers=vision.wholes("fullatt_block_indexes", _FULL_ATTENTION),
+        in_channels=vision.whole(channels, 3),
+        rope_theta=vision.section("rope_parameters").number("rope_theta", 10_000.0),
     )

@@ -9,6 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from speciarl_jax.models import int8, lora, placement
+from speciarl_jax.models.norm import rms_norm
 from speciarl_jax.models.qwen2_5_vl import attention, fused, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
@@ -397,10 +398,3 @@ def remat_policy(name: str) -> Callable | None:
     if name not in REMAT:
         raise ValueError(f"config.train.remat is {name!r}; choose one of {tuple(REMAT)}")
     return REMAT[name]
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467)."""
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
-    return scale.astype(x.dtype) * x32.astype(x.dtype)

@@ -181,12 +181,7 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
                 f"{reader.folder} has {name!r} and {stored[published]!r}, which are the same "
                 "tensor; delete one of them"
             )
-        if header.dtype not in _FLOATS:
-            raise ValueError(
-                f"tensor {name!r} in {reader.folder / header.file} holds {header.dtype}, but "
-                f"weights must be one of {_FLOATS}; quantized checkpoints cannot be read, give the "
-                "one they were made from"
-            )
+        check_float(reader.folder / header.file, name, header.dtype)
         stored[published] = name
     wanted, present = {name for source in sources.values() for name in source.names}, set(stored)
     if ("decoder", "head") not in sources:
@@ -195,6 +190,19 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
     question = "do config.json and the weights belong together?"
     safetensors_io.check_names(reader.folder, present, wanted, question)
     return stored
+
+
+def check_float(path: pathlib.Path, name: str, dtype: str) -> None:
+    """Refuses a tensor that holds no floating-point weights; `dtype` as safetensors spells it.
+
+    Raises:
+      ValueError: names file, tensor and dtype.
+    """
+    if dtype not in _FLOATS:
+        raise ValueError(
+            f"tensor {name!r} in {path} holds {dtype}, but weights must be one of {_FLOATS}; "
+            "quantized checkpoints cannot be read, give the one they were made from"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from speciarl_jax.models import lora
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS, Decoder
+from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
 
@@ -188,17 +187,3 @@ class Qwen25VL(nnx.Module):
         x_BSD = self.embed(tokens_BS, features_BMD)
         hidden_BSD, _ = self.prefill(x_BSD, positions_3BS, mask_BS, use_lora=use_lora)
         return self.logits(hidden_BSD)
-
-    def merged_kernels(self) -> dict[str, jax.Array]:
-        """The decoder's stacked kernels with LoRA added in, for export; empty without LoRA."""
-        decoder = self.decoder
-        if not decoder.lora:
-            return {}
-        return {
-            name: lora.merge(
-                decoder.layers[name][...],
-                (decoder.lora[f"{name}_a"][...], decoder.lora[f"{name}_b"][...]),
-                decoder.lora_scale,
-            )
-            for name in LINEARS
-        }

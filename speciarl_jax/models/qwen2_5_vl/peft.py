@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
-from speciarl_jax.models.qwen2_5_vl.hf import Put
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -147,7 +147,7 @@ def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, *, put: Put | None = None
+    folder: str | pathlib.Path, config: ModelConfig, *, put: hf.Put | None = None
 ) -> tuple[AdapterConfig, nnx.State]:
     """Reads a PEFT folder into adapters of this package.
 
@@ -161,7 +161,8 @@ def load_adapter(
 
     Raises:
       ValueError: an option that is not supported, a file that is missing or damaged, tensors that
-        are missing or unexpected, or shapes that belong to another rank or another base.
+        are missing, unexpected or not floating-point, or shapes that belong to another rank or
+        another base.
     """
     folder = pathlib.Path(folder)
     adapter = read_adapter_config(folder)
@@ -203,14 +204,16 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                hf.check_float(path, name, file.get_slice(name).get_dtype())
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise ValueError(
             f"{path} is missing; adapters are read from safetensors only, so save the adapter "
             "again with a current peft"
         ) from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{safetensors_io.damage(path, error)}; copy it again") from None
     old = _PREFIX + _OLD_LAYERS
     return {
         _PREFIX + _LAYERS + name.removeprefix(old) if name.startswith(old) else name: tensor

@@ -10,7 +10,8 @@ from einops import rearrange
 from flax import nnx
 
 from speciarl_jax.models import placement
-from speciarl_jax.models.qwen2_5_vl import fused
+from speciarl_jax.models.norm import rms_norm
+from speciarl_jax.models.qwen2_5_vl import fused, mrope
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
 
@@ -138,7 +139,7 @@ class VisionTower(nnx.Module):
 
     def _merge(self, x_BSD: jax.Array, layout: VisionLayout) -> jax.Array:
         dtype, unit = self.dtype, self.config.spatial_merge_size**2
-        x_BSD = _rms_norm(x_BSD, self.merger_norm[...], self.config.norm_eps)
+        x_BSD = rms_norm(x_BSD, self.merger_norm[...], self.config.norm_eps)
         x_BUD = rearrange(x_BSD, "b (u k) d -> b u (k d)", k=unit)
         index_BM1 = layout.token_index_BM[..., None]
         x_BMD = jnp.take_along_axis(x_BUD, jnp.maximum(index_BM1, 0), axis=1)
@@ -157,24 +158,18 @@ def _attend(q_BSHK, k_BSHK, v_BSHK, mask):
 def _block(x_BSD, params, attend, cos_sin, config, dtype):
     """One pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
     params = {name: p.astype(dtype) for name, p in params.items()}
-    h_BSD = _rms_norm(x_BSD, params["norm1"], config.norm_eps)
+    h_BSD = rms_norm(x_BSD, params["norm1"], config.norm_eps)
     qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
     q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
-    q, k = _rotate(q, *cos_sin), _rotate(k, *cos_sin)
+    q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
     attended = attend(q, k, v)
     attended = rearrange(attended, "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
     x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])
-    h_BSD = _rms_norm(x_BSD, params["norm2"], config.norm_eps)
+    h_BSD = rms_norm(x_BSD, params["norm2"], config.norm_eps)
     gate = jax.nn.silu(h_BSD @ params["gate"] + params["gate_bias"])
     up = h_BSD @ params["up"] + params["up_bias"]
     return x_BSD + ((gate * up) @ params["down"] + params["down_bias"])
-
-
-def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)
-    return scale.astype(x.dtype) * x32.astype(x.dtype)
 
 
 def _rotary(hw_BS2: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
@@ -185,11 +180,3 @@ def _rotary(hw_BS2: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Arr
     angle = rearrange(angle, "b s two f -> b s (two f)")
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(x_BSHK: jax.Array, cos_BSK: jax.Array, sin_BSK: jax.Array) -> jax.Array:
-    x32 = x_BSHK.astype(jnp.float32)
-    low, high = jnp.split(x32, 2, axis=-1)
-    turned = jnp.concatenate([-high, low], axis=-1)
-    rotated = x32 * cos_BSK[:, :, None] + turned * sin_BSK[:, :, None]
-    return rotated.astype(x_BSHK.dtype)

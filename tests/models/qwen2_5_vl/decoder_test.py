@@ -125,7 +125,7 @@ def test_the_forward_pass_leaves_no_floating_point_copy_of_int8_weights():
     assert temporary_bytes("none", "int8") - temporary_bytes("none") < a_layer
 
 
-def test_7b_with_int8_weights_fits_a_chip_of_16_gigabytes():
+def test_int8_brings_the_weights_of_7b_from_17_gigabytes_below_11():
     def gigabytes(base_weights):
         model = nnx.eval_shape(
             lambda: Qwen25VL(

@@ -204,9 +204,15 @@ def wider(tensors):
     return tensors
 
 
+def integers(tensors):
+    name = f"{FIRST}.lora_A.weight"
+    return tensors | {name: tensors[name].astype(np.int32)}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (integers, "q_proj.lora_A.weight' in .* holds I32, but weights must be"),
         (without_one, r"lacks tensors \['base_model.*q_proj.lora_B.weight'\] \(1 in all\)"),
         (with_vision, r"unexpected tensors \['base_model.model.model.visual.*target_modules"),
         (one_of_another_rank, r"q_proj.lora_B.weight.* \(48, 2\), which is rank 2, .* r=3"),
@@ -232,6 +238,11 @@ def not_json(folder):
     (folder / peft.CONFIG).write_text("{")
 
 
+def folder_as_file(folder):
+    (folder / peft.WEIGHTS).unlink()
+    (folder / peft.WEIGHTS).mkdir()
+
+
 def no_settings(folder):
     (folder / peft.CONFIG).unlink()
 
@@ -239,7 +250,8 @@ def no_settings(folder):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (cut_short, "adapter_model.safetensors is damaged"),
+        (cut_short, "adapter_model.safetensors is damaged .*cut short at .*lora_"),
+        (folder_as_file, "adapter_model.safetensors is damaged"),
         (pickled, "adapter_model.safetensors is missing; adapters are read from safetensors only"),
         (not_json, "adapter_config.json is no JSON"),
         (no_settings, "adapter_config.json is missing; give the folder of a PEFT adapter"),

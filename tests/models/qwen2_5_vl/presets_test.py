@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import published
 import pytest
 import torch
 from flax import nnx
@@ -54,6 +55,78 @@ def test_a_size_has_as_many_parameters_as_the_published_weights(size):
 def test_a_size_is_read_back_from_the_config_that_transformers_makes_of_it(size):
     config = presets.config(size)
     assert ModelConfig.from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
+
+
+@pytest.mark.parametrize("size", published.CONFIGS)
+def test_the_published_config_gives_the_dimensions_of_its_size(size):
+    settings = published.CONFIGS[size]
+    assert ModelConfig.from_hf(settings) == presets.config(size)
+    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**settings).to_dict()) == presets.config(size)
+
+
+def test_what_a_vision_config_leaves_out_is_what_transformers_takes():
+    theirs = Qwen2_5_VLConfig().vision_config
+    vision = {"hidden_size": 1280, "out_hidden_size": 5120}
+    got = ModelConfig.from_hf(published.CONFIGS["32B"] | {"vision_config": vision}).vision
+    for name in ("depth", "intermediate_size", "num_heads", "patch_size", "temporal_patch_size"):
+        assert getattr(got, name) == getattr(theirs, name), name
+    for name in ("spatial_merge_size", "window_size", "in_channels"):
+        assert getattr(got, name) == getattr(theirs, name), name
+    assert got.full_attention_layers == tuple(theirs.fullatt_block_indexes)
+
+
+@pytest.mark.parametrize("root, text, tied", [(1, 0, True), (0, 1, True), (0, 0, False)])
+def test_the_head_is_tied_if_either_part_says_so(root, text, tied):
+    settings = presets.config("7B").to_hf() | {"tie_word_embeddings": bool(root)}
+    settings["text_config"]["tie_word_embeddings"] = bool(text)
+    assert ModelConfig.from_hf(settings).text.tie_word_embeddings is tied
+    assert Qwen2_5_VLConfig(**settings).tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize("root, text, found", [(None, 7, 7), ([5, 6], 7, 5), (None, [8, 9], 8)])
+def test_the_token_that_ends_an_answer_is_the_first_there_is(root, text, found):
+    settings = presets.config("7B").to_hf() | {"eos_token_id": root}
+    settings["text_config"]["eos_token_id"] = text
+    assert ModelConfig.from_hf(settings).eos_token_id == found
+
+
+def test_an_empty_place_for_rotary_settings_leaves_them_to_the_older_one():
+    settings = presets.config("7B").to_hf()
+    text = settings["text_config"]
+    text["rope_scaling"], text["rope_parameters"] = text["rope_parameters"], {}
+    assert ModelConfig.from_hf(settings) == presets.config("7B")
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("text_config.hidden_size", "48", "'48', which must be a whole number of at least 1"),
+        ("text_config.num_key_value_heads", None, "None, which must be a whole number"),
+        ("text_config.num_attention_heads", 0, "0, which must be a whole number of at least 1"),
+        ("text_config.rms_norm_eps", "tiny", "'tiny', which must be a number above 0"),
+        ("text_config.rope_parameters", [1], r"\[1\], which must be an object"),
+        ("vision_config.depth", None, "None, which must be a whole number"),
+        ("vision_config.depth", True, "True, which must be a whole number"),
+        ("vision_config.fullatt_block_indexes", [7, "8"], r"\[7, '8'\], which must be a list"),
+        ("vision_config", [], r"\[\], which must be an object"),
+        ("text_config", "x", "'x', which must be an object"),
+        ("image_token_id", None, "None, which must be a whole number of at least 0"),
+        ("eos_token_id", "</s>", "'</s>', which must be a whole number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_its_key(key, value, said):
+    settings = presets.config("7B").to_hf()
+    *sections, name = key.split(".")
+    (settings[sections[0]] if sections else settings)[name] = value
+    with pytest.raises(ValueError, match=f"config.json has {key} {said}"):
+        ModelConfig.from_hf(settings)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "num_key_value_heads", "rms_norm_eps"])
+def test_a_key_without_a_sound_default_must_be_there(key):
+    settings = {name: value for name, value in published.CONFIGS["7B"].items() if name != key}
+    with pytest.raises(ValueError, match=f"config.json lacks '{key}'"):
+        ModelConfig.from_hf(settings)
 
 
 def test_what_transformers_takes_for_granted_agrees():
