@@ -34,7 +34,16 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, learning, optimizer, policies, policy_loading, sharding, train
+from speciarl_jax import (
+    assemble,
+    exits,
+    learning,
+    optimizer,
+    policies,
+    policy_loading,
+    sharding,
+    train,
+)
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf, peft
@@ -378,4 +387,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("base_name", None, "What the adapter calls its base; its path by default.")
     config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
-    app.run(main)
+    exits.run_tool("convert", main)
