@@ -27,9 +27,10 @@ REFUSED = 78
 
 # What a person can do where a device has too little memory.
 MEMORY = (
-    "a device has too little memory for this configuration; lower config.rollout.cache_bytes or "
-    "config.rollout.chunk_pictures (0 means no limit), raise config.train.micro_batches, set "
-    "config.train.remat to 'full', or take more devices (docs/scale.md)"
+    "a device has too little memory for this configuration; where it was sampling, set or lower "
+    "config.rollout.cache_bytes or config.rollout.chunk_pictures (0: no limit); where it was "
+    "learning, raise config.train.micro_batches or set config.train.remat to 'full'; or take more "
+    "devices"
 )
 
 # What a disk says that will say the same after a restart.

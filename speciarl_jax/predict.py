@@ -294,7 +294,8 @@ def main(argv: Sequence[str]) -> int:
             "give pictures or folders, and either --workdir=FOLDER of a training run or "
             "--model=FOLDER of a checkpoint"
         )
-    logging.set_verbosity(logging.WARNING)
+    if not logging.level_debug():
+        logging.set_verbosity(logging.WARNING)
     checkpoint.quieten_orbax()
     if not 0 < given.confidence <= 1:
         raise ValueError(f"--confidence is {given.confidence}; it must be above 0 and at most 1")

@@ -153,20 +153,20 @@ def test_the_program_fails_where_labels_do_not_fit_the_verifier(
 
 
 def test_labels_may_have_as_many_words_as_the_verifier_takes(folder, tmp_path, monkeypatch, capsys):
-    (folder / "car/van").rename(folder / "car/a delivery van of the town")
+    (folder / "car/van").rename(folder / "car/delivery van of the old town by the sea")
     config = own_folder.get_config()
     config.train.batch_size = 4
     config.data.options.path = str(folder)
     config.data.options.held_out_share = 0.3
-    config.verifier.options.max_words = 6
+    config.verifier.options.max_words = 9
     run_check(config, tmp_path / "out", monkeypatch)
     assert "words" not in capsys.readouterr().out
-    config.verifier.options.max_words = 5
+    config.verifier.options.max_words = 8
     with pytest.raises(SystemExit):
         run_check(config, tmp_path / "out", monkeypatch)
     printed = capsys.readouterr().out
-    assert "'a delivery van of the town' has more than 5 words" in printed
-    assert "has 6 words, and max_words is 5" in printed
+    assert "'delivery van of the old town by the sea' has more than 8 words" in printed
+    assert "has 9 words, and max_words is 8" in printed
 
 
 def test_captions_are_cut_where_it_shows_and_never_boxes():
