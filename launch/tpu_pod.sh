@@ -45,18 +45,29 @@ create() {
     --accelerator-type="${TYPE:-v5litepod-16}" \
     --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}" "${spot[@]}"
   if [ -n "$dry_run" ]; then state; return; fi
-  local now
-  until [ "${now:=$(state)}" = ACTIVE ]; do
+  local now silent=0
+  while true; do
+    now="$(state)" || now=""
     case "$now" in
+      ACTIVE) return ;;
+      "")
+        silent=$((silent + 1))
+        if [ "$silent" -ge 5 ]; then
+          echo "gcloud does not tell the state of $TPU, $silent times in a row; its messages stand" \
+            "above (is the login still valid? gcloud auth login). The pod may be there, and cost" \
+            "money: look with tpu_pod.sh status, and go on with setup" >&2
+          return 1
+        fi
+        ;;
       FAILED | SUSPENDED | SUSPENDING)
         echo "the queued resource $TPU is $now; see: gcloud compute tpus queued-resources" \
           "describe $TPU --zone=$ZONE --project=$PROJECT" >&2
         return 1
         ;;
+      *) silent=0 ;;
     esac
-    echo "$TPU is $now" >&2
+    echo "$TPU is ${now:-in an unknown state}" >&2
     sleep "${POLL:-30}"
-    now=""
   done
 }
 
@@ -102,9 +113,12 @@ case "$action" in
     ;;
   stop) on_workers all "kill -TERM \$(cat $folder/train.pid)" ;;
   resume)
-    if [ -z "$dry_run" ]; then now="$(state)"; else now=SUSPENDED; state; fi
+    # Without an answer there is nothing to delete; where there is, `create` is refused.
+    if [ -z "$dry_run" ]; then now="$(state)" || now=""; else now=SUSPENDED; state; fi
     if [ "$now" != ACTIVE ]; then
-      run gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
+      if [ -n "$now" ]; then
+        run gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force --quiet
+      fi
       create
       setup
     fi

@@ -29,7 +29,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from speciarl_jax import agreement, assemble, lookup, policy_loading, sharding
+from speciarl_jax import agreement, assemble, exits, lookup, policy_loading, sharding
+from speciarl_jax.data import label_tree
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.qwen2_5_vl import hf
 from speciarl_jax.verify import answer
@@ -113,9 +114,12 @@ class Maker:
         self._mesh = sharding.make_mesh(**config.mesh)
 
     def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Labels and verifier (`assemble.make_verifier`)."""
-        source = lookup.find("data", self.config.data.name, "Source")
-        tree = getattr(source, "TAXONOMY_PATH", None)
+        """Labels and verifier (`assemble.make_verifier`).
+
+        Pictures are listed only where the verifier needs their label tree.
+        """
+        known = options.get("path")
+        tree = None if known else label_tree.path_of(assemble.open_sources(self.config))
         return assemble.make_verifier(
             self.config, name, options, tree, self.tokenizer, self._vocabulary, self._mesh, None
         )
@@ -326,4 +330,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("pairs", "gold", "gold, adversarial, or a CSV file.")
     flags.DEFINE_list("verifiers", ["taxonomy"], "Verifiers to compare.")
     flags.DEFINE_string("out", None, "Folder for audit.json and verdicts.csv.")
-    app.run(main)
+    exits.run_tool("audit_verifier", main)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
+from speciarl_jax import exits
 from speciarl_jax.benchmarking.limits import (
     Clock,
     Machine,
@@ -224,4 +225,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    exits.run_tool("bench", main)

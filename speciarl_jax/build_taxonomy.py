@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from speciarl_jax import exits
 from speciarl_jax.verify import taxonomy_build
 from speciarl_jax.verify.taxonomy import Taxonomy
 from speciarl_jax.verify.wordnet import Nouns
@@ -54,4 +55,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("groups", [], "Words of the broadest accepted classes, for WordNet.")
     flags.DEFINE_integer("max_words", 8, "Longer names are refused (CSV) or left out (WordNet).")
     flags.DEFINE_string("out", None, "Receives the tree (JSON).")
-    app.run(main)
+    exits.run_tool("build_taxonomy", main)

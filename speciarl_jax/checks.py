@@ -1,5 +1,7 @@
 """Checks of a configuration, before any compute is spent."""
 
+import functools
+
 import jax
 import ml_collections
 
@@ -7,6 +9,36 @@ from speciarl_jax import sharding
 from speciarl_jax import update as update_lib
 from speciarl_jax.losses import kl
 from speciarl_jax.models.qwen2_5_vl import decoder
+
+# Key -> the least that it may be.
+_LEAST = {
+    "model.lora_rank": 1,
+    "model.scan_unroll": 1,
+    "data.workers": 1,
+    "data.max_prompt_tokens": 1,
+    "rollout.num_rollouts": 2,
+    "rollout.max_tokens": 1,
+    "rollout.shrink": 0,
+    "rollout.cache_bytes": 0,
+    "rollout.chunk_pictures": 0,
+    "verifier.chunks": 1,
+    "optimizer.warmup_steps": 0,
+    "train.steps": 0,
+    "train.passes": 1,
+    "train.answer_widths": 1,
+    "train.logprob_chunk": 1,
+    "train.dynamic_sampling.max_rounds": 0,
+    "train.dynamic_sampling.batch_size": 1,
+    "train.max_skipped": 1,
+    "train.log_every": 1,
+    "train.samples_every": 0,
+    "train.samples_pictures": 1,
+    "train.profile_steps": 1,
+    "evaluation.best_of_batch_size": 1,
+    "checkpoint.save_every": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+}
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -63,18 +95,28 @@ def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
             f"mini-batches of {train.micro_batches} micro-batches; make it a multiple of {cuts}"
         )
     sharding.check_batch(
-        mesh, "train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
+        mesh, "config.train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
     )
     sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
-    sharding.check_batch(mesh, "pictures sampled at once", sampled_pictures(config))
+    key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
     sampled, chunks = sampled_pictures(config), config.verifier.chunks
+    sharding.check_batch(mesh, f"config.train.{key}", sampled)
     if sampled % chunks:
-        key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
         raise ValueError(
             f"config.train.{key} {sampled} cannot be cut into {chunks} parts "
             "(config.verifier.chunks)"
         )
-    sharding.check_batch(mesh, "pictures sampled at once / verifier.chunks", sampled // chunks)
+    sharding.check_batch(mesh, f"config.train.{key} / config.verifier.chunks", sampled // chunks)
+
+
+def check_best_of(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses what the samples of an evaluation, which not every run draws, cannot be made with.
+
+    Raises:
+      ValueError: names the key and shows the numbers.
+    """
+    size = config.evaluation.best_of_batch_size
+    sharding.check_batch(mesh, "config.evaluation.best_of_batch_size", size)
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
@@ -83,36 +125,30 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: names the key, shows the number and what it may be.
     """
-    train = config.train
-    for key, value, low in (
-        ("rollout.num_rollouts", config.rollout.num_rollouts, 2),
-        ("rollout.max_tokens", config.rollout.max_tokens, 1),
-        ("rollout.shrink", config.rollout.shrink, 0),
-        ("rollout.cache_bytes", config.rollout.cache_bytes, 0),
-        ("rollout.chunk_pictures", config.rollout.chunk_pictures, 0),
-        ("model.lora_rank", config.model.lora_rank, 1),
-        ("train.steps", train.steps, 0),
-        ("train.log_every", train.log_every, 1),
-        ("train.max_skipped", train.max_skipped, 1),
-        ("train.samples_every", train.samples_every, 0),
-        ("train.samples_pictures", train.samples_pictures, 1),
-        ("train.passes", train.passes, 1),
-        ("train.answer_widths", train.answer_widths, 1),
-        ("train.dynamic_sampling.max_rounds", train.dynamic_sampling.max_rounds, 0),
-        ("checkpoint.save_every", config.checkpoint.save_every, 1),
-        ("checkpoint.keep", config.checkpoint.keep, 1),
-        ("checkpoint.keep_best", config.checkpoint.keep_best, 0),
-        ("train.profile_steps", train.profile_steps, 1),
-        ("verifier.chunks", config.verifier.chunks, 1),
-    ):
-        if value < low:
+    for key, low in _LEAST.items():
+        if (value := _value(config, key)) < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    if not config.optimizer.learning_rate > 0:
+        raise ValueError(
+            f"config.optimizer.learning_rate is {config.optimizer.learning_rate}; it must be "
+            "above 0"
+        )
+    for key in ("rollout.top_p", "evaluation.best_of_top_p"):
+        if not 0 < (value := _value(config, key)) <= 1:
+            raise ValueError(
+                f"config.{key} is {value}; it is a share of the probability, so choose a number "
+                "above 0 and at most 1, which leaves all tokens"
+            )
     for key in ("min_verified", "max_unverified"):
         if not 0 <= config.verifier[key] <= 1:
             raise ValueError(
                 f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
                 "number from 0 to 1"
             )
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> float:
+    return functools.reduce(lambda part, name: part[name], key.split("."), config)
 
 
 def check_loss(loss: ml_collections.ConfigDict) -> None:

@@ -9,14 +9,13 @@ with all of its policies if there is none. --policies keeps some only. Writes `c
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 from etils import epath
 
-from speciarl_jax import json_lines, predictions, run_metrics, statistics
+from speciarl_jax import exits, json_lines, predictions, run_metrics, statistics
 from speciarl_jax.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.report import markdown, plots
 
@@ -129,7 +128,7 @@ def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
-    """Two tables: figures with 95% intervals, and differences with theirs."""
+    """Tables: figures with 95% intervals, differences with theirs, and the best of n samples."""
     lines = ["# Comparison", "", "| run | pictures | " + " | ".join(_HEADS) + " |"]
     lines.append("|---|---:|" + "---|" * len(_HEADS))
     for row in found["runs"]:
@@ -147,6 +146,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         cells = [markdown.difference(row["differences"][m]) for m in statistics.MEASURES]
         name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
         lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
+    for best_of in markdown.best_of({_name(row, found): row for row in found["runs"]}):
+        lines += ["", best_of]
     lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
     lines.append("number of comparisons.")
     if remarks := run_metrics.remarks(found):
@@ -196,7 +197,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/comparison", "Folder for the results.")
     flags.DEFINE_list("policies", [], "Only these policies.")
-    try:
-        app.run(main)
-    except ValueError as error:
-        sys.exit(f"compare: {error}")
+    exits.run_tool("compare", main)

@@ -37,6 +37,7 @@ from ml_collections import config_flags
 
 from speciarl_jax import (
     assemble,
+    exits,
     learning,
     optimizer,
     policies,
@@ -402,4 +403,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("base_name", None, "What the adapter calls its base; its path by default.")
     config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
-    app.run(main)
+    exits.run_tool("convert", main)

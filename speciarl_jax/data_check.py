@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from speciarl_jax import assemble
+from speciarl_jax import assemble, exits
 from speciarl_jax.data import label_tree, pictures
 from speciarl_jax.verify import answer, word_forms
 from speciarl_jax.verify.taxonomy import Taxonomy
@@ -102,11 +102,12 @@ def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findin
     return found
 
 
-def odd_labels(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str]]:
     """Labels that a person would not say so, each with the reason.
 
     Args:
       counts: label -> pictures.
+      max_words: `config.verifier.options.max_words`.
     """
     odd = []
     keys: dict[str, str] = {}
@@ -119,7 +120,7 @@ def odd_labels(counts: Mapping[str, int]) -> list[tuple[str, str]]:
                 ("has an underscore", "_" in label),
                 ("lists several things; an answer that does is wrong", "," in key),
                 ("offers several things; an answer that does is wrong", " or " in f" {key} "),
-                ("has more than 8 words", len(key.split()) > 8),
+                (f"has more than {max_words} words", len(key.split()) > max_words),
                 ("ends in a mark", bool(re.search(r"[^\w)]$", label))),
                 ("is a catch-all, not a thing", key in _CATCH_ALL),
                 ("means that there is no answer", key in _abstentions()),
@@ -201,8 +202,8 @@ def _listed(lines: Sequence[str]) -> list[str]:
     return [*lines[:_LISTED], *more]
 
 
-def describe(found: Findings) -> list[str]:
-    """Lines of the report about one source."""
+def describe(found: Findings, max_words: int) -> list[str]:
+    """Lines of the report about one source; `max_words` as for `odd_labels`."""
     readable = sum(found.counts.values())
     lines = [f"## {found.name}", ""]
     lines += [f"{readable} pictures of {len(found.counts)} labels; {len(found.broken)} unreadable."]
@@ -222,7 +223,7 @@ def describe(found: Findings) -> list[str]:
     if twice:
         lines += ["", f"{len(twice)} pictures stand more than once:", ""]
         lines += _listed([f"- {' = '.join(keys)}" for keys in twice])
-    odd = odd_labels(found.counts)
+    odd = odd_labels(found.counts, max_words)
     if odd:
         lines += ["", "Odd labels:", ""]
         lines += _listed([f"- {label!r} {reason}" for label, reason in odd])
@@ -240,19 +241,20 @@ def compare(training: Findings, evaluation: Findings) -> list[str]:
     return [*lines, ""]
 
 
-def check_tree(sources: Sequence[Any], path: str) -> tuple[list[str], bool]:
+def check_tree(sources: Sequence[Any], path: str, max_words: int) -> tuple[list[str], bool]:
     """Lines about the label tree, and whether the taxonomy verifier can use it.
 
     Args:
       sources: whose labels must be in it.
       path: `config.verifier.options.path`; "" for the sources' own.
+      max_words: `config.verifier.options.max_words`.
     """
     lines = ["## Label tree", ""]
     try:
         tree = path or label_tree.path_of(sources)
         if tree is None:
             return [*lines, "There is none; the taxonomy verifier needs one.", ""], False
-        taxonomy = Taxonomy.from_file(tree)
+        taxonomy = Taxonomy.from_file(tree, max_words=max_words)
         for source in sources:
             for index in range(len(source)):
                 taxonomy.leaf_index(pictures.describe(source, index)["label_id"])
@@ -284,8 +286,10 @@ def main(argv: Sequence[str]) -> None:
         for name, source in zip(("training", "evaluation"), sources, strict=True)
     ]
     options = config.verifier.options
-    tree, fits = check_tree(sources, options.get("path", ""))
-    lines = ["# Data", "", *describe(found[0]), *describe(found[1]), *compare(*found), *tree]
+    words = options.get("max_words", 8)
+    tree, fits = check_tree(sources, options.get("path", ""), words)
+    about = [line for one in found for line in describe(one, words)]
+    lines = ["# Data", "", *about, *compare(*found), *tree]
     report = "\n".join(lines)
     (out / "data_check.md").write_text(report)
     contact_sheet(found[0], out / "contact_sheet.png")
@@ -298,4 +302,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("out", None, "Receives the report and the contact sheet.")
-    app.run(main)
+    exits.run_tool("data_check", main)

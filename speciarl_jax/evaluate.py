@@ -183,6 +183,8 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
             if run is None:
                 mesh = sharding.make_mesh(**config.mesh)
                 checks.check(config, mesh)
+                if plan.best_of:
+                    checks.check_best_of(config, mesh)
                 run = assemble.policy_run(config, mesh)
                 loras = {policy.name: policy.adapters(run) for policy in members}
                 base = facts.of_base(run)

@@ -74,8 +74,9 @@ class Evaluator:
         """
         config = run.config
         self.run = run
-        self._batch_size = batch_size or config.evaluation.batch_size
-        sharding.check_batch(run.mesh, "pictures of an evaluation batch", self._batch_size)
+        self._batch_size = config.evaluation.batch_size if batch_size is None else batch_size
+        key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
+        sharding.check_batch(run.mesh, key, self._batch_size)
         if source is None:
             source = run.source(config.evaluation.seed, **config.evaluation.options)
         self.source = source

@@ -3,10 +3,10 @@
 | code | what happened | what `launch/restart.sh` does |
 |---|---|---|
 | 0 | the run is finished | stops |
-| 75 | preempted, all is saved; or another process went away or is late | starts it again |
+| 75 | preempted, all is saved; another process, or the judge, is away or late | starts it again |
 | 1, or a signal | something unforeseen | starts it again, so many times |
 | 74 | the disk is full, read-only or out of reach | stops |
-| 78 | refused: a value does not fit, or the gradient was not finite too often | stops |
+| 78 | refused: a value does not fit, too little memory, the gradient not finite too often | stops |
 
 The numbers are those of sysexits.h: EX_TEMPFAIL, EX_IOERR, EX_CONFIG.
 """
@@ -24,6 +24,14 @@ from absl import app, logging
 RESTART = 75
 STORAGE = 74
 REFUSED = 78
+
+# What a person can do where a device has too little memory.
+MEMORY = (
+    "a device has too little memory for this configuration; where it was sampling, set or lower "
+    "config.rollout.cache_bytes or config.rollout.chunk_pictures (0: no limit); where it was "
+    "learning, raise config.train.micro_batches or set config.train.remat to 'full'; or take more "
+    "devices"
+)
 
 # What a disk says that will say the same after a restart.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
@@ -55,9 +63,16 @@ def code_of(error: BaseException, several: bool) -> int:
         return STORAGE
     if isinstance(error, ValueError | TypeError | FloatingPointError):
         return REFUSED
+    if out_of_memory(error):
+        return REFUSED
     if isinstance(error, jax.errors.JaxRuntimeError) and several:
         return RESTART
     return 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a program needs more memory than a device has, as it would after a restart."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
@@ -80,12 +95,36 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
                 logging.warning("%s", error)
             else:
                 traceback.print_exc()
+            if out_of_memory(error):
+                logging.error("%s", MEMORY)
             # Not jax.process_count(): it asks for the devices, and where connecting has failed it
             # would wait for the others.
             code = code_of(error, jax.distributed.is_initialized())
             leave(code, together=isinstance(error, Preempted))
 
     return call
+
+
+def run_tool(
+    name: str,
+    main: Callable[[Sequence[str]], int | None],
+    refused: tuple[type[Exception], ...] = (ValueError,),
+) -> None:
+    """`app.run(main)` of a command that people run by hand: a refusal is one line, and `REFUSED`.
+
+    The traceback is shown with --verbosity=1.
+
+    Args:
+      name: of the command, before the line.
+      main: as for `app.run`; its result is the exit code.
+      refused: errors whose message says what to mend.
+    """
+    try:
+        app.run(main)
+    except refused as error:
+        logging.debug("refused", exc_info=True)
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 def leave(code: int, *, together: bool) -> None:

@@ -15,15 +15,18 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from speciarl_jax import assemble, sharding, step, stopwatch
+from speciarl_jax import assemble, exits, sharding, step, stopwatch
 from speciarl_jax.types import PromptBatch, Rollout
 from speciarl_jax.update import cut, join
 from speciarl_jax.verify.category import Category
 from speciarl_jax.verify.host_verifier import HostVerifier, Verdicts
 
 
-class JudgeAway(RuntimeError):
-    """Too many answers have no verdict to go on; the message says why, and what to do."""
+class JudgeAway(exits.RestartNeeded):
+    """Too many answers have no verdict to go on; the message says why, and what to do.
+
+    A judge that was only away for a while answers the next start, which waits for it anew.
+    """
 
 
 def is_host(run: assemble.Run) -> bool:

@@ -18,6 +18,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from speciarl_jax import exits
 from speciarl_jax.planning import chips, measure, programs, report, search
 
 # CUB's photographs are at most 500 px a side, and a batch is padded to its largest.
@@ -115,4 +116,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    exits.run_tool("plan", main)

@@ -29,11 +29,20 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax import assemble, checkpoint, naming, policies, policy_loading, sharding
+from speciarl_jax import (
+    assemble,
+    checkpoint,
+    compilation_cache,
+    exits,
+    naming,
+    policies,
+    policy_loading,
+    sharding,
+)
 from speciarl_jax.data import folder, label_tree, pictures, prompts
 from speciarl_jax.verify import taxonomy_file
 
-_CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Pictures of any size come here: a ladder of sizes keeps compiled programs few.
 _BUCKET_GROWTH = 1.25
 # Larger photographs are shrunk to so many pixels, of 28 x 28 a token, unless the configuration says
@@ -219,7 +228,7 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
-            config = policies.config_from_file(epath.Path(_CONFIGS / name))
+            config = policies.config_from_file(epath.Path(CONFIGS / name))
             # The data of base.py have nothing to do with a user's checkpoint.
             about = config if shipped else None
         (policy,) = policies.named([given.model], epath.Path())
@@ -230,6 +239,7 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
         config.rollout.max_tokens = given.max_tokens or config.rollout.max_tokens
         if given.prompt:
             config.data.prompt = given.prompt
+    compilation_cache.enable(config.compilation_cache)
     run = assemble.policy_run(config, sharding.make_mesh(**config.mesh))
     return fit_pictures(run, given.max_pixels), policy.adapters(run), about
 
@@ -284,7 +294,8 @@ def main(argv: Sequence[str]) -> int:
             "give pictures or folders, and either --workdir=FOLDER of a training run or "
             "--model=FOLDER of a checkpoint"
         )
-    logging.set_verbosity(logging.WARNING)
+    if not logging.level_debug():
+        logging.set_verbosity(logging.WARNING)
     checkpoint.quieten_orbax()
     if not 0 < given.confidence <= 1:
         raise ValueError(f"--confidence is {given.confidence}; it must be above 0 and at most 1")
@@ -313,7 +324,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 8, "Pictures at once.")
     flags.DEFINE_integer("seed", 0, "Of sampling.")
     flags.DEFINE_bool("json", False, "Print JSON lines.")
-    try:
-        app.run(main)
-    except ValueError as error:
-        sys.exit(f"predict: {error}")
+    exits.run_tool("predict", main)

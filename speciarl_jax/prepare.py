@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 from absl import app, flags, logging
 from etils import epath
 
+from speciarl_jax import exits
 from speciarl_jax.data import tfds_images
 
-_TOOLS = "tensorflow-cpu opencv-python-headless scipy"
+# What the builders of TFDS ask for, some of them.
+TOOLS = "tensorflow-cpu opencv-python-headless scipy"
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -107,7 +109,7 @@ def prepare(dataset: str, data_dir: str | None, archives: str | None = None) -> 
     except ImportError as error:
         raise ValueError(
             f"preparing {dataset} needs a library that is not installed ({error}); install it for "
-            f"this step: pip install {_TOOLS}. Training needs none of them"
+            f"this step: pip install {TOOLS}. Training needs none of them"
         ) from error
     return pathlib.Path(builder.data_dir)
 
@@ -130,4 +132,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, f"One of {sorted(tfds_images.PUBLISHED)}.")
     flags.DEFINE_string("data_dir", None, "Receives the data; TFDS' own folder by default.")
     flags.DEFINE_string("archives", None, "Folder of archives that were downloaded before.")
-    app.run(main)
+    exits.run_tool("prepare", main)

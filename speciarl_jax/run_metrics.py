@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from speciarl_jax import metrics, naming, statistics
+from speciarl_jax import json_lines, metrics, naming, statistics
 from speciarl_jax.predictions import (
     GREEDY,
     SAMPLES,
@@ -331,12 +331,7 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     for row in found["comparisons"]:
         if row["differs"]:
             said.append(f"{_pair(row)} also differ in {_both(row['differs'])}.")
-    for row in found["not_compared"]:
-        said.append(
-            f"{_pair(row)} are not compared: {_both(row['because'])}. Evaluate both with the same "
-            "verifier, labels and pictures (--overwrite replaces the answers that are there)."
-            + (_OWN_JUDGE if "verifier.weights" in row["because"] else "")
-        )
+    said += refusals(found["not_compared"])
     for row in found["runs"]:
         worth = "; ".join(
             f"{c['confidence']}: {c['named']:.0%} named, {c['correctness']:.0%} of them correctly"
@@ -346,6 +341,16 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
         if worth:
             said.append(f"{'/'.join(_key(row))}, names of predict --confidence: {worth}.")
     return said
+
+
+def refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each pair of "not_compared", and what to do."""
+    return [
+        f"{_pair(row)} are not compared: {_both(row['because'])}. Evaluate both with the same "
+        "verifier, labels and pictures (--overwrite replaces the answers that are there)."
+        + (_OWN_JUDGE if "verifier.weights" in row["because"] else "")
+        for row in rows
+    ]
 
 
 _OWN_JUDGE = (
@@ -383,7 +388,7 @@ def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[st
 def write(folder: str | os.PathLike, found: Mapping[str, Any]) -> epath.Path:
     """Writes `metrics.json`."""
     path = epath.Path(folder) / FILE
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    json_lines.replace(path, json.dumps(found, indent=1) + "\n")
     return path
 
 

@@ -30,6 +30,7 @@ from speciarl_jax import (
     evaluation,
     exits,
     facts,
+    json_lines,
     judging,
     learning,
     metrics,
@@ -327,7 +328,7 @@ def main(argv: Sequence[str]) -> None:
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.agree(run_facts.of_run(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        json_lines.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     evaluator = evaluation.Evaluator(run)
     scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
@@ -346,7 +347,7 @@ def main(argv: Sequence[str]) -> None:
         "wall_seconds": round(earlier + time.time() - begun, 1),
         "first_step_seconds": round(first[0], 1) if first else None,
     }
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    json_lines.replace(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     weights = dict(config.evaluation.weights)
     run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
     report.write(workdir)

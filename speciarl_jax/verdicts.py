@@ -15,12 +15,12 @@ import csv
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
+from speciarl_jax import exits
 from speciarl_jax.verify import verdict_cache
 from speciarl_jax.verify.category import Category
 from speciarl_jax.verify.verdict_cache import Row
@@ -138,7 +138,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("older_than_days", None, "Only verdicts older than this.")
     flags.DEFINE_bool("pairs", False, "List each verdict.")
     flags.DEFINE_string("out", None, "File that `export` writes.")
-    try:
-        app.run(main)
-    except (ValueError, verdict_cache.Unavailable) as error:
-        sys.exit(f"verdicts: {error}")
+    exits.run_tool("verdicts", main, (ValueError, verdict_cache.Unavailable))

@@ -58,7 +58,9 @@ def test_a_mesh_of_devices_that_are_not_here_will_do(run, small_config):
     found = abstract.programs(config, run.model_config, mesh=mesh, grid=(4, 4), prompt_tokens=40)
     batch = found["step"].arguments[3]
     assert batch.tokens_BP.sharding.shard_shape((8, 40)) == (2, 40)
-    with pytest.raises(ValueError, match="train.batch_size / mini_batches / micro_batches is 8"):
+    with pytest.raises(
+        ValueError, match="config.train.batch_size / mini_batches / micro_batches is 8"
+    ):
         abstract.make_run(
             config, run.model_config, jax.sharding.AbstractMesh((3, 1, 1), sharding.AXES)
         )

@@ -36,7 +36,7 @@ def test_what_is_there_is_counted(folder):
     assert found.counts == {"eagle": 6, "gull": 6, "van": 8}
     assert list(found.broken) == ["bird/eagle/0.png"]
     assert len(found.sizes) == 20 and set(found.sizes) <= {(20, 10 + i) for i in range(8)}
-    report = "\n".join(data_check.describe(found))
+    report = "\n".join(data_check.describe(found, 8))
     assert "20 pictures of 3 labels; 1 unreadable" in report
     assert "Pictures of a label: 6 to 8, median 6" in report
     assert "bird/eagle/0.png is no picture" in report
@@ -80,7 +80,7 @@ def test_odd_labels_are_told_with_the_reason(label, reason):
         "McDonnell (F-15)": 9,
         label: 4 if label == "rare" else 9,
     }
-    odd = data_check.odd_labels(counts)
+    odd = data_check.odd_labels(counts, 8)
     assert len(odd) == 1 and reason in odd[0][1]
     assert odd[0][0] == ("eagle" if label in ("Eagles", "EAGLE") else label)
 
@@ -150,6 +150,23 @@ def test_the_program_fails_where_labels_do_not_fit_the_verifier(
     with pytest.raises(SystemExit):
         run_check(config, tmp_path / "out", monkeypatch)
     assert "'none' is also an abstention" in capsys.readouterr().out
+
+
+def test_labels_may_have_as_many_words_as_the_verifier_takes(folder, tmp_path, monkeypatch, capsys):
+    (folder / "car/van").rename(folder / "car/delivery van of the old town by the sea")
+    config = own_folder.get_config()
+    config.train.batch_size = 4
+    config.data.options.path = str(folder)
+    config.data.options.held_out_share = 0.3
+    config.verifier.options.max_words = 9
+    run_check(config, tmp_path / "out", monkeypatch)
+    assert "words" not in capsys.readouterr().out
+    config.verifier.options.max_words = 8
+    with pytest.raises(SystemExit):
+        run_check(config, tmp_path / "out", monkeypatch)
+    printed = capsys.readouterr().out
+    assert "'delivery van of the old town by the sea' has more than 8 words" in printed
+    assert "has 9 words, and max_words is 8" in printed
 
 
 def test_captions_are_cut_where_it_shows_and_never_boxes():

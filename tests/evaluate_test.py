@@ -1,5 +1,6 @@
 """Several policies about several data sets, from the plan to the metrics."""
 
+import dataclasses
 import json
 import types
 
@@ -19,6 +20,7 @@ from speciarl_jax import (
     predictions,
     report,
     run_metrics,
+    sharding,
 )
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.predictions import Part
@@ -46,6 +48,25 @@ def plan(config, policy_folder, tmp_path_factory):
         prompts=["base"],
         own_data=False,
     )
+
+
+def test_a_batch_of_samples_that_the_mesh_cannot_cut_is_refused_before_anything_is_asked(
+    plan, small_config, monkeypatch
+):
+    config = small_config(evaluation__best_of_batch_size=3, evaluation__batch_size=4)
+    mesh = jax.sharding.AbstractMesh((2, 1, 1), sharding.AXES)
+    monkeypatch.setattr(evaluate.sharding, "make_mesh", lambda **sizes: mesh)
+
+    def load(config, mesh):
+        raise RuntimeError("the policy is loaded")
+
+    monkeypatch.setattr(evaluate.assemble, "policy_run", load)
+    plan = dataclasses.replace(plan, sets={"emoji": config})
+    with pytest.raises(ValueError, match="config.evaluation.best_of_batch_size is 3, .* 2 devices"):
+        evaluate.evaluate(dataclasses.replace(plan, best_of=4), None)
+    # Greedy answers do not need it.
+    with pytest.raises(RuntimeError, match="is loaded"):
+        evaluate.evaluate(plan, None)
 
 
 def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, config, tmp_path):

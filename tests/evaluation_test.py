@@ -87,7 +87,9 @@ def test_answers_are_written_a_line_a_picture(judged, tmp_path):
         assert line["categories"] == [Category(int(verdict[0])).name.lower()]
 
 
-@pytest.mark.parametrize("size", [-4, -1])
+@pytest.mark.parametrize("size", [-4, -1, 0])
 def test_a_batch_that_cannot_be_cut_is_refused(run, size):
-    with pytest.raises(ValueError, match=f"evaluation batch is {size}, which cannot be cut"):
+    with pytest.raises(
+        ValueError, match=f"batch_size of an Evaluator is {size}, which cannot be cut"
+    ):
         Evaluator(run, batch_size=size)

@@ -3,10 +3,15 @@
 import json
 import os
 import pathlib
+import sys
+import types
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATH = ROOT / "launch" / "colab.ipynb"
@@ -28,6 +33,25 @@ def test_the_notebook_is_valid_and_was_saved_without_outputs(notebook):
     assert all(len(cell.source) < 700 for cell in of_kind(notebook, "markdown"))
     tags = [cell.metadata.get("tags") for cell in notebook.cells]
     assert tags.count(["parameters"]) == 1
+
+
+def test_the_notebook_installs_all_that_its_data_set_asks_for(notebook, monkeypatch):
+    """Its function of the published data set, with a network and an installer that are none."""
+    (cell,) = (c.source for c in of_kind(notebook, "code") if "def online_config" in c.source)
+    definitions = cell[: cell.index("\n\n\nconfig, ")]
+    hub, ran = types.ModuleType("huggingface_hub"), []
+    hub.snapshot_download = lambda name: f"hub/{name}"
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    installer = types.SimpleNamespace(run=lambda command, check: ran.append(command[1:]))
+    given = {"configs": configs, "jax": jax, "sys": sys, "subprocess": installer}
+    scope = given | {"STEPS": 2, "PICTURES": 24}
+    exec(definitions, scope)
+    config, _ = scope["online_config"]()
+    assert config.model.path == "hub/Qwen/Qwen2.5-VL-3B-Instruct"
+    install, build = ran
+    assert install[:3] == ["-m", "pip", "install"]
+    assert {"tensorflow-cpu", "opencv-python-headless", "scipy"} <= set(install)
+    assert build[:2] == ["-m", "speciarl_jax.prepare"]
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_a_judge_is_checked_when_it_is_made_and_outlives_its_cache(tmp_path, mon
         open_world.make_judge(config)
     options.server.api_key_env = ""
     options.server.url = "nowhere"
-    with pytest.raises(ValueError, match="the judge's url is 'nowhere'"):
+    with pytest.raises(ValueError, match="http_judge.server.url is 'nowhere'"):
         open_world.make_judge(config)
     with JudgeServer(opinion=lambda pair: "specific") as server:
         options.server.url = server.url

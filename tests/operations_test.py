@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import distributed, exits, learning, stopwatch, train
+from speciarl_jax import distributed, exits, judging, learning, stopwatch, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
 
@@ -214,7 +215,11 @@ FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "proc
         (TypeError(), False, exits.REFUSED),
         (FloatingPointError(), False, exits.REFUSED),
         (jax.errors.JaxRuntimeError("Gloo: connection closed"), True, exits.RESTART),
-        (jax.errors.JaxRuntimeError("out of memory"), False, 1),
+        (jax.errors.JaxRuntimeError("INTERNAL: no luck"), False, 1),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False, exits.REFUSED),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), True, exits.REFUSED),
+        (judging.JudgeAway("no verdict"), False, exits.RESTART),
+        (judging.JudgeAway("no verdict"), True, exits.RESTART),
         (RuntimeError(), True, 1),
     ],
 )
@@ -233,6 +238,7 @@ def test_a_program_ends_with_these_codes():
         "        jax.process_count = jax.process_index = lambda: os._exit(3)\n"
         "        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED')\n"
         "    if argv[1] == 'term': os.kill(os.getpid(), signal.SIGTERM); print('went on')\n"
+        "    if argv[1] == 'memory': jax.numpy.zeros(1 << 50)\n"
         "    raise {'value': ValueError('too big'), 'left': exits.Preempted('saved')}[argv[1]]\n"
         "app.run(exits.guarded(main))\n"
     )
@@ -244,7 +250,7 @@ def test_a_program_ends_with_these_codes():
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         )
-        for name in ("value", "left", "term", "late")
+        for name in ("value", "left", "term", "late", "memory")
     }
     said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {
@@ -252,10 +258,47 @@ def test_a_program_ends_with_these_codes():
         "left": exits.RESTART,
         "term": exits.RESTART,
         "late": exits.RESTART,
+        "memory": exits.REFUSED,
     }, said
+    for key in (
+        *("rollout.cache_bytes", "rollout.chunk_pictures", "train.micro_batches", "train.remat"),
+    ):
+        assert f"config.{key}" in said["memory"] and key not in said["late"]
     assert "ValueError: too big" in said["value"] and "Traceback" not in said["left"]
     assert "Traceback" in said["late"] and "DEADLINE_EXCEEDED" in said["late"]
     assert "saved" in said["left"] and "went on" not in said["term"]
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (None, 3, ""),
+        (ValueError("too big"), exits.REFUSED, "tool: too big\n"),
+        (exits.StorageError("full"), exits.REFUSED, "tool: full\n"),
+    ],
+)
+def test_a_tool_refuses_in_one_line(monkeypatch, capsys, error, code, said):
+    def main(argv):
+        if error:
+            raise error
+        return 3
+
+    monkeypatch.setattr(exits.app, "run", lambda main: sys.exit(main([])))
+    with pytest.raises(SystemExit) as ended:
+        exits.run_tool("tool", main, (ValueError, exits.StorageError))
+    assert ended.value.code == code and capsys.readouterr().err == said
+    with pytest.raises(KeyError):
+        exits.run_tool("tool", lambda argv: {}["a mistake of the program"])
+
+
+def test_every_tool_refuses_alike():
+    """Each program but those with processes, by the file that it is run from."""
+    for path in sorted(pathlib.Path(exits.__file__).parent.rglob("*.py")):
+        text = path.read_text()
+        if 'if __name__ == "__main__":' in text:
+            name = path.parent.name if path.stem == "__main__" else path.stem
+            guarded = "app.run(exits.guarded(main))" in text
+            assert guarded != (f'exits.run_tool("{name}", main' in text), path
 
 
 def test_a_cluster_whose_processes_come_too_late_is_not_taken_for_none(monkeypatch):

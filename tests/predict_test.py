@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from speciarl_jax import naming, policies, policy_loading, predict
+from speciarl_jax import exits, naming, policies, policy_loading, predict
 from speciarl_jax.data import emoji, prompts
 
 GOOD = ["animated.gif", "deep.png", "grey.png", "huge.jpg", "palette.png", "photo.jpg"]
@@ -182,6 +182,24 @@ def test_the_workdir_may_lie_in_a_bucket(monkeypatch):
         predict.open_policy(types.SimpleNamespace(workdir="gs://bucket/run"))
 
 
+def test_compiled_programs_are_kept_where_the_configuration_says(
+    policy_folder, small_config, monkeypatch
+):
+    asked = []
+
+    def stop(config, mesh):
+        raise ValueError(f"compiles into {asked}")
+
+    monkeypatch.setattr(predict.compilation_cache, "enable", asked.append)
+    monkeypatch.setattr(predict.assemble, "policy_run", stop)
+    given = types.SimpleNamespace(
+        **{"workdir": "", "model": str(policy_folder), "prompt": None, "max_pixels": None},
+        **{"max_tokens": None, "config": small_config(compilation_cache="kept/here")},
+    )
+    with pytest.raises(ValueError, match="compiles into .'kept/here'"):
+        predict.open_policy(given)
+
+
 def test_a_line_and_a_row_say_the_same():
     choice = naming.Choice(
         "bird", 0.95, [("eagle", 0.7), ("bird", 0.95)], {"eagle": 14, "bird": 5, "": 1}
@@ -242,7 +260,6 @@ def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
 def test_a_wrong_command_line_says_what_is_wrong(photos, start):
     process = start("-m", "speciarl_jax.predict", photos / "plain.png", "--model=/nowhere")
     printed, _ = process.communicate(timeout=500)
-    assert process.returncode != 0 and "predict: config.model.path is '/nowhere'" in printed, (
-        printed
-    )
+    assert process.returncode == exits.REFUSED, printed
+    assert "predict: config.model.path is '/nowhere'" in printed
     assert "Traceback" not in printed

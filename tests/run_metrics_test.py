@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from speciarl_jax import compare, naming, predictions, run_metrics
 from speciarl_jax.predictions import Part
@@ -304,6 +305,19 @@ def compared(folders, wanted=()):
     return compare.compare(runs, compare.read_weights(folders))
 
 
+def test_a_kill_while_metrics_are_written_leaves_those_of_before(folders, monkeypatch):
+    path = folders[0] / "metrics.json"
+    before = path.read_text()
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_metrics.write(folders[0], {"runs": []})
+    assert path.read_text() == before
+
+
 def test_a_policy_is_compared_with_its_namesake_in_the_first_run(folders):
     found = compared(folders)
     assert [(row["run"], row["policy"]) for row in found["runs"]] == [
@@ -322,7 +336,12 @@ def test_a_policy_is_compared_with_its_namesake_in_the_first_run(folders):
     assert found["comparisons"][1]["differences"]["hm"]["value"] == 0
     text = compare.to_markdown(found)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 4 + 1 + 3 and "| two, trained - one, trained | 40 |" in text
+    # Only the first run was sampled.
+    (best,) = [i for i, row in enumerate(rows) if row.startswith("| HM of the best of | 1 | 2 ")]
+    point = found["runs"][1]["best_of"][-1]["hm"]
+    assert rows[best + 2].startswith("| one, trained | ")
+    assert rows[best + 2].endswith(f"| {point:.3f} |")
+    assert len(rows) == 1 + 4 + 1 + 3 + 3 and "| two, trained - one, trained | 40 |" in text
     score = found["runs"][0]["score"]["correctness"]
     assert f"| one, base | 40 | {score:.3f} (" in text and "p = 1.000" in text
 

@@ -50,9 +50,15 @@ def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> l
       ValueError: an unknown part, or a share that is none.
     """
     if part not in PARTS:
-        raise ValueError(f"part is {part!r}; choose one of {PARTS}")
+        raise ValueError(
+            f"config.data.options.part (or that of config.evaluation.options) is {part!r}; choose "
+            f"one of {PARTS}"
+        )
     if not 0 < held_out_share < 1:
-        raise ValueError(f"held_out_share is {held_out_share}; it must lie between 0 and 1")
+        raise ValueError(
+            "config.data.options.held_out_share (or that of config.evaluation.options) is "
+            f"{held_out_share}; it must lie between 0 and 1"
+        )
     if part == "all":
         return list(entries)
     limit = held_out_share * 2**64
@@ -77,8 +83,8 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
         return list(entries)
     if not 0 < count <= len(entries):
         raise ValueError(
-            f"subset is {count}, but there are {len(entries)} pictures; lower it, or set it to 0 "
-            "for all"
+            f"config.data.options.subset (or that of config.evaluation.options) is {count}, but "
+            f"there are {len(entries)} pictures; lower it, or set it to 0 for all"
         )
     by_label = collections.defaultdict(list)
     for i, entry in enumerate(entries):

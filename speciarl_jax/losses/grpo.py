@@ -38,7 +38,10 @@ def policy_loss(
       ValueError: `dual_clip` is not above 1.
     """
     if not dual_clip > 1.0:
-        raise ValueError(f"dual_clip is {dual_clip}; it bounds a ratio around 1, so set it above 1")
+        raise ValueError(
+            f"config.loss.options.dual_clip is {dual_clip}; it bounds a ratio around 1, so set it "
+            "above 1"
+        )
     taken_BNT = weight_BNT > 0
     # Outside the answers log-probabilities are arbitrary; keep them out of the exponential.
     log_ratio_BNT = jnp.where(taken_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import app, flags
 from etils import epath
 
-from speciarl_jax import report
+from speciarl_jax import exits, report
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,4 +32,4 @@ if __name__ == "__main__":
         "Bytes that all thumbnails together may take in the page; 0 for none.",
         lower_bound=0,
     )
-    app.run(main)
+    exits.run_tool("report", main)

@@ -17,7 +17,7 @@ class Folder:
       name: of the folder.
       configs: data set -> the configuration that it was asked about with, the latest last.
       summary: `summary.json`.
-      metrics: `metrics.json`: "runs" and "comparisons".
+      metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
       predictions: rows of `predictions.jsonl`: one a policy, data set, prompt, decoding, picture.
       history: rows of `metrics.jsonl`.
       samples: rows of `rollout_samples.jsonl`.
@@ -27,7 +27,7 @@ class Folder:
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(
-        default_factory=lambda: {"runs": [], "comparisons": []}
+        default_factory=lambda: {"runs": [], "comparisons": [], "not_compared": []}
     )
     predictions: Sequence[Mapping[str, Any]] = ()
     history: Sequence[Mapping[str, Any]] = ()
@@ -68,7 +68,7 @@ def read(workdir: epath.Path) -> Folder:
         name=workdir.resolve().name,
         configs=configs,
         summary=json_lines.read_object(workdir / "summary.json", remedy),
-        metrics={"comparisons": [], **found},
+        metrics={"comparisons": [], "not_compared": [], **found},
         predictions=[row for lines in parts.values() for row in lines],
         history=history,
         samples=json_lines.read(workdir / "rollout_samples.jsonl"),

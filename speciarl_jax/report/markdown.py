@@ -84,7 +84,10 @@ def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         parts.append(
             f"Left out, for no judge gave a verdict: {', '.join(missing)} of the pictures."
         )
-    parts += [*_best_of(runs), *_comparisons(content.metrics["comparisons"], runs)]
+    named = {escape(run["policy"]): run for run in runs}
+    parts += [*best_of(named), *_choices(named)]
+    parts += _comparisons(content.metrics["comparisons"], runs)
+    parts += _not_compared(content.metrics["not_compared"], runs)
     for run in runs:
         base = pairs.base_of(run, runs)
         if base is not None:
@@ -93,19 +96,37 @@ def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return parts
 
 
-def _best_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """HM of the best of n samples, a row a policy."""
-    sampled = [run for run in runs if run["best_of"]]
+def best_of(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """HM of the best of n samples, a row a run; no table where nothing was sampled.
+
+    Args:
+      runs: name, as it stands in the table -> run of `metrics.json`.
+    """
+    sampled = {name: run["best_of"] for name, run in runs.items() if run["best_of"]}
     if not sampled:
         return []
-    counts = sorted({point["n"] for run in sampled for point in run["best_of"]})
+    counts = sorted({point["n"] for points in sampled.values() for point in points})
     rows = ["| HM of the best of | " + " | ".join(map(str, counts)) + " |"]
     rows.append("|---" + "|---:" * len(counts) + "|")
-    for run in sampled:
-        known = {point["n"]: f"{point['hm']:.3f}" for point in run["best_of"]}
-        cells = [escape(run["policy"]), *(known.get(n, "") for n in counts)]
+    for name, points in sampled.items():
+        known = {point["n"]: f"{point['hm']:.3f}" for point in points}
+        cells = [name, *(known.get(n, "") for n in counts)]
         rows.append("| " + " | ".join(cells) + " |")
     return ["\n".join(rows)]
+
+
+def _choices(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the names of `predict` are worth, a row a policy and confidence."""
+    rows = []
+    for name, run in runs.items():
+        for one in run.get("choices") or ():
+            values = [one["named"], *(one[key] for key in ("correctness", "specificity"))]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            rows.append("| " + " | ".join([name, f"{one['confidence']:.1f}", *cells]) + " |")
+    if not rows:
+        return []
+    heads = "| names of predict | --confidence | pictures named | correctness | specificity |"
+    return ["\n".join([heads, "|---|---:|---:|---:|---:|", *rows])]
 
 
 def _comparisons(
@@ -128,6 +149,15 @@ def _comparisons(
     heads = "| difference, paired over pictures | pictures | correctness | specificity | HM |"
     note = "95% percentile bootstrap over pictures; p two-sided, not corrected for their number."
     return ["\n".join([heads, "|---|---:|---|---|---|", *rows]), note]
+
+
+def _not_compared(
+    found: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Why some of these runs have no difference from the first of their data set."""
+    keys = {run_key(run) for run in runs}
+    mine = [one for one in found if run_key(one["b"]) in keys]
+    return [escape(sentence) for sentence in run_metrics.refusals(mine)]
 
 
 def difference(value: Mapping[str, Any]) -> str:

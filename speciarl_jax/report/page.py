@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.report import page_data, pairs, palette, sections
+from speciarl_jax.report import frames, page_data, pairs, palette, sections
 from speciarl_jax.report.folder import Folder, run_key
 
 _SMALL = 0.005  # differences below this make no headline
@@ -41,10 +41,11 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         ("shift", "Categories", sections.categories(runs, names, entries)),
         ("best-of", "Best of n", sections.best_of(runs, names)),
         ("calibration", "Calibration", sections.calibration(runs, names)),
+        ("choices", "Names of predict", sections.choices(runs, names)),
         ("training", "Training", sections.training(folder.history)),
-        ("samples", "Samples of training", sections.rollouts(rollouts)),
+        ("samples", "Samples of training", frames.rollouts(rollouts)),
         ("classes", "Classes", sections.classes(runs, names)),
-        ("pictures", "Pictures", sections.browser(entries, shown, chosen)),
+        ("pictures", "Pictures", frames.browser(entries, shown, chosen)),
     ]
     data = {
         "runs": shown,

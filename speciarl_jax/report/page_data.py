@@ -1,6 +1,7 @@
 """What the browser of pictures on the page is given, as JSON that a script tag can hold."""
 
 import collections
+import html
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,11 @@ def visible(text: str) -> str:
         return f"‹U+{ord(char):04X}›" if hidden else char
 
     return "".join(map(one, text))
+
+
+def escaped(text: Any) -> str:
+    """Markup that shows a text, `visible`."""
+    return html.escape(visible(str(text)))
 
 
 def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:

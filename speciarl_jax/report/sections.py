@@ -4,15 +4,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from speciarl_jax import run_metrics
 from speciarl_jax.report import charts, page_data, pairs, palette, svg
 from speciarl_jax.report.folder import run_key
+from speciarl_jax.report.page_data import escaped
 
 _MEASURES = {"correctness": "correctness", "specificity": "specificity", "hm": "HM"}
 Run = Mapping[str, Any]
-
-
-def _escaped(text: Any) -> str:
-    return html.escape(page_data.visible(str(text)))
 
 
 def legend() -> str:
@@ -38,7 +36,7 @@ def _swatch(number: int) -> str:
 
 
 def _runs_legend(names: Sequence[str]) -> str:
-    items = "".join(f"<li>{_swatch(i)}{_escaped(name)}</li>" for i, name in enumerate(names))
+    items = "".join(f"<li>{_swatch(i)}{escaped(name)}</li>" for i, name in enumerate(names))
     return f'<ul class="legend" aria-label="Policies">{items}</ul>'
 
 
@@ -67,7 +65,7 @@ def results(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         base = pairs.base_of(run, runs)
-        cells = [f"{_swatch(number)}{_escaped(name)}"]
+        cells = [f"{_swatch(number)}{escaped(name)}"]
         for key in _MEASURES:
             cells.append(_measure(run, base, key))
         cells += [f"{100 * run[key]:.1f}%" for key in ("abstain", "unparsed", "unverified")]
@@ -87,8 +85,9 @@ def results(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
         table(heads, rows, "headline")
         + f'<p class="note">{note}</p><div class="two">'
         + _figure(charts.trade_off(runs, names), caption)
-        + f"<div>{comparisons(folder.metrics.get('comparisons') or ())}{open_world(runs, names)}"
-        + "</div></div>"
+        + f"<div>{comparisons(folder.metrics['comparisons'])}"
+        + not_compared(folder.metrics["not_compared"])
+        + f"{open_world(runs, names)}</div></div>"
     )
 
 
@@ -123,7 +122,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
             rows.append(
                 [
                     f"{sides[0]}\u00a0→ {sides[1]}",
-                    _escaped(_MEASURES.get(key, key)),
+                    escaped(_MEASURES.get(key, key)),
                     signed(value["value"]),
                     _range(interval) if interval else "",
                     "" if p is None else "&lt; .001" if p < 0.001 else f"{p:.3f}",
@@ -133,6 +132,11 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
         return ""
     heads = ["comparison", "measure", "difference", "95% interval", "p"]
     return f"<h3>Differences, paired over pictures</h3>{table(heads, rows)}"
+
+
+def not_compared(found: Sequence[Mapping[str, Any]]) -> str:
+    """Why pairs of runs have no difference."""
+    return "".join(f'<p class="note">{escaped(said)}</p>' for said in run_metrics.refusals(found))
 
 
 def open_world(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -148,10 +152,10 @@ def open_world(runs: Sequence[Run], names: Sequence[str]) -> str:
         if any(isinstance(found.get(key), int | float) for _, found in measured)
     ]
     rows = [
-        [_escaped(name), *(f"{found[k]:.3f}" if k in found else "" for k in keys)]
+        [escaped(name), *(f"{found[k]:.3f}" if k in found else "" for k in keys)]
         for name, found in measured
     ]
-    heads = ["policy", *(_escaped(palette.name(key)) for key in keys)]
+    heads = ["policy", *(escaped(palette.name(key)) for key in keys)]
     return f"<h3>Open-world metrics</h3>{table(heads, rows)}"
 
 
@@ -167,7 +171,7 @@ def categories(
     for (base, run), title in zip(shifts, titles, strict=True):
         drawing = _shift(base, run, runs, entries)
         if drawing:
-            head = f"<h3>{_escaped(title)}</h3>" if len(shifts) > 1 else ""
+            head = f"<h3>{escaped(title)}</h3>" if len(shifts) > 1 else ""
             parts.append(head + drawing)
     return f'<div class="two">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
@@ -209,7 +213,7 @@ def best_of(runs: Sequence[Run], names: Sequence[str]) -> str:
         _figure(charts.best_of(runs, names, key, title)) for key, title in _MEASURES.items()
     )
     rows = [
-        [_escaped(name), str(row["n"]), *(f"{row[key]:.3f}" for key in _MEASURES)]
+        [escaped(name), str(row["n"]), *(f"{row[key]:.3f}" for key in _MEASURES)]
         for name, run in zip(names, runs, strict=True)
         for row in run.get("best_of") or ()
     ]
@@ -228,7 +232,7 @@ def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
         return ""
     rows = [
         [
-            _escaped(name),
+            escaped(name),
             f"{row['low']:.2f} to {row['high']:.2f}",
             f"{row['pictures']:,}",
             f"{row['agreement']:.3f}",
@@ -247,6 +251,28 @@ def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
         "that answer is right.</p>"
         f'{_runs_legend(names)}<div class="two">{_figure(charts.calibration(runs, names), caption)}'
         f"</div><details><summary>The numbers</summary>{table(heads, rows)}</details>"
+    )
+
+
+def choices(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """What the names are worth that `predict` would give at each confidence."""
+    keys = ("named", "agreement", "correctness", "specificity")
+    rows = [
+        [
+            escaped(name),
+            f"{row['confidence']:.1f}",
+            *("" if row[key] is None else f"{row[key]:.3f}" for key in keys),
+        ]
+        for name, run in zip(names, runs, strict=True)
+        for row in run.get("choices") or ()
+    ]
+    if not rows:
+        return ""
+    heads = ["policy", "confidence", "pictures named", "mean support", "correct", "specificity"]
+    return (
+        '<p class="note">The most specific name that so large a share of the samples supports, as '
+        "python -m speciarl_jax.predict --confidence gives it: how many pictures get one, and what "
+        f"these names are worth.</p>{table(heads, rows)}"
     )
 
 
@@ -283,29 +309,13 @@ def training(history: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def rollouts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The frame that the page's script fills with the samples of a step."""
-    if not rows:
-        return ""
-    steps = sorted({row["step"] for row in rows})
-    options = "".join(f'<option value="{step}">step {step}</option>' for step in steps)
-    return (
-        '<p class="note">Answers that the policy learned from, with the verdict on each and the '
-        "reward it earned within its group. – means that the answer took no part.</p>"
-        '<div class="bar"><button type="button" class="button" id="step-prev">Earlier</button>'
-        f'<label>Step <select id="step">{options}</select></label>'
-        '<button type="button" class="button" id="step-next">Later</button></div>'
-        '<div id="rollouts" aria-live="polite"></div>'
-    )
-
-
 def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
     """A row a class, with every policy's scores; sorted by any column."""
     labels = sorted({label for run in runs for label in run.get("by_class") or ()})
     if not labels:
         return ""
     heads = ["class", "pictures"]
-    heads += [f"{_escaped(n)}<br>{m}" for m in _MEASURES.values() for n in names]
+    heads += [f"{escaped(n)}<br>{m}" for m in _MEASURES.values() for n in names]
     head = "".join(
         f'<th scope="col"{" aria-sort=ascending" if not i else ""}>'
         f'<button type="button">{cell}</button></th>'
@@ -315,7 +325,7 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
     for label in labels:
         found = [(run.get("by_class") or {}).get(label) for run in runs]
         pictures = max(one["pictures"] for one in found if one)
-        cells = [f'<th scope="row"><bdi>{_escaped(label)}</bdi></th><td>{pictures}</td>']
+        cells = [f'<th scope="row"><bdi>{escaped(label)}</bdi></th><td>{pictures}</td>']
         for key in _MEASURES:
             for one in found:
                 value = -1 if one is None else one[key]
@@ -328,73 +338,3 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
         f'<table class="sorts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
         "</div>"
     )
-
-
-def browser(
-    entries: Sequence[Mapping[str, Any]], names: Sequence[str], chosen: Sequence[int]
-) -> str:
-    """The frame that the page's script fills with pictures.
-
-    Args:
-      entries: of `page_data.pictures`.
-      names: of the policies and prompts, in the order of `page_data.asked_of`.
-      chosen: the places of the two that are compared at first.
-    """
-    asked = [(str(i), name) for i, name in enumerate(names)]
-    fields = [
-        _select("run-a", "Compare", asked, chosen[0]),
-        _select("run-b", "with", asked, chosen[1]),
-        _select(
-            "f-change", "Change", [("", "any"), *((w,) * 2 for w in ("better", "worse", "same"))]
-        ),
-        _select("f-from", "Category before", _options(palette.ORDER, palette.name)),
-        _select("f-to", "Category after", _options(palette.ORDER, palette.name)),
-        _select("f-class", "Class", _options(sorted({entry["label"] for entry in entries}))),
-    ]
-    levels = sorted({entry["level"] for entry in entries if "level" in entry})
-    sets = sorted({entry["data"] for entry in entries})
-    if len(levels) > 1:
-        fields.append(_select("f-level", "Difficulty", _options(levels)))
-    if len(sets) > 1:
-        fields.append(_select("f-data", "Data set", _options(sets)))
-    orders = [
-        ("", "as in the data"),
-        ("rise", "greatest gain"),
-        ("fall", "greatest loss"),
-        ("label", "class"),
-    ]
-    fields.append(_select("f-sort", "Order", orders))
-    fields.append(
-        '<div><label for="f-text">Search</label>'
-        '<input id="f-text" type="search" placeholder="class or answer" autocomplete="off"></div>'
-    )
-    hidden = "" if entries else " hidden"
-    empty = "" if entries else '<p class="empty">The run has written no answers.</p>'
-    return f"""{empty}<div{hidden}>
-<p class="note">Every evaluation picture with its greedy answers. Arrow keys move among the
-pictures, Page Up and Page Down turn pages, Enter opens one with all of its answers.</p>
-<div class="filters" id="filters" role="search" aria-label="Filters">{"".join(fields)}</div>
-<div class="bar"><span class="count" id="count" role="status" aria-live="polite"></span>
-<button type="button" class="button" id="reset">Clear filters</button>
-<button type="button" class="button" id="prev">Previous</button><span id="page"></span>
-<button type="button" class="button" id="next">Next</button></div>
-<ul class="cards" id="cards" aria-label="Pictures"></ul>
-<p class="empty" id="empty" hidden>No picture fits these filters. Clear them to see all.</p></div>
-<dialog id="picture" aria-labelledby="picture-title"><div class="bar">
-<button type="button" class="button" id="picture-prev">Previous</button>
-<button type="button" class="button" id="picture-next">Next</button>
-<button type="button" class="button" id="picture-close">Close</button></div>
-<div id="picture-body"></div></dialog>"""
-
-
-def _options(values, shown=str):
-    return [("", "any"), *((value, shown(value)) for value in values)]
-
-
-def _select(key: str, label: str, options: Sequence[tuple[str, str]], chosen: int = 0) -> str:
-    items = "".join(
-        f'<option value="{html.escape(value)}"{" selected" if i == chosen else ""}>'
-        f"{_escaped(shown)}</option>"
-        for i, (value, shown) in enumerate(options)
-    )
-    return f'<div><label for="{key}">{label}</label><select id="{key}">{items}</select></div>'

@@ -48,7 +48,7 @@ def reward(
       ValueError: `mode` is unknown.
     """
     if mode not in MODES:
-        raise ValueError(f"reward mode {mode!r} is unknown; choose one of {MODES}")
+        raise ValueError(f"config.reward.options.mode is {mode!r}; choose one of {MODES}")
     reached_BN = valid_BN & (category_BN >= required_category(category_BN, valid_BN))
     if mode == "single":
         reached_BN = reached_BN & (jnp.cumsum(reached_BN, axis=1) == 1)

@@ -197,7 +197,10 @@ def create(
     _check(max_answer_tokens=max_answer_tokens, answers_at_once=answers_at_once)
     _check(pairs_at_once=pairs_at_once, max_response_bytes=max_response_bytes)
     if not 0 <= min_probability <= 1:
-        raise ValueError(f"min_probability is {min_probability}; it must lie between 0 and 1")
+        raise ValueError(
+            f"config.verifier.flax_judge.min_probability is {min_probability}; it must lie between "
+            "0 and 1"
+        )
     labels = label_names.read(path or dataset_path)
     tokenizer, vocabulary = _vocabulary(weights, policy)
     reuse, agree = Reuse.create(token_bytes, tokenizer_lib.token_bytes(tokenizer, vocabulary))

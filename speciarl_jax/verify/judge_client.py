@@ -16,6 +16,7 @@ from speciarl_jax.verify import judge_prompt
 from speciarl_jax.verify.category import Category
 
 _REPLIES = [judge_prompt.reply(label) for label in judge_prompt.LABELS]
+_SERVER = "config.verifier.http_judge.server"
 # How a server is asked to restrict a reply, the strictest first. It may refuse a field (HTTP 400 or
 # 422), then the next is tried, or ignore it: replies are read strictly in any case.
 STRUCTURES: dict[str, Mapping[str, Any]] = {
@@ -104,7 +105,8 @@ class JudgeClient:
         self._key_env = api_key_env
         if structured != "auto" and structured not in STRUCTURES:
             raise ValueError(
-                f"structured is {structured!r}; choose auto or one of {list(STRUCTURES)}"
+                f"config.verifier.http_judge.decoding.structured is {structured!r}; choose auto or "
+                f"one of {list(STRUCTURES)}"
             )
         for name, value, low in (
             ("concurrency", concurrency, 1),
@@ -115,7 +117,7 @@ class JudgeClient:
             ("max_backoff", max_backoff, 0),
         ):
             if value < low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
+                raise ValueError(f"{_SERVER}.{name} is {value}; it must be at least {low}")
         self._ask_for, self._prompt = dict(ask_for), prompt
         self._structures = list(STRUCTURES) if structured == "auto" else [structured]
         self._timeout, self._attempts, self._patience = timeout, attempts, patience
@@ -306,12 +308,12 @@ def _endpoint(url: str) -> str:
         parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(
-            f"the judge's url is {url!r}; give the address of an OpenAI-compatible server, such as "
+            f"{_SERVER}.url is {url!r}; give the address of an OpenAI-compatible server, such as "
             "http://127.0.0.1:8000/v1"
         )
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ValueError(
-            "the judge's url must hold no user, password or query; put the key into an environment "
+            f"{_SERVER}.url must hold no user, password or query; put the key into an environment "
             "variable and its name into api_key_env"
         )
     return url.rstrip("/") + "/chat/completions"

@@ -77,10 +77,10 @@ def make(rows, **options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(subset=9), "x: subset is 9, but there are 8 pictures"),
-        (dict(subset=-1), "subset is -1"),
-        (dict(part="test"), "part is 'test'; choose one of .*held_out"),
-        (dict(part="training", held_out_share=1.0), "held_out_share is 1.0"),
+        (dict(subset=9), r"x: config.data.options.subset .*is 9, but there are 8 pictures"),
+        (dict(subset=-1), "config.data.options.subset .* is -1"),
+        (dict(part="test"), "config.data.options.part .* is 'test'; choose one of .*held_out"),
+        (dict(part="training", held_out_share=1.0), "config.data.options.held_out_share .* is 1.0"),
         (dict(part="held_out", held_out_share=1e-9), "none of its 8 pictures is in part"),
     ],
 )

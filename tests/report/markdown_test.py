@@ -31,7 +31,9 @@ def run(policy, data="emoji", prompt="base", found=None, **more):
     return entry | {"score": dataclasses.asdict(found), "unverified": 0.0} | more
 
 
-def written(*, history=(), before=(), after=(), runs=None, comparisons=(), summary=None):
+def written(
+    *, history=(), before=(), after=(), runs=None, comparisons=(), refused=(), summary=None
+):
     asked = {"data": "emoji", "prompt": "base", "decoding": "greedy"}
     rows = [
         {**line, **asked, "policy": policy, "image_id": i}
@@ -43,7 +45,7 @@ def written(*, history=(), before=(), after=(), runs=None, comparisons=(), summa
         folder.Folder(
             "name",
             summary={"steps": 3, "wall_seconds": 90.0} if summary is None else summary,
-            metrics={"runs": runs, "comparisons": comparisons},
+            metrics={"runs": runs, "comparisons": comparisons, "not_compared": refused},
             predictions=rows,
             history=history,
         )
@@ -209,6 +211,26 @@ def test_each_data_set_and_prompt_has_its_scores_differences_and_changes():
     assert "changed from base to tr\\|ained" in birds and "0 of 0 became better" in birds
     assert "| HM of the best of | 1 | 2 |" in birds and "| tr\\|ained | 0.500 | 0.613 |" in birds
     assert "HM of the best of" not in emoji and text.count("## Training") == 1
+
+
+def test_names_of_predict_and_what_is_not_compared_stand_with_their_runs():
+    worth = {"confidence": 0.7, "named": 0.25, "agreement": 0.8, "correctness": 0.9}
+    none = {"confidence": 1.0, "named": 0.0, "agreement": None, "correctness": None}
+    choices = [worth | {"specificity": 0.625}, none | {"specificity": None}]
+    sides = {
+        side: {"policy": policy, "data": "emoji", "prompt": "base"}
+        for side, policy in (("a", "base"), ("b", "tr|ained"))
+    }
+    refused = [sides | {"because": {"verifier.name": ["taxonomy", "flax_judge"]}}]
+    text = written(
+        runs=[run("base"), run("tr|ained", choices=choices), run("base", "birds")], refused=refused
+    )
+    emoji, birds = re.split("^## ", text, flags=re.M)[1:3]
+    assert "| names of predict | --confidence | pictures named |" in emoji
+    assert "| tr\\|ained | 0.7 | 0.250 | 0.900 | 0.625 |" in emoji
+    assert "| tr\\|ained | 1.0 | 0.000 |  |  |" in emoji and "names of predict" not in birds
+    assert "tr\\|ained/emoji/base are not compared: verifier.name ('taxonomy' and" in emoji
+    assert "not compared" not in birds
 
 
 def test_changes_are_those_of_the_same_pictures():

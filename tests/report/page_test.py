@@ -114,6 +114,22 @@ def test_rewards_of_samples_are_those_of_the_configuration():
     assert page_data.reward_of({}) is None
 
 
+def test_names_of_predict_and_what_is_not_compared_are_shown(workdir):
+    found = json.loads((workdir / "metrics.json").read_text())
+    assert "choices" not in Page(page.render(folder.read(workdir))).ids
+    worth = {"confidence": 0.7, "named": 0.25, "agreement": 0.812, "correctness": None}
+    found["runs"][1]["choices"] = [worth | {"specificity": None}]
+    sides = {side: {"policy": "<b>", "data": "emoji", "prompt": "base"} for side in "ab"}
+    found["not_compared"] = [sides | {"because": {"verifier.weights": ["a", "b"]}}]
+    (workdir / "metrics.json").write_text(json.dumps(found))
+    shown = Page(page.render(folder.read(workdir)))
+    text = " ".join(shown.text)
+    assert "choices" in shown.ids and "python -m speciarl_jax.predict --confidence" in text
+    assert re.search(r"trained\s+0\.7\s+0\.250\s+0\.812", text)
+    assert "<b>/emoji/base are not compared: verifier.weights ('a' and 'b')" in text
+    assert "each base judges itself" in text
+
+
 def test_the_headline_says_what_happened(workdir):
     def headline(correctness, specificity):
         content = folder.read(workdir)

@@ -411,7 +411,7 @@ def test_another_vocabulary_is_encoded_anew_on_the_host(run, tmp_path):
         ({"prompt": "riddle"}, "no judge prompt 'riddle'"),
         ({"max_answer_tokens": 0}, "max_answer_tokens is 0; it must be at least 1"),
         ({"answers_at_once": 0}, "answers_at_once is 0; it must be at least 1"),
-        ({"min_probability": 2.0}, "min_probability is 2.0; it must lie between 0 and 1"),
+        ({"min_probability": 2.0}, "config.verifier.flax_judge.min_probability is 2.0; it must"),
         ({"max_words": 2}, "'salt and pepper' has 3 words, and max_words is 2"),
     ],
 )

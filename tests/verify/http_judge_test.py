@@ -312,8 +312,11 @@ def test_a_key_that_is_missing_or_no_key_is_refused_unseen(make, monkeypatch, va
         ({"server__url": "127.0.0.1:8000"}, "url is '127.0.0.1:8000'; give the address"),
         ({"server__url": "http://me:secret@host/v1"}, "must hold no user"),
         ({"decoding__structured": "grammar"}, "'grammar'; choose auto or one of"),
-        ({"server__concurrency": 0}, "concurrency is 0; it must be at least 1"),
-        ({"server__attempts": 0}, "attempts is 0"),
+        (
+            {"server__concurrency": 0},
+            "config.verifier.http_judge.server.concurrency is 0; it must be",
+        ),
+        ({"server__attempts": 0}, "config.verifier.http_judge.server.attempts is 0"),
         ({"server__timeout": 0}, "timeout is 0"),
         ({"model": ""}, "set config.verifier.http_judge.model"),
         ({"path": ""}, "set config.verifier.http_judge.path"),
