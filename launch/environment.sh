@@ -10,7 +10,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "Python 3.11 or newer is needed, $("$python" --version 2>&1) was found; set PYTHON=..." >&2
   exit 1
 fi
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# One that was left half-made has no pip yet; making it again completes it.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 packages=(-r requirements.txt)
 if [ -n "${ACCELERATOR:-}" ]; then
   packages+=("jax[$ACCELERATOR]==$(sed -n 's/^jax==//p' requirements.txt)")

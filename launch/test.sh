@@ -5,11 +5,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+pip_install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+# PyPI's build of torch for Linux brings CUDA, some gigabytes; the one for CPUs has an index of its own.
+"${pip_install[@]}" --no-deps --retries 0 --timeout 15 \
+  --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements-test.txt)" ||
+  echo "PyTorch's index of CPU builds is out of reach; taking the build of PyPI" >&2
+"${pip_install[@]}" -r requirements-test.txt
 # The compiler for TPUs, in a folder of its own: beside JAX it would be asked for a TPU by every run.
 compiler="$venv/libtpu"
-[ -d "$compiler" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --no-deps --target "$compiler" 'libtpu==0.0.52'
+[ -d "$compiler" ] || "${pip_install[@]}" --no-deps --target "$compiler" 'libtpu==0.0.52'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
