@@ -44,7 +44,7 @@ CONFIG = ModelConfig(
     eos_token_id=EOS,
 )
 BANNED = np.arange(VOCAB) >= IMAGE
-# Tokens that may be sampled, by how often an answer ends then.
+# Tokens that may be sampled, by how often an answer ends then. "often": each group at many times.
 SAMPLED = {"often": [EOS, 4, 5], "rarely": range(EOS, IMAGE), "never": range(4, IMAGE)}
 # Tiny programs spend their time in the compiler.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -249,7 +249,6 @@ def sampled(num_rollouts=6, max_tokens=9, ends="often", scan_unroll=1, temperatu
     return jax.tree.map(np.asarray, program(lora, base, make_batch(), np.float32(temperature)))
 
 
-@functools.cache
 def scored(num_rollouts, max_tokens, ends, temperature, **options):
     """The same answers and their log-probabilities as whole sequences."""
     rollout = sampled(num_rollouts, max_tokens, ends, temperature=temperature, **options)
