@@ -33,11 +33,16 @@ def generate(
 ) -> Rollout:
     """Samples answers until each has ended or holds `max_tokens` tokens.
 
-    The prompt is prefilled once a picture and its keys and values are never repeated: the N answers
+    The prompt is prefilled once a picture, and its keys and values lie there once: the N answers
     are N queries against one prefix (`Qwen25VL.decode_step`). The loop stops when all have ended.
     When those that go on find room in half of the places (`compaction`), they are moved together
     with their prompts' caches, and a loop of half the size goes on; and so on, `shrink` times. That
     changes no answer: what is drawn depends on the number of an answer, not on where it lies.
+
+    In the smaller loops each slot has a copy of its picture's prompt, and a picture with many
+    answers that go on takes several slots. There are never more slots than pictures, so no loop
+    holds more than B prompts; while answers move, the caches of both loops exist
+    (`memory.picture_bytes`).
 
     Args:
       policy: the model.

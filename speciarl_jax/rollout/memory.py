@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
@@ -44,6 +45,10 @@ def chunks(
 ) -> int:
     """The fewest parts of equal size, cut evenly over the devices, that a batch is sampled in.
 
+    Parts are equal, so that they run through one compiled program. Where the size of the batch has
+    no fitting divisor they are many and small (13 pictures with room for 12 are 13 parts of one);
+    a warning then names batch sizes that need fewer.
+
     Args:
       images: B, a multiple of `devices`.
       prompt: P, tokens.
@@ -77,4 +82,16 @@ def chunks(
                 "bounds the prompt"
             )
     fewest = -(-here // most)
-    return next(count for count in range(fewest, here + 1) if here % count == 0)
+    count = next(count for count in range(fewest, here + 1) if here % count == 0)
+    if count > fewest:
+        logging.warning(
+            "%d pictures are sampled in %d parts of %d, though %d fit at once: parts are equal. A "
+            "batch of %d or %d pictures would use the memory better",
+            images,
+            count,
+            images // count,
+            most * devices,
+            here // most * most * devices,
+            -(-here // fewest) * fewest * devices,
+        )
+    return count

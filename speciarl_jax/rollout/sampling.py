@@ -111,7 +111,7 @@ def choose(weight: jax.Array, uniform: jax.Array) -> jax.Array:
       uniform: float32 [..., 2] in [0, 1).
 
     Returns:
-      Indices [...], of a weight above 0.
+      Indices [...] below V, of a weight above 0.
     """
     vocabulary = weight.shape[-1]
     size = math.isqrt(vocabulary - 1) + 1
@@ -120,10 +120,11 @@ def choose(weight: jax.Array, uniform: jax.Array) -> jax.Array:
     weight = jnp.pad(weight, padding).reshape(*weight.shape[:-1], blocks, size)
 
     def invert(weight, uniform):
+        # XLA adds as a tree, so rounding lets sums rise or fall where the weight is 0.
         cumulative = jnp.cumsum(weight, axis=-1)
-        # `uniform` < 1, so the first sum that exceeds this exists, and its weight is above 0.
-        below = cumulative <= uniform[..., None] * cumulative[..., -1:]
-        return jnp.sum(below, axis=-1)
+        reached = (cumulative > uniform[..., None] * cumulative[..., -1:]) & (weight > 0)
+        first, likeliest = (jnp.argmax(x, axis=-1) for x in (reached, weight))
+        return jnp.where(jnp.any(reached, axis=-1), first, likeliest)
 
     block = invert(jnp.sum(weight, axis=-1), uniform[..., 0])
     inside = jnp.take_along_axis(weight, block[..., None, None], axis=-2)[..., 0, :]

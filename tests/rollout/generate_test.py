@@ -140,7 +140,7 @@ def test_sampled_log_probabilities_equal_a_naive_forward_pass(temperature):
     rollout = run(policy, batch, temperature=temperature)
     want = naive_logp(policy, batch, rollout, temperature)
     np.testing.assert_allclose(
-        rollout.logp_BNT[rollout.mask_BNT], want[rollout.mask_BNT], atol=1e-4
+        rollout.logp_BNT[rollout.mask_BNT], want[rollout.mask_BNT], rtol=1e-5, atol=1e-5
     )
     assert len(np.unique(rollout.tokens_BNT.reshape(-1, MAX_TOKENS), axis=0)) > 5
 
@@ -161,11 +161,11 @@ def test_teacher_forced_log_probabilities_equal_a_naive_forward_pass(use_lora, c
         chunk_size=chunk_size,
     )
     want = naive_logp(policy, batch, rollout, 1.0, use_lora)
-    np.testing.assert_allclose(got[rollout.mask_BNT], want[rollout.mask_BNT], atol=1e-4)
+    np.testing.assert_allclose(got[rollout.mask_BNT], want[rollout.mask_BNT], rtol=1e-5, atol=1e-5)
     assert np.all(np.asarray(entropy) >= 0) and np.all(np.isfinite(got))
     if use_lora:
         np.testing.assert_allclose(
-            got[rollout.mask_BNT], rollout.logp_BNT[rollout.mask_BNT], atol=1e-4
+            got[rollout.mask_BNT], rollout.logp_BNT[rollout.mask_BNT], rtol=1e-5, atol=1e-5
         )
 
 

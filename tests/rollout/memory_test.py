@@ -52,6 +52,17 @@ def test_the_fewest_equal_parts_that_fit(images, devices, cache_bytes, chunk_pic
     assert memory.chunks(images, 10, devices=devices, **limits, **SMALL) == parts
 
 
+def test_a_batch_that_falls_into_many_parts_is_told_which_would_not(caplog):
+    limits = {"devices": 2, "cache_bytes": 12 * 300, "chunk_pictures": 0}
+    with caplog.at_level("WARNING"):
+        assert memory.chunks(24, 10, **limits, **SMALL) == 1
+        assert memory.chunks(28, 10, **limits, **SMALL) == 2
+        assert not caplog.text
+        assert memory.chunks(26, 10, **limits, **SMALL) == 13
+    assert "26 pictures are sampled in 13 parts of 2, though 24 fit at once" in caplog.text
+    assert "A batch of 24 or 28 pictures" in caplog.text
+
+
 def test_a_longer_prompt_makes_smaller_parts():
     limits = {"devices": 1, "cache_bytes": 1200, "chunk_pictures": 0}
     assert [memory.chunks(8, prompt, **limits, **SMALL) for prompt in (10, 40, 100)] == [2, 4, 8]

@@ -11,7 +11,7 @@ from flax import nnx
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rollout import compaction, sampling
+from speciarl_jax.rollout import compaction
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.types import PromptBatch
@@ -44,6 +44,8 @@ CONFIG = ModelConfig(
     eos_token_id=EOS,
 )
 BANNED = np.arange(VOCAB) >= IMAGE
+# Tokens that may be sampled, by how often an answer ends then. "often": each group at many times.
+SAMPLED = {"often": [EOS, 4, 5], "rarely": range(EOS, IMAGE), "never": range(4, IMAGE)}
 # Tiny programs spend their time in the compiler.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 IMAGES = 3
@@ -100,7 +102,9 @@ def quick(function):
     return jax.jit(function, compiler_options=QUICK)
 
 
-def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature, use_lora=True):
+def whole_sequences(
+    policy, batch, features_BMD, tokens_BNT, temperature, use_lora=True, banned=BANNED
+):
     """Log-probability and entropy, each answer a sequence of its own after its own prompt."""
     images, answers, length = tokens_BNT.shape
     start = batch.tokens_BP.shape[1]
@@ -116,7 +120,7 @@ def whole_sequences(policy, batch, features_BMD, tokens_BNT, temperature, use_lo
     positions = jnp.concatenate([repeat(batch.positions_B3P), after], axis=2).swapaxes(0, 1)
     logits = policy(tokens, positions, mask, repeat(features_BMD), use_lora=use_lora)
     logits = logits[:, start - 1 : -1]
-    logp = jax.nn.log_softmax(jnp.where(BANNED, -1e30, logits / temperature), axis=-1)
+    logp = jax.nn.log_softmax(jnp.where(banned, -1e30, logits / temperature), axis=-1)
     chosen = jnp.take_along_axis(logp, own[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     return chosen.reshape(tokens_BNT.shape), entropy.reshape(tokens_BNT.shape)
@@ -217,11 +221,13 @@ def test_a_trained_head_gets_its_gradient_and_a_frozen_one_none():
     assert largest(False) > 1e-2 and largest(True) == 0.0
 
 
+def banned_if(ends):
+    return ~np.isin(np.arange(VOCAB), SAMPLED[ends])
+
+
 @functools.cache
-def sampled(num_rollouts=6, max_tokens=9, can_end=True, scan_unroll=1, **options):
+def sampled(num_rollouts=6, max_tokens=9, ends="often", scan_unroll=1, temperature=3.0, **options):
     graphdef, lora, base = make_policy(scan_unroll)
-    # So few tokens that most answers end early, each group at several times.
-    banned = ~np.isin(np.arange(VOCAB), [EOS, 4, 5] if can_end else [4, 5])
 
     @quick
     def program(lora, base, batch, temperature):
@@ -235,12 +241,60 @@ def sampled(num_rollouts=6, max_tokens=9, can_end=True, scan_unroll=1, **options
             num_rollouts=num_rollouts,
             max_tokens=max_tokens,
             eos_id=EOS,
-            banned_V=banned,
+            banned_V=banned_if(ends),
             temperature=temperature,
             **options,
         )
 
-    return jax.tree.map(np.asarray, program(lora, base, make_batch(), np.float32(3.0)))
+    return jax.tree.map(np.asarray, program(lora, base, make_batch(), np.float32(temperature)))
+
+
+def scored(num_rollouts, max_tokens, ends, temperature, **options):
+    """The same answers and their log-probabilities as whole sequences."""
+    rollout = sampled(num_rollouts, max_tokens, ends, temperature=temperature, **options)
+    graphdef, lora, base = make_policy()
+
+    @quick
+    def program(lora, base, batch, tokens_BNT):
+        policy = nnx.merge(graphdef, lora, base)
+        features = policy.encode_images(batch.patches_BSC, batch.layout)
+        return whole_sequences(
+            policy, batch, features, tokens_BNT, temperature, banned=banned_if(ends)
+        )[0]
+
+    return rollout, np.asarray(program(lora, base, make_batch(), rollout.tokens_BNT))
+
+
+@pytest.mark.parametrize(
+    "num_rollouts, max_tokens, ends, options",
+    [
+        (6, 9, "often", {}),
+        (6, 9, "often", {"shrink": 9}),
+        (1, 9, "often", {"shrink": 3, "merge_lora": True}),
+        (3, 1, "often", {"shrink": 3}),
+        (1, 1, "never", {"scan_unroll": 2}),
+        (4, 9, "never", {"scan_unroll": 2, "merge_lora": True}),
+        (2, 70, "never", {}),
+        (5, 70, "rarely", {"shrink": 2}),
+        (5, 70, "rarely", {"shrink": 2, "merge_lora": True, "scan_unroll": 2}),
+    ],
+    ids=str,
+)
+def test_decoding_gives_the_log_probabilities_of_whole_sequences(
+    num_rollouts, max_tokens, ends, options, record_error
+):
+    """70 tokens are read in more than one number of columns; prompts are padded on the left."""
+    rollout, want = scored(num_rollouts, max_tokens, ends, 1.0, **options)
+    mask = rollout.mask_BNT
+    lengths = mask[:2].sum(axis=-1)
+    if ends == "never":
+        assert (lengths == max_tokens).all()
+    elif max_tokens > 1:
+        assert lengths.min() < max_tokens
+    assert mask[:2, :, 0].all() and not mask[2].any()
+    assert max_tokens < 70 or lengths.max() > 40
+    record_error("decoding, log-probabilities", np.abs(rollout.logp_BNT - want)[mask].max(), "nat")
+    np.testing.assert_allclose(rollout.logp_BNT[mask], want[mask], rtol=1e-5, atol=1e-5)
 
 
 def assert_same_answers(got, want):
@@ -273,8 +327,8 @@ def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_neve
     one = sampled(max_tokens=1, shrink=3)
     assert_same_answers(one, sampled(max_tokens=1))
     assert one.tokens_BNT.shape[-1] == 1
-    endless = sampled(can_end=False, shrink=3)
-    assert_same_answers(endless, sampled(can_end=False))
+    endless = sampled(ends="never", shrink=3)
+    assert_same_answers(endless, sampled(ends="never"))
     assert endless.mask_BNT[:2].all()
 
 
@@ -309,24 +363,3 @@ def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
 
     assert sizes_of(0) == [(3, 6)] and sizes_of(2) == [(3, 6), (3, 3), (3, 2)]
     assert sizes_of(9) == [(3, 6), (3, 3), (3, 2), (3, 1), (2, 1), (1, 1)]
-
-
-def test_choose_draws_by_weight_and_never_what_has_none():
-    weight = np.array([0, 3, 0, 1, 0.5, 0, 0, 0.25, 2, 0, 0.25], np.float32)
-    draws = 20_000
-    uniform = jax.random.uniform(jax.random.key(0), (draws, 2))
-    chosen = quick(sampling.choose)(jnp.tile(weight, (draws, 1)), uniform)
-    counts = np.bincount(chosen, minlength=len(weight))
-    assert len(counts) == len(weight) and (counts[weight == 0] == 0).all()
-    expected = (draws * weight / weight.sum())[weight > 0]
-    # Chi-squared of 5 degrees of freedom exceeds 20.5 once in a thousand.
-    assert np.sum((counts[weight > 0] - expected) ** 2 / expected) < 20.5
-
-
-def test_choose_holds_at_the_ends_of_the_unit_interval():
-    last = np.float32(1) - np.finfo(np.float32).eps
-    corners = jnp.array([[0, 0], [0, last], [last, 0], [last, last]], jnp.float32)
-    weight = np.zeros((4, 17), np.float32)
-    weight[:, [4, 7, 15]] = 1e-20, 1.0, 0.5
-    chosen = np.asarray(sampling.choose(jnp.asarray(weight), corners))
-    assert (weight[0, chosen] > 0).all() and chosen[0] == 4 and chosen[3] == 15

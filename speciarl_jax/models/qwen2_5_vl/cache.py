@@ -14,7 +14,7 @@ import jax
 
 @flax.struct.dataclass
 class PrefixCache:
-    """Keys and values of a prompt; one copy serves all of its answers.
+    """Keys and values of a prompt; one copy serves all answers of a row.
 
     Attributes:
       k_LBGKP: rotated keys of every layer.

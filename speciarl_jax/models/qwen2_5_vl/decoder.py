@@ -159,6 +159,8 @@ class Decoder(nnx.Module):
     def decode_weights(self, *, use_lora: bool, merge_lora: bool) -> Any:
         """Weights for `decode_step`, to be made once before a loop over steps.
 
+        Adapters that stay adapters are cast to the dtype of the products here, not in every step.
+
         Args:
           use_lora: False gives the frozen base.
           merge_lora: a copy of the linear layers' kernels with the adapters added in; the steps
@@ -167,16 +169,20 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: merging into int8 weights.
         """
-        layers = {name: p[...] for name, p in self.layers.items()}
-        adapters = {name: p[...] for name, p in self.lora.items()} if use_lora else {}
+        layers, adapters = self._weights(use_lora)
         if not (merge_lora and adapters):
-            return layers, adapters
+            return layers, {name: p.astype(self.dtype) for name, p in adapters.items()}
         for name in LINEARS:
             pair = (adapters[f"{name}_a"], adapters[f"{name}_b"])
             layers[name] = lora.merge(layers[name], pair, self.lora_scale)
         if self.unrolled:
             return tuple((_layer_of(layers, i), {}) for i in range(self.config.num_layers))
         return layers, {}
+
+    def _weights(self, use_lora: bool) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """Stacked weights and adapters; no adapters without `use_lora`."""
+        layers = {name: p[...] for name, p in self.layers.items()}
+        return layers, {name: p[...] for name, p in self.lora.items()} if use_lora else {}
 
     def decode_step(
         self,
@@ -332,7 +338,7 @@ class Decoder(nnx.Module):
           `x`, `reference` if there is one, `carry`, and what was kept of each layer.
         """
         if weights is None:
-            weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
+            weights = self._weights(use_lora)
 
         def step(state, layer):
             x, *beside, carry = state

@@ -141,3 +141,41 @@ def test_int8_brings_the_weights_of_7b_from_17_gigabytes_below_11():
 def test_an_unknown_kind_of_weights_is_refused():
     with pytest.raises(ValueError, match="config.model.base_weights is 'int4'.*'int8'"):
         make_decoder("int4")
+
+
+@pytest.mark.parametrize("scan_unroll", [1, CONFIG.num_layers])
+def test_adapters_are_cast_once_before_decoding_and_the_numbers_stay(scan_unroll):
+    decoder = decoder_lib.Decoder(
+        CONFIG,
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        lora_rank=4,
+        lora_alpha=8.0,
+        scan_unroll=scan_unroll,
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    for variable in nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)).leaves:
+        variable.set_value(jnp.asarray(rng.normal(0, 0.2, variable.shape), jnp.float32))
+    layers, cast = decoder.decode_weights(use_lora=True, merge_lora=False)
+    adapters = {name: p[...] for name, p in decoder.lora.items()}
+    assert {x.dtype for x in cast.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in adapters.values()} == {jnp.dtype(jnp.float32)}
+    x_BPD = jnp.asarray(rng.normal(size=(IMAGES, PROMPT, CONFIG.hidden_size)), jnp.bfloat16)
+    positions_3BP = jnp.broadcast_to(jnp.arange(PROMPT), (3, IMAGES, PROMPT))
+    mask_BP = jnp.arange(PROMPT) >= jnp.array([[0], [4]])
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(weights):
+        _, prefix = decoder.prefill(x_BPD, positions_3BP, mask_BP, use_lora=True)
+        suffix = decoder.init_suffix(IMAGES, ANSWERS, LENGTH, jnp.bfloat16)
+        tokens_BN = jnp.arange(IMAGES * ANSWERS).reshape(IMAGES, ANSWERS)
+        position_BN = jnp.full((IMAGES, ANSWERS), PROMPT)
+        return decoder.decode_step(
+            tokens_BN, position_BN, jnp.int32(0), prefix, suffix, weights=weights
+        )
+
+    (got, _), (want, _) = step((layers, cast)), step((layers, adapters))
+    np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+    base, _ = step((layers, {}))
+    assert np.any(base != want)
