@@ -97,9 +97,10 @@ def _data() -> ml_collections.ConfigDict:
     data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
     data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
     data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
-    # 0: the tower runs for the whole batch if one of its pictures is not known, to the same bits as
-    # without the cache. Otherwise for unknown pictures only, so many at a time on each device that
-    # the batch is cut over, which saves more; the last bits may differ.
+    # 0: the tower runs for the whole batch if one of its pictures is not known; otherwise for
+    # unknown pictures only, so many at a time on each device that the batch is cut over, which
+    # saves more. With 0 and batches of one shape the bits are those without the cache. The last
+    # bits of features may differ that come from another shape (`bucket_growth`, or not 0 here).
     data.vision_cache.pictures = 0
     return data
 
@@ -115,6 +116,8 @@ def _rollout() -> ml_collections.ConfigDict:
     # Decode with a copy of the decoder's linear layers to which the adapters are added, rounded to
     # param_dtype: fewer products a token, for the memory of the copy, which is that of these layers
     # (13 GB for the 7B model in bfloat16) and lives as long as the sampling. Not with int8 weights.
+    # It pays where many tokens are decoded and the copy fits: without it each token takes two more,
+    # narrow products a linear layer. For the 7B model on 16 chips of TPU v5e it would not fit.
     rollout.merge_lora = False
     # When the answers that go on fit into half of the places, they are moved together, with the
     # caches of their prompts, and a loop of half the size goes on; and so on, so many times. Halves

@@ -5,15 +5,25 @@ python -m speciarl_jax.train --distributed ...                    on each host o
 python -m speciarl_jax.train --coordinator=HOST:PORT --num_processes=N --process_id=I ...
 """
 
+import itertools
+import json
 from typing import Any
 
 import jax
 from absl import flags, logging
 
+# JAX hands out the client of its coordination service nowhere else.
+from jax._src import distributed as jax_distributed
+
+from speciarl_jax import exits
+
 # Seconds. A process that is silent for so long counts as gone, and the others end.
 HEARTBEAT = 60
 # Seconds that the processes wait for each other when they end.
 SHUTDOWN = 60
+# Seconds that the processes wait for each other in `gather`.
+PATIENCE = 1800
+_gathers = itertools.count()
 
 
 def define_flags() -> None:
@@ -85,3 +95,46 @@ def _detect(times: dict[str, int]) -> None:
 
 def _report() -> None:
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def gather(value: Any) -> list[Any]:
+    """Small values of all processes, in the order of their numbers; with one process `[value]`.
+
+    They go through JAX's coordination service. `multihost_utils.process_allgather` is a program on
+    the devices, which would wait there for the step before, and the host with it.
+
+    All processes must call it equally often and in the same order, from their main threads.
+
+    Args:
+      value: what JSON can hold; tuples come back as lists.
+
+    Raises:
+      exits.RestartNeeded: a process did not come within `PATIENCE`.
+      jax.errors.JaxRuntimeError: a process went away.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    client, process = jax_distributed.global_state.client, jax.process_index()
+    # A key serves for one exchange; all processes count alike.
+    number = next(_gathers)
+    folder = f"speciarl_jax/gather/{number}"
+    client.key_value_set(f"{folder}/{process}", json.dumps(value))
+    if process == 0:
+        found = [json.loads(_get(client, f"{folder}/{i}")) for i in range(jax.process_count())]
+        client.key_value_set(f"{folder}/all", json.dumps(found))
+        # Who brought a value to this exchange has read the one before.
+        client.key_value_delete(f"speciarl_jax/gather/{number - 1}")
+    return json.loads(_get(client, f"{folder}/all"))
+
+
+def _get(client: Any, key: str) -> str:
+    try:
+        return client.blocking_key_value_get(key, 1000 * PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise exits.RestartNeeded(
+            f"process {jax.process_index()} of {jax.process_count()} waited {PATIENCE} seconds for "
+            f"{key} of another process, which hangs or is far behind; look at the logs of the "
+            "others, and start all of them again"
+        ) from error

@@ -100,7 +100,9 @@ class Journal:
     def _record(self):
         number, values = self._waiting.popleft()
         samples = values.get(step.SAMPLES)
-        row = {name: float(value) for name, value in values.items() if name != step.SAMPLES}
+        numbers = {name: value for name, value in values.items() if name != step.SAMPLES}
+        # All in one transfer.
+        row = {name: float(value) for name, value in jax.device_get(numbers).items()}
         row |= self._watch.row()
         if self._kept.keep_best:
             if (name := self._kept.best_metric) not in row:

@@ -186,7 +186,9 @@ def train(
             try:
                 state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
             except judging.JudgeAway:
+                # The step before is recorded here, after `position` was taken.
                 journal.flush()
+                position["window"] = journal.window
                 checkpoints.save(number - 1, state, position, facts, force=True)
                 raise
             watch.end(values)

@@ -3,8 +3,10 @@
 A feature is known by what the tower reads, and by the tower: a hash of patches, grids and
 fingerprint. With the cache the tower is a program of its own, and the others take features as an
 input. It runs for a whole batch when one of its pictures is not known, in the shape that it has
-without the cache, and so to the same bits; or for the pictures that are not known, a fixed number
-at a time. Either way nothing is compiled anew for the number that is missing.
+without the cache; or for the pictures that are not known, a fixed number at a time. Either way
+nothing is compiled anew for the number that is missing. What was computed in a batch of the same
+shape has the bits that it has without the cache; where a feature comes from another shape (another
+bucket of sizes, another number of pictures at a time), its last bits may differ.
 """
 
 import hashlib
@@ -15,9 +17,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
-from speciarl_jax import sharding
+from speciarl_jax import distributed, sharding
 from speciarl_jax.feature_store import DiskStore, HostStore
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
 from speciarl_jax.types import PromptBatch
@@ -67,12 +68,11 @@ class VisionCache:
         missing = {key: wanted[key] for key in wanted if known[key] is None}
         kept_B = batch.weight_B > 0
         found = sum(known[key] is not None for key, kept in zip(keys, kept_B, strict=True) if kept)
-        counts = np.array([[len(missing), found, kept_B.sum()]])
-        if jax.process_count() > 1:
-            counts = multihost_utils.process_allgather(counts[0])
-        self._found += int(counts[:, 1].sum())
-        self._asked += int(counts[:, 2].sum())
-        known |= self._compute(batch, missing, int(counts[:, 0].max()))
+        counts = distributed.gather((len(missing), found, int(kept_B.sum())))
+        missed, found, asked = zip(*counts, strict=True)
+        self._found += sum(found)
+        self._asked += sum(asked)
+        known |= self._compute(batch, missing, max(missed))
         features_BMD = np.zeros(
             (len(keys), batch.layout.token_index_BM.shape[1], self._width), self._dtype
         )
@@ -131,7 +131,8 @@ class VisionCache:
 
 
 def fingerprint(tower: VisionTower) -> bytes:
-    """Says which tower it is, on any mesh: weights, dimensions, precision, and kind of device."""
+    """Says which tower it is, on any mesh: weights, dimensions, precision, kernels, and kind of
+    device."""
 
     def sums(weights):
         return [_wrapping_sum(x) for x in jax.tree.leaves(weights)]
@@ -139,6 +140,8 @@ def fingerprint(tower: VisionTower) -> bytes:
     _, weights = nnx.split(tower)
     facts = (
         tower.config,
+        tower.attention,
+        tower.scan_unroll,
         str(jnp.dtype(tower.dtype)),
         [(x.shape, str(x.dtype)) for x in jax.tree.leaves(weights)],
         [int(x) for x in jax.jit(sums)(weights)],

@@ -12,7 +12,7 @@ import pytest
 from speciarl_jax import bench
 from speciarl_jax.benchmarking import limits, workload
 
-# 32 channels and one layer, so that a test compiles in seconds.
+# 32 channels and two layers, so that a test compiles in seconds.
 TINY = dataclasses.replace(
     workload.SMALL,
     text=dataclasses.replace(
@@ -20,7 +20,7 @@ TINY = dataclasses.replace(
         vocab_size=96,
         hidden_size=32,
         intermediate_size=64,
-        num_layers=1,
+        num_layers=2,
         mrope_section=(2, 1, 1),
     ),
     vision=dataclasses.replace(
@@ -49,7 +49,7 @@ SHAPE = workload.Shape(
 OPTIONS = workload.Options(
     dtype=jnp.dtype("float32"),
     lora_rank=4,
-    scan_unroll=1,
+    scan_unroll=2,
     logprob_chunk=6,
     remat="none",
     kl_coefficient=0.01,
@@ -97,26 +97,55 @@ def test_the_plain_counterpart_runs_every_answer_with_its_own_picture():
 
 
 def test_useful_flops_are_nearly_what_the_compiler_counts():
-    """One layer and one chunk, so no loop hides a second turn from the compiler's count."""
+    """Layers in a row and one chunk, so no loop hides a second turn from the compiler's count."""
     w = measured(True).workload
     features, rollout = jax.jit(w.rollout)(w.lora, w.base, w.batch)
     compiled = jax.jit(w.update).lower(w.state(), w.base, w.batch, features, rollout).compile()
     counted = compiled.cost_analysis()["flops"]
     useful = limits.update_useful_flops(TINY, SHAPE, OPTIONS, measured(True).lengths_BN)
-    # The compiler also counts norms, exponentials, masked scores and the optimizer.
-    assert 0.5 * counted < useful < counted, (useful, counted)
+    # The compiler also counts norms, exponentials, masked scores, the optimizer, and the last layer
+    # of the prompts, which is not needed.
+    assert 0.35 * counted < useful < counted, (useful, counted)
 
 
 def test_useful_flops_of_a_rollout_are_nearly_what_the_compiler_counts():
-    """One layer; the decoding loop's body is counted once, so one step of it is."""
+    """Layers in a row; the decoding loop's body is counted once, so one step of it is."""
     w = measured(True).workload
     one = dataclasses.replace(SHAPE, tokens=2)
     once = workload.Workload(TINY, one, True, OPTIONS, (w.graphdef, w.lora, w.base))
     compiled = jax.jit(once.rollout).lower(w.lora, w.base, w.batch).compile()
     useful = limits.rollout_useful_flops(TINY, one, OPTIONS, np.full((4, 3), 2))
     counted = compiled.cost_analysis()["flops"]
-    # The compiler also counts norms, sampling, and the merge of the adapters.
-    assert 0.3 * counted < useful < counted, (useful, counted)
+    # The compiler also counts norms, sampling, the merge of the adapters, and the last layer of the
+    # prompts, which is not needed.
+    assert 0.15 * counted < useful < counted, (useful, counted)
+
+
+def test_of_prompts_the_last_layer_needs_only_keys_and_values():
+    """One layer, which is the last; answers of one token, before which only prompts are run."""
+    text = dataclasses.replace(TINY.text, num_layers=1)
+    one, ones_BN = dataclasses.replace(TINY, text=text), np.ones((4, 3))
+    hidden, kv, rank = text.hidden_size, text.num_kv_heads * text.head_dim, OPTIONS.lora_rank
+    longer = dataclasses.replace(SHAPE, prompt=SHAPE.prompt + 1)
+
+    def cost_of_a_token(count, kl_coefficient):
+        options = dataclasses.replace(OPTIONS, kl_coefficient=kl_coefficient)
+        return (count(one, longer, options, ones_BN) - count(one, SHAPE, options, ones_BN)) / 4
+
+    kernels, down, up = 2 * hidden * kv, 2 * rank * hidden, 2 * rank * kv
+    scores = 2 * text.num_heads * text.head_dim
+    # Two products for each gradient that is needed; none flows back into the embeddings.
+    update = 2 * (kernels + 2 * down + 3 * up + 3 * scores)
+    assert cost_of_a_token(limits.update_useful_flops, 0) == update
+    reference = 2 * (kernels + scores)
+    assert cost_of_a_token(limits.update_useful_flops, 0.01) == update + reference
+    assert cost_of_a_token(limits.rollout_useful_flops, 0) == reference + 2 * (down + up)
+
+
+@pytest.mark.parametrize("backend, size", [("cpu", 2048), ("gpu", 8192), ("tpu", 8192)])
+def test_the_rate_of_an_accelerator_is_that_of_large_matrices(monkeypatch, backend, size):
+    monkeypatch.setattr(bench.jax, "default_backend", lambda: backend)
+    assert bench.gemm_size() == size
 
 
 def test_only_real_tokens_are_useful():

@@ -23,8 +23,8 @@ ALLOWED = {
     "rewards": {"verify.category"},
     "rollout": {"models", "types"},
     # What a prompt looks like to the model (layouts, positions) is the model's own knowledge.
-    # A mixture finds its parts by their names.
-    "data": {"types", "models", "lookup"},
+    # A mixture finds its parts by their names, and processes agree on the sizes of a batch.
+    "data": {"types", "models", "lookup", "distributed"},
     "pretraining": {"data", "models"},
     "update": {"losses", "rollout", "types"},
     "metrics": {"verify.category"},

@@ -10,6 +10,9 @@ STEPS = {
     "train__steps": 2,
     "mesh__data": 2,
     "mesh__fsdp": 2,
+    # Both make the processes exchange numbers before each step.
+    "data__bucket_growth": 1.25,
+    "data__vision_cache__place": "host",
     "train__samples_every": 1,
     "train__samples_pictures": 8,
 }

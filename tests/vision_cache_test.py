@@ -195,6 +195,15 @@ def test_the_key_knows_pixels_shape_and_tower(run, small_config, tower):
     assert vision_cache.fingerprint(tower) == before
 
 
+@pytest.mark.parametrize("changes", [{"attention": "splash"}, {"scan_unroll": 2}])
+def test_features_by_another_program_are_not_served(tower, changes):
+    other = nnx.clone(tower)
+    assert vision_cache.fingerprint(other) == vision_cache.fingerprint(tower)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    assert vision_cache.fingerprint(other) != vision_cache.fingerprint(tower)
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

@@ -83,21 +83,65 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoder:
-    """Weights of a layer's linear parts and adapters, and values of all queries of a token."""
+class _Layer:
+    """Weights of a decoder layer's linear parts and of their adapters; `width`: all query heads."""
 
     kernels: int
     adapters: int
-    heads: int
+    kv_kernels: int
+    kv_adapters: int
+    width: int
 
     @classmethod
-    def of(cls, text: TextConfig, rank: int) -> "_Decoder":
+    def of(cls, text: TextConfig, rank: int) -> "_Layer":
         heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-        width, mlp = text.hidden_size, text.intermediate_size
-        sides = [(width, heads), (width, kv), (width, kv), (heads, width)]
-        sides += [(width, mlp), (width, mlp), (mlp, width)]
-        kernels, adapters = sum(a * b for a, b in sides), rank * sum(a + b for a, b in sides)
-        return cls(kernels, adapters, heads)
+        hidden, mlp = text.hidden_size, text.intermediate_size
+        others = [(hidden, heads), (heads, hidden), (hidden, mlp), (hidden, mlp), (mlp, hidden)]
+        kv_kernels, kv_adapters = 2 * hidden * kv, 2 * rank * (hidden + kv)
+        kernels = kv_kernels + sum(a * b for a, b in others)
+        adapters = kv_adapters + rank * sum(a + b for a, b in others)
+        return cls(kernels, adapters, kv_kernels, kv_adapters, heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Multiply-adds of a decoder over prompts and given answers, without the head.
+
+    All layers but the last run every token. Of the last, only the answers and the last token of
+    each prompt are read, so that of the prompts' other tokens it needs keys and values alone.
+
+    Attributes:
+      kernels: with frozen weights.
+      adapters: with adapters.
+      attention: scores, and sums of values; half of the square where it is causal.
+      embedded: with what of both reads the embeddings (queries, keys and values of the first
+        layer), through which no gradient has to flow: nothing before them is trained.
+    """
+
+    kernels: float
+    adapters: float
+    attention: float
+    embedded: float
+
+    @classmethod
+    def of(cls, text: TextConfig, rank: int, prompt: int, run_BN: np.ndarray) -> "_Pass":
+        layer, inner = _Layer.of(text, rank), text.num_layers - 1
+        pictures, answered = len(run_BN), run_BN.sum()
+        tokens, read = pictures * prompt + answered, pictures + answered
+        own_pairs = (run_BN * (prompt + run_BN / 2)).sum()
+        pairs, read_pairs = pictures * prompt**2 / 2 + own_pairs, pictures * prompt + own_pairs
+
+        def linear(whole, kv):
+            return tokens * (inner * whole + kv) + read * (whole - kv)
+
+        keys_values = layer.kv_kernels + 2 * rank * text.hidden_size
+        queries = text.hidden_size * (layer.width + rank)
+        return cls(
+            kernels=linear(layer.kernels, layer.kv_kernels),
+            adapters=linear(layer.adapters, layer.kv_adapters),
+            attention=2 * layer.width * (inner * pairs + read_pairs),
+            embedded=tokens * keys_values + (tokens if inner else read) * queries,
+        )
 
 
 def update_useful_flops(
@@ -105,8 +149,8 @@ def update_useful_flops(
 ) -> float:
     """FLOPs that an update of the adapters cannot do without; a multiply-add is two.
 
-    Each prompt and each token of an answer once; the head at answer positions; no product that is
-    computed again; no gradient of a frozen weight; half of the square where attention is causal.
+    Each prompt and each token of an answer once, in the last layer only what is read (`_Pass`); the
+    head at answer positions; no product that is computed again; no gradient of a frozen weight.
 
     Args:
       config: dimensions.
@@ -114,17 +158,13 @@ def update_useful_flops(
       options: the rank, and whether there is a reference.
       lengths_BN: tokens of each answer.
     """
-    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
+    text = config.text
     # Nothing is predicted from the last token.
-    run_BN, prompts = lengths_BN - 1.0, lengths_BN.shape[0] * shape.prompt
-    tokens = prompts + run_BN.sum()
-    pairs = prompts * shape.prompt / 2 + (run_BN * (shape.prompt + run_BN / 2)).sum()
-    attention = 4 * pairs * layer.heads
-    head = 2 * lengths_BN.sum() * text.hidden_size * text.vocab_size
-    reference = text.num_layers * (2 * tokens * layer.kernels + attention) + head
-    linear = tokens * (4 * layer.kernels + 6 * layer.adapters)
-    policy = text.num_layers * (linear + 3 * attention) + 2 * head
-    return float(policy + (reference if options.kl_coefficient else 0))
+    work = _Pass.of(text, options.lora_rank, shape.prompt, lengths_BN - 1.0)
+    head = lengths_BN.sum() * text.hidden_size * text.vocab_size
+    reference = work.kernels + work.attention + head
+    policy = 2 * work.kernels + 3 * work.adapters - work.embedded + 3 * work.attention + 2 * head
+    return float(2 * (policy + (reference if options.kl_coefficient else 0)))
 
 
 def rollout_useful_flops(
@@ -134,14 +174,14 @@ def rollout_useful_flops(
 
     Args: as for `update_useful_flops`. The adapters are taken for merged in decoding.
     """
-    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
-    pictures, prompt, run_BN = len(lengths_BN), shape.prompt, lengths_BN - 1.0
-    prefill = 2 * prompt * (layer.kernels + layer.adapters) + 2 * prompt**2 * layer.heads
-    pairs = (run_BN * (prompt + run_BN / 2)).sum()
-    decode = 2 * run_BN.sum() * layer.kernels + 4 * pairs * layer.heads
-    head = 2 * lengths_BN.sum() * text.hidden_size * text.vocab_size
-    total = pictures * _vision_flops(config.vision, shape.side)
-    return float(total + text.num_layers * (pictures * prefill + decode) + head)
+    text, layer = config.text, _Layer.of(config.text, options.lora_rank)
+    run_BN = lengths_BN - 1.0
+    prefill = _Pass.of(text, options.lora_rank, shape.prompt, np.zeros((len(lengths_BN), 0)))
+    pairs = (run_BN * (shape.prompt + run_BN / 2)).sum()
+    decode = run_BN.sum() * layer.kernels + 2 * pairs * layer.width
+    head = lengths_BN.sum() * text.hidden_size * text.vocab_size
+    decoder = prefill.kernels + prefill.adapters + prefill.attention + text.num_layers * decode
+    return float(len(lengths_BN) * _vision_flops(config.vision, shape.side) + 2 * (decoder + head))
 
 
 def _vision_flops(vision: VisionConfig, side: int) -> float:
@@ -163,7 +203,7 @@ def decode_bytes(
 
     Args: as for `update_useful_flops`.
     """
-    text, layer = config.text, _Decoder.of(config.text, options.lora_rank)
+    text, layer = config.text, _Layer.of(config.text, options.lora_rank)
     weights = text.num_layers * layer.kernels + text.hidden_size * text.vocab_size
     run_BN = lengths_BN - 1.0
     cached = shape.prompt * run_BN.max(axis=1).sum() + (run_BN**2 / 2).sum()

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jinja2
 import numpy as np
-from jax.experimental import multihost_utils
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
+from speciarl_jax import distributed
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
@@ -254,8 +254,8 @@ class PromptBuilder:
         """
         if jax.process_count() == 1 or self.bucket_growth == 1:
             return batch
-        all_sizes = multihost_utils.process_allgather(np.array(batch_sizes(batch)))
-        sizes = BatchSizes(*np.max(all_sizes, axis=0).tolist())
+        all_sizes = distributed.gather([int(size) for size in batch_sizes(batch)])
+        sizes = BatchSizes(*map(max, zip(*all_sizes, strict=True)))
         return enlarge(batch, sizes, self._pad_id)
 
     def _text(self, pictures: int) -> str:

@@ -247,11 +247,11 @@ def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkey
     shares = [builder([example(*size)], 1) for size in ((40, 40), (150, 90), (16, 160))]
     assert len({prompts.batch_sizes(share) for share in shares}) == 3
     assert builder.agree(shares[0]) is shares[0]
-    gathered = np.array([prompts.batch_sizes(share) for share in shares])
+    gathered = [prompts.batch_sizes(share) for share in shares]
     monkeypatch.setattr(prompts.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(prompts.multihost_utils, "process_allgather", lambda sizes: gathered)
+    monkeypatch.setattr(prompts.distributed, "gather", lambda sizes: gathered)
     agreed = [builder.agree(share) for share in shares]
-    assert {prompts.batch_sizes(share) for share in agreed} == {tuple(gathered.max(axis=0))}
+    assert {prompts.batch_sizes(share) for share in agreed} == {tuple(np.max(gathered, axis=0))}
     assert len({tuple(x.shape for x in jax.tree.leaves(share)) for share in agreed}) == 1
     for before, after in zip(shares, agreed, strict=True):
         assert after.tokens_BP[after.mask_BP].tolist() == before.tokens_BP[before.mask_BP].tolist()
