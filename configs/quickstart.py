@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.verifier.options.max_response_bytes = 192
     # Without the division, a rare lucky answer does not outweigh what is usually right.
     config.advantage.normalize_by_std = False
-    config.optimizer.learning_rate = 1.25e-3
+    config.optimizer.learning_rate = 1.75e-3
     config.optimizer.warmup_steps = 10
     config.optimizer.decay_steps = 61  # one more than the updates: the rate of the last is above 0
     config.train.target = "<think>It is some {generic}.</think> <answer>{label}</answer>"

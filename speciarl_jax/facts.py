@@ -26,6 +26,7 @@ _FREE = ("cache", "server", "path", "pairs_at_once", "answers_at_once")
 _SMALL = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
 )
 # Verifiers with a prompt.
 _JUDGES = ("flax_judge", "http_judge")
