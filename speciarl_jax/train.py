@@ -325,7 +325,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = given.config, open_workdir(given.workdir)
     run = assemble.prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.agree(run_facts(run), allow_change=given.allow_config_change)
+        checkpoints.agree(run_facts.of_run(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
