@@ -11,7 +11,7 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """The complete configuration; entry points accept no key that is not here."""
     config = ml_collections.ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of adapters, order of pictures, augmentation and sampling
     # Folder of compiled programs, which later runs read instead of compiling; "" for none. Runs may
     # share it; machines whose processors differ may not.
     config.compilation_cache = ""
@@ -43,8 +43,8 @@ def _model() -> ml_collections.ConfigDict:
     # The frozen linear layers of the decoder: "param_dtype", as above, or "int8" with a scale for
     # each output channel, half of bfloat16's memory.
     model.base_weights = "param_dtype"
-    model.lora_rank = 64
-    model.lora_alpha = 32.0
+    model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the decoder
+    model.lora_alpha = 32.0  # their product is scaled by lora_alpha / lora_rank
     model.scan_unroll = 1  # layers a turn of the loop over layers
     # Over whole sequences (prompts, pictures, answers that are learned from): "xla" makes arrays of
     # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly),
@@ -71,10 +71,10 @@ def _data() -> ml_collections.ConfigDict:
     # `Source`, but for the seed.
     data.name = "emoji"
     data.options = ml_collections.ConfigDict()
-    data.options.split = "reinforcement"
-    data.options.difficulty = "mixed"
+    data.options.split = "reinforcement"  # or "pretraining", "held_out": families of designers
+    data.options.difficulty = "mixed"  # or "clean", "easy", "moderate", "hard"
     data.options.image_size = 48  # pixels
-    data.options.concept_set = "benchmark"
+    data.options.concept_set = "benchmark"  # what most designers have drawn; or "all"
     data.options.domains = ()  # groups to keep; () for all
     data.options.views = 1  # differently augmented pictures of each drawing
     data.workers = 2  # threads that read and draw pictures
@@ -84,7 +84,7 @@ def _data() -> ml_collections.ConfigDict:
     # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
     data.prompt = "base"
     data.system = ""  # system message; "" for none
-    data.max_prompt_tokens = 2048
+    data.max_prompt_tokens = 2048  # image tokens included; a longer prompt is refused
     # Larger pictures are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
     # None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
@@ -111,8 +111,8 @@ def _rollout() -> ml_collections.ConfigDict:
     # Sampling of the answers that are learned from.
     rollout.num_rollouts = 10  # N, answers about each picture
     rollout.max_tokens = 2048  # T, of one answer
-    rollout.temperature = 1.0
-    rollout.top_p = 1.0
+    rollout.temperature = 1.0  # above 0
+    rollout.top_p = 1.0  # share of the probability that is sampled from; 1: all of it
     # Decode with a copy of the decoder's linear layers to which the adapters are added, rounded to
     # param_dtype: fewer products a token, for the memory of the copy, which is that of these layers
     # (13 GB for the 7B model in bfloat16) and lives as long as the sampling. Not with int8 weights.
@@ -129,7 +129,7 @@ def _rollout() -> ml_collections.ConfigDict:
     # `merge_lora`, come on top), and parts hold at most so many pictures (of all devices). 0: no
     # limit. No answer depends on it.
     rollout.cache_bytes = 0
-    rollout.chunk_pictures = 0
+    rollout.chunk_pictures = 0  # of all devices together
     return rollout
 
 
@@ -153,8 +153,8 @@ def _verifier() -> ml_collections.ConfigDict:
     verifier.options.path = ""  # label tree (JSON); "" for the data set's own
     verifier.options.require_think = True  # no <think>...</think>: unparsed
     verifier.options.max_words = 8  # of a label; a longer answer is wrong
-    verifier.options.max_answer_bytes = 64
-    verifier.options.max_response_bytes = 4096
+    verifier.options.max_answer_bytes = 64  # of a label; a longer answer is wrong
+    verifier.options.max_response_bytes = 4096  # a longer response is unparsed
     verifier.flax_judge = _flax_judge()
     verifier.http_judge = _http_judge()
     return verifier
@@ -171,7 +171,7 @@ def _flax_judge() -> ml_collections.ConfigDict:
     judge.require_think = True  # no <think>...</think>: unparsed
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 64  # likewise
-    judge.max_response_bytes = 4096
+    judge.max_response_bytes = 4096  # a longer response is unparsed
     judge.max_answer_tokens = 24  # of the judge's; a longer answer is wrong
     judge.answers_at_once = 1  # about each picture, for memory
     # Where the judge has another vocabulary, answers are encoded anew on the host.
@@ -192,14 +192,14 @@ def _http_judge() -> ml_collections.ConfigDict:
     # Verdicts are kept here: path of an SQLite file, redis://HOST:PORT/NUMBER, or "" for nowhere.
     judge.cache = "runs/verdicts.sqlite"
     judge.decoding = ml_collections.ConfigDict()
-    judge.decoding.temperature = 0.0
-    judge.decoding.max_tokens = 32
+    judge.decoding.temperature = 0.0  # 0 is greedy
+    judge.decoding.max_tokens = 32  # of a reply
     judge.decoding.seed = 0  # None: none is sent
     # How a server is asked to restrict replies: "json_schema", "choice" (vLLM), "none", or "auto".
     judge.decoding.structured = "auto"
     judge.decoding.extra_body = ml_collections.ConfigDict()  # further fields of a request
     judge.server = ml_collections.ConfigDict()
-    judge.server.url = "http://127.0.0.1:8000/v1"
+    judge.server.url = "http://127.0.0.1:8000/v1"  # of the OpenAI-compatible interface
     judge.server.api_key_env = ""  # environment variable that holds the key; "" for no key
     judge.server.concurrency = 64  # requests at once, of each process
     judge.server.timeout = 60.0  # seconds of an attempt
@@ -216,7 +216,7 @@ def _label_noise() -> ml_collections.ConfigDict:
     label_noise = ml_collections.ConfigDict()
     # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
     label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
-    label_noise.seed = 0
+    label_noise.seed = 0  # which verdicts move
     return label_noise
 
 
@@ -238,8 +238,8 @@ def _advantage() -> ml_collections.ConfigDict:
     """How answers of a group are compared."""
     advantage = ml_collections.ConfigDict()
     advantage.baseline = "mean"  # or "leave_one_out": of the other answers
-    advantage.normalize_by_std = True
-    advantage.epsilon = 1e-6
+    advantage.normalize_by_std = True  # divide by the group's standard deviation
+    advantage.epsilon = 1e-6  # added to that deviation
     return advantage
 
 
@@ -249,14 +249,14 @@ def _loss() -> ml_collections.ConfigDict:
     # The policy loss: a module of `speciarl_jax/losses` with a function `policy_loss`.
     loss.name = "grpo"
     loss.options = ml_collections.ConfigDict()
-    loss.options.clip_low = 0.2
-    loss.options.clip_high = 0.2
-    loss.options.dual_clip = 3.0
-    loss.options.log_ratio_clamp = 20.0
+    loss.options.clip_low = 0.2  # how far the ratio may fall below 1
+    loss.options.clip_high = 0.2  # how far it may rise above 1
+    loss.options.dual_clip = 3.0  # bound of the ratio where the advantage is negative; above 1
+    loss.options.log_ratio_clamp = 20.0  # bound of its logarithm, so that it stays finite
     # "token_mean", "sequence_mean", or "constant" with the option `length`
     # (losses/token_weights.py; losses/__init__.py lists what the methods use).
     loss.token_weights = "token_mean"
-    loss.token_weights_options = ml_collections.ConfigDict()
+    loss.token_weights_options = ml_collections.ConfigDict()  # of that function
     loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
     loss.kl_place = "loss"  # or "reward": summed over the answer, taken from its reward
@@ -272,23 +272,23 @@ def _loss() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
     """AdamW."""
     optimizer = ml_collections.ConfigDict()
-    optimizer.learning_rate = 3e-5
-    optimizer.warmup_steps = 0
+    optimizer.learning_rate = 3e-5  # after the warm-up
+    optimizer.warmup_steps = 0  # updates in which the rate rises to it; 0 for none
     optimizer.decay_steps = 0  # updates until a cosine has taken the rate to 0; 0: constant
-    optimizer.weight_decay = 0.01
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.epsilon = 1e-8
-    optimizer.max_grad_norm = 1.0
+    optimizer.weight_decay = 0.01  # decoupled, times the learning rate
+    optimizer.b1 = 0.9  # decay of the first moment
+    optimizer.b2 = 0.999  # decay of the second moment
+    optimizer.epsilon = 1e-8  # added to the root of the second moment
+    optimizer.max_grad_norm = 1.0  # a larger gradient is scaled down to this norm
     return optimizer
 
 
 def _train() -> ml_collections.ConfigDict:
     """Steps and their parts."""
     train = ml_collections.ConfigDict()
-    # "reward", or "labels": supervised training on `target`, the fields of the data set's rows in
-    # braces.
+    # "reward", or "labels": supervised training on `target`.
     train.objective = "reward"
+    # The fields of the data set's rows stand in braces.
     train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
     train.steps = 165  # a step samples, verifies and updates
     train.batch_size = 256  # pictures a step
@@ -304,9 +304,9 @@ def _train() -> ml_collections.ConfigDict:
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
     train.remat = "full"
+    train.dynamic_sampling = ml_collections.ConfigDict()
     # Dynamic sampling (DAPO): a step samples rounds of so many pictures until `train.batch_size`
     # groups have rewards that differ, at most `max_rounds` times; 0 for none.
-    train.dynamic_sampling = ml_collections.ConfigDict()
     train.dynamic_sampling.max_rounds = 0
     train.dynamic_sampling.batch_size = 768  # pictures a round
     # One compiled program for rollout, verify, reward and update; with a verifier on the host or
@@ -317,7 +317,7 @@ def _train() -> ml_collections.ConfigDict:
     # In the first step and every so many the answers about the first pictures of the batch are kept
     # for people to look at; 0: never.
     train.samples_every = 10  # steps
-    train.samples_pictures = 4
+    train.samples_pictures = 4  # so many of them
     train.profile_steps = 3  # traced when asked for (speciarl_jax/profiling.py)
     return train
 
@@ -327,23 +327,23 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation = ml_collections.ConfigDict()
     # Before and after training, and by `python -m speciarl_jax.evaluate`.
     evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
-    evaluation.options.split = "held_out"
-    evaluation.options.difficulty = "mixed"
-    evaluation.options.views = 1
+    evaluation.options.split = "held_out"  # designers that no training sees
+    evaluation.options.difficulty = "mixed"  # all levels
+    evaluation.options.views = 1  # of each drawing
     # What `python -m speciarl_jax.evaluate` answers about instead of that: name -> `name` of a
     # module of `speciarl_jax/data` and `options` of its `Source`.
     evaluation.sets = ml_collections.ConfigDict()
     evaluation.batch_size = 256  # pictures a call
     evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
     evaluation.best_of_batch_size = 16  # pictures a call of best-of-N
-    evaluation.best_of_temperature = 0.6
-    evaluation.best_of_top_p = 0.95
+    evaluation.best_of_temperature = 0.6  # of its samples
+    evaluation.best_of_top_p = 0.95  # likewise
     # What a correct answer adds to specificity. The paper does not state its weights.
     evaluation.weights = ml_collections.ConfigDict()
-    evaluation.weights.generic = 1 / 3
-    evaluation.weights.less_specific = 2 / 3
-    evaluation.weights.specific = 1.0
-    evaluation.weights.more_specific = 1.0
+    evaluation.weights.generic = 1 / 3  # names the group of what is seen
+    evaluation.weights.less_specific = 2 / 3  # something between group and label
+    evaluation.weights.specific = 1.0  # the label
+    evaluation.weights.more_specific = 1.0  # a kind of it
     return evaluation
 
 
@@ -354,6 +354,6 @@ def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint.keep = 2  # of the latest
     # So many of the best stay besides, by the mean of a metric since the checkpoint before.
     checkpoint.keep_best = 0
-    checkpoint.best_metric = "reward/mean"
+    checkpoint.best_metric = "reward/mean"  # of metrics.jsonl
     checkpoint.best_mode = "max"  # or "min"
     return checkpoint

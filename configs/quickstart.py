@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.advantage.normalize_by_std = False
     config.optimizer.learning_rate = 1.75e-3
     config.optimizer.warmup_steps = 10
-    config.optimizer.decay_steps = 61  # one more than the updates: the rate of the last is above 0
+    config.optimizer.decay_steps = 61  # 60 or more: the rate of the 60th update is above 0
     config.train.target = "<think>It is some {generic}.</think> <answer>{label}</answer>"
     config.train.steps = 60
     config.train.batch_size = 32

@@ -158,10 +158,10 @@ def open_source(
 
 
 def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-    """The pictures of training and of evaluation, checked as far as that reads none of them.
+    """The pictures of training and of evaluation, checked as far as that reads only one of them.
 
     Raises:
-      ValueError: as for `open_source`, or there are fewer than a batch.
+      ValueError: as for `open_source`, there are fewer than a batch, or rows lack a field.
     """
     training = open_source(config, config.seed)
     pipeline.check_length(len(training), sampled_pictures(config))
@@ -169,6 +169,7 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
     if config.data.broken_images == "stop":
         for source in (training, evaluation):
             pictures.check_files(source)
+    pictures.check_first_row(training, config.data.name)
     return training, evaluation
 
 

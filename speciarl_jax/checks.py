@@ -65,7 +65,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise ValueError(
             f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but "
             f"config.train.steps {train.steps} make {updates} updates, the last of them at a "
-            f"learning rate of 0; raise it to {updates + 1}, or set it to 0 for a constant rate"
+            f"learning rate of 0; raise it to {updates} or more, or set it to 0 for a constant rate"
         )
     if config.rollout.temperature <= 0:
         raise ValueError(

@@ -45,6 +45,7 @@ from speciarl_jax import (
 from speciarl_jax.data import pictures, prompts
 from speciarl_jax.evaluation import Evaluator, answer_part
 from speciarl_jax.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.workdir import open_workdir
 
 
 def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
@@ -129,6 +130,7 @@ def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any
     source = assemble.open_source(config, config.evaluation.seed)
     if config.data.broken_images == "stop":
         pictures.check_files(source)
+    pictures.check_first_row(source, config.data.name)
     return [source]
 
 
@@ -273,14 +275,13 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --best or --step, not both")
     distributed.start(given)
     checkpoint.quieten_orbax()
-    config, plan = make_plan(given)
+    config, plan = make_plan(given)  # reads; a wrong name makes no folder
+    workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
-    workdir = epath.Path(given.workdir)
     encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
     store = judge = None
     if jax.process_index() == 0:
         judge = open_world.make_judge(config) if given.judge_inclusion else None
-        workdir.mkdir(parents=True, exist_ok=True)
         store = predictions.Predictions(workdir)
     labels = evaluate(plan, store)
     if store is None:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -310,10 +309,3 @@ def lines_of(judged: Judged, indices: Sequence[int]) -> Iterator[dict[str, Any]]
             # NaN is no JSON.
             line["probabilities"] = [None if p != p else round(float(p), 6) for p in probability]
         yield line
-
-
-def write_answers(path: epath.Path, judged: Judged) -> None:
-    """One JSON line a picture: what it is, what was said, and the verdicts."""
-    with path.open("w") as file:
-        for line in lines_of(judged, range(len(judged.rows))):
-            file.write(json.dumps(line) + "\n")

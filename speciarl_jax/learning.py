@@ -63,6 +63,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         advantages=parts["advantages"],
         update=update_of(run, optimizer_),
         mini_batches=config.train.mini_batches,
+        eos_id=run.model_config.eos_token_id,
         noise=method.noise_of(config),
         min_verified=config.verifier.min_verified,
         passes=config.train.passes,

@@ -33,6 +33,7 @@ from speciarl_jax.policy_loading import model_folder
 from speciarl_jax.pretraining import answers
 from speciarl_jax.pretraining import vision as vision_stage
 from speciarl_jax.rollout.logprobs import answer_logprobs
+from speciarl_jax.workdir import open_workdir
 
 _MODEL_TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -292,9 +293,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def main(_):
     quieten_orbax()
-    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+    config = flags.FLAGS.config
+    workdir = pathlib.Path(open_workdir(flags.FLAGS.workdir))
     check(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     tower = read_tower(config) if config.vision_stage.policy else train_vision(config, workdir)
     folder = train_answers(config, tower, workdir)
     logging.info("wrote %s", folder)

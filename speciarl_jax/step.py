@@ -136,6 +136,7 @@ def learn(
     advantages: Callable[[jax.Array, jax.Array], jax.Array],
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     mini_batches: int,
+    eos_id: int,
     noise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     min_verified: float = 0.0,
     passes: int = 1,
@@ -158,6 +159,7 @@ def learn(
       advantages: (reward_BN, valid_BN) -> advantage_BN.
       update: (state, base, UpdateBatch) -> (state, metrics).
       mini_batches: optimizer updates a pass; must divide B.
+      eos_id: token that ends an answer.
       noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the
         study of verifiers that err (`verify.label_noise`).
       min_verified: as for `whole_groups`.
@@ -200,7 +202,7 @@ def learn(
     )
     state, metrics = run_updates(state, base, whole, update, mini_batches, passes)
     summary = describe(
-        rollout, category_BN, valid_BN, taken_BN, reward_BN, advantage_BN, batch.weight_B
+        rollout, category_BN, valid_BN, taken_BN, reward_BN, advantage_BN, batch.weight_B, eos_id
     )
     if noise:
         moved_BN = valid_BN & (rewarded_BN != category_BN)
@@ -282,10 +284,12 @@ def describe(
     reward_BN: jax.Array,
     advantage_BN: jax.Array,
     weight_B: jax.Array,
+    eos_id: int,
 ) -> dict[str, jax.Array]:
     """What the answers of a step were like; means over the answers that have a verdict.
 
-    The mean reward is over the answers that take part, `taken_BN`.
+    The mean reward is over the answers that take part, `taken_BN`. Truncated are answers of T
+    tokens whose last is not `eos_id`.
     """
     judged = jnp.sum(valid_BN)
     count = jnp.maximum(judged, 1)
@@ -305,5 +309,7 @@ def describe(
         "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
         "data/left_out": jnp.sum(weight_B == 0, dtype=jnp.float32),
         "rollout/length": mean(length_BN),
-        "rollout/truncated": mean(length_BN == rollout.mask_BNT.shape[-1]),
+        "rollout/truncated": mean(
+            rollout.mask_BNT[..., -1] & (rollout.tokens_BNT[..., -1] != eos_id)
+        ),
     }

@@ -9,7 +9,6 @@ Started again on the same workdir, it goes on from the last checkpoint to the sa
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,9 @@ from speciarl_jax import (
 from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import pipeline
 from speciarl_jax.journal import Journal
+from speciarl_jax.run_clock import RunClock
 from speciarl_jax.update import TrainState
+from speciarl_jax.workdir import open_workdir
 
 
 def rollout_function(run: assemble.Run) -> Callable:
@@ -129,6 +130,7 @@ def train(
     workdir: epath.PathLike,
     after_first_step: Callable[[], None],
     *,
+    clock: RunClock | None = None,
     allow_change: bool = False,
 ) -> tuple[nnx.State, float]:
     """The loop over steps; resumes where an earlier run in `workdir` stopped.
@@ -137,6 +139,7 @@ def train(
       run: policy, verifier, data.
       workdir: receives checkpoints and metrics.
       after_first_step: called when the first step of this process has finished.
+      clock: counts the seconds of this process; from here on when None.
       allow_change: go on from a checkpoint of another configuration.
 
     Returns:
@@ -150,18 +153,23 @@ def train(
       exits.Preempted: the machine is about to be taken away; a checkpoint was saved.
       exits.StorageError: a checkpoint cannot be written.
     """
-    config, begun, workdir = run.config, time.time(), epath.Path(workdir)
+    config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
     optimizer, state, where = learning.init_state(run)
     gallery = rollout_samples.Gallery(config.train)
     stream = training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         facts = run_facts.of_run(run)
-        done, state, earlier, window = go_on(checkpoints, state, stream, facts, allow_change)
+        done, state, window = go_on(checkpoints, state, stream, clock, facts, allow_change)
         watch = stopwatch.Stopwatch()
         stack.callback(watch.close)
         program = build_step(run, optimizer, where, watch.mark)
-        journal = Journal(run, workdir, done, after_first_step, watch, window, gallery)
+
+        def first_step_done():
+            clock.step_done(done + 1)
+            after_first_step()
+
+        journal = Journal(run, workdir, done, first_step_done, watch, window, gallery)
         stack.callback(journal.close)
         profiler = stack.enter_context(profiling.Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
@@ -170,8 +178,8 @@ def train(
             return {
                 "stream": stream.get_state(),
                 "processes": jax.process_count(),
-                "seconds": earlier + time.time() - begun,
                 "window": journal.window,
+                **clock.get_state(),
             }
 
         def next_batch():
@@ -206,31 +214,33 @@ def train(
             if leaves and not last:
                 checkpoints.wait()
                 raise exits.Preempted(f"preempted: step {number} is saved; start again to go on")
-    return state.lora, earlier
+    return state.lora, clock.earlier
 
 
 def go_on(
     checkpoints: Checkpoints,
     state: TrainState,
     stream: Any,
+    clock: RunClock,
     facts: Mapping[str, Any],
     allow_change: bool,
-) -> tuple[int, TrainState, float, tuple[float, int]]:
-    """Takes up the newest checkpoint, if there is one; sets `stream` to where it stood.
+) -> tuple[int, TrainState, tuple[float, int]]:
+    """Takes up the newest checkpoint, if there is one; sets `stream` and `clock` to where they
+    stood.
 
     Returns:
-      The number of finished steps, the state after them, the seconds that they took, and `window`
-      of the `Journal`.
+      The number of finished steps, the state after them, and `window` of the `Journal`.
     """
     found = checkpoints.resume(state, facts, allow_change=allow_change)
     if found is None:
-        return 0, state, 0.0, (0.0, 0)
+        return 0, state, (0.0, 0)
     done, state, position = found
     # Checkpoints of older versions, and those that `convert` makes, say less.
     was = position.get("processes", jax.process_count())
     stream.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
+    clock.set_state(position)
     logging.info("resumed after step %d", done)
-    return done, state, position["seconds"], tuple(position.get("window", (0.0, 0)))
+    return done, state, tuple(position.get("window", (0.0, 0)))
 
 
 def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda rows: None):
@@ -257,31 +267,6 @@ def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda 
         process=jax.process_index(),
         processes=processes,
     )
-
-
-def open_workdir(path: str) -> epath.Path:
-    """Makes the folder and proves that it can be written to.
-
-    Raises:
-      ValueError: it cannot.
-    """
-    workdir = epath.Path(path)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe_{jax.process_index()}"
-        probe.write_text("." * 4096)  # an empty file fits on a full disk
-        probe.unlink()
-    except ImportError as error:
-        raise ValueError(
-            f"--workdir={path} needs a library that is not installed ({error}); for gs:// paths: "
-            "pip install gcsfs google-cloud-storage"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"--workdir={path} cannot be written to ({error.strerror or error}); choose a folder "
-            "that can, or free space"
-        ) from None
-    return workdir
 
 
 def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
@@ -314,6 +299,20 @@ def greedy_score(
     return evaluator.score(predictions.categories(judged))
 
 
+def write_summary(
+    path: epath.Path, scores: Mapping[str, metrics.Score], steps: int, clock: RunClock
+) -> None:
+    """Scores, and how long the run took (`RunClock.summary`).
+
+    Raises:
+      ValueError: a summary that is there already is damaged.
+    """
+    before = json_lines.read_object(path, "delete it")
+    summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
+    summary |= clock.summary(steps, before)
+    json_lines.replace(path, json.dumps(summary, indent=2) + "\n")
+
+
 def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     if given.print_config and given.config is not None:
@@ -321,7 +320,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
-    begun = time.time()
+    clock = RunClock()
     distributed.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
@@ -334,22 +333,12 @@ def main(argv: Sequence[str]) -> None:
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     evaluator = evaluation.Evaluator(run)
     scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
-    first: list[float] = []
-    lora, earlier = train(
-        run,
-        workdir,
-        lambda: first.append(time.time() - begun),
-        allow_change=given.allow_config_change,
-    )
+    allow_change = given.allow_config_change
+    lora, _ = train(run, workdir, lambda: None, clock=clock, allow_change=allow_change)
     scores["trained"] = greedy_score(evaluator, lora, "trained", store)
     if store is None:
         return
-    summary = {name: dataclasses.asdict(score) for name, score in scores.items()} | {
-        "steps": config.train.steps,
-        "wall_seconds": round(earlier + time.time() - begun, 1),
-        "first_step_seconds": round(first[0], 1) if first else None,
-    }
-    json_lines.replace(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_summary(workdir / "summary.json", scores, config.train.steps, clock)
     weights = dict(config.evaluation.weights)
     run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
     report.write(workdir)

@@ -9,8 +9,9 @@ from etils.epath import backend, gpath
 from fsspec.implementations import dirfs, local
 from PIL import Image
 
-from speciarl_jax import compare, json_lines, predictions, report, train
+from speciarl_jax import compare, json_lines, predictions, report
 from speciarl_jax.metric_writer import MetricWriter
+from speciarl_jax.workdir import open_workdir
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
 
     # tensorboardX talks to the store by itself.
     monkeypatch.setattr("speciarl_jax.metric_writer.tensorboardX.SummaryWriter", Board)
-    workdir = train.open_workdir("gs://bucket/run")
+    workdir = open_workdir("gs://bucket/run")
     writer = MetricWriter(workdir)
     writer.write(1, {"reward/mean": 0.5})
     writer.flush()
@@ -89,7 +90,7 @@ def answer(index, category="specific"):
 
 
 def test_answers_are_written_to_a_bucket_and_gone_on_with(bucket, clock):
-    workdir = train.open_workdir("gs://bucket/run")
+    workdir = open_workdir("gs://bucket/run")
     part = predictions.Part("base", "emoji", "base", "greedy")
     store = predictions.Predictions(workdir)
     store.begin(part, {"a": 1})
@@ -115,7 +116,7 @@ def test_writing_anew_takes_a_small_share_of_the_time_however_long_the_file_is(
     bucket, clock, monkeypatch
 ):
     part = predictions.Part("base", "emoji", "base", "greedy")
-    store = predictions.Predictions(train.open_workdir("gs://bucket/run"))
+    store = predictions.Predictions(open_workdir("gs://bucket/run"))
     replace, began = json_lines.replace, []
 
     def slow(path, text):

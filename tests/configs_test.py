@@ -3,8 +3,10 @@
 import ast
 import importlib
 import inspect
+import io
 import json
 import pathlib
+import tokenize
 
 import jax
 import ml_collections
@@ -42,6 +44,59 @@ def test_the_quickstart_states_only_what_differs_from_the_base():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("config.")
     }
     assert stated == {key for key in after if after[key] != before[key]}
+
+
+def assigned(text):
+    """The assignments to keys, (section.key, node); not of sections, which hold keys."""
+    tree = ast.parse(text)
+    found = [
+        (ast.unparse(node.targets[0]), node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+    ]
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return [
+        (target, node)
+        for target, node in found
+        if ast.unparse(getattr(node.value, "func", node.value)) not in functions
+        and not any(other.startswith(target + ".") for other, _ in found)
+    ]
+
+
+def unexplained(text):
+    """The keys that no comment explains: one on their own lines, or right above them."""
+    comments, alone = set(), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            comments.add(token.start[0])
+            if token.line.lstrip().startswith("#"):
+                alone.add(token.start[0])
+    return [
+        target
+        for target, node in assigned(text)
+        if node.lineno - 1 not in alone
+        and not comments & set(range(node.lineno, node.end_lineno + 1))
+    ]
+
+
+def test_every_key_of_the_base_is_explained():
+    text = (FOLDER / "base.py").read_text()
+    assert unexplained(text) == []
+
+    def keys(config):
+        values = (v for v in config.values())
+        return sum(keys(v) if isinstance(v, dict) and v else 1 for v in values)
+
+    # All of them were looked at, and an empty section is a key.
+    assert len(assigned(text)) == keys(json.loads(base.get_config().to_json()))
+
+
+def test_a_comment_explains_no_more_than_the_key_under_it():
+    text = "# why\na.b = 1\na.c = '# no'\na.d = (\n    2  # why\n)\na.e = 3\n"
+    assert unexplained(text) == ["a.c", "a.e"]
+    # Sections, made here or by a function, are no keys.
+    sections = "def f():\n    pass\na.g = D()\na.h = f()\na.g.i = 3  # why\n"
+    assert unexplained(text + sections) == ["a.c", "a.e"]
 
 
 def test_a_key_that_is_not_in_the_base_is_refused():

@@ -6,8 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+import small_run
 
-from speciarl_jax import evaluation, metrics
+from speciarl_jax import metrics
 from speciarl_jax.evaluation import Evaluator
 from speciarl_jax.verify.category import Category
 
@@ -77,7 +78,7 @@ def test_a_score_uses_the_configured_weights(run, small_config, evaluator):
 
 
 def test_answers_are_written_a_line_a_picture(judged, tmp_path):
-    evaluation.write_answers(tmp_path / "answers.jsonl", judged)
+    small_run.write_answers(tmp_path / "answers.jsonl", judged)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == len(judged.rows)
     for line, row, said, verdict in zip(

@@ -8,6 +8,7 @@ import jax
 import judged_run
 import numpy as np
 import pytest
+import small_run
 import text_judge
 
 from speciarl_jax import assemble, evaluation, facts, predictions, train
@@ -109,7 +110,7 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
         assert row["verify/unverified"] <= row["verify/below_min_probability"] <= 1
     judged = evaluation.Evaluator(run)(run.lora)
     run.verifier.close()
-    evaluation.write_answers(tmp_path / "answers.jsonl", judged)
+    small_run.write_answers(tmp_path / "answers.jsonl", judged)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     asked, doubted = [line for line in lines if "probabilities" in line], 0
     for line in asked:

@@ -203,7 +203,7 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         score = evaluator.score(judged.verified)
         assert isinstance(score, metrics.Score)
         assert sum(score.histogram.values()) == len(judged.verified)
-        evaluation.write_answers(tmp_path / "answers.jsonl", judged)
+        small_run.write_answers(tmp_path / "answers.jsonl", judged)
         lines = (tmp_path / "answers.jsonl").read_text().splitlines()
         said = [json.loads(line)["categories"][0] for line in lines]
         assert said.count(predictions.UNVERIFIED) == unverified

@@ -20,6 +20,7 @@ import small_run
 from speciarl_jax import distributed, exits, judging, learning, stopwatch, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
+from speciarl_jax.workdir import open_workdir
 
 STEPS = {"train__steps": 4, "checkpoint__save_every": 100, "train__profile_steps": 1}
 
@@ -183,7 +184,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(small_disk):
     again.close()
     (small_disk / "filler").write_bytes(b"." * (shutil.disk_usage(small_disk).free // 4096 * 4096))
     with pytest.raises(ValueError, match="cannot be written to .No space left.*free space"):
-        train.open_workdir(str(small_disk / "workdir"))
+        open_workdir(str(small_disk / "workdir"))
 
 
 def test_a_disk_that_becomes_read_only_stops_the_run(small_disk):
@@ -195,7 +196,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(small_disk):
         checkpoints.save(2, large(2), {}, {})
         checkpoints.wait()
     with pytest.raises(ValueError, match="cannot be written to .Read-only file system"):
-        train.open_workdir(str(small_disk / "workdir"))
+        open_workdir(str(small_disk / "workdir"))
 
 
 # Exit codes, and the flags of several processes.

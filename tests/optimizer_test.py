@@ -79,6 +79,13 @@ def test_the_learning_rate_falls_as_a_cosine_behind_the_warm_up(warmup):
     np.testing.assert_allclose(got, rates, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_as_many_decay_steps_as_updates_leave_the_last_update_a_rate(warmup):
+    for decay_steps, learns in ((6, True), (5, False)):
+        path = run([np.ones(1)] * 6, np.zeros(1), warmup_steps=warmup, decay_steps=decay_steps)
+        assert (path[-1] != path[-2]).all() == learns
+
+
 def test_a_gradient_is_scaled_down_as_a_whole_and_never_up():
     adamw = optimizer.make(**OPTIONS | {"max_grad_norm": 1.0, "epsilon": 1e3, "b1": 0.0})
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}

@@ -7,8 +7,8 @@ import pytest
 from own_pictures import BATCH, LABELS, fill, own
 from PIL import Image
 
-from speciarl_jax import assemble, evaluation, train
-from speciarl_jax.data import pipeline
+from speciarl_jax import assemble, evaluate, evaluation, train
+from speciarl_jax.data import emoji, pipeline
 
 BROKEN = "bird/gull/3.png"
 
@@ -114,6 +114,22 @@ def test_a_missing_picture_is_refused_before_the_policy_is_loaded(tmp_path, fold
     (folder / "car/van/0.png").unlink()
     with pytest.raises(ValueError, match="car/van/0.png is missing .1 such files"):
         assemble.prepare(config)
+
+
+def test_rows_without_a_label_are_refused_before_the_policy_is_loaded(small_config, monkeypatch):
+    row = emoji.Source.__getitem__
+    read = []
+
+    def unnamed(source, index):
+        read.append(index)
+        return {name: value for name, value in row(source, index).items() if name != "label"}
+
+    monkeypatch.setattr(emoji.Source, "__getitem__", unnamed)
+    config = small_config()
+    for sources in (assemble.open_sources, lambda config: evaluate._sources(config, False)):
+        with pytest.raises(ValueError, match=r"data set 'emoji' lack \['label'\]"):
+            sources(config)
+    assert read == [0, 0]
 
 
 def test_a_left_out_picture_is_neither_learned_from_nor_scored(

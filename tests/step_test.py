@@ -45,6 +45,10 @@ def bar_reward(category):
 @pytest.mark.parametrize("seed", range(4))
 def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     rollout, category, valid = made_up(seed, run)
+    eos = run.model_config.eos_token_id
+    # One answer ends with the last token that it may have, one is cut short.
+    rollout.mask_BNT[1, :2], valid[1, :2] = True, True
+    rollout.tokens_BNT[1, :2, -1] = eos, (eos + 1) % 400
     weight = np.array([1] * 6 + [0] * 2, np.float32)
     valid &= weight[:, None] > 0
     batch = batch_of(run).replace(weight_B=weight)
@@ -65,8 +69,9 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         advantages=advantages.group_advantages,
         update=nothing,
         mini_batches=2,
+        eos_id=eos,
     )
-    judged, rewards, lengths, flat = [], [], [], 0
+    judged, rewards, lengths, cut, flat = [], [], [], [], 0
     for b in range(6):
         who = np.flatnonzero(valid[b])
         reward = bar_reward(category[b, who]) if len(who) else []
@@ -74,6 +79,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         rewards += reward
         judged += category[b, who].tolist()
         lengths += rollout.mask_BNT[b, who].sum(axis=-1).tolist()
+        cut += [rollout.mask_BNT[b, n, -1] and rollout.tokens_BNT[b, n, -1] != eos for n in who]
     want = {f"verify/{name}": judged.count(i - 1) / len(judged) for i, name in enumerate(NAMES)}
     want |= {
         "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
@@ -82,7 +88,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         "reward/groups_without_signal": flat / 6,
         "data/left_out": IMAGES - 6,
         "rollout/length": np.mean(lengths),
-        "rollout/truncated": np.mean(np.array(lengths) == TOKENS),
+        "rollout/truncated": np.mean(cut),
         "update/loss": 2.0,
         "update/skipped_in_a_row": 3.0,
     }
@@ -90,13 +96,16 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     for name, value in want.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     assert flat >= 1 and 0 < want["verify/unverified"] < 1
+    assert 0 < sum(cut) < lengths.count(TOKENS)
 
 
 def test_a_step_without_a_verdict_has_finite_metrics(run):
     rollout, category, _ = made_up(0, run)
     nobody, weight = np.zeros((IMAGES, ANSWERS), bool), np.ones(IMAGES, np.float32)
     zeros = jnp.zeros((IMAGES, ANSWERS))
-    metrics = step.describe(rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight)
+    metrics = step.describe(
+        rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight, eos_id=0
+    )
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["verify/unverified"]) == 1.0
     assert float(metrics["reward/groups_without_signal"]) == 1.0
@@ -212,6 +221,7 @@ def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
             advantages=advantages.group_advantages,
             update=lambda state, base, batch: (state, {}),
             mini_batches=1,
+            eos_id=run.model_config.eos_token_id,
             noise=chosen,
         )[1]
         for chosen in (None, noise)

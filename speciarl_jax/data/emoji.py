@@ -1,15 +1,17 @@
-"""The embedded benchmark: drawings of everyday things by nine designers, with a label tree.
+"""The embedded benchmark: drawings of everyday things by six designers in nine styles.
 
-Emoji are drawings, not photographs. Designers never share pictures, so a style family that was held
-out is new to a policy that has learned from the others. See `emoji_assets/LICENSES.md`.
+Emoji are drawings, not photographs. A label tree comes with them. Designers never share pictures,
+so a style family that was held out is new to a policy that has learned from the others. See
+`emoji_assets/LICENSES.md`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,14 +69,53 @@ def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
 _REBUILD = "scripts/build_emoji.py"
 
 
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a missing or damaged file makes its reader stumble over into one error.
+
+    Raises:
+      ValueError: names the file, and says how to mend it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({type(error).__name__}: {error}); restore it from the "
+            "repository or install the package again"
+        ) from error
+
+
 @functools.cache
 def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
-    return json.loads((folder / "index.json").read_text())
+    """Which cell of a sheet holds which drawing: `keys`, `cols`, and `has` of each style.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    path = folder / "index.json"
+    with _reading(path):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        count = len(index["keys"])
+        if index["cols"] < 1 or any(len(cells) != count for cells in index["has"].values()):
+            raise ValueError(f"'cols' and the lists in 'has' do not fit {count} keys")
+    return index
 
 
 @functools.cache
-def _taxonomy() -> dict[str, Any]:
-    return json.loads(TAXONOMY_PATH.read_text())
+def _taxonomy(path: pathlib.Path = TAXONOMY_PATH) -> dict[str, Any]:
+    """`groups`, the label ids of the `benchmark`, and `leaves`: label id -> `Concept`.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    with _reading(path):
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        leaves = {label_id: _concept(label_id, leaf) for label_id, leaf in tree["leaves"].items()}
+        return {
+            "groups": sorted(tree["groups"]),
+            "benchmark": frozenset(tree["benchmark"]),
+            "leaves": leaves,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +139,18 @@ class Concept:
     keys: tuple[str, ...]
 
 
+def _concept(label_id: str, leaf: dict[str, Any]) -> Concept:
+    """A leaf of the file."""
+    return Concept(
+        label_id=label_id,
+        name=leaf["name"],
+        synonyms=tuple(leaf["synonyms"]),
+        ancestors=tuple(node[0] for node in leaf["ancestors"]),
+        generic=leaf["generic"],
+        keys=tuple(leaf["keys"]),
+    )
+
+
 def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> list[Concept]:
     """The leaves of the label tree, in the order of the file.
 
@@ -106,26 +159,19 @@ def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> 
       domains: keep these groups only ("animal", "food", ...).
 
     Raises:
-      ValueError: an unknown set or group, or none left.
+      ValueError: an unknown set or group, none left, or a damaged label tree.
     """
     tree = _taxonomy()
     if which not in CONCEPT_SETS:
         raise ValueError(f"concept set {which!r} is unknown; choose one of {CONCEPT_SETS}")
     unknown = sorted(set(domains or ()) - set(tree["groups"]))
     if unknown:
-        raise ValueError(f"domains {unknown} are unknown; choose from {sorted(tree['groups'])}")
+        raise ValueError(f"domains {unknown} are unknown; choose from {tree['groups']}")
     names = tree["benchmark"] if which == "benchmark" else tree["leaves"]
     found = [
-        Concept(
-            label_id=label_id,
-            name=leaf["name"],
-            synonyms=tuple(leaf["synonyms"]),
-            ancestors=tuple(node[0] for node in leaf["ancestors"]),
-            generic=leaf["generic"],
-            keys=tuple(leaf["keys"]),
-        )
-        for label_id, leaf in tree["leaves"].items()
-        if label_id in set(names) and (not domains or leaf["generic"] in domains)
+        concept
+        for label_id, concept in tree["leaves"].items()
+        if label_id in names and (not domains or concept.generic in domains)
     ]
     if not found:
         raise ValueError(f"no concept of {which!r} lies in the domains {domains}")
@@ -168,7 +214,7 @@ class Source:
           views: differently augmented pictures of each drawing.
 
         Raises:
-          ValueError: an unknown name, or a damaged sheet.
+          ValueError: an unknown name, or a damaged file of the benchmark.
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; choose one of {sorted(SPLITS)}")
@@ -185,14 +231,15 @@ class Source:
         index = _index()
         position = {key: i for i, key in enumerate(index["keys"])}
         styles = [style for family in SPLITS[split] for style in STYLE_FAMILIES[family]]
-        self._rows = [
-            (style, key, position[key], concept, view)
-            for view in range(views)
-            for style in styles
-            for concept in self.concepts
-            for key in concept.keys
-            if index["has"][style][position[key]]
-        ]
+        with _reading(ASSETS / "index.json"):
+            self._rows = [
+                (style, key, position[key], concept, view)
+                for view in range(views)
+                for style in styles
+                for concept in self.concepts
+                for key in concept.keys
+                if index["has"][style][position[key]]
+            ]
         for style in styles:
             _atlas(style)
 

@@ -15,6 +15,8 @@ ON_BROKEN = ("stop", "leave_out")
 MOST_ASPECT = 200
 # So many broken pictures, or this share of the set if it is more, are an accident of the set.
 _TOLERATED, _TOLERATED_SHARE = 10, 0.1
+# What a row has at least.
+_FIELDS = ("image", "image_id", "label_id", "label")
 _BLANK = np.full((56, 56, 3), 128, np.uint8)
 
 
@@ -113,6 +115,36 @@ def check_files(source: Any) -> None:
     missing = source.missing() if hasattr(source, "missing") else []
     if missing:
         raise BrokenImageError(missing[0], f"is missing ({len(missing)} such files)")
+
+
+def check_first_row(source: Any, name: str) -> None:
+    """Refuses a source whose rows are not what batches, verdicts and reports need.
+
+    Reads one picture, that of the first row.
+
+    Args:
+      source: random access to rows.
+      name: what errors call it.
+
+    Raises:
+      ValueError: there is no row, or the first lacks a field or has an `image_id` that does not fit
+        into 32 bits.
+      BrokenImageError: the picture cannot be read.
+    """
+    if not len(source):
+        raise ValueError(f"the data set {name!r} has no pictures; check its options")
+    row = source[0]
+    if missing := [field for field in _FIELDS if field not in row]:
+        raise ValueError(
+            f"rows of the data set {name!r} lack {missing}; its class Source must give rows with "
+            f"{list(_FIELDS)}"
+        )
+    image_id = row["image_id"]
+    if not isinstance(image_id, int) or not 0 <= image_id < 2**32:
+        raise ValueError(
+            f"image_id of the first row of the data set {name!r} is {image_id!r}; it must be a "
+            "Python int from 0 to 2**32 - 1, so cut a longer hash to 32 bits"
+        )
 
 
 class WithoutBroken:

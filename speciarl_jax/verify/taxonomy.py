@@ -1,8 +1,9 @@
 """The taxonomy verifier: an answer is looked up among the names around the true label.
 
 `Taxonomy` decides on the host, from text. `TaxonomyVerifier` decides on the device, from tokens,
-and agrees with it on every input. Nothing is guessed: an answer that equals no name is wrong, so
-lists, "A or B", sentences, markup, instructions and invisible characters earn nothing.
+and agrees with it on every response of at most `max_response_bytes`; a longer one is UNPARSED on
+the device. Nothing is guessed: an answer that equals no name is wrong, so lists, "A or B",
+sentences, markup, instructions and invisible characters earn nothing.
 
 The format of the file is in `taxonomy_file`.
 """

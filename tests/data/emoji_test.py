@@ -189,8 +189,66 @@ def test_a_damaged_sheet_is_named(assets, damage):
         emoji._atlas("fxemoji", assets)
 
 
+def content(name):
+    return json.loads((emoji.ASSETS / name).read_text())
+
+
+def without(name, *path):
+    """The text of a file that lacks one key."""
+    whole = inner = content(name)
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return json.dumps(whole)
+
+
+DAMAGED_FILES = {
+    "index.json": {
+        "missing": None,
+        "empty": "",
+        "no UTF-8": b"\xff\xfe",
+        "cut": json.dumps(INDEX)[:900],
+        "no object": "[]",
+        "without has": without("index.json", "has"),
+        "without cols": without("index.json", "cols"),
+        "a short list": json.dumps({**INDEX, "has": {"noto": [1]}}),
+    },
+    "taxonomy.json": {
+        "missing": None,
+        "cut": (emoji.ASSETS / "taxonomy.json").read_text()[:900],
+        "without leaves": without("taxonomy.json", "leaves"),
+        "without benchmark": without("taxonomy.json", "benchmark"),
+        "a leaf without name": without("taxonomy.json", "leaves", "eagle", "name"),
+        "leaves in a list": json.dumps({**content("taxonomy.json"), "leaves": []}),
+    },
+}
+READERS = {
+    "index.json": emoji._index,
+    "taxonomy.json": lambda folder: emoji._taxonomy(folder / "taxonomy.json"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, damage", [(name, damage) for name in DAMAGED_FILES for damage in DAMAGED_FILES[name]]
+)
+def test_a_missing_or_damaged_file_is_named_with_a_remedy(name, damage, tmp_path):
+    text = DAMAGED_FILES[name][damage]
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{name} is missing or damaged .*restore it"):
+        READERS[name](tmp_path)
+
+
+def test_an_index_without_a_style_or_a_drawing_is_named(monkeypatch):
+    for lacking in ({"has": {}}, {"keys": ["0"] * len(INDEX["keys"])}):
+        monkeypatch.setattr(emoji, "_index", lambda lacking=lacking: {**INDEX, **lacking})
+        with pytest.raises(ValueError, match=r"index\.json is missing or damaged .KeyError"):
+            source()
+
+
 def test_a_sheet_of_another_size_is_refused_with_both_sizes(assets):
-    index = {**INDEX, "keys": INDEX["keys"][:40]}
+    has = {style: cells[:40] for style, cells in INDEX["has"].items()}
+    index = {**INDEX, "keys": INDEX["keys"][:40], "has": has}
     (assets / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"fxemoji_64\.png is 1408 x 1408 px.*1408 x 128"):
         emoji._atlas("fxemoji", assets)

@@ -139,6 +139,46 @@ def test_broken_rows_keep_their_place_and_weigh_nothing():
     assert len(source.left_out) == 2
 
 
+class OneRow:
+    """A source that has read nothing but its first row."""
+
+    def __init__(self, row):
+        self._row = row
+
+    def __len__(self):
+        return 1 if self._row else 0
+
+    def __getitem__(self, index):
+        assert index == 0
+        return self._row
+
+
+GOOD_ROW = {"image": PIXELS, "image_id": 2**32 - 1, "label_id": "a", "label": "an a"}
+
+
+def test_the_first_row_has_what_is_needed():
+    pictures.check_first_row(OneRow(GOOD_ROW), "own")
+    pictures.check_first_row(OneRow({**GOOD_ROW, "image_id": 0, "style": "flat"}), "own")
+
+
+@pytest.mark.parametrize("lacking", GOOD_ROW)
+def test_a_row_that_lacks_a_field_is_refused_by_the_name_of_its_set(lacking):
+    row = {field: value for field, value in GOOD_ROW.items() if field != lacking}
+    with pytest.raises(ValueError, match=rf"'own' lack \['{lacking}'\]; .* must give .*'label'"):
+        pictures.check_first_row(OneRow(row), "own")
+
+
+@pytest.mark.parametrize("image_id", [2**32, -1, "7", 1.0, np.uint64(7)])
+def test_an_image_id_that_does_not_fit_is_refused(image_id):
+    with pytest.raises(ValueError, match="image_id of the first row .*'own' is .*to 2..32 - 1"):
+        pictures.check_first_row(OneRow({**GOOD_ROW, "image_id": image_id}), "own")
+
+
+def test_a_set_without_pictures_is_refused():
+    with pytest.raises(ValueError, match="the data set 'own' has no pictures"):
+        pictures.check_first_row(OneRow({}), "own")
+
+
 def test_too_many_broken_pictures_are_no_accident():
     source = pictures.WithoutBroken(Rows(range(20)))
     for i in range(10):

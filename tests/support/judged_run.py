@@ -42,7 +42,7 @@ def program(url, cache, workdir, out, process, processes, port, config):
     run = assemble.prepare(judged_config(url, cache, **config))
     judged = evaluation.Evaluator(run)(run.lora)
     if process == 0:
-        evaluation.write_answers(pathlib.Path(workdir) / "answers.jsonl", judged)
+        small_run.write_answers(pathlib.Path(workdir) / "answers.jsonl", judged)
     lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
     np.savez(f"{out}_{process}.npz", **small_run.arrays(lora))
 

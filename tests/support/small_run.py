@@ -148,6 +148,12 @@ def batch_of(run, first=0):
     return sharding.put_batch(run.mesh, run.build([source[first + i] for i in range(size)], size))
 
 
+def write_answers(path, judged):
+    """One JSON line a picture: what it is, what was said, and the verdicts."""
+    lines = evaluation.lines_of(judged, range(len(judged.rows)))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def free_port() -> int:
     """A port on which nobody listens."""
     with socket.socket() as server:
@@ -222,8 +228,8 @@ def processes_program(policy, workdir, out, process, processes, port, config=Non
     lora, _ = train.train(run, workdir, lambda: None)
     after = evaluator(lora)
     if process == 0:
-        evaluation.write_answers(workdir / "before.jsonl", before)
-        evaluation.write_answers(workdir / "after.jsonl", after)
+        write_answers(workdir / "before.jsonl", before)
+        write_answers(workdir / "after.jsonl", after)
     found = arrays(lora)
     np.savez(f"{out}_{process}.npz", devices=jax.device_count(), **found)
 
