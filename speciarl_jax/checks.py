@@ -24,6 +24,9 @@ _LEAST = {
     "verifier.chunks": 1,
     "optimizer.warmup_steps": 0,
     "train.steps": 0,
+    "train.batch_size": 1,
+    "train.mini_batches": 1,
+    "train.micro_batches": 1,
     "train.passes": 1,
     "train.answer_widths": 1,
     "train.logprob_chunk": 1,
@@ -89,7 +92,7 @@ def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
     """
     train, evaluation = config.train, config.evaluation
     cuts = train.mini_batches * train.micro_batches
-    if min(train.mini_batches, train.micro_batches) < 1 or train.batch_size % cuts:
+    if train.batch_size % cuts:
         raise ValueError(
             f"config.train.batch_size {train.batch_size} cannot be cut into {train.mini_batches} "
             f"mini-batches of {train.micro_batches} micro-batches; make it a multiple of {cuts}"

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
-from speciarl_jax import advantages, lookup, optimizer
+from speciarl_jax import advantages, lookup, metrics, optimizer
 from speciarl_jax.losses import token_weights
 from speciarl_jax.rewards import overlong
 from speciarl_jax.verify import label_noise
+from speciarl_jax.verify.category import Category
 
 
 def reward_of(config: ml_collections.ConfigDict) -> Any:
@@ -43,7 +45,7 @@ def parts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def try_parts(config: ml_collections.ConfigDict) -> None:
-    """Calls what only training calls with two made-up answers, before compute is spent on more.
+    """Calls what comes late in a run with made-up answers, before compute is spent on more.
 
     Raises:
       ValueError: an unknown name, or a value that a part refuses.
@@ -56,5 +58,6 @@ def try_parts(config: ml_collections.ConfigDict) -> None:
     parts["policy_loss"](*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, weight_BNT)
     if config.reward.overlong_penalty:
         parts["overlong"](jnp.ones((1, 2)))
+    metrics.score(np.array([Category.SPECIFIC]), dict(config.evaluation.weights))
     label_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)

@@ -46,7 +46,8 @@ def score(categories: np.ndarray, weights: Mapping[str, float]) -> Score:
     names = [category.name.lower() for category in CORRECT]
     if sorted(weights) != sorted(names) or not all(0 <= w <= 1 for w in weights.values()):
         raise ValueError(
-            f"specificity weights must be numbers in [0, 1] for {names}, got {dict(weights)}"
+            f"weights of specificity (config.evaluation.weights) must be numbers in [0, 1] for "
+            f"{names}, got {dict(weights)}"
         )
     unknown = sorted(set(categories.tolist()) - {int(c) for c in Category})
     if unknown:

@@ -341,6 +341,7 @@ REFUSED = {
     "train__dynamic_sampling__batch_size": (0, "dynamic_sampling.batch_size is 0; .* at least 1"),
     "train__batch_size": (640, "[0-9]+ pictures and config.train.batch_size is 640; lower"),
     "train__mini_batches": (3, "batch_size 8 cannot be cut into 3 mini-batches"),
+    "evaluation__weights__generic": (2.0, "config.evaluation.weights. must be numbers in .0, 1."),
     "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
     "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),
     "train__max_skipped": (0, "config.train.max_skipped is 0; it must be at least 1"),
