@@ -208,15 +208,8 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     folder = policy_loading.model_folder(config.model.path)
     model_config = hf.read_config(folder)
     tokenizer = tokenizer_lib.load(folder)
-    builder = prompts.PromptBuilder(
-        model_config,
-        tokenizer,
-        prompts.load_image_processor(folder, config.data.max_pixels),
-        prompts.read_prompt(config.data.prompt),
-        system=config.data.system,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        bucket_growth=config.data.bucket_growth,
-    )
+    processor = prompts.load_image_processor(folder, config.data.max_pixels)
+    builder = prompt_builder(config, model_config, tokenizer, processor, config.data.prompt)
     vocabulary = model_config.text.vocab_size
     banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
     run = Run(
@@ -238,6 +231,29 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     cache = vision_cache_lib.make(config.data.vision_cache, policy.visual, mesh)
     logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
     return dataclasses.replace(run, graphdef=graphdef, lora=lora, base=base, vision_cache=cache)
+
+
+def prompt_builder(
+    config: ml_collections.ConfigDict,
+    model_config: ModelConfig,
+    tokenizer: Any,
+    image_processor: Any,
+    prompt: str,
+) -> prompts.PromptBuilder:
+    """What makes batches with this prompt, the name of one or a file (`config.data.prompt`).
+
+    Raises:
+      ValueError: there is no such prompt, or these parts do not fit together.
+    """
+    return prompts.PromptBuilder(
+        model_config,
+        tokenizer,
+        image_processor,
+        prompts.read_prompt(prompt),
+        system=config.data.system,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        bucket_growth=config.data.bucket_growth,
+    )
 
 
 def with_verifier(run: Run, sources: Sequence[Any]) -> Run:

@@ -50,15 +50,8 @@ from speciarl_jax.workdir import open_workdir
 
 def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
     """The same run with another prompt (`config.data.prompt`)."""
-    data = run.config.data
-    builder = prompts.PromptBuilder(
-        run.model_config,
-        run.tokenizer,
-        run.builder.image_processor,
-        prompts.read_prompt(prompt),
-        system=data.system,
-        max_prompt_tokens=data.max_prompt_tokens,
-        bucket_growth=data.bucket_growth,
+    builder = assemble.prompt_builder(
+        run.config, run.model_config, run.tokenizer, run.builder.image_processor, prompt
     )
     return dataclasses.replace(run, builder=builder)
 
