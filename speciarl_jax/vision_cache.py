@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from speciarl_jax import distributed, sharding
+from speciarl_jax import checksums, distributed, sharding
 from speciarl_jax.feature_store import DiskStore, HostStore
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
 from speciarl_jax.types import PromptBatch
@@ -133,10 +133,6 @@ class VisionCache:
 def fingerprint(tower: VisionTower) -> bytes:
     """Says which tower it is, on any mesh: weights, dimensions, precision, kernels, and kind of
     device."""
-
-    def sums(weights):
-        return [_wrapping_sum(x) for x in jax.tree.leaves(weights)]
-
     _, weights = nnx.split(tower)
     facts = (
         tower.config,
@@ -144,23 +140,11 @@ def fingerprint(tower: VisionTower) -> bytes:
         tower.scan_unroll,
         str(jnp.dtype(tower.dtype)),
         [(x.shape, str(x.dtype)) for x in jax.tree.leaves(weights)],
-        [int(x) for x in jax.jit(sums)(weights)],
+        [int(x) for x in checksums.of_arrays(weights)],
         jax.devices()[0].device_kind,
         str(jax.config.jax_default_matmul_precision),
     )
     return hashlib.blake2b(repr(facts).encode(), digest_size=32).digest()
-
-
-def _wrapping_sum(x: jax.Array) -> jax.Array:
-    """uint32 sum of scrambled bits and places; integers add up alike in any order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-    place = jnp.uint32(0)
-    for axis in range(x.ndim):
-        here = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        place = (place * jnp.uint32(x.shape[axis]) + here) if axis else here
-    mixed = (bits.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
 
 
 def make(options: ml_collections.ConfigDict, tower: VisionTower, mesh: Any) -> VisionCache | None:
