@@ -210,7 +210,7 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_sampled(
     given = flags_of(tmp_path / "out", config, judge_inclusion=True)
     with pytest.raises(ValueError, match="set config.verifier.http_judge.model"):
         command(given, None)  # would be a TypeError, were it asked for lines
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_results_are_written_before_the_open_world_metrics_and_these_stay(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from speciarl_jax import journal, judging, learning, train
+from speciarl_jax import journal, judging, learning, run_facts, train
 from speciarl_jax.checkpoint import Checkpoints
 
 BEST = {"checkpoint__keep_best": 1, "checkpoint__best_metric": "update/loss"}
@@ -42,7 +42,7 @@ def test_a_judge_that_stays_away_leaves_a_window_with_the_last_step(
         train.train(run, tmp_path, lambda: None)
     with Checkpoints(tmp_path / "checkpoints", **config.checkpoint) as checkpoints:
         state = learning.init_state(run)[1]
-        done, _, position = checkpoints.resume(state, train.run_facts(run))
+        done, _, position = checkpoints.resume(state, run_facts.of_run(run))
     # The first step is saved whatever `save_every` is; the window begins after it.
     assert done == 3 and tuple(position["window"]) == (2.0 + 3.0, 2)
 

@@ -149,8 +149,9 @@ def test_a_picture_opens_and_closes_by_keyboard(tab):
     assert "picture 1030" in dialog.inner_text()
     tab.keyboard.press("Escape")
     tab.wait_for_selector("dialog[open]", state="hidden")
-    # The focus is on the picture that was seen last, on its own page.
-    assert focused(tab) == "30" and tab.locator("#page").inner_text() == "Page 2 of 3"
+    # The focus is on the picture that was seen last, on its own page, once the page knows of it.
+    tab.wait_for_function("document.activeElement.dataset.place === '30'")
+    assert tab.locator("#page").inner_text() == "Page 2 of 3"
 
 
 def test_samples_of_training_go_from_step_to_step(tab):
