@@ -28,19 +28,7 @@ def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
-    """Rows `[prompt | answer 1 ... answer N]`: each answer sees the prompt and itself, causally.
-
-    Args:
-      q_BSHK: rotated queries, S = P + N T.
-      k_BSGK: rotated keys.
-      v_BSGK: values.
-      mask_BP: bool, false at the prompt's padding.
-      answers: N.
-      kind: "cudnn" or "cudnn_by_xla".
-
-    Returns:
-      [B, S, H, K] in the dtype of the queries.
-    """
+    """`splash.shared`: rows `[prompt | answer 1 ... answer N]`, S = P + N T."""
     prompt, tokens = mask_BP.shape[1], q_BSHK.shape[1]
     order_S = jnp.arange(tokens)
     seen_SS = attention.seen_in_shared_row(order_S, order_S, prompt, (tokens - prompt) // answers)
