@@ -67,10 +67,10 @@ def lines_of(workdir):
 def test_an_evaluation_whose_process_is_killed_goes_on_to_the_same_files(
     start_both, calm, tmp_path, victim
 ):
-    kept = b""
+    workdir, kept = tmp_path / "killed", b""
     for share in (0.2, 0.7):
-        both = start_both(tmp_path)
-        while len(lines_of(tmp_path)) < share * len(lines_of(calm)):
+        both = start_both(workdir)
+        while len(lines_of(workdir)) < share * len(lines_of(calm)):
             assert all(process.poll() is None for process in both)
             time.sleep(0.01)
         both[victim].send_signal(signal.SIGKILL)
@@ -79,15 +79,15 @@ def test_an_evaluation_whose_process_is_killed_goes_on_to_the_same_files(
         # The other one does not go on alone, and does not say that the configuration is wrong.
         other = both[1 - victim].returncode
         assert other not in (0, exits.REFUSED, exits.STORAGE), printed[1 - victim]
-        assert lines_of(tmp_path).startswith(kept)
-        kept = lines_of(tmp_path)[: lines_of(tmp_path).rfind(b"\n") + 1]
+        assert lines_of(workdir).startswith(kept)
+        kept = lines_of(workdir)[: lines_of(workdir).rfind(b"\n") + 1]
         assert 0 < len(kept) < len(lines_of(calm))
-    finish(start_both(tmp_path))
-    assert lines_of(tmp_path).startswith(kept) and lines_of(tmp_path) == lines_of(calm)
+    finish(start_both(workdir))
+    assert lines_of(workdir).startswith(kept) and lines_of(workdir) == lines_of(calm)
     for name in ("metrics.json", "report.html", "report.md"):
-        mine, theirs = (folder / name for folder in (tmp_path, calm))
+        mine, theirs = (folder / name for folder in (workdir, calm))
         # A report says the name of its folder.
-        mine = mine.read_text().replace(tmp_path.name, calm.name)
+        mine = mine.read_text().replace(workdir.name, calm.name)
         assert mine == theirs.read_text(), name
 
 
