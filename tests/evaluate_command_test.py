@@ -67,7 +67,7 @@ def lines_of(workdir):
 def test_an_evaluation_whose_process_is_killed_goes_on_to_the_same_files(
     start_both, calm, tmp_path, victim
 ):
-    workdir, kept = tmp_path / "killed", b""
+    workdir, kept = tmp_path / "killed0", b""
     for share in (0.2, 0.7):
         both = start_both(workdir)
         while len(lines_of(workdir)) < share * len(lines_of(calm)):
