@@ -219,16 +219,13 @@ def test_a_bad_option_is_refused(run, small_config, tower, changes, said):
 
 def rows_of(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["reward", "labels"])
-def test_training_goes_the_same_way_and_finds_the_second_epoch(small_config, tmp_path, objective):
-    """A folder of pictures, in one program a step; a picture is missing only in its first epoch.
-
-    The tower is part of another program with a cache, and may be rounded otherwise.
-    """
+def test_training_gives_the_same_bits_and_finds_the_second_epoch(small_config, tmp_path, objective):
+    """A folder of pictures, in one program a step; a picture is missing only in its first epoch."""
     folder = fill(tmp_path / "pictures", 24, 24)
     found = {}
     for place in ("none", "host"):
@@ -248,10 +245,7 @@ def test_training_goes_the_same_way_and_finds_the_second_epoch(small_config, tmp
         found[place] = rows_of(workdir), small_run.arrays(lora)
     (want_rows, want), (rows, lora) = found["none"], found["host"]
     hits = [row.pop("data/vision_cache_hits") for row in rows]
-    assert [row.keys() for row in rows] == [row.keys() for row in want_rows]
-    for row, want_row in zip(rows, want_rows, strict=True):
-        for name, value in row.items():
-            np.testing.assert_allclose(value, want_row[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert rows == want_rows
     for name, value in want.items():
-        np.testing.assert_allclose(lora[name], value, rtol=0, atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(lora[name], value, err_msg=name)
     assert hits[:4] == [0, 0, 0, 0] and hits[4] == 0.5 and hits[5:] == [1, 1, 1, 1]

@@ -150,7 +150,7 @@ def test_a_picture_opens_and_closes_by_keyboard(tab):
     tab.keyboard.press("Escape")
     tab.wait_for_selector("dialog[open]", state="hidden")
     # The focus is on the picture that was seen last, on its own page, once the page knows of it.
-    tab.wait_for_function("document.activeElement.dataset.place === '30'")
+    tab.wait_for_selector("[data-place='30']:focus")
     assert tab.locator("#page").inner_text() == "Page 2 of 3"
 
 
