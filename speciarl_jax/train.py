@@ -52,6 +52,8 @@ from speciarl_jax.run_clock import RunClock
 from speciarl_jax.update import TrainState
 from speciarl_jax.workdir import open_workdir
 
+SUMMARY = "summary.json"
+
 
 def rollout_function(run: assemble.Run) -> Callable:
     """(lora, base, batch, step) -> features and rollout, as training samples them; traceable."""
@@ -325,6 +327,8 @@ def main(argv: Sequence[str]) -> None:
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
     config, workdir = given.config, open_workdir(given.workdir)
+    # `write_summary` would refuse a damaged one after all the work.
+    json_lines.read_object(workdir / SUMMARY, "delete it")
     run = assemble.prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.agree(run_facts.of_run(run), allow_change=given.allow_config_change)
@@ -338,7 +342,7 @@ def main(argv: Sequence[str]) -> None:
     scores["trained"] = greedy_score(evaluator, lora, "trained", store)
     if store is None:
         return
-    write_summary(workdir / "summary.json", scores, config.train.steps, clock)
+    write_summary(workdir / SUMMARY, scores, config.train.steps, clock)
     weights = dict(config.evaluation.weights)
     run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
     report.write(workdir)

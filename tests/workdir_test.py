@@ -54,3 +54,12 @@ def test_a_mistyped_workdir_of_a_training_run_is_not_made(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="quikstart"):
         evaluate.main([])
     assert not folder.exists()
+
+
+def test_a_damaged_summary_is_refused_before_training(tmp_path, small_config, monkeypatch):
+    (tmp_path / "summary.json").write_text('{"steps": ')
+    given = types.SimpleNamespace(**GIVEN, config=small_config(), workdir=str(tmp_path))
+    monkeypatch.setattr(flags, "FLAGS", given)
+    monkeypatch.delattr(train.assemble, "prepare")  # an AttributeError, were it reached
+    with pytest.raises(ValueError, match="summary.json is no JSON .*delete it"):
+        train.main([])
