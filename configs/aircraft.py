@@ -1,6 +1,6 @@
 """FGVC Aircraft alone: 3,000 pictures; 100 variants with families and manufacturers.
 
-python -m speciarl_jax.prepare --dataset=fgvc_aircraft --data_dir=DATA
+python -m speciarl_jax.tools.prepare_data --dataset=fgvc_aircraft --data_dir=DATA
 python -m speciarl_jax.train --config=configs/aircraft.py --workdir=runs/aircraft \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 """

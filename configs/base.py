@@ -136,7 +136,7 @@ def _rollout() -> ml_collections.ConfigDict:
 def _verifier() -> ml_collections.ConfigDict:
     """Who sorts the answers."""
     verifier = ml_collections.ConfigDict()
-    # The verifier: a module of `speciarl_jax/verify` with a function `create`. Its options are the
+    # The verifier: a module of `speciarl_jax/verifiers` with a function `create`. Its options are the
     # section of its name or, where there is none, `options`.
     verifier.name = "taxonomy"
     # Share of a group that must have a verdict; a group with less leaves the update. An answer
@@ -167,7 +167,7 @@ def _flax_judge() -> ml_collections.ConfigDict:
     # tower without LoRA, at no extra memory.
     judge.weights = "policy_base"
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
+    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.require_think = True  # no <think>...</think>: unparsed
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 64  # likewise
@@ -184,7 +184,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     """A language model behind an OpenAI-compatible server."""
     judge = ml_collections.ConfigDict()
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verify/judge_prompts`, or the path of a text file
+    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.model = ""  # what the server calls the judge
     judge.require_think = True  # no <think>...</think>: unparsed
     judge.max_words = 8  # of a label; a longer answer is wrong
@@ -223,7 +223,7 @@ def _label_noise() -> ml_collections.ConfigDict:
 def _reward() -> ml_collections.ConfigDict:
     """What an answer earns."""
     reward = ml_collections.ConfigDict()
-    # The reward: a module of `speciarl_jax/rewards` with a function `reward`.
+    # The reward: a module of `speciarl_jax/rl/rewards` with a function `reward`.
     reward.name = "best_prediction"
     reward.options = ml_collections.ConfigDict()
     reward.options.mode = "all"  # or "single": only the first of the best answers
@@ -246,7 +246,7 @@ def _advantage() -> ml_collections.ConfigDict:
 def _loss() -> ml_collections.ConfigDict:
     """The policy loss."""
     loss = ml_collections.ConfigDict()
-    # The policy loss: a module of `speciarl_jax/losses` with a function `policy_loss`.
+    # The policy loss: a module of `speciarl_jax/rl/losses` with a function `policy_loss`.
     loss.name = "grpo"
     loss.options = ml_collections.ConfigDict()
     loss.options.clip_low = 0.2  # how far the ratio may fall below 1
@@ -318,7 +318,7 @@ def _train() -> ml_collections.ConfigDict:
     # for people to look at; 0: never.
     train.samples_every = 10  # steps
     train.samples_pictures = 4  # so many of them
-    train.profile_steps = 3  # traced when asked for (speciarl_jax/profiling.py)
+    train.profile_steps = 3  # traced when asked for (speciarl_jax/runtime/profiler.py)
     return train
 
 

@@ -1,6 +1,6 @@
 """Stanford Cars alone: 3,000 pictures; make, model, body and year of 196 cars.
 
-python -m speciarl_jax.prepare --dataset=cars196 --data_dir=DATA
+python -m speciarl_jax.tools.prepare_data --dataset=cars196 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/cars.py --workdir=runs/cars \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 """

@@ -1,6 +1,6 @@
 """The paper's training set: 3,000 pictures of CUB-200-2011, birds; evaluated on its own test split.
 
-python -m speciarl_jax.prepare --dataset=caltech_birds2011 --data_dir=DATA
+python -m speciarl_jax.tools.prepare_data --dataset=caltech_birds2011 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/cub.py --workdir=runs/cub \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 

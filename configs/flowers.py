@@ -1,6 +1,6 @@
 """Flowers102 alone: TFDS' train split, 1,020 pictures; its test split has 6,149 (CoOp's 2,463).
 
-python -m speciarl_jax.prepare --dataset=oxford_flowers102 --data_dir=DATA
+python -m speciarl_jax.tools.prepare_data --dataset=oxford_flowers102 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/flowers.py --workdir=runs/flowers \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 """

@@ -1,6 +1,6 @@
 """Six data sets, 500 pictures of each; evaluated on the test splits, 300 pictures of each.
 
-Each set is prepared once: python -m speciarl_jax.prepare --dataset=NAME --data_dir=DATA
+Each set is prepared once: python -m speciarl_jax.tools.prepare_data --dataset=NAME --data_dir=DATA
 
 python -m speciarl_jax.train --config=configs/mixture.py --workdir=runs/mixture \
     --config.model.path=CHECKPOINT --config.data.options.common.data_dir=DATA

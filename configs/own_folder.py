@@ -1,6 +1,6 @@
 """Your own pictures: a folder of folders, each named after what its pictures show.
 
-python -m speciarl_jax.data_check --config=configs/own_folder.py --out=runs/data_check \
+python -m speciarl_jax.tools.check_data --config=configs/own_folder.py --out=runs/data_check \
     --config.data.options.path=FOLDER
 python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
     --config.model.path=CHECKPOINT --config.data.options.path=FOLDER

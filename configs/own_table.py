@@ -1,6 +1,6 @@
 """Your own pictures: a CSV, TSV, JSONL or Parquet file with a row for each.
 
-python -m speciarl_jax.data_check --config=configs/own_table.py --out=runs/data_check \
+python -m speciarl_jax.tools.check_data --config=configs/own_table.py --out=runs/data_check \
     --config.data.options.path=FILE
 python -m speciarl_jax.train --config=configs/own_table.py --workdir=runs/own \
     --config.model.path=CHECKPOINT --config.data.options.path=FILE

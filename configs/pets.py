@@ -1,6 +1,6 @@
 """Oxford Pets alone: 3,000 of 3,680 pictures; 37 breeds of dogs and cats.
 
-python -m speciarl_jax.prepare --dataset=oxford_iiit_pet --data_dir=DATA
+python -m speciarl_jax.tools.prepare_data --dataset=oxford_iiit_pet --data_dir=DATA
 python -m speciarl_jax.train --config=configs/pets.py --workdir=runs/pets \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 """

@@ -1,6 +1,7 @@
 """Makes the tiny policy of the quickstart from scratch.
 
-python -m speciarl_jax.sft --config=configs/quickstart_sft.py --workdir=runs/quickstart_sft
+python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
+        --workdir=runs/quickstart_sft
 """
 
 import ml_collections

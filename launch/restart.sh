@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command, and runs it again when that can help:
 #   bash launch/restart.sh [--max_restarts=20] [--wait=10] [--notify=COMMAND] COMMAND...
-# Exit codes of the programs (speciarl_jax/exits.py):
+# Exit codes of the programs (speciarl_jax/runtime/exit_codes.py):
 #   0             finished                          stop
 #   74            the disk is full or read-only     stop: a person has to free space
 #   78            refused: a value does not fit     stop: a person has to mend it

@@ -3,7 +3,7 @@
 #   bash launch/slurm_step.sh COMMAND...
 # launch/gpu_slurm.sh does so. When one task ends with an error, SLURM kills the others. `srun`
 # returns the highest code of all tasks, where 128 + N stands for a death by signal N, so that a
-# 74 or 78 (speciarl_jax/exits.py) would not be seen: each task adds 128 to them, and here that is
+# 74 or 78 (speciarl_jax/runtime/exit_codes.py) would not be seen: each task adds 128 to them, and here that is
 # taken off again.
 set -uo pipefail
 if [ "${1:-}" = --task ]; then

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 import speciarl_jax
-from speciarl_jax.verify import answer
+from speciarl_jax.verifiers import parsing
 
 PACKAGE = pathlib.Path(speciarl_jax.__file__).parent
 TREE = PACKAGE / "data" / "emoji_assets" / "taxonomy.json"
@@ -43,18 +43,18 @@ KINDS = {
 def names_around(leaf: Mapping, groups: Mapping) -> set[bytes]:
     """Keys of all names that are not wrong for a leaf."""
     nodes = [[leaf["name"]], leaf["synonyms"], leaf["hyponyms"], groups[leaf["generic"]]]
-    return {answer.key(name) for node in [*nodes, *leaf["ancestors"]] for name in node}
+    return {parsing.key(name) for node in [*nodes, *leaf["ancestors"]] for name in node}
 
 
 def related(one: Mapping, other: Mapping) -> bool:
     """Whether one of two leaves is a kind of the other, as far as their names tell."""
 
     def own(leaf):
-        return {answer.key(n) for n in (leaf["name"], *leaf["synonyms"])}
+        return {parsing.key(n) for n in (leaf["name"], *leaf["synonyms"])}
 
     def around(leaf):
         names = [*leaf["hyponyms"], *(n for node in leaf["ancestors"] for n in node)]
-        return {answer.key(n) for n in names}
+        return {parsing.key(n) for n in names}
 
     return bool(own(one) & (own(other) | around(other)) or own(other) & around(one))
 
@@ -65,27 +65,27 @@ def candidates(tree: Mapping) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {k: [] for part in KINDS.values() for k in part}
     for leaf_id, leaf in leaves.items():
         name, ancestors = leaf["name"], leaf["ancestors"]
-        upper = {answer.key(n) for n in groups[leaf["generic"]]}
-        own = {answer.key(n) for n in (name, *leaf["synonyms"])}
+        upper = {parsing.key(n) for n in groups[leaf["generic"]]}
+        own = {parsing.key(n) for n in (name, *leaf["synonyms"])}
         found["name"].append((leaf_id, name))
         found["synonym"] += [
-            (leaf_id, n) for n in leaf["synonyms"] if answer.key(n) != answer.key(name)
+            (leaf_id, n) for n in leaf["synonyms"] if parsing.key(n) != parsing.key(name)
         ]
         if not name.endswith(("s", "x", "z", "ch", "sh", "y", "f", "fe", "o", "man", "mouse")):
             found["plural"].append((leaf_id, f"{name}s"))
         found["article and capitals"].append((leaf_id, f"The {name.title()}."))
-        found["hyponym"] += [(leaf_id, n) for n in leaf["hyponyms"] if answer.key(n) not in own]
+        found["hyponym"] += [(leaf_id, n) for n in leaf["hyponyms"] if parsing.key(n) not in own]
         for depth, node in enumerate(ancestors):
             kind = "farther ancestor" if depth else "nearest ancestor"
             found[kind] += [
                 (leaf_id, n)
                 for n in node
-                if answer.key(n) not in upper | own | set(map(answer.key, leaf["hyponyms"]))
+                if parsing.key(n) not in upper | own | set(map(parsing.key, leaf["hyponyms"]))
             ]
         found["group"] += [
-            (leaf_id, n) for n in groups[leaf["generic"]] if answer.key(n) not in own
+            (leaf_id, n) for n in groups[leaf["generic"]] if parsing.key(n) not in own
         ]
-        found["abstention"] += [(leaf_id, phrase) for phrase in answer.ABSTENTIONS]
+        found["abstention"] += [(leaf_id, phrase) for phrase in parsing.ABSTENTIONS]
         for kind, said in near_misses(leaf_id, tree):
             found[kind].append((leaf_id, said))
     return found
@@ -108,7 +108,7 @@ def near_misses(leaf_id: str, tree: Mapping) -> Iterator[tuple[str, str]]:
         else:
             kinds = {"other group": [other["name"]]}
         for kind, said in kinds.items():
-            yield from ((kind, name) for name in said if answer.key(name) not in right)
+            yield from ((kind, name) for name in said if parsing.key(name) not in right)
 
 
 def gold(tree: Mapping) -> list[dict[str, str]]:

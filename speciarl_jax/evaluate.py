@@ -8,7 +8,8 @@ r"""Evaluates policies on labelled pictures; goes on where a kill stopped it.
 
 Without --config the folder is that of a training run, and its base and trained policy are
 evaluated; with --config it only receives the results, and the base policy is. What --policies takes
-is listed in `speciarl_jax/policies.py`. Greedy answers of each policy about each data set under
+is listed in `speciarl_jax/training/policy_sources.py`.
+Greedy answers of each policy about each data set under
 each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` line by line, and
 `metrics.json`, `report.md`, `report.html` and figures at the end (docs/evaluation.md).
 """
@@ -25,32 +26,35 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax import (
-    assemble,
-    checkpoint,
-    checks,
-    compilation_cache,
-    distributed,
-    exits,
-    facts,
-    judging,
+from speciarl_jax.data import images
+from speciarl_jax.data.prompt_builder import read_prompt
+from speciarl_jax.data.sources import open_source
+from speciarl_jax.evaluation import (
     metrics,
     open_world,
-    policies,
     predictions,
+    provenance,
     report,
-    run_metrics,
-    sharding,
+    results,
 )
-from speciarl_jax.data import pictures, prompts
-from speciarl_jax.evaluation import Evaluator, answer_part
-from speciarl_jax.predictions import GREEDY, SAMPLES, Part
-from speciarl_jax.workdir import open_workdir
+from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
+from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.experiment import host_verification, validate_config
+from speciarl_jax.experiment.run import (
+    Run,
+    make_prompt_builder,
+    open_sources,
+    policy_run,
+    with_verifier,
+)
+from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, multihost, sharding
+from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.training import policy_sources
 
 
-def with_prompt(run: assemble.Run, prompt: str) -> assemble.Run:
+def with_prompt(run: Run, prompt: str) -> Run:
     """The same run with another prompt (`config.data.prompt`)."""
-    builder = assemble.prompt_builder(
+    builder = make_prompt_builder(
         run.config, run.model_config, run.tokenizer, run.builder.image_processor, prompt
     )
     return dataclasses.replace(run, builder=builder)
@@ -71,7 +75,7 @@ def data_sets(
     _check_names("--sets", files)
     found = {}
     for file in files:
-        other = policies.config_from_file(epath.Path(file))
+        other = policy_sources.config_from_file(epath.Path(file))
         options = {**other.data.options.to_dict(), **other.evaluation.options.to_dict()}
         found[epath.Path(file).stem] = _with_data(config, other.data.name, options)
     for name, part in config.evaluation.sets.items() if not files else ():
@@ -119,11 +123,11 @@ def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any
     """The pictures whose labels the verifier must know; the last are those of the evaluation."""
     if with_training:
         # The labels of the training run, so that the verdicts are those that it saw.
-        return list(assemble.open_sources(config))
-    source = assemble.open_source(config, config.evaluation.seed)
+        return list(open_sources(config))
+    source = open_source(config, config.evaluation.seed)
     if config.data.broken_images == "stop":
-        pictures.check_files(source)
-    pictures.check_first_row(source, config.data.name)
+        images.check_files(source)
+    images.check_first_row(source, config.data.name)
     return [source]
 
 
@@ -140,16 +144,16 @@ class Plan:
       overwrite: as for `Predictions.begin`.
     """
 
-    policies: Sequence[policies.Policy]
+    policies: Sequence[policy_sources.Policy]
     sets: Mapping[str, ml_collections.ConfigDict]
     prompts: Sequence[str]
     own_data: bool
     best_of: int = 0
     overwrite: bool = False
 
-    def groups(self) -> Iterator[tuple[dict[str, Any], list[policies.Policy]]]:
+    def groups(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
         """Policies that share a model."""
-        groups: dict[str, list[policies.Policy]] = {}
+        groups: dict[str, list[policy_sources.Policy]] = {}
         for policy in self.policies:
             groups.setdefault(json.dumps(policy.model, sort_keys=True), []).append(policy)
         for model, members in groups.items():
@@ -164,7 +168,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
       store: where the lines go; None in all processes but the first.
 
     Returns:
-      Data set -> the names around its labels (`assemble.Run.labels`).
+      Data set -> the names around its labels (`Run.labels`).
 
     Raises:
       ValueError: something does not fit, or the lines there were made with something else.
@@ -177,21 +181,23 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
             config = _with_model(unchanged, model)
             if run is None:
                 mesh = sharding.make_mesh(**config.mesh)
-                checks.check(config, mesh)
+                validate_config.check(config, mesh)
                 if plan.best_of:
-                    checks.check_best_of(config, mesh)
-                run = assemble.policy_run(config, mesh)
+                    validate_config.check_best_of(config, mesh)
+                run = policy_run(config, mesh)
                 loras = {policy.name: policy.adapters(run) for policy in members}
-                base = facts.of_base(run)
-                known = {key: base | facts.of_adapters(run, lora) for key, lora in loras.items()}
+                base = provenance.of_base(run)
+                known = {
+                    key: base | provenance.of_adapters(run, lora) for key, lora in loras.items()
+                }
             sources = _sources(config, with_training=plan.own_data)
-            of_set = assemble.with_verifier(dataclasses.replace(run, config=config), sources)
+            of_set = with_verifier(dataclasses.replace(run, config=config), sources)
             labels[name] = of_set.labels
             for prompt in plan.prompts:
                 asked = with_prompt(of_set, prompt)
                 part = Part("", name, epath.Path(prompt).stem, GREEDY)
                 _answer(asked, sources[-1], loras, known, part, plan, store)
-            if judging.is_host(of_set):
+            if host_verification.is_host(of_set):
                 of_set.verifier.close()
     return labels
 
@@ -214,13 +220,13 @@ def _answer(run, source, loras, known, part, plan, store) -> None:
                 lora,
                 store,
                 part._replace(policy=name, decoding=decoding),
-                facts.of_part(run, source, known[name], decoding=decoding, num_rollouts=count),
+                provenance.of_part(run, source, known[name], decoding=decoding, num_rollouts=count),
                 overwrite=plan.overwrite,
                 **sampling,
             )
 
 
-def table(parts: Mapping[Part, run_metrics.Lines], weights: Mapping[str, float]) -> str:
+def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
     """A Markdown table of all runs, and of the best of their samples."""
     several = [len({part[i] for part in parts}) > 1 for i in (1, 2)]
     rows = {}
@@ -243,11 +249,15 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
       ValueError: a policy, data set or prompt that does not exist.
     """
     workdir = epath.Path(given.workdir)
-    config = given.config if given.config is not None else policies.read_config(workdir)
-    step = policies.BEST if given.best else given.step
-    usual = [policies.BASE] if given.config is not None else [policies.BASE, policies.TRAINED]
+    config = given.config if given.config is not None else policy_sources.read_config(workdir)
+    step = policy_sources.BEST if given.best else given.step
+    usual = (
+        [policy_sources.BASE]
+        if given.config is not None
+        else [policy_sources.BASE, policy_sources.TRAINED]
+    )
     plan = Plan(
-        policies=policies.named(given.policies or usual, workdir, step),
+        policies=policy_sources.named(given.policies or usual, workdir, step),
         sets=data_sets(config, given.sets),
         prompts=given.prompts or [config.data.prompt],
         own_data=not given.sets and not config.evaluation.sets,
@@ -256,7 +266,7 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
     )
     _check_names("--prompts", plan.prompts)
     for prompt in plan.prompts:
-        prompts.read_prompt(prompt)
+        read_prompt(prompt)
     return config, plan
 
 
@@ -266,9 +276,10 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --workdir=FOLDER of a training run, and flags only")
     if given.best and given.step is not None:
         raise app.UsageError("give --best or --step, not both")
-    distributed.start(given)
+    multihost.start(given)
     checkpoint.quieten_orbax()
     config, plan = make_plan(given)  # reads; a wrong name makes no folder
+    metrics.check_weights(config.evaluation.weights)
     workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
     encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
@@ -280,18 +291,18 @@ def main(argv: Sequence[str]) -> None:
     if store is None:
         return
     weights, asked = dict(config.evaluation.weights), {}
-    found = run_metrics.update(workdir, store, weights, labels=labels)
+    found = results.update(workdir, store, weights, labels=labels)
     if given.open_world or encoder or judge:
         asked = open_world.of_parts(store.parts(), encoder, judge)
-        found = run_metrics.update(workdir, store, weights, labels=labels, open_world=asked)
+        found = results.update(workdir, store, weights, labels=labels, open_world=asked)
     written = report.write(workdir)
     print(table(store.parts(), weights))
-    for remark in run_metrics.remarks(found):
+    for remark in results.remarks(found):
         print(remark)
     for part, row in asked.items():
         values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         print(f"{part}: {values}")
-    print(*[workdir / run_metrics.FILE, workdir / predictions.LINES, *written], sep="\n")
+    print(*[workdir / results.FILE, workdir / predictions.LINES, *written], sep="\n")
 
 
 if __name__ == "__main__":
@@ -307,5 +318,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool("open_world", False, "Also text inclusion.")
     flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")
     flags.DEFINE_bool("judge_inclusion", False, "Also ask the judge of config.verifier.http_judge.")
-    distributed.define_flags()
-    app.run(exits.guarded(main))
+    multihost.define_flags()
+    app.run(exit_codes.guarded(main))

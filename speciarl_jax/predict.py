@@ -5,7 +5,8 @@ r"""Names what is in pictures: one name an image, as specific as the policy's ow
     python -m speciarl_jax.predict photos/ --model=exports/merged --tree=birds.json
 
 Several answers are sampled about each picture. The name is the most specific one that --confidence
-of them support (the rule: `speciarl_jax/naming.py`); the path shows the support of the names above
+of them support (the rule: `speciarl_jax/evaluation/consensus.py`);
+the path shows the support of the names above
 it. With --workdir the trained policy of a run answers, with --model a checkpoint folder or a policy
 that ships with the package. The label tree is --tree, or that of the data of the configuration;
 without one, only equal names support each other. Files and folders are read, in the order given.
@@ -29,18 +30,13 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax import (
-    assemble,
-    checkpoint,
-    compilation_cache,
-    exits,
-    naming,
-    policies,
-    policy_loading,
-    sharding,
-)
-from speciarl_jax.data import folder, label_tree, pictures, prompts
-from speciarl_jax.verify import taxonomy_file
+from speciarl_jax.data import folder, images, label_tree, prompt_builder
+from speciarl_jax.evaluation import consensus
+from speciarl_jax.experiment.run import Run, open_sources, policy_run, verifier_options
+from speciarl_jax.models import load_policy
+from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding
+from speciarl_jax.training import policy_sources
+from speciarl_jax.verifiers.label_tree import schema
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Pictures of any size come here: a ladder of sizes keeps compiled programs few.
@@ -85,8 +81,8 @@ def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str,
     """
     for path in paths:
         try:
-            image = pictures.read(path)
-        except pictures.BrokenImageError as error:
+            image = images.read(path)
+        except images.BrokenImageError as error:
             wrong.append(error.reason)
             continue
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
@@ -97,9 +93,7 @@ def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str,
 class Predictor:
     """Samples answers about pictures; compiled once a size on the ladder."""
 
-    def __init__(
-        self, run: assemble.Run, lora: Any, *, samples: int, batch_size: int, seed: int = 0
-    ):
+    def __init__(self, run: Run, lora: Any, *, samples: int, batch_size: int, seed: int = 0):
         """Prepares the program.
 
         Args:
@@ -144,17 +138,17 @@ class Predictor:
 def predict(
     predictor: Predictor,
     paths: Sequence[str],
-    tree: naming.NameTree,
+    tree: consensus.NameTree,
     confidence: float,
     wrong: list[str],
-) -> Iterator[tuple[str, naming.Choice]]:
+) -> Iterator[tuple[str, consensus.Choice]]:
     """A name for each picture that can be read, in order.
 
     Args:
       predictor: samples answers.
       paths: of files.
       tree: what stands above names.
-      confidence: as for `naming.choose`.
+      confidence: as for `consensus.choose`.
       wrong: receives what is wrong with the other files.
     """
     waiting: list[tuple[str, dict[str, Any]]] = []
@@ -162,7 +156,7 @@ def predict(
     def answered():
         responses = predictor([row for _, row in waiting])
         for (path, _), said in zip(waiting, responses, strict=True):
-            yield path, naming.choose(said, tree, confidence)
+            yield path, consensus.choose(said, tree, confidence)
         waiting.clear()
 
     for item in read_pictures(paths, wrong):
@@ -173,7 +167,7 @@ def predict(
         yield from answered()
 
 
-def as_json(path: str, choice: naming.Choice) -> str:
+def as_json(path: str, choice: consensus.Choice) -> str:
     """One line; `name` is null where the answers agree on nothing."""
     return json.dumps(
         {
@@ -188,7 +182,7 @@ def as_json(path: str, choice: naming.Choice) -> str:
     )
 
 
-def as_row(path: str, choice: naming.Choice) -> str:
+def as_row(path: str, choice: consensus.Choice) -> str:
     """A row of the table for people; control characters are made visible."""
     way = ", ".join(f"{name} {support:.2f}" for name, support in choice.path)
     cells = (choice.name or "?", f"{choice.agreement:.2f}", path, f"({way or 'no name'})")
@@ -196,23 +190,23 @@ def as_row(path: str, choice: naming.Choice) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def read_tree(path: str | None, config: ml_collections.ConfigDict | None) -> naming.NameTree:
+def read_tree(path: str | None, config: ml_collections.ConfigDict | None) -> consensus.NameTree:
     """The label tree of a file, or of the data of a configuration; an empty one without either.
 
     Raises:
       ValueError: the file holds no tree.
     """
     if not path and config is not None:
-        path = assemble.verifier_options(config).get("path", "")
+        path = verifier_options(config).get("path", "")
         path = path if str(path).endswith(".json") else ""
         try:
-            path = path or label_tree.path_of(assemble.open_sources(config))
+            path = path or label_tree.path_of(open_sources(config))
         except ValueError as error:
             logging.warning("there is no label tree, so only equal names count: %s", error)
-    return naming.NameTree(taxonomy_file.read(path), str(path)) if path else naming.NameTree()
+    return consensus.NameTree(schema.read(path), str(path)) if path else consensus.NameTree()
 
 
-def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDict | None]:
+def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]:
     """The policy that the flags ask for: a run, its adapters, and where a label tree may be found.
 
     Raises:
@@ -220,18 +214,18 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
     """
     if given.workdir:
         workdir = epath.Path(given.workdir)
-        config = policies.read_config(workdir)
-        (policy,) = policies.named([policies.TRAINED], workdir, given.step)
+        config = policy_sources.read_config(workdir)
+        (policy,) = policy_sources.named([policy_sources.TRAINED], workdir, given.step)
         about = config
     else:
-        shipped = policy_loading.model_folder(given.model).parent == policy_loading.SHIPPED
+        shipped = load_policy.model_folder(given.model).parent == load_policy.SHIPPED
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
-            config = policies.config_from_file(epath.Path(CONFIGS / name))
+            config = policy_sources.config_from_file(epath.Path(CONFIGS / name))
             # The data of base.py have nothing to do with a user's checkpoint.
             about = config if shipped else None
-        (policy,) = policies.named([given.model], epath.Path())
+        (policy,) = policy_sources.named([given.model], epath.Path())
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
@@ -240,11 +234,11 @@ def open_policy(given: Any) -> tuple[assemble.Run, Any, ml_collections.ConfigDic
         if given.prompt:
             config.data.prompt = given.prompt
     compilation_cache.enable(config.compilation_cache)
-    run = assemble.policy_run(config, sharding.make_mesh(**config.mesh))
+    run = policy_run(config, sharding.make_mesh(**config.mesh))
     return fit_pictures(run, given.max_pixels), policy.adapters(run), about
 
 
-def fit_pictures(run: assemble.Run, asked: int | None) -> assemble.Run:
+def fit_pictures(run: Run, asked: int | None) -> Run:
     """The same run; larger pictures are shrunk so far that every prompt keeps within its limit.
 
     Args:
@@ -257,7 +251,7 @@ def fit_pictures(run: assemble.Run, asked: int | None) -> assemble.Run:
     data, processor = run.config.data, run.builder.image_processor
     unit = run.model_config.vision.patch_size * run.model_config.vision.spatial_merge_size
     text = len(run.builder.prompt_ids(0))
-    most = prompts.most_pixels(data.max_prompt_tokens - text, unit, pictures.MOST_ASPECT)
+    most = prompt_builder.most_pixels(data.max_prompt_tokens - text, unit, images.MOST_ASPECT)
     why = (
         f"config.data.max_prompt_tokens is {data.max_prompt_tokens}, and the text of the prompt "
         f"takes {text} of them"
@@ -270,8 +264,8 @@ def fit_pictures(run: assemble.Run, asked: int | None) -> assemble.Run:
         raise ValueError(f"--max_pixels is {asked}, and at most {most} fit: {why}")
     logging.warning("large pictures are shrunk to %d pixels: %s", most, why)
     builder = copy.copy(run.builder)
-    place = policy_loading.model_folder(run.config.model.path)
-    builder.image_processor = prompts.load_image_processor(place, most)
+    place = load_policy.model_folder(run.config.model.path)
+    builder.image_processor = prompt_builder.load_image_processor(place, most)
     return dataclasses.replace(run, builder=builder)
 
 
@@ -315,7 +309,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
     flags.DEFINE_string("model", None, "Checkpoint folder, PEFT folder, or emoji_tiny.")
-    flags.DEFINE_string("tree", None, "Label tree (JSON, speciarl_jax/verify/taxonomy_file.py).")
+    flags.DEFINE_string(
+        "tree", None, "Label tree (JSON, speciarl_jax/verifiers/label_tree/schema.py)."
+    )
     flags.DEFINE_string("prompt", None, "Prompt; that of the configuration by default.")
     flags.DEFINE_float("confidence", 0.7, "Share of the answers that must support the name.")
     flags.DEFINE_integer("samples", 16, "Answers a picture.")
@@ -324,4 +320,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 8, "Pictures at once.")
     flags.DEFINE_integer("seed", 0, "Of sampling.")
     flags.DEFINE_bool("json", False, "Print JSON lines.")
-    exits.run_tool("predict", main)
+    exit_codes.run_tool("predict", main)

@@ -20,115 +20,33 @@ from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax import (
-    assemble,
-    checks,
-    compilation_cache,
-    distributed,
-    dynamic_sampling,
-    evaluation,
-    exits,
-    facts,
-    json_lines,
-    judging,
-    learning,
-    metrics,
-    predictions,
-    preemption,
-    profiling,
-    report,
-    rollout_samples,
-    run_facts,
-    run_metrics,
-    sharding,
-    step,
-    stopwatch,
-    supervised,
-)
-from speciarl_jax.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.data import pipeline
-from speciarl_jax.journal import Journal
-from speciarl_jax.run_clock import RunClock
-from speciarl_jax.update import TrainState
-from speciarl_jax.workdir import open_workdir
+from speciarl_jax.evaluation import metrics, predictions, provenance, report, results
+from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
+from speciarl_jax.evaluation.metrics import Score
+from speciarl_jax.experiment import host_verification
+from speciarl_jax.experiment.run import Run, facts_of, prepare
+from speciarl_jax.runtime import (
+    compilation_cache,
+    exit_codes,
+    jsonl,
+    multihost,
+    preemption,
+    step_timer,
+)
+from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.runtime.profiler import Profiler
+from speciarl_jax.runtime.wall_clock import RunClock
+from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.training import build_update, sample_logger, steps, train_data
+from speciarl_jax.training.state import TrainState
+from speciarl_jax.training.train_logger import Journal
 
 SUMMARY = "summary.json"
 
 
-def rollout_function(run: assemble.Run) -> Callable:
-    """(lora, base, batch, step) -> features and rollout, as training samples them; traceable."""
-    config = run.config
-    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
-    temperature = np.float32(config.rollout.temperature)
-    top_p = np.float32(config.rollout.top_p)
-
-    def rollout_of(lora, base, batch, number):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        return sample(lora, base, batch, key, temperature, top_p)
-
-    return rollout_of
-
-
-def build_step(
-    run: assemble.Run, optimizer: Any, where: TrainState, mark: Callable = stopwatch.ignore
-) -> Callable:
-    """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
-    advantage -> update.
-
-    One compiled program with `config.train.fused`, otherwise three. A host verifier sits between
-    programs in any case (`judging`). With dynamic sampling it takes a function that gives the next
-    batch instead of a batch. Where there are several, `mark` is told when a stage ends.
-    """
-    config = run.config
-    if config.train.objective == "labels":
-        return supervised.build_step(run, optimizer, where)
-    rollout_of, learn = rollout_function(run), learning.learner(run, optimizer)
-    copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
-
-    def verdicts_of(verifier, batch, rollout):
-        category_BN, valid_BN, probability_BN = step.verify_with_probability(
-            verifier, batch, rollout
-        )
-        return category_BN, valid_BN, step.describe_probability(probability_BN, valid_BN)
-
-    def whole(state, base, verifier, batch, number):
-        features_BMD, rollout = rollout_of(state.lora, base, batch, number)
-        category_BN, valid_BN, sure = verdicts_of(verifier, batch, rollout)
-        state, found = learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
-        return state, found | sure
-
-    dynamic = config.train.dynamic_sampling.max_rounds > 0
-    if judging.is_host(run):
-        if dynamic:
-            answer = dynamic_sampling.host_answer(run, rollout_of)
-            return dynamic_sampling.build_step(run, answer, learn, where, judging.describe)
-        return judging.build_step(run, rollout_of, learn, where, mark)
-    if config.train.fused and not dynamic:
-        return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
-    rollout_program = jax.jit(rollout_of, out_shardings=rows)
-    verify_program = jax.jit(verdicts_of, out_shardings=(rows, rows, copies))
-
-    def answer(state, base, verifier, batch, number):
-        features_BMD, rollout = rollout_program(state.lora, base, batch, number)
-        mark("rollout", rollout.mask_BNT)
-        category_BN, valid_BN, sure = verify_program(verifier, batch, rollout)
-        mark("verify", valid_BN)
-        return features_BMD, rollout, category_BN, valid_BN, sure
-
-    if dynamic:
-        return dynamic_sampling.build_step(run, answer, learn, where)
-    learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
-
-    def in_three(state, base, verifier, batch, number):
-        *found, sure = answer(state, base, verifier, batch, number)
-        state, metrics = learn_program(state, base, batch, *found)
-        return state, metrics | sure
-
-    return in_three
-
-
 def train(
-    run: assemble.Run,
+    run: Run,
     workdir: epath.PathLike,
     after_first_step: Callable[[], None],
     *,
@@ -152,20 +70,20 @@ def train(
       FloatingPointError: the gradient was not finite too often in a row.
       judging.JudgeAway: too many answers of a step have no verdict; a checkpoint of the step before
         was saved.
-      exits.Preempted: the machine is about to be taken away; a checkpoint was saved.
-      exits.StorageError: a checkpoint cannot be written.
+      exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
+      exit_codes.StorageError: a checkpoint cannot be written.
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
-    optimizer, state, where = learning.init_state(run)
-    gallery = rollout_samples.Gallery(config.train)
-    stream = training_stream(run, gallery.watch)
+    optimizer, state, where = build_update.start_state(run)
+    gallery = sample_logger.Gallery(config.train)
+    stream = train_data.training_stream(run, gallery.watch)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
-        facts = run_facts.of_run(run)
+        facts = facts_of(run)
         done, state, window = go_on(checkpoints, state, stream, clock, facts, allow_change)
-        watch = stopwatch.Stopwatch()
+        watch = step_timer.Stopwatch()
         stack.callback(watch.close)
-        program = build_step(run, optimizer, where, watch.mark)
+        program = steps.build_step(run, optimizer, where, watch.mark)
 
         def first_step_done():
             clock.step_done(done + 1)
@@ -173,7 +91,7 @@ def train(
 
         journal = Journal(run, workdir, done, first_step_done, watch, window, gallery)
         stack.callback(journal.close)
-        profiler = stack.enter_context(profiling.Profiler(workdir, config.train.profile_steps))
+        profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
 
         def where_it_stands():
@@ -195,7 +113,7 @@ def train(
             watch.begin()
             try:
                 state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
-            except judging.JudgeAway:
+            except host_verification.JudgeAway:
                 # The step before is recorded here, after `position` was taken.
                 journal.flush()
                 position["window"] = journal.window
@@ -215,7 +133,9 @@ def train(
             checkpoints.save(number, state, position, facts, metric=metric, force=last or leaves)
             if leaves and not last:
                 checkpoints.wait()
-                raise exits.Preempted(f"preempted: step {number} is saved; start again to go on")
+                raise exit_codes.Preempted(
+                    f"preempted: step {number} is saved; start again to go on"
+                )
     return state.lora, clock.earlier
 
 
@@ -245,32 +165,6 @@ def go_on(
     return done, state, tuple(position.get("window", (0.0, 0)))
 
 
-def training_stream(run: assemble.Run, see: Callable[[Sequence], None] = lambda rows: None):
-    """This process's share of the batches, epoch after epoch; `see` is shown the rows of each."""
-    config, processes = run.config, jax.process_count()
-    first, size = run.source(config.seed), checks.sampled_pictures(config)
-    build = supervised.builder(run) if config.train.objective == "labels" else run.build
-
-    def build_batch(rows):
-        see(rows)
-        return build(rows, size // processes)
-
-    def source_of_epoch(epoch):
-        # Of both, or neighbouring seeds would share most of their pictures.
-        seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
-        return first.with_seed(seed) if hasattr(first, "with_seed") else run.source(seed)
-
-    return pipeline.training_batches(
-        source_of_epoch,
-        build_batch,
-        batch_size=size,
-        seed=config.seed,
-        workers=config.data.workers,
-        process=jax.process_index(),
-        processes=processes,
-    )
-
-
 def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
     """What the greedy answers of a policy are called in `predictions.jsonl`."""
     prompt = epath.Path(config.data.prompt).stem
@@ -278,11 +172,11 @@ def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.P
 
 
 def greedy_score(
-    evaluator: evaluation.Evaluator,
+    evaluator: Evaluator,
     lora: nnx.State,
     name: str,
     store: predictions.Predictions | None,
-) -> metrics.Score | None:
+) -> Score | None:
     """Score of a policy's greedy answers, which go to `predictions.jsonl` unless they are there.
 
     Answers of another configuration are replaced: a run that was prolonged has another policy.
@@ -292,9 +186,9 @@ def greedy_score(
     """
     run = evaluator.run
     part = greedy_part(run.config, name)
-    policy = facts.of_base(run) | facts.of_adapters(run, lora)
-    known = facts.of_part(run, evaluator.source, policy)
-    evaluation.answer_part(evaluator, lora, store, part, known, overwrite=True)
+    policy = provenance.of_base(run) | provenance.of_adapters(run, lora)
+    known = provenance.of_part(run, evaluator.source, policy)
+    answer_part(evaluator, lora, store, part, known, overwrite=True)
     if store is None:
         return None
     judged = predictions.verified(store.lines(part))
@@ -302,17 +196,17 @@ def greedy_score(
 
 
 def write_summary(
-    path: epath.Path, scores: Mapping[str, metrics.Score], steps: int, clock: RunClock
+    path: epath.Path, scores: Mapping[str, Score], steps: int, clock: RunClock
 ) -> None:
     """Scores, and how long the run took (`RunClock.summary`).
 
     Raises:
       ValueError: a summary that is there already is damaged.
     """
-    before = json_lines.read_object(path, "delete it")
+    before = jsonl.read_object(path, "delete it")
     summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
     summary |= clock.summary(steps, before)
-    json_lines.replace(path, json.dumps(summary, indent=2) + "\n")
+    jsonl.replace(path, json.dumps(summary, indent=2) + "\n")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -323,19 +217,20 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     clock = RunClock()
-    distributed.start(given)
+    multihost.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
     config, workdir = given.config, open_workdir(given.workdir)
     # `write_summary` would refuse a damaged one after all the work.
-    json_lines.read_object(workdir / SUMMARY, "delete it")
-    run = assemble.prepare(config)
+    jsonl.read_object(workdir / SUMMARY, "delete it")
+    metrics.check_weights(config.evaluation.weights)
+    run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.agree(run_facts.of_run(run), allow_change=given.allow_config_change)
+        checkpoints.agree(facts_of(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
-        json_lines.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
+        jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
-    evaluator = evaluation.Evaluator(run)
+    evaluator = Evaluator(run)
     scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
     allow_change = given.allow_config_change
     lora, _ = train(run, workdir, lambda: None, clock=clock, allow_change=allow_change)
@@ -344,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
         return
     write_summary(workdir / SUMMARY, scores, config.train.steps, clock)
     weights = dict(config.evaluation.weights)
-    run_metrics.update(workdir, store, weights, labels={config.data.name: run.labels})
+    results.update(workdir, store, weights, labels={config.data.name: run.labels})
     report.write(workdir)
     print(report.table(scores))
     for what, name in (
@@ -364,5 +259,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "allow_config_change", False, "Go on from a checkpoint of another configuration."
     )
-    distributed.define_flags()
-    app.run(exits.guarded(main))
+    multihost.define_flags()
+    app.run(exit_codes.guarded(main))

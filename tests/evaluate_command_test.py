@@ -8,7 +8,8 @@ import pytest
 import small_run
 from PIL import Image
 
-from speciarl_jax import exits, predictions
+from speciarl_jax.evaluation import predictions
+from speciarl_jax.runtime import exit_codes
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def test_an_evaluation_whose_process_is_killed_goes_on_to_the_same_files(
         assert both[victim].returncode == -signal.SIGKILL
         # The other one does not go on alone, and does not say that the configuration is wrong.
         other = both[1 - victim].returncode
-        assert other not in (0, exits.REFUSED, exits.STORAGE), printed[1 - victim]
+        assert other not in (0, exit_codes.REFUSED, exit_codes.STORAGE), printed[1 - victim]
         assert lines_of(workdir).startswith(kept)
         kept = lines_of(workdir)[: lines_of(workdir).rfind(b"\n") + 1]
         assert 0 < len(kept) < len(lines_of(calm))

@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import (
-    assemble,
-    compilation_cache,
-    evaluate,
-    evaluation,
-    policies,
-    policy_loading,
-    predictions,
-    report,
-    run_metrics,
-    sharding,
-)
+from speciarl_jax import evaluate
+from speciarl_jax.data.sources import open_source
+from speciarl_jax.evaluation import evaluator, predictions, report, results
+from speciarl_jax.evaluation.predictions import Part
+from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import peft
-from speciarl_jax.predictions import Part
+from speciarl_jax.runtime import compilation_cache, sharding
+from speciarl_jax.training import policy_sources
 
 OPTIONS = {"split": "held_out", "image_size": 24, "domains": small_run.DOMAINS, "views": 1}
 
@@ -43,7 +37,9 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def plan(config, policy_folder, tmp_path_factory):
     return evaluate.Plan(
-        policies=policies.named(["base", f"copy={policy_folder}"], tmp_path_factory.mktemp("none")),
+        policies=policy_sources.named(
+            ["base", f"copy={policy_folder}"], tmp_path_factory.mktemp("none")
+        ),
         sets=evaluate.data_sets(config, []),
         prompts=["base"],
         own_data=False,
@@ -82,12 +78,12 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
         base, copy = (Part(policy, data, "base", "greedy") for policy in ("base", "copy"))
         assert said[base] == said[copy]
         assert {line["difficulty"] for line in parts[base]} == {data}
-        source = assemble.open_source(plan.sets[data], config.evaluation.seed)
+        source = open_source(plan.sets[data], config.evaluation.seed)
         assert [line["index"] for line in parts[base]] == list(range(len(source)))
     assert (
         said[Part("base", "easy", "base", "greedy")] != said[Part("base", "hard", "base", "greedy")]
     )
-    found = run_metrics.of_parts(parts, dict(config.evaluation.weights))
+    found = results.of_parts(parts, dict(config.evaluation.weights))
     assert [(row["b"]["policy"], row["b"]["data"]) for row in found["comparisons"]] == [
         ("copy", "easy"),
         ("copy", "hard"),
@@ -103,7 +99,7 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
 
     before = (tmp_path / predictions.LINES).read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation.Evaluator, "_build", None)
+        patch.setattr(evaluator.Evaluator, "_build", None)
         evaluate.evaluate(plan, predictions.Predictions(tmp_path))
     assert (tmp_path / predictions.LINES).read_bytes() == before
 
@@ -224,14 +220,14 @@ def test_results_are_written_before_the_open_world_metrics_and_these_stay(
         patch.setattr(evaluate.open_world, "measure", failing)
         with pytest.raises(RuntimeError, match="the encoder fails"):
             command(given, LINES)
-    (row,) = json.loads((tmp_path / run_metrics.FILE).read_text())["runs"]
+    (row,) = json.loads((tmp_path / results.FILE).read_text())["runs"]
     assert row["pictures"] == 2 and "open_world" not in row
     command(given, LINES)
-    measured = (tmp_path / run_metrics.FILE).read_bytes()
+    measured = (tmp_path / results.FILE).read_bytes()
     (row,) = json.loads(measured)["runs"]
     assert row["open_world"] == {"text_inclusion": 0.0}
     command(flags_of(tmp_path, config), LINES)
-    assert (tmp_path / run_metrics.FILE).read_bytes() == measured
+    assert (tmp_path / results.FILE).read_bytes() == measured
 
 
 def test_a_second_export_under_the_same_name_is_not_taken_for_the_first(
@@ -243,7 +239,7 @@ def test_a_second_export_under_the_same_name_is_not_taken_for_the_first(
         (export / path.name).write_bytes(path.read_bytes())
     config = small_config(model__path=str(export))
     plan = evaluate.Plan(
-        policies=policies.named(["base"], tmp_path),
+        policies=policy_sources.named(["base"], tmp_path),
         sets={"emoji": config},
         prompts=["base"],
         own_data=False,
@@ -271,9 +267,9 @@ def test_a_set_without_options_is_refused(small_config):
 def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     rng = np.random.default_rng(0)
     lora = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), run.lora)
-    base = str(policy_loading.model_folder(run.config.model.path))
+    base = str(load_policy.model_folder(run.config.model.path))
     peft.save_adapter(tmp_path / "mine", run.model_config, peft.AdapterConfig(3, 12.0, base), lora)
-    (policy,) = policies.named([str(tmp_path / "mine")], tmp_path)
+    (policy,) = policy_sources.named([str(tmp_path / "mine")], tmp_path)
     assert policy.name == "mine"
     assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0, "path": base}
     got, want = (small_run.arrays(x) for x in (policy.adapters(run), lora))
@@ -284,5 +280,5 @@ def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     config_path = tmp_path / "mine" / "adapter_config.json"
     named = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(named | {"base_model_name_or_path": ""}))
-    (policy,) = policies.named([str(tmp_path / "mine")], tmp_path)
+    (policy,) = policy_sources.named([str(tmp_path / "mine")], tmp_path)
     assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0}

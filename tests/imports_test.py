@@ -1,4 +1,4 @@
-"""The direction of imports: leaves do not know who calls them, and nothing goes in a circle."""
+"""A package imports only what stands left of it, and nothing goes in a circle."""
 
 import ast
 import pathlib
@@ -8,27 +8,23 @@ import pytest
 PACKAGE = "speciarl_jax"
 ROOT = pathlib.Path(__file__).resolve().parent.parent / PACKAGE
 
-# What a room may import of the package outside its own folder. `None`: everything.
+# package -> packages that it may import besides itself.
+_MODELS = {"runtime", "models"}
+_SAMPLING = _MODELS | {"data", "rollout"}
+_RUN = _SAMPLING | {"verifiers", "rl", "experiment"}
 ALLOWED = {
-    "models": set(),
-    "losses": set(),
-    "advantages": set(),
-    "types": set(),
-    "verify.category": set(),
-    "verify": {"verify.category", "types"},
-    # The judge on the devices is a model with a tokenizer of its own.
-    "verify.flax_judge": {"verify", "models", "data.tokenizer"},
-    "verify.verdict_scorer": {"verify", "models"},
-    "verify.reencoding_judge": {"verify", "models"},
-    "rewards": {"verify.category"},
-    "rollout": {"models", "types"},
-    # What a prompt looks like to the model (layouts, positions) is the model's own knowledge.
-    # A mixture finds its parts by their names, and processes agree on the sizes of a batch.
-    "data": {"types", "models", "lookup", "distributed"},
-    "pretraining": {"data", "models"},
-    "update": {"losses", "rollout", "types"},
-    "metrics": {"verify.category"},
+    "runtime": set(),
+    "models": {"runtime"},
+    "data": _MODELS,
+    "rollout": _MODELS,
+    "verifiers": _SAMPLING,
+    "rl": _SAMPLING | {"verifiers"},
+    "experiment": _SAMPLING | {"verifiers", "rl"},
+    "evaluation": _RUN,
+    "training": _RUN | {"evaluation"},
+    "tools": _RUN | {"evaluation", "training"},
 }
+PROGRAMS = {"train", "evaluate", "predict"}
 
 
 def module_name(path):
@@ -37,6 +33,7 @@ def module_name(path):
 
 
 def imports():
+    """Module -> the modules of the package that it imports, at its top or inside a function."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         names = set()
@@ -59,30 +56,36 @@ def imports():
     return found
 
 
-def within(name, room):
-    return name == room or name.startswith(room + ".")
+def package_of(module):
+    return module.split(".")[0]
 
 
-def test_every_room_that_is_named_here_exists():
-    modules = imports().keys()
-    for name in [*ALLOWED, *set().union(*ALLOWED.values())]:
-        assert any(within(module, name) for module in modules), f"there is no {name}"
+def test_the_package_consists_of_the_rooms_that_are_named_here():
+    entries = {path.stem for path in ROOT.iterdir() if not path.name.startswith("__pycache__")}
+    assert entries == ALLOWED.keys() | PROGRAMS | {"__init__", "__main__"}
+    assert all((ROOT / name / "__init__.py").is_file() for name in ALLOWED)
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED))
-def test_a_room_imports_only_what_it_may(room):
-    for module, names in imports().items():
-        if not within(module, room) or (room == "verify" and module in ALLOWED):
-            continue
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_a_package_imports_only_what_it_may(package):
+    modules = {m: names for m, names in imports().items() if package_of(m) == package}
+    assert len(modules) > 1, f"there is no package {package}"
+    for module, names in modules.items():
         for name in names:
-            allowed = within(name, room) or any(within(name, a) for a in ALLOWED[room])
+            allowed = package_of(name) in ALLOWED[package] | {package}
             assert allowed, f"{module} may not import {name}"
+
+
+def test_nothing_imports_a_program():
+    for module, names in imports().items():
+        if module != "__main__":
+            assert not {package_of(name) for name in names} & PROGRAMS, module
 
 
 def test_imports_are_acyclic():
     graph = imports()
-    assert graph["train"] and graph["update"]  # the scan found what it is about
     done, active = set(), []
+    assert graph["train"] and graph["training.update"]  # the scan found what it is about
 
     def visit(module):
         assert module not in active, " -> ".join([*active, module])
@@ -107,11 +110,10 @@ def test_jit_and_partition_specs_stay_where_they_belong():
             if isinstance(node, ast.Attribute | ast.alias)
         }
         module = module_name(path)
-        holders |= {module} & {"sharding"} if "PartitionSpec" in names else set()
-        if module != "sharding":
-            assert "PartitionSpec" not in names, f"{module}: PartitionSpec belongs to sharding.py"
-        leaf = module.split(".")[0] in {"models", "losses", "rewards", "rollout", "advantages"}
-        # `hf` makes fresh weights: initialisation.
-        leaf &= module != "models.qwen2_5_vl.hf"
+        if "PartitionSpec" in names:
+            holders.add(module)
+        leaf = package_of(module) in {"models", "rl", "rollout"}
+        # Initialisation: fresh weights.
+        leaf &= module != "models.qwen2_5_vl.hf_checkpoint"
         assert not (leaf and "jit" in names), f"{module}: jax.jit belongs to the entry points"
-    assert holders == {"sharding"}
+    assert holders == {"runtime.sharding"}

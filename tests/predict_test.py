@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from speciarl_jax import exits, naming, policies, policy_loading, predict
-from speciarl_jax.data import emoji, prompts
+from speciarl_jax import predict
+from speciarl_jax.data import emoji, prompt_builder
+from speciarl_jax.evaluation import consensus
+from speciarl_jax.models import load_policy
+from speciarl_jax.runtime import exit_codes
+from speciarl_jax.training import policy_sources
 
 GOOD = ["animated.gif", "deep.png", "grey.png", "huge.jpg", "palette.png", "photo.jpg"]
 GOOD += ["plain.png", "rgba.png", "rotated.jpg", "sub/inner.bmp", "tiny.png", "web.webp"]
@@ -97,7 +101,7 @@ def predictor(run):
 
 def test_answers_depend_on_the_picture_and_not_on_its_neighbours(photos, predictor):
     names = [str(photos / name) for name in ("plain.png", "grey.png", "deep.png", "rgba.png")]
-    tree, wrong = naming.NameTree(), []
+    tree, wrong = consensus.NameTree(), []
 
     def answers(paths):
         rows = [row for _, row in predict.read_pictures(paths, wrong)]
@@ -120,7 +124,7 @@ def fitted(run, small_config, tmp_path):
     """(room for a picture in tokens, --max_pixels) -> `fit_pictures` of a run whose image processor
     leaves photographs as they are."""
     name = "preprocessor_config.json"
-    folder = policy_loading.model_folder(run.config.model.path)
+    folder = load_policy.model_folder(run.config.model.path)
     settings = json.loads((folder / name).read_text())
     settings["size"]["longest_edge"] = 10**7
     (tmp_path / name).write_text(json.dumps(settings))
@@ -130,7 +134,7 @@ def fitted(run, small_config, tmp_path):
         config = small_config(data__max_prompt_tokens=tokens, model__path=str(tmp_path))
         builder = copy.copy(run.builder)
         builder.max_prompt_tokens = tokens
-        builder.image_processor = prompts.load_image_processor(tmp_path, asked)
+        builder.image_processor = prompt_builder.load_image_processor(tmp_path, asked)
         return predict.fit_pictures(dataclasses.replace(run, config=config, builder=builder), asked)
 
     return fitted
@@ -201,7 +205,7 @@ def test_compiled_programs_are_kept_where_the_configuration_says(
 
 
 def test_a_line_and_a_row_say_the_same():
-    choice = naming.Choice(
+    choice = consensus.Choice(
         "bird", 0.95, [("eagle", 0.7), ("bird", 0.95)], {"eagle": 14, "bird": 5, "": 1}
     )
     assert json.loads(predict.as_json("a b.png", choice)) == {
@@ -215,7 +219,7 @@ def test_a_line_and_a_row_say_the_same():
     }
     row = predict.as_row("a b.png", choice)
     assert row.split() == "bird 0.95 a b.png (eagle 0.70, bird 0.95)".split()
-    none = naming.Choice(None, 0.0, [], {None: 2})
+    none = consensus.Choice(None, 0.0, [], {None: 2})
     assert predict.as_row("x\x1b[2J\n.png", none).startswith("?") and "no name" in (
         predict.as_row("x", none)
     )
@@ -224,9 +228,9 @@ def test_a_line_and_a_row_say_the_same():
 
 
 def test_a_policy_is_found_by_what_its_folder_holds(policy_folder, tmp_path):
-    (model,) = policies.named([f"mine={policy_folder}"], tmp_path)
+    (model,) = policy_sources.named([f"mine={policy_folder}"], tmp_path)
     assert model.name == "mine" and model.model == {"path": str(policy_folder)}
-    base, trained = policies.named(["base", "trained"], tmp_path, 20)
+    base, trained = policy_sources.named(["base", "trained"], tmp_path, 20)
     assert (base.name, trained.name) == ("base", "step_20")
     for spec, said in (
         (["nowhere"], "'nowhere' is no policy: neither 'base', 'trained'"),
@@ -234,7 +238,7 @@ def test_a_policy_is_found_by_what_its_folder_holds(policy_folder, tmp_path):
         (["base", "base=emoji_tiny"], "two policies have one name"),
     ):
         with pytest.raises(ValueError, match=said):
-            policies.named(spec, tmp_path)
+            policy_sources.named(spec, tmp_path)
 
 
 def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
@@ -260,6 +264,6 @@ def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
 def test_a_wrong_command_line_says_what_is_wrong(photos, start):
     process = start("-m", "speciarl_jax.predict", photos / "plain.png", "--model=/nowhere")
     printed, _ = process.communicate(timeout=500)
-    assert process.returncode == exits.REFUSED, printed
+    assert process.returncode == exit_codes.REFUSED, printed
     assert "predict: config.model.path is '/nowhere'" in printed
     assert "Traceback" not in printed

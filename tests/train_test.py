@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import assemble, journal, learning, run_facts, train
-from speciarl_jax.checkpoint import Checkpoints
-from speciarl_jax.models.qwen2_5_vl import hf
-from speciarl_jax.run_clock import RunClock
+from speciarl_jax import train
+from speciarl_jax.experiment.run import prepare
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.runtime import resume_config
+from speciarl_jax.runtime.checkpoint import Checkpoints
+from speciarl_jax.runtime.wall_clock import RunClock
+from speciarl_jax.training import build_update, steps, train_logger
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
 CATEGORIES = {
@@ -43,7 +46,7 @@ def rows_of(workdir):
 
 def restored(run, workdir, step=None):
     """Arrays of a checkpoint by their path."""
-    _, state, _ = learning.init_state(run)
+    _, state, _ = build_update.start_state(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {}, step)
     checkpoints.close()
@@ -117,7 +120,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
     run, small_config, finished, tmp_path, monkeypatch
 ):
-    write = journal.MetricWriter.write
+    write = train_logger.MetricWriter.write
 
     def full_disk(writer, step, values):
         if step == 5:
@@ -131,7 +134,7 @@ def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
     stopped, resumed = RunClock(), RunClock()
     stopped.set_state({"seconds": 1000.0})
     with monkeypatch.context() as patch:
-        patch.setattr(journal.MetricWriter, "write", full_disk)
+        patch.setattr(train_logger.MetricWriter, "write", full_disk)
         with pytest.raises(OSError, match="no space left"):
             train.train(short, tmp_path, lambda: None, clock=stopped)
     assert rows_of(tmp_path) == rows_of(finished)[:4]
@@ -164,8 +167,8 @@ def test_samples_depend_on_the_step_and_on_nothing_before_it(run, small_config, 
     batch = small_run.batch_of(run)
 
     def step(number):
-        optimizer, state, where = learning.init_state(same)
-        program = train.build_step(same, optimizer, where)
+        optimizer, state, where = build_update.start_state(same)
+        program = steps.build_step(same, optimizer, where)
         _, metrics = program(state, run.base, run.verifier, batch, np.uint32(number))
         return {name: float(value) for name, value in metrics.items()}
 
@@ -341,7 +344,6 @@ REFUSED = {
     "train__dynamic_sampling__batch_size": (0, "dynamic_sampling.batch_size is 0; .* at least 1"),
     "train__batch_size": (640, "[0-9]+ pictures and config.train.batch_size is 640; lower"),
     "train__mini_batches": (3, "batch_size 8 cannot be cut into 3 mini-batches"),
-    "evaluation__weights__generic": (2.0, "config.evaluation.weights. must be numbers in .0, 1."),
     "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
     "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),
     "train__max_skipped": (0, "config.train.max_skipped is 0; it must be at least 1"),
@@ -354,7 +356,7 @@ REFUSED = {
 def test_a_bad_value_is_refused_before_any_compute_and_says_how_to_mend_it(small_config, key):
     value, said = REFUSED[key]
     with pytest.raises(ValueError, match=said):
-        assemble.prepare(small_config(**{key.strip(): value}))
+        prepare(small_config(**{key.strip(): value}))
 
 
 @pytest.mark.parametrize(
@@ -367,7 +369,7 @@ def test_an_unknown_option_is_refused_by_its_name(small_config, section):
     with part.unlocked():
         part.colour = "blue"
     with pytest.raises(TypeError, match="colour"):
-        assemble.prepare(config)
+        prepare(config)
 
 
 @pytest.fixture
@@ -389,7 +391,7 @@ def damaged(policy_folder, tmp_path):
 def test_a_policy_without_one_of_its_files_is_refused(small_config, damaged, name, said):
     (damaged / name).unlink()
     with pytest.raises(ValueError, match=said):
-        assemble.prepare(small_config(model__path=str(damaged)))
+        prepare(small_config(model__path=str(damaged)))
 
 
 @pytest.fixture
@@ -399,7 +401,7 @@ def closed_weights(monkeypatch):
     def load(*args, **options):
         raise AssertionError("weights were opened")
 
-    monkeypatch.setattr(hf, "load", load)
+    monkeypatch.setattr(hf_checkpoint, "load", load)
 
 
 @pytest.mark.parametrize(
@@ -413,23 +415,23 @@ def test_wrong_keys_are_refused_before_weights_are_opened(
     small_config, closed_weights, changes, said
 ):
     with pytest.raises(ValueError, match=said):
-        assemble.prepare(small_config(**changes))
+        prepare(small_config(**changes))
 
 
 def test_small_files_are_read_before_weights_are_opened(small_config, closed_weights, damaged):
     config = small_config(model__path=str(damaged))
     with pytest.raises(AssertionError, match="weights were opened"):
-        assemble.prepare(config)
+        prepare(config)
     (damaged / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="holds no preprocessor_config.json"):
-        assemble.prepare(config)
+        prepare(config)
     (damaged / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="holds no tokenizer.json"):
-        assemble.prepare(config)
+        prepare(config)
     # A folder of another model hears that first.
     (damaged / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="model_type 'llava'"):
-        assemble.prepare(config)
+        prepare(config)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.9])
@@ -438,11 +440,11 @@ def test_a_damaged_weights_file_is_refused_by_its_name(small_config, damaged, ke
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        assemble.prepare(small_config(model__path=str(damaged)))
+        prepare(small_config(model__path=str(damaged)))
 
 
 def test_facts_are_every_key_but_those_that_may_change(small_config):
-    facts = run_facts.of_config(small_config())
+    facts = resume_config.of_config(small_config())
     assert facts["data.options.domains"] == ["vehicle"] and facts["rollout.temperature"] == 1.0
     free = {"train.steps", "train.log_every", "data.workers", "mesh.data", "checkpoint.keep"}
     assert not free & facts.keys() and "train.batch_size" in facts

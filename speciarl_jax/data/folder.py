@@ -11,7 +11,7 @@ import pathlib
 
 from absl import logging
 
-from speciarl_jax.data import label_tree, listing, pictures
+from speciarl_jax.data import file_dataset, images, label_tree
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -49,7 +49,7 @@ def scan(path: str | os.PathLike) -> tuple[list[str], int]:
     return sorted(found), others
 
 
-class Source(listing.Listing):
+class Source(file_dataset.Listing):
     """Random access to the pictures of a folder of folders.
 
     A picture's label is its folder; the folders above, if any, are less specific names, the
@@ -74,9 +74,9 @@ class Source(listing.Listing):
           seed: changes nothing.
           group: what all labels are ("bird"), for the label tree; "" for the outermost label.
           part: "all", or "training" or "held_out" of a folder without a split of its own.
-          held_out_share: as for `listing.choose_part`.
-          subset: as for `listing.choose_subset`.
-          subset_seed: as for `listing.choose_subset`.
+          held_out_share: as for `file_dataset.choose_part`.
+          subset: as for `file_dataset.choose_subset`.
+          subset_seed: as for `file_dataset.choose_subset`.
 
         Raises:
           ValueError: no folder, no pictures, or pictures outside of a label's folder.
@@ -97,10 +97,10 @@ class Source(listing.Listing):
             if label_id not in paths:
                 paths[label_id] = [label_tree.clean(part_) for part_ in label_id.split("/")]
             place = os.path.join(path, name)
-            entries.append(listing.Entry(name, label_id, paths[label_id][-1], place))
+            entries.append(file_dataset.Entry(name, label_id, paths[label_id][-1], place))
         super().__init__(
             entries,
-            lambda entry: pictures.read(entry.place),
+            lambda entry: images.read(entry.place),
             label_tree.from_paths(paths, group, str(path)),
             name="folder",
             part=part,

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from speciarl_jax import lookup
-from speciarl_jax.data import label_tree, pictures
+from speciarl_jax.data import images, label_tree
+from speciarl_jax.runtime import plugins
 
 
 def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
@@ -98,7 +98,7 @@ class Source:
 
     def _source(self, name, seed):
         part = self._parts[name]
-        source = lookup.find("data", part["name"], "Source")
+        source = plugins.find("data", part["name"], "Source")
         return source(seed=seed, **{**self._common, **part.get("options", {})})
 
     def _open(self, sources, seed):
@@ -133,7 +133,7 @@ class Source:
     def describe(self, index: int) -> dict[str, Any]:
         """A row without its picture."""
         part, place = self._find(index)
-        return self._named(pictures.describe(self._sources[part], place), part)
+        return self._named(images.describe(self._sources[part], place), part)
 
     def _named(self, row, part):
         # Two folders may have files of one name.

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from speciarl_jax.data import label_tree, listing, pictures
+from speciarl_jax.data import file_dataset, images, label_tree
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SEPARATOR = ">"
@@ -122,7 +122,7 @@ def _label_path(value: Any, label: str, where: str) -> list[str]:
     return names if names and names[-1] == label else [*names, label]
 
 
-class Source(listing.Listing):
+class Source(file_dataset.Listing):
     """Random access to the pictures of a table."""
 
     def __init__(
@@ -153,9 +153,9 @@ class Source(listing.Listing):
           root: folder that relative paths start from; "" for the table's own.
           group: what all labels are ("bird"), for the label tree; "" for the first of the path.
           part: "all", or "training" or "held_out" of a table without a split of its own.
-          held_out_share: as for `listing.choose_part`.
-          subset: as for `listing.choose_subset`.
-          subset_seed: as for `listing.choose_subset`.
+          held_out_share: as for `file_dataset.choose_part`.
+          subset: as for `file_dataset.choose_subset`.
+          subset_seed: as for `file_dataset.choose_subset`.
 
         Raises:
           ValueError: the table is damaged, lacks a column, or a row has no label, no picture, a
@@ -164,7 +164,7 @@ class Source(listing.Listing):
         del seed
         columns = [image_column, label_column, *filter(None, (label_path_column, id_column))]
         folder = pathlib.Path(root or os.path.dirname(path or ""))
-        entries: list[listing.Entry] = []
+        entries: list[file_dataset.Entry] = []
         paths: dict[str, list[str]] = {}
         lines: dict[str, int] = {}
         for number, row in rows_of(path, columns):
@@ -184,7 +184,7 @@ class Source(listing.Listing):
                     f"{where}: the label {label!r} has the path {names}, but {paths[label]} in an "
                     "earlier row; give a label one path"
                 )
-            entries.append(listing.Entry(key, label, label, place))
+            entries.append(file_dataset.Entry(key, label, label, place))
         if not entries:
             raise ValueError(f"{path} has no row; add pictures")
         super().__init__(
@@ -230,10 +230,10 @@ def _picture(
         key = str(row[id_column] if row[id_column] is not None else "").strip()
         if not key:
             raise ValueError(f"{where}, column {id_column!r}: the identity is empty; write one")
-    return key or f"{listing.stable_hash(value.hex()):016x}", value
+    return key or f"{file_dataset.stable_hash(value.hex()):016x}", value
 
 
-def _read(entry: listing.Entry):
+def _read(entry: file_dataset.Entry):
     if isinstance(entry.place, bytes):
-        return pictures.decode(entry.place, f"picture {entry.key!r}")
-    return pictures.read(entry.place)
+        return images.decode(entry.place, f"picture {entry.key!r}")
+    return images.read(entry.place)

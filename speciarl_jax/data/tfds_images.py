@@ -1,4 +1,4 @@
-"""The paper's data sets, prepared once by `speciarl_jax.prepare`, read without TensorFlow.
+"""Reads the paper's data sets without TensorFlow; `speciarl_jax.tools.prepare_data` makes them.
 
 Splits and sizes are those of TFDS. Two differ from the paper's, which follows CoOp: the test splits
 of Flowers102 (6,149 here, 2,463 there) and Food101 (25,250 here, 30,300 there).
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from speciarl_jax.data import listing, pictures
+from speciarl_jax.data import file_dataset, images
 
 TREES = pathlib.Path(__file__).parent / "label_trees"
 
@@ -97,7 +97,7 @@ def make_builder(dataset: str, data_dir: str | None) -> Any:
     )
 
 
-class Source(listing.Listing):
+class Source(file_dataset.Listing):
     """Random access to a split of a published data set."""
 
     def __init__(
@@ -122,8 +122,8 @@ class Source(listing.Listing):
           check_sizes: refuse a split that has not as many pictures as were published, and a test
             split of `split_file` that has not as many as CoOp's.
           split_file: CoOp's list of pictures (`split_zhou_*.json`); "" for the splits of TFDS.
-          subset: as for `listing.choose_subset`.
-          subset_seed: as for `listing.choose_subset`.
+          subset: as for `file_dataset.choose_subset`.
+          subset_seed: as for `file_dataset.choose_subset`.
 
         Raises:
           ValueError: it was not prepared, or does not hold what was published.
@@ -152,10 +152,10 @@ class Source(listing.Listing):
                     "config.data.options.check_sizes=False if it is meant to be another"
                 )
 
-        def read(entry: listing.Entry) -> np.ndarray:
+        def read(entry: file_dataset.Entry) -> np.ndarray:
             name, row = entry.place
             record = records[name][row]
-            image = pictures.decode(_bytes(record["image"]), f"{dataset} {entry.key!r}")
+            image = images.decode(_bytes(record["image"]), f"{dataset} {entry.key!r}")
             return image[: len(image) - published.crop_bottom]
 
         super().__init__(
@@ -190,7 +190,7 @@ def _open(
     if split not in published.sizes:
         known = sorted({*published.sizes, *published.aliases})
         raise ValueError(f"{dataset} has no split {split!r}; choose one of {known}")
-    again = f"python -m speciarl_jax.prepare --dataset={dataset}"
+    again = f"python -m speciarl_jax.tools.prepare_data --dataset={dataset}"
     again += f" --data_dir={data_dir}" if data_dir else ""
     try:
         records = builder.as_data_source(
@@ -272,7 +272,7 @@ def _keep(path: pathlib.Path, content: Any) -> None:
 
 def _entries(
     tree: Mapping[str, Any], dataset: str, split: str, rows: Sequence[Sequence[Any]]
-) -> list[listing.Entry]:
+) -> list[file_dataset.Entry]:
     if dataset == "fgvc_aircraft":
         from speciarl_jax.data import fgvc_aircraft
 
@@ -285,7 +285,9 @@ def _entries(
             f"{PUBLISHED[dataset].classes} classes"
         )
     return [
-        listing.Entry(name, label_ids[label], tree["leaves"][label_ids[label]]["name"], (split, i))
+        file_dataset.Entry(
+            name, label_ids[label], tree["leaves"][label_ids[label]]["name"], (split, i)
+        )
         for i, (name, label) in enumerate(rows)
     ]
 
@@ -309,7 +311,9 @@ def _read_split_file(path: str, split: str) -> list[str]:
     return names
 
 
-def _pick(entries: Sequence[listing.Entry], names: Sequence[str], path: str) -> list[listing.Entry]:
+def _pick(
+    entries: Sequence[file_dataset.Entry], names: Sequence[str], path: str
+) -> list[file_dataset.Entry]:
     """The entries of the pictures that a split file names, in its order.
 
     Raises:

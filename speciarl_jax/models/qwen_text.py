@@ -14,7 +14,7 @@ from flax import nnx
 
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.config_json import Section
-from speciarl_jax.models.qwen2_5_vl import hf, names
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, hf_names
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 
@@ -89,7 +89,7 @@ def load(
     dtype: Any = jnp.bfloat16,
     param_dtype: Any = jnp.bfloat16,
     scan_unroll: int = 1,
-    put: hf.Put | None = None,
+    put: hf_checkpoint.Put | None = None,
 ) -> tuple[TextConfig, Decoder]:
     """Reads a checkpoint folder into a decoder without LoRA.
 
@@ -104,7 +104,7 @@ def load(
       ValueError: a tensor is missing, unexpected or of the wrong shape, a file is damaged, or the
         model is another one (`config_from_hf`).
     """
-    config = hf.read_config(folder, config_from_hf)
+    config = hf_checkpoint.read_config(folder, config_from_hf)
 
     def make():
         return Decoder(
@@ -122,7 +122,7 @@ def load(
     # The table of names has the decoder inside a model with pictures.
     placed = {("decoder", *path): variable for path, variable in state.items()}
     reader = safetensors_io.Reader(folder)
-    hf.fill(placed, reader, names.text_sources(config), param_dtype, put)
+    hf_checkpoint.fill(placed, reader, hf_names.text_sources(config), param_dtype, put)
     nnx.update(decoder, nnx.from_flat_state(list(state.items())))
     return config, decoder
 

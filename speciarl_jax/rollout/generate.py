@@ -7,11 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from speciarl_jax.models import placement
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rollout import compaction, sampling
-from speciarl_jax.types import PromptBatch, Rollout
+from speciarl_jax.rollout import sampling, slot_compaction
+from speciarl_jax.rollout.types import Rollout
+from speciarl_jax.runtime import activation_sharding
 
 
 def generate(
@@ -104,8 +105,8 @@ def generate(
     answers = _Answers.empty(keys_BN, done_BN, suffix, max_tokens, eos_id)
     answers = answers.append(*draw(hidden_BND, keys_BN, 0), eos_id)
     pictures = _Pictures(prefix, jnp.asarray(batch.next_position_B))
-    parts = placement.parts(batch_size, "batch")
-    sizes = compaction.ladder(batch_size // parts, num_rollouts, shrink)
+    parts = activation_sharding.parts(batch_size, "batch")
+    sizes = slot_compaction.ladder(batch_size // parts, num_rollouts, shrink)
     return _finish(answers, pictures, advance, parts, sizes[1:], max_tokens)
 
 
@@ -114,14 +115,14 @@ def _finish(answers, pictures, advance, parts, sizes, max_tokens: int) -> Rollou
 
     def go_on(answers):
         room = sizes[0] if sizes else (0, 1)
-        return (answers.step < max_tokens) & ~compaction.fits(answers.done_BN, parts, room)
+        return (answers.step < max_tokens) & ~slot_compaction.fits(answers.done_BN, parts, room)
 
     answers = jax.lax.while_loop(go_on, functools.partial(advance, pictures), answers)
     if not sizes:
         return answers.found()
     # At the last token nothing goes on: the places stay empty. A branch would keep both caches.
     done_BN = answers.done_BN | (answers.step >= max_tokens)
-    places = compaction.places(done_BN, parts, sizes[0])
+    places = slot_compaction.places(done_BN, parts, sizes[0])
     rest = answers.take(places), pictures.take(places)
     moved = _finish(*rest, advance, parts, sizes[1:], max_tokens)
     return jax.tree.map(places.put_back, answers.found(), moved)
@@ -139,7 +140,7 @@ class _Pictures:
     prefix: PrefixCache
     next_position_B: jax.Array
 
-    def take(self, places: compaction.Places) -> "_Pictures":
+    def take(self, places: slot_compaction.Places) -> "_Pictures":
         """The pictures of the slots."""
         return _Pictures(
             self.prefix.over_batch(places.pictures), places.pictures(self.next_position_B)
@@ -196,7 +197,7 @@ class _Answers:
             mask_BNT=_write(self.mask_BNT, ~self.done_BN, self.step),
         )
 
-    def take(self, places: compaction.Places) -> "_Answers":
+    def take(self, places: slot_compaction.Places) -> "_Answers":
         """The answers that go on; empty places are done."""
         rows = jax.tree.map(places.answers, self.replace(step=None, suffix=None))
         return rows.replace(

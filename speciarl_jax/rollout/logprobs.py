@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from speciarl_jax.models import placement
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import sampling
-from speciarl_jax.types import PromptBatch
+from speciarl_jax.runtime import activation_sharding
 
 
 class AnswerScores(NamedTuple):
@@ -78,10 +78,10 @@ def answer_logprobs(
     score = _frozen_score if frozen_head else jax.checkpoint(_score)
 
     # Gathered once, and not for every chunk.
-    head_DV = placement.constrain(policy.head(), None, "vocab")
+    head_DV = activation_sharding.constrain(policy.head(), None, "vocab")
 
     def score_chunk(chunk):
-        tokens, own, *beside = placement.constrain(chunk, "batch", ...)
+        tokens, own, *beside = activation_sharding.constrain(chunk, "batch", ...)
         rest = head_DV, banned_V, jnp.asarray(temperature, jnp.float32)
         return *score(own, tokens, *rest), *(_score(x, tokens, *rest)[0] for x in beside)
 

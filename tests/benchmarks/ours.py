@@ -1,4 +1,4 @@
-"""Our side of a comparison: `python -m speciarl_jax.bench`, in a process of its own."""
+"""Our side of a comparison: `python -m speciarl_jax.tools.bench`, in a process of its own."""
 
 import json
 import pathlib
@@ -21,7 +21,13 @@ def measure(python, shape, *, repeats, kl_coefficient, lora_rank=16, clock="wall
     """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "bench.json"
-        command = [str(python), "-m", "speciarl_jax.bench", f"--shapes={shape}", "--noplain"]
+        command = [
+            str(python),
+            "-m",
+            "speciarl_jax.tools.bench",
+            f"--shapes={shape}",
+            "--noplain",
+        ]
         command += [f"--json={path}", f"--repeats={repeats}", f"--clock={clock}"]
         command += [f"--kl_coefficient={kl_coefficient}", f"--lora_rank={lora_rank}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

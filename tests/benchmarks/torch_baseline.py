@@ -3,7 +3,7 @@
     python tests/benchmarks/torch_baseline.py --shapes=short,paper
 
 Needs torch, transformers and peft (`launch/test.sh` installs them). The model has the dimensions
-of `workload.SMALL` (speciarl_jax/benchmarking) and random weights; the pictures and prompts are
+of `workload.SMALL` (speciarl_jax/tools/bench) and random weights; the pictures and prompts are
 those of the bench.
 
 - rollout: `generate(num_return_sequences=N)` on B pictures; no answer ends early.
@@ -11,7 +11,7 @@ those of the bench.
   pictures in micro-batches of 32, logits at answer positions only, clipped surrogate, AdamW. With a
   --kl_coefficient, both sides also run the reference policy.
 
-Ours is measured by `python -m speciarl_jax.bench` in processes between the rounds of torch's.
+Ours is measured by `python -m speciarl_jax.tools.bench` in processes between the rounds of torch's.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(ours.ROOT))
 
-from speciarl_jax.benchmarking import limits, workload
+from speciarl_jax.tools.bench import limits, workload
 
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 MICRO_BATCH = 32

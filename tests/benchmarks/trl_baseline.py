@@ -6,11 +6,12 @@ In an environment of its own, whose torch is the build for CPUs:
         peft==0.21.2 pillow datasets
     trl/bin/python tests/benchmarks/trl_baseline.py --shape=short --python=.venv/bin/python
 
-The dimensions are those of `SMALL` in speciarl_jax/benchmarking/workload.py, float32 and random
+The dimensions are those of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and random
 weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random pictures and prompts
 of P tokens, N answers of T tokens. A step samples with `generate`, rewards and updates once, in
 micro-batches of 32 answers. The first step is left out. Ours is measured before and after,
-by `python -m speciarl_jax.bench` with the interpreter --python. Prints medians and their ratio.
+by `python -m speciarl_jax.tools.bench` with the interpreter --python.
+Prints medians and their ratio.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-# images, answers, prompt, tokens, side of the picture in merged tokens; as `speciarl_jax.bench`.
+# images, answers, prompt, tokens, side of the picture in merged tokens; as in
+# `speciarl_jax.tools.bench`.
 SHAPES = {"short": (16, 10, 98, 64, 4), "paper": (16, 10, 300, 96, 8)}
 IMAGE, VIDEO, START, END, EOS, PAD = range(4090, 4096)
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from speciarl_jax.data import augment, emoji
-from speciarl_jax.verify.taxonomy import Taxonomy
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 INDEX = json.loads((emoji.ASSETS / "index.json").read_text())
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from speciarl_jax.data import folder, label_tree
-from speciarl_jax.verify.taxonomy import Taxonomy
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
 def fill(root, *names, size=(8, 6)):

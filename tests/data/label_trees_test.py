@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from speciarl_jax.data import fgvc_aircraft, tfds_images
-from speciarl_jax.verify.taxonomy import Taxonomy
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NAMES = sorted(set(tfds_images.PUBLISHED) - {"fgvc_aircraft"})

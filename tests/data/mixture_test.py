@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from speciarl_jax.data import mixture
-from speciarl_jax.verify.taxonomy import Taxonomy
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
 @settings(max_examples=100, deadline=None)

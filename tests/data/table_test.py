@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from speciarl_jax.data import pictures, table
-from speciarl_jax.verify.taxonomy import Taxonomy
+from speciarl_jax.data import images, table
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 ROWS = [
     {"image": "a.png", "label": "eagle", "path": "animal > bird > eagle"},
@@ -92,8 +92,8 @@ def test_relative_paths_start_from_the_root(tmp_path):
     path = path.rename(moved / "table.csv")
     assert len(open_table(path).missing()) == 3
     assert not open_table(path, root=str(tmp_path)).missing()
-    with pytest.raises(pictures.BrokenImageError, match="a.png is missing .3 such files"):
-        pictures.check_files(open_table(path))
+    with pytest.raises(images.BrokenImageError, match="a.png is missing .3 such files"):
+        images.check_files(open_table(path))
 
 
 def changed(number, **changes):

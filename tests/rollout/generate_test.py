@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
 from speciarl_jax.rollout import sampling
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
-from speciarl_jax.types import PromptBatch
 
 VOCAB, EOS, IMAGE, PAD = 24, 3, 20, 0
 CONFIG = ModelConfig(

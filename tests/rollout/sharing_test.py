@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rollout import compaction
+from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.rollout import slot_compaction
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
-from speciarl_jax.types import PromptBatch
 
 VOCAB, IMAGE, EOS = 24, 20, 3
 CONFIG = ModelConfig(
@@ -335,8 +335,8 @@ def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_neve
 def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
     """The answers of the tests above pass through loops of 6, 3, 2 and 1 a picture."""
     done = np.array([sampled().mask_BNT.sum(axis=-1) <= t for t in range(1, 9)])
-    sizes = compaction.ladder(IMAGES, 6, 9)
-    smallest = [next(s for s in reversed(sizes) if compaction.fits(d, 1, s)) for d in done]
+    sizes = slot_compaction.ladder(IMAGES, 6, 9)
+    smallest = [next(s for s in reversed(sizes) if slot_compaction.fits(d, 1, s)) for d in done]
     assert {(3, 6), (3, 3), (3, 1)} <= set(smallest) and smallest[-1] != (3, 6)
     graphdef, lora, base = make_policy()
 

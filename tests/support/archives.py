@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from speciarl_jax import prepare
+from speciarl_jax.tools import prepare_data
 
 
 def picture(seed, height=36, width=52, kind="JPEG"):
@@ -194,4 +194,4 @@ def write(dataset, folder):
 if __name__ == "__main__":
     archives, data = map(pathlib.Path, sys.argv[1:3])
     for dataset in sys.argv[3:]:
-        print(prepare.prepare(dataset, str(data), str(archives / dataset)))
+        print(prepare_data.prepare(dataset, str(data), str(archives / dataset)))

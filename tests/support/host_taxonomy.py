@@ -16,9 +16,10 @@ import numpy as np
 import small_run
 from judged_run import judged_config
 
-from speciarl_jax import assemble, train
-from speciarl_jax.verify.category import Category
-from speciarl_jax.verify.host_verifier import HostVerifier, Verdicts
+from speciarl_jax import train
+from speciarl_jax.experiment.run import prepare
+from speciarl_jax.verifiers.base import HostVerifier, Verdicts
+from speciarl_jax.verifiers.category import Category
 
 
 class HostTaxonomy(HostVerifier):
@@ -75,7 +76,7 @@ def program(workdir, host, config=None, seconds=0.0, out=None, process=0, proces
     jax.config.update("jax_disable_most_optimizations", True)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
-    run = assemble.prepare(dynamic_config(**config or {}))
+    run = prepare(dynamic_config(**config or {}))
     run = on_host(run, seconds=seconds) if host else run
     lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
     if out:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import small_run
 
-from speciarl_jax import assemble, sharding
+from speciarl_jax.experiment.run import prepare
+from speciarl_jax.runtime import sharding
 
 ANSWERS = ["<answer>Car</answer>", "<answer>big  truck</answer>", "<answer>none</answer>", "car"]
 ANSWERS += ["<answer>car or bus</answer>", "<answer>a vehicle</answer>"]
@@ -36,7 +37,7 @@ def main(policy, prompt, out, data, fsdp, tensor):
         "verifier__flax_judge__require_think": False,
         "verifier__flax_judge__answers_at_once": 4,
     }
-    run = assemble.prepare(small_run.small_config(policy, **changes))
+    run = prepare(small_run.small_config(policy, **changes))
     tokens, mask = responses(run.tokenizer, 8)
     batch = sharding.put_batch(run.mesh, (tokens, mask, np.arange(8, dtype=np.int32)))
     program = jax.jit(lambda judge, batch: judge.judge(*batch))

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import small_run
 
-from speciarl_jax import assemble, evaluation, train
+from speciarl_jax import train
+from speciarl_jax.evaluation import evaluator
+from speciarl_jax.experiment.run import prepare
 
 
 def judged_config(url, cache, **changes):
@@ -39,8 +41,8 @@ def program(url, cache, workdir, out, process, processes, port, config):
     """Evaluates and trains as process `process` of `processes`."""
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
-    run = assemble.prepare(judged_config(url, cache, **config))
-    judged = evaluation.Evaluator(run)(run.lora)
+    run = prepare(judged_config(url, cache, **config))
+    judged = evaluator.Evaluator(run)(run.lora)
     if process == 0:
         small_run.write_answers(pathlib.Path(workdir) / "answers.jsonl", judged)
     lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)

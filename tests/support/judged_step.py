@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax import judging, sharding
-from speciarl_jax.types import PromptBatch, Rollout
-from speciarl_jax.verify.category import Category
-from speciarl_jax.verify.host_verifier import HostVerifier, Verdicts
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.rollout.types import Rollout
+from speciarl_jax.runtime import sharding
+from speciarl_jax.training import host_verified_step
+from speciarl_jax.verifiers.base import HostVerifier, Verdicts
+from speciarl_jax.verifiers.category import Category
 
 IMAGES, ANSWERS, TOKENS, PADDED, STEP, LORA = 8, 3, 4, 2, 7, 5
 
@@ -88,7 +90,7 @@ def step(mesh, verifier, *, chunks=1, limit=1.0):
     config = types.SimpleNamespace(verifier=options)
     run = types.SimpleNamespace(mesh=mesh, verifier=verifier, answers=answers, config=config)
     copies = sharding.replicated(mesh)
-    program = judging.build_step(run, rollout_of, learn, State(copies))
+    program = host_verified_step.build_step(run, rollout_of, learn, State(copies))
     number = np.arange(IMAGES)
     fields = dict.fromkeys(PromptBatch.__dataclass_fields__)
     fields |= {

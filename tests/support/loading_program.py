@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from speciarl_jax import sharding
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.runtime import sharding
 
 PATTERN = np.random.default_rng(0).normal(size=8191).astype(ml_dtypes.bfloat16)
 
@@ -65,7 +65,7 @@ def count_reading():
 def same_as_pattern(config, policy):
     """Number of parameters that hold, layer by layer, what `weights` says of their names."""
     state, equal = dict(nnx.to_flat_state(nnx.state(policy))), 0
-    for path, source in hf.sources(config).items():
+    for path, source in hf_checkpoint.sources(config).items():
         value = state[path][...]
         for layer, name in enumerate(source.names):
             got = np.asarray(value[layer] if source.stacked else value)
@@ -83,7 +83,7 @@ def main(folder, mesh, process=0, processes=1, port=0, save_to=None, shard_bytes
     put = sharding.put_param(sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor))
     jax.block_until_ready(jnp.zeros(8) + 1)  # the backend's own memory is no part of loading
     sizes = count_reading()
-    (config, policy), seconds, added = measured(lambda: hf.load(folder, put=put))
+    (config, policy), seconds, added = measured(lambda: hf_checkpoint.load(folder, put=put))
     arrays = jax.tree.leaves(nnx.state(policy))
     found = {
         "seconds": seconds,
@@ -95,7 +95,7 @@ def main(folder, mesh, process=0, processes=1, port=0, save_to=None, shard_bytes
         found["equal"], found["arrays"] = same_as_pattern(config, policy), len(arrays)
     if save_to:
         _, found["save_seconds"], found["save_added"] = measured(
-            lambda: hf.save(save_to, config, policy, max_shard_bytes=shard_bytes)
+            lambda: hf_checkpoint.save(save_to, config, policy, max_shard_bytes=shard_bytes)
         )
     print(json.dumps(found))
 

@@ -10,11 +10,11 @@ import torch
 import torch_policy
 from flax import nnx
 
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.layout import mrope_positions, vision_layout
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.types import PromptBatch
+from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
 
 # Tiny programs spend their time in the compiler; skip what only makes them faster.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -196,5 +196,5 @@ def draw(seed: int, rows: int = 3):
 def make_case(seed: int, folder) -> Case:
     """Everything of it is decided by `seed`; `folder` is for the checkpoint in between."""
     config, policy, batch, grids = draw(seed)
-    hf.save(folder, config, policy)
+    hf_checkpoint.save(folder, config, policy)
     return Case(config, policy, torch_policy.load(folder), batch, grids)

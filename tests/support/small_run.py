@@ -21,20 +21,15 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from configs import quickstart, quickstart_sft
-from speciarl_jax import (
-    assemble,
-    distributed,
-    evaluation,
-    exits,
-    journal,
-    learning,
-    sft,
-    sharding,
-    step,
-    train,
-)
+from speciarl_jax import train
 from speciarl_jax.data import emoji
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.evaluation.evaluator import Evaluator, lines_of
+from speciarl_jax.experiment.run import Run, prepare
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.rollout import sample_and_verify
+from speciarl_jax.runtime import exit_codes, multihost, sharding
+from speciarl_jax.tools.pretrain import __main__ as pretrain
+from speciarl_jax.training import build_update, train_logger
 
 DOMAINS = ("vehicle",)
 
@@ -72,7 +67,7 @@ def make_policy(folder: pathlib.Path) -> None:
     config.vision.full_attention_layers = (1,)
     config.vision.out_hidden_size = 48
     config.data.image_size = 24
-    builder, policy = sft.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
+    builder, policy = pretrain.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
     # Large enough that the picture and the tokens before decide what is said.
     rng = np.random.default_rng(0)
     for path, weight in nnx.to_flat_state(nnx.state(policy)):
@@ -85,7 +80,7 @@ def make_policy(folder: pathlib.Path) -> None:
     table = rng.normal(0, 0.2, policy.decoder.embedding.shape)
     table[builder.config.eos_token_id] *= 3
     policy.decoder.embedding.set_value(jnp.asarray(table, jnp.float32))
-    hf.save(folder, builder.config, policy)
+    hf_checkpoint.save(folder, builder.config, policy)
 
 
 def small_config(folder, **changes):
@@ -122,14 +117,14 @@ def small_config(folder, **changes):
     return config
 
 
-def small_run(folder, devices=None, **changes) -> assemble.Run:
-    """Like `assemble.prepare`, with a verifier that a random policy can please."""
+def small_run(folder, devices=None, **changes) -> Run:
+    """Like `prepare`, with a verifier that a random policy can please."""
     return prepared(small_config(folder, **changes), devices)
 
 
-def prepared(config, devices=None) -> assemble.Run:
+def prepared(config, devices=None) -> Run:
     """The same for a whole configuration."""
-    run = assemble.prepare(config, devices)
+    run = prepare(config, devices)
     verifier = jax.device_put(TokenVerifier(np.int32(3)), sharding.replicated(run.mesh))
     return dataclasses.replace(run, verifier=verifier)
 
@@ -150,7 +145,7 @@ def batch_of(run, first=0):
 
 def write_answers(path, judged):
     """One JSON line a picture: what it is, what was said, and the verdicts."""
-    lines = evaluation.lines_of(judged, range(len(judged.rows)))
+    lines = lines_of(judged, range(len(judged.rows)))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -163,13 +158,13 @@ def free_port() -> int:
 
 def train_program(policy, workdir, config=None, seconds_a_row=0.0):
     """Trains in `workdir`; writes metrics no faster than `seconds_a_row`."""
-    write = journal.MetricWriter.write
+    write = train_logger.MetricWriter.write
 
     def slow_write(*args):
         time.sleep(seconds_a_row)
         write(*args)
 
-    journal.MetricWriter.write = slow_write
+    train_logger.MetricWriter.write = slow_write
     train.train(small_run(policy, **(config or {})), pathlib.Path(workdir), lambda: None)
 
 
@@ -184,10 +179,10 @@ def resumable_program(policy, workdir, config, process, processes, port):
     )
 
     def main(_):
-        distributed.start(given)
+        multihost.start(given)
         train.train(small_run(policy, **config), pathlib.Path(workdir), lambda: None)
 
-    exits.guarded(main)([])
+    exit_codes.guarded(main)([])
 
 
 def mesh_program(policy, out, meshes):
@@ -196,17 +191,17 @@ def mesh_program(policy, out, meshes):
     for data, fsdp, tensor in meshes:
         sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
         run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
-        optimizer, state, where = learning.init_state(run)
+        optimizer, state, where = build_update.start_state(run)
         rows = sharding.batch_sharding(run.mesh)
         sample = run.sampler(run.config.rollout.num_rollouts, run.config.rollout.max_tokens)
         rollout_program = jax.jit(sample, out_shardings=rows)
-        learn_program = jax.jit(learning.learner(run, optimizer), out_shardings=(where, None))
+        learn_program = jax.jit(build_update.learner(run, optimizer), out_shardings=(where, None))
         batch = batch_of(run)
         key = jax.random.key(7)
         features, rollout = rollout_program(
             state.lora, run.base, batch, key, np.float32(1), np.float32(1)
         )
-        category, valid = step.verify(run.verifier, batch, rollout)
+        category, valid = sample_and_verify.verify(run.verifier, batch, rollout)
         state, metrics = learn_program(state, run.base, batch, features, rollout, category, valid)
         found |= {
             f"{data}{fsdp}{tensor} {name}": value
@@ -222,7 +217,7 @@ def processes_program(policy, workdir, out, process, processes, port, config=Non
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     run = small_run(policy, **(config or {}))
-    evaluator = evaluation.Evaluator(run)
+    evaluator = Evaluator(run)
     workdir = pathlib.Path(workdir)
     before = evaluator(run.lora)
     lora, _ = train.train(run, workdir, lambda: None)
@@ -248,9 +243,9 @@ def records_program(policy, workdir, data_dir):
     with config.unlocked():
         config.data.options = ml_collections.ConfigDict({**options, "split": "train"})
         config.evaluation.options = ml_collections.ConfigDict({"split": "test"})
-    run = assemble.prepare(config)
+    run = prepare(config)
     lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
-    assert len(evaluation.Evaluator(run)(lora).rows) == 1
+    assert len(Evaluator(run)(lora).rows) == 1
     print("tensorflow" if "tensorflow" in sys.modules else "no tensorflow")
 
 

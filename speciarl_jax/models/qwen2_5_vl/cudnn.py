@@ -8,8 +8,8 @@ one call, whose products between different answers are computed for nothing: of 
 import jax
 import jax.numpy as jnp
 
-from speciarl_jax.models import placement
 from speciarl_jax.models.qwen2_5_vl import attention
+from speciarl_jax.runtime import activation_sharding
 
 # The values of `kind` for cuDNN, and for the same calls by XLA, for tests and machines without GPU.
 _IMPLEMENTATIONS = {"cudnn": "cudnn", "cudnn_by_xla": "xla"}
@@ -48,7 +48,7 @@ def _attend(q_BSHK, k_BSGK, v_BSGK, mask_BSS, kind: str) -> jax.Array:
         )
 
     queries, keys = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    out = placement.on_each_device(
+    out = activation_sharding.on_each_device(
         on_one_device, (q, k, v, mask), (queries, keys, keys, ("batch", None, None, None)), queries
     )
     return out[:, :size]

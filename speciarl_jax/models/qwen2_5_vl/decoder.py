@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import int8, lora, placement
+from speciarl_jax.models import int8, lora
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl import attention, fused, mrope
+from speciarl_jax.models.qwen2_5_vl import attention, attention_kernels, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.runtime import activation_sharding
 
 # Input and output axes of the linear layers, and whether `config.qkv_bias` gives them a bias.
 LINEARS = {
@@ -99,12 +100,12 @@ class Decoder(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of int32 tokens."""
         x = self.embedding[...].astype(self.dtype)[tokens]
-        return placement.constrain(x, "batch", ...)
+        return activation_sharding.constrain(x, "batch", ...)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of final hidden states [..., D]."""
         logits = jnp.matmul(hidden, self.head_kernel(), preferred_element_type=jnp.float32)
-        return placement.constrain(logits, "batch", ..., "vocab")
+        return activation_sharding.constrain(logits, "batch", ..., "vocab")
 
     def head_kernel(self) -> jax.Array:
         """The head [D, V] in the dtype of the products."""
@@ -115,7 +116,7 @@ class Decoder(nnx.Module):
         self, x_BPD: jax.Array, positions_3BP: jax.Array, mask_BP: jax.Array, *, use_lora: bool
     ) -> tuple[jax.Array, PrefixCache]:
         """Runs prompts; returns final hidden states [B, P, D] and their cache."""
-        kernel = fused.KINDS[self.attention]
+        kernel = attention_kernels.KINDS[self.attention]
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
         def attend(q, k, v, carry, layer):
@@ -124,7 +125,7 @@ class Decoder(nnx.Module):
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
         x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
-        k, v = placement.constrain((k, v), None, "batch", None, "kv_heads", None)
+        k, v = activation_sharding.constrain((k, v), None, "batch", None, "kv_heads", None)
         prefix = PrefixCache(
             k_LBGKP=rearrange(k, "l b p g k -> l b g k p"),
             v_LBGPK=rearrange(v, "l b p g k -> l b g p k"),
@@ -145,7 +146,7 @@ class Decoder(nnx.Module):
         def empty(*shape):
             def zeros(*shape):
                 axes = [None] * (len(shape) - 5) + ["batch", None, "kv_heads", None, None]
-                return placement.constrain(jnp.zeros(shape, dtype), *axes)
+                return activation_sharding.constrain(jnp.zeros(shape, dtype), *axes)
 
             if self.unrolled:
                 return tuple(zeros(*shape) for _ in range(config.num_layers))
@@ -284,7 +285,7 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(position, (3, *position.shape))
         cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
         order_TT = jnp.tril(jnp.ones((length, length), bool))
-        kernel = fused.KINDS[self.attention]
+        kernel = attention_kernels.KINDS[self.attention]
 
         def attend(q, k, v, carry, layer):
             if kernel and length:
@@ -343,12 +344,12 @@ class Decoder(nnx.Module):
         def step(state, layer):
             x, *beside, carry = state
             params, adapters, layer = layer
-            x, *beside = placement.constrain((x, *beside), "batch", ...)
+            x, *beside = activation_sharding.constrain((x, *beside), "batch", ...)
             beside = [
                 self._layer(other, params, {}, cos_sin, attend, carry, layer)[0] for other in beside
             ]
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
-            return (*placement.constrain((x, *beside), "batch", ...), carry), kept
+            return (*activation_sharding.constrain((x, *beside), "batch", ...), carry), kept
 
         if remat != "none":
             step = jax.checkpoint(step, policy=remat_policy(remat))
@@ -381,8 +382,8 @@ class Decoder(nnx.Module):
 
         h = rms_norm(x, params["attention_norm"], config.norm_eps)
         q, k, v = rotated("q", h), rotated("k", h), heads(linear("v", h))
-        q = placement.constrain(q, "batch", ..., "heads", None)
-        k, v = placement.constrain((k, v), "batch", ..., "kv_heads", None)
+        q = activation_sharding.constrain(q, "batch", ..., "heads", None)
+        k, v = activation_sharding.constrain((k, v), "batch", ..., "kv_heads", None)
         out, carry, kept = attend(q, k, v, carry, layer)
         x = x + linear("o", out.reshape(*out.shape[:-2], -1))
         h = rms_norm(x, params["mlp_norm"], config.norm_eps)

@@ -9,8 +9,8 @@ from flax import nnx
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
-from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.window_layout import VisionLayout
 
 
 class Qwen25VL(nnx.Module):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -147,14 +147,14 @@ def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, *, put: hf.Put | None = None
+    folder: str | pathlib.Path, config: ModelConfig, *, put: hf_checkpoint.Put | None = None
 ) -> tuple[AdapterConfig, nnx.State]:
     """Reads a PEFT folder into adapters of this package.
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors`.
       config: dimensions of the base that the adapters will be put onto.
-      put: places a parameter on its devices, as for `hf.load`; stays in numpy when None.
+      put: places a parameter on its devices, as for `hf_checkpoint.load`; stays in numpy when None.
 
     Returns:
       Rank, alpha and base, and float32 adapters as `nnx.state(policy, nnx.LoRAParam)`.
@@ -205,7 +205,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
-                hf.check_float(path, name, file.get_slice(name).get_dtype())
+                hf_checkpoint.check_float(path, name, file.get_slice(name).get_dtype())
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise ValueError(

@@ -14,8 +14,8 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 
-from speciarl_jax.models import placement
 from speciarl_jax.models.qwen2_5_vl import attention
+from speciarl_jax.runtime import activation_sharding
 
 _LANES = 128
 _BLOCK = 512
@@ -138,7 +138,7 @@ def _attend(q_BSHK, k_BSGK, v_BSGK, segment_BS, mask, block: int, kind: str) -> 
     q = rearrange(q_BSHK * q_BSHK.shape[-1] ** -0.5, "b s h k -> b h s k")
     k, v = (rearrange(x, "b s g k -> b g s k") for x in (k_BSGK, v_BSGK))
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-    out = placement.on_each_device(
+    out = activation_sharding.on_each_device(
         on_one_device, (q, k, v, segment_BS), (queries, keys, keys, ("batch", None)), queries
     )
     return rearrange(out, "b h s k -> b s h k").astype(q_BSHK.dtype)

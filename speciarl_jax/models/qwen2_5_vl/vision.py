@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import placement
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl import fused, mrope
+from speciarl_jax.models.qwen2_5_vl import attention_kernels, mrope
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
-from speciarl_jax.models.qwen2_5_vl.layout import VisionLayout
+from speciarl_jax.models.qwen2_5_vl.window_layout import VisionLayout
+from speciarl_jax.runtime import activation_sharding
 
 # Logical axes of a block's parameters, after "layers".
 _BLOCK_AXES = {
@@ -96,7 +96,7 @@ class VisionTower(nnx.Module):
             patches_BSC.astype(dtype), jnp.maximum(layout.patch_index_BS, 0)[..., None], axis=1
         )
         x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
-        x_BSD = placement.constrain(x_BSD, "batch", ...)
+        x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
         rotary = _rotary(layout.hw_BS2, config)
         same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
         same_BSS &= valid_BS[:, None, :]
@@ -110,7 +110,7 @@ class VisionTower(nnx.Module):
         window_mask = window[:, None, :, None] == window[:, None, None, :]
         window_mask &= cut(valid_BS)[:, None, None, :]
         blocks = {name: param[...] for name, param in self.blocks.items()}
-        first, kernel = 0, fused.KINDS[self.attention]
+        first, kernel = 0, attention_kernels.KINDS[self.attention]
         # Neighbouring blocks of one kind run in one scan.
         kinds = [i in config.full_attention_layers for i in range(config.depth)]
         for full, run in itertools.groupby(kinds):
@@ -129,9 +129,9 @@ class VisionTower(nnx.Module):
                 cos_sin, x = tuple(map(cut, rotary)), cut(x_BSD)
 
             def step(x, params, attend=attend, cos_sin=cos_sin):
-                x = placement.constrain(x, "batch", ...)
+                x = activation_sharding.constrain(x, "batch", ...)
                 x = _block(x, params, attend, cos_sin, config, dtype)
-                return placement.constrain(x, "batch", ...), None
+                return activation_sharding.constrain(x, "batch", ...), None
 
             x, _ = jax.lax.scan(step, x, mine, unroll=min(self.scan_unroll, count))
             x_BSD = x if full else rearrange(x, "(b w) s d -> b (w s) d", w=windows)
@@ -147,7 +147,7 @@ class VisionTower(nnx.Module):
         x_BMD = jax.nn.gelu(x_BMD, approximate=False)
         x_BMD = x_BMD @ self.merger_out[...].astype(dtype)
         x_BMD = x_BMD + self.merger_out_bias[...].astype(dtype)
-        return placement.constrain(jnp.where(index_BM1 >= 0, x_BMD, 0), "batch", ...)
+        return activation_sharding.constrain(jnp.where(index_BM1 >= 0, x_BMD, 0), "batch", ...)
 
 
 def _attend(q_BSHK, k_BSHK, v_BSHK, mask):

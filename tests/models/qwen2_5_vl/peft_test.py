@@ -14,7 +14,7 @@ import torch_policy
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from speciarl_jax.models.qwen2_5_vl import hf, peft
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 
 RANK, ALPHA = 3, 6.0
 FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
@@ -22,7 +22,7 @@ FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def config(policy_folder):
-    return hf.read_config(policy_folder)
+    return hf_checkpoint.read_config(policy_folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def policy_with(policy_folder):
     """(rank, alpha, adapters) -> the policy with these adapters."""
 
     def policy_with(rank, alpha, lora):
-        _, policy = hf.load(
+        _, policy = hf_checkpoint.load(
             policy_folder,
             dtype=np.float32,
             param_dtype=np.float32,

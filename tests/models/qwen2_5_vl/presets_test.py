@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from speciarl_jax import sharding
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.runtime import sharding
 
 # As the model hub shows them; 72B as transformers counts it from the published dimensions.
 PUBLISHED = {

@@ -8,7 +8,7 @@ from flax import nnx
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
-from speciarl_jax.models.qwen2_5_vl import layout as layout_lib
+from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
 
@@ -100,7 +100,7 @@ def test_features_equal_those_of_transformers(grids, full):
     theirs = torch_tower(config)
     ours = copy_weights(theirs, config)
     rows = random_patches(grids, config)
-    got = ours(pad(rows, config.patch_dim), layout_lib.vision_layout(grids, config))
+    got = ours(pad(rows, config.patch_dim), window_layout.vision_layout(grids, config))
     for b, (row, row_grids) in enumerate(zip(rows, grids, strict=True)):
         count = sum(h * w // 4 for h, w in row_grids)
         assert np.all(np.asarray(got[b, count:]) == 0)
@@ -118,19 +118,19 @@ def test_larger_buckets_change_no_number():
     grids = GRIDS[1]
     tower = VisionTower(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     patches = pad(random_patches(grids, config), config.patch_dim)
-    layout = layout_lib.vision_layout(grids, config)
+    layout = window_layout.vision_layout(grids, config)
     tight = tower(patches, layout)
-    roomy = tower(patches, layout_lib.pad_layout(layout, 11, 20))
+    roomy = tower(patches, window_layout.pad_layout(layout, 11, 20))
     assert roomy.shape[1] == 20
     np.testing.assert_allclose(roomy[:, : tight.shape[1]], tight, atol=1e-5)
     assert np.all(np.asarray(roomy[:, tight.shape[1] :]) == 0)
 
 
 def test_a_bucket_that_is_too_small_is_refused_with_both_numbers():
-    layout = layout_lib.vision_layout([[(8, 8)]], make_config())
+    layout = window_layout.vision_layout([[(8, 8)]], make_config())
     with pytest.raises(ValueError, match=r"needs 4 attention windows, the bucket holds 3"):
-        layout_lib.pad_layout(layout, 3, 16)
+        window_layout.pad_layout(layout, 3, 16)
     with pytest.raises(ValueError, match=r"needs 16 image tokens, the bucket holds 15"):
-        layout_lib.pad_layout(layout, 4, 15)
+        window_layout.pad_layout(layout, 4, 15)
     with pytest.raises(ValueError, match="5 x 8 patches"):
-        layout_lib.vision_layout([[(5, 8)]], make_config())
+        window_layout.vision_layout([[(5, 8)]], make_config())

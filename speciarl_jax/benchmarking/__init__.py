@@ -1,1 +1,0 @@
-"""What `speciarl_jax.bench` measures, and what it is measured against."""

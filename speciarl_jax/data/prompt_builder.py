@@ -1,0 +1,355 @@
+"""From pictures to what the policy reads: chat prompt, tokens, patches, layouts, positions."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jinja2
+import numpy as np
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+
+from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.qwen2_5_vl import window_layout
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.runtime import multihost
+
+# Prompts of a batch that stands on the ladder of sizes are a multiple of this many tokens long.
+PROMPT_MULTIPLE = 8
+TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
+_MEND_TEMPLATE = (
+    "put the chat_template.json or chat_template.jinja of the Qwen2.5-VL checkpoint beside the "
+    "tokenizer"
+)
+
+
+def read_prompt(name_or_path: str) -> str:
+    """The instruction of a prompt that ships with the package, or of a user's own text file.
+
+    Raises:
+      ValueError: neither exists.
+    """
+    shipped = TEXTS / f"{name_or_path}.txt"
+    path = shipped if shipped.exists() else pathlib.Path(name_or_path)
+    if not path.is_file():
+        names = sorted(p.stem for p in TEXTS.glob("*.txt"))
+        raise ValueError(
+            f"there is no prompt {name_or_path!r}; choose one of {names}, or give the path of a "
+            "text file"
+        )
+    return path.read_text().strip()
+
+
+def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = None) -> Any:
+    """The image processor of a checkpoint folder, in the variant that needs no torch.
+
+    Args:
+      folder: holds `preprocessor_config.json`, or the `processor_config.json` that processors of
+        transformers 5 save, with the same settings under `image_processor`.
+      max_pixels: larger pictures are shrunk to so many; if None or above the checkpoint's own
+        limit, that one holds.
+
+    Raises:
+      ValueError: there is no such file, it is damaged or of another model, or `max_pixels` is below
+        the checkpoint's `min_pixels`.
+    """
+    path = _processor_file(pathlib.Path(folder))
+    load = functools.partial(
+        AutoImageProcessor.from_pretrained, folder, backend="pil", local_files_only=True
+    )
+    try:
+        processor = load()
+    except Exception as error:  # whatever the class that the file names raises
+        raise ValueError(
+            f"{path} describes no image processor ({error}); take the file of the Qwen2.5-VL "
+            "checkpoint"
+        ) from error
+    if not isinstance(processor, Qwen2VLImageProcessorPil):
+        raise ValueError(
+            f"{path} describes a {type(processor).__name__}; Qwen2.5-VL reads pictures with "
+            "Qwen2VLImageProcessor, so take the file of its checkpoint"
+        )
+    if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
+        return processor
+    fewest = processor.size["shortest_edge"]
+    if max_pixels < fewest:
+        raise ValueError(
+            f"config.data.max_pixels is {max_pixels}, but the image processor of {folder} enlarges "
+            f"pictures to {fewest} pixels (min_pixels); raise max_pixels to at least that"
+        )
+    return load(max_pixels=max_pixels)
+
+
+def _processor_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file that describes the image processor, as transformers chooses it."""
+    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if nested.exists() and "image_processor" in safetensors_io.read_json(nested):
+        return nested
+    if not plain.exists():
+        raise ValueError(
+            f"{folder} holds no preprocessor_config.json, and no processor_config.json with an "
+            "image_processor; copy the one of the Qwen2.5-VL checkpoint there"
+        )
+    safetensors_io.read_json(plain)
+    return plain
+
+
+def most_pixels(tokens: int, unit: int, aspect: int) -> int:
+    """The `max_pixels` with which no picture takes more than so many tokens; 0 for none.
+
+    The image processor gives a thin picture at least one token across, so that one of few pixels
+    may take more tokens than `max_pixels` would allow: up to sqrt(aspect * max_pixels / unit**2).
+
+    Args:
+      tokens: of a picture, at most.
+      unit: pixels a side that become one token.
+      aspect: pictures are at most so many times as long as wide.
+    """
+    tokens = max(tokens, 0)
+    return (tokens if tokens >= aspect else tokens**2 // aspect) * unit**2
+
+
+class BatchSizes(NamedTuple):
+    """What the compiled programs depend on.
+
+    Attributes:
+      windows: W, slots of attention windows a row.
+      image_tokens: M, of all pictures of a row.
+      prompt_tokens: P.
+    """
+
+    windows: int
+    image_tokens: int
+    prompt_tokens: int
+
+
+class PromptBuilder:
+    """Turns pictures into a `PromptBatch`.
+
+    One instruction serves all rows. Shapes depend on the largest row alone: batches of pictures of
+    one size have one shape. For pictures of many sizes, `bucket_growth` makes the shapes steps of a
+    ladder, so that they run through a handful of compiled programs; what is padded changes no
+    number.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,
+        instruction: str,
+        *,
+        system: str = "",
+        max_prompt_tokens: int = 2048,
+        bucket_growth: float = 1.0,
+    ):
+        """Prepares the text around pictures.
+
+        Args:
+          config: dimensions of the model.
+          tokenizer: of the checkpoint; its chat template is used.
+          image_processor: of the checkpoint.
+          instruction: what the policy is asked about each row's pictures.
+          system: system message, left out when empty.
+          max_prompt_tokens: longer prompts are refused.
+          bucket_growth: from one step of the ladder of sizes to the next; 1 for no ladder.
+        """
+        for key, wanted in (
+            ("patch_size", config.vision.patch_size),
+            ("temporal_patch_size", config.vision.temporal_patch_size),
+            ("merge_size", config.vision.spatial_merge_size),
+        ):
+            if (found := getattr(image_processor, key)) != wanted:
+                raise ValueError(
+                    f"the image processor has {key} {found}, the model's vision tower {wanted}; "
+                    "take preprocessor_config.json and config.json of one checkpoint"
+                )
+        if bucket_growth < 1:
+            raise ValueError(
+                f"config.data.bucket_growth is {bucket_growth}; sizes must grow (1.25, say), or be "
+                "exact (1)"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.max_prompt_tokens = max_prompt_tokens
+        self.bucket_growth = bucket_growth
+        self._instruction, self._system = instruction, system
+        self._pad_id = tokenizer_lib.token_id(tokenizer, "<|endoftext|>")
+        self._pieces: dict[int, list[list[int]]] = {}
+        self.text = self._text(pictures=1)
+        self.prompt_ids(1)  # refuses a template that does not fit
+
+    def prompt_ids(self, *image_tokens: int) -> list[int]:
+        """The tokens of a prompt whose pictures take so many tokens each; of text alone for none.
+
+        Raises:
+          ValueError: the chat template does not give each picture one placeholder.
+        """
+        count = len(image_tokens)
+        if count not in self._pieces:
+            self._pieces[count] = self._cut(self._text(count), count)
+        ids, *others = self._pieces[count]
+        ids = list(ids)
+        for tokens, piece in zip(image_tokens, others, strict=True):
+            ids += [self.config.image_token_id] * tokens + piece
+        return ids
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
+        """Builds a batch; missing rows repeat the last example with weight 0.
+
+        Args:
+          examples: each with `image` (uint8 [height, width, 3], or a list of such pictures, or an
+            empty list for a row of text alone), `image_id` and `label_index`.
+          batch_size: B, at least `len(examples)`.
+
+        Returns:
+          `PromptBatch` of numpy arrays.
+
+        Raises:
+          ValueError: no examples, more than `batch_size`, or a prompt that is too long.
+        """
+        if not 0 < len(examples) <= batch_size:
+            raise ValueError(f"{len(examples)} examples do not make a batch of {batch_size}")
+        rows = [*examples, *[examples[-1]] * (batch_size - len(examples))]
+        grids, patches = self._read([row["image"] for row in rows])
+        merged = self.config.vision.spatial_merge_size**2
+        prompts = [self.prompt_ids(*(h * w // merged for h, w in row)) for row in grids]
+        length = max(map(len, prompts))
+        if length > self.max_prompt_tokens:
+            raise ValueError(
+                f"a prompt takes {length} tokens, config.data.max_prompt_tokens is "
+                f"{self.max_prompt_tokens}; lower the picture size (config.data.max_pixels) or "
+                "raise the limit"
+            )
+        tokens_BP = np.full((batch_size, length), self._pad_id, np.int32)
+        mask_BP = np.zeros((batch_size, length), bool)
+        for row, ids in enumerate(prompts):
+            tokens_BP[row, length - len(ids) :] = ids
+            mask_BP[row, length - len(ids) :] = True
+        positions_3BP, next_position_B = window_layout.mrope_positions(
+            tokens_BP, mask_BP, grids, self.config
+        )
+        batch = PromptBatch(
+            patches_BSC=patches,
+            layout=window_layout.vision_layout(grids, self.config.vision),
+            tokens_BP=tokens_BP,
+            mask_BP=mask_BP,
+            positions_B3P=np.swapaxes(positions_3BP, 0, 1),
+            next_position_B=next_position_B,
+            image_id_B=np.array([row["image_id"] for row in rows], np.uint32),
+            label_index_B=np.array([row["label_index"] for row in rows], np.int32),
+            weight_B=(np.arange(batch_size) < len(examples)).astype(np.float32),
+        )
+        return enlarge(batch, self._bucket(grids, prompts), self._pad_id)
+
+    def agree(self, batch: PromptBatch) -> PromptBatch:
+        """This process's share of a batch, as large as the largest share of all processes.
+
+        All processes must call it together, from their main threads. Where sizes are exact, all
+        pictures have one, and nothing has to be agreed upon.
+        """
+        if jax.process_count() == 1 or self.bucket_growth == 1:
+            return batch
+        all_sizes = multihost.gather([int(size) for size in batch_sizes(batch)])
+        sizes = BatchSizes(*map(max, zip(*all_sizes, strict=True)))
+        return enlarge(batch, sizes, self._pad_id)
+
+    def _text(self, pictures: int) -> str:
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": self._instruction}]
+        messages.append({"role": "user", "content": content})
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except (TypeError, jinja2.TemplateError) as error:
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path} cannot write a prompt with "
+                f"{pictures} picture(s) ({error}); {_MEND_TEMPLATE}"
+            ) from error
+
+    def _cut(self, text: str, pictures: int) -> list[list[int]]:
+        """The tokens before, between and after the placeholders."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        holes = [i for i, token in enumerate(ids) if token == self.config.image_token_id]
+        if len(holes) != pictures:
+            raise ValueError(
+                f"the chat template puts {len(holes)} image placeholders into a prompt with "
+                f"{pictures} picture(s): {text!r}; {_MEND_TEMPLATE}"
+            )
+        starts, ends = [0, *(hole + 1 for hole in holes)], [*holes, len(ids)]
+        return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def _read(self, images: Sequence[Any]) -> tuple[list[list[window_layout.Grid]], np.ndarray]:
+        """Grids of the pictures of each row, and their patches [B, S, C], zeros behind them."""
+        rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
+        vision, flat = self.config.vision, [image for row in rows for image in row]
+        thw, pixels = np.zeros((0, 3), int), np.zeros((0, vision.patch_dim), np.float32)
+        if flat:
+            found = self.image_processor(
+                images=flat, input_data_format="channels_last", return_tensors="np"
+            )
+            thw, pixels = found["image_grid_thw"], found["pixel_values"].astype(np.float32)
+        each = iter((int(h), int(w)) for _, h, w in thw)
+        grids = [[next(each) for _ in row] for row in rows]
+        counts = [sum(h * w for h, w in row) for row in grids]
+        width = max([vision.spatial_merge_size**2, *counts])
+        patches_BSC = np.zeros((len(rows), width, pixels.shape[1]), np.float32)
+        for b, part in enumerate(np.split(pixels, np.cumsum(counts)[:-1])):
+            patches_BSC[b, : len(part)] = part
+        return grids, patches_BSC
+
+    def _bucket(self, grids, prompts) -> BatchSizes:
+        """Where a batch stands on the ladder; image tokens decide about all sizes but windows."""
+        growth, length = self.bucket_growth, max(map(len, prompts))
+        windows, image_tokens = window_layout.vision_sizes(grids, self.config.vision, growth)
+        if growth > 1:
+            unit = self.config.vision.spatial_merge_size**2
+            text = max(
+                len(ids) - sum(h * w for h, w in row) // unit
+                for ids, row in zip(prompts, grids, strict=True)
+            )
+            length = -(-(text + image_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+            length = min(length, self.max_prompt_tokens)
+        return BatchSizes(windows, image_tokens, length)
+
+
+def batch_sizes(batch: PromptBatch) -> BatchSizes:
+    """The sizes of a batch."""
+    layout = batch.layout
+    return BatchSizes(layout.num_windows, layout.token_index_BM.shape[1], batch.tokens_BP.shape[1])
+
+
+def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
+    """The same batch with more padding; no feature, logit or answer of it changes.
+
+    Args:
+      batch: of numpy arrays.
+      sizes: at least its own (`batch_sizes`).
+      pad_id: the token that pads prompts.
+
+    Raises:
+      ValueError: a size is smaller than the batch has.
+    """
+    if sizes == (now := batch_sizes(batch)):
+        return batch
+    if min(np.subtract(sizes, now)) < 0:
+        raise ValueError(f"a batch of {now} cannot be enlarged to {sizes}")
+    per_token = batch.patches_BSC.shape[1] // now.image_tokens
+    patches = (sizes.image_tokens - now.image_tokens) * per_token
+    left = sizes.prompt_tokens - now.prompt_tokens
+
+    def pad_left(x, value):
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
+
+    return batch.replace(
+        patches_BSC=np.pad(batch.patches_BSC, [(0, 0), (0, patches), (0, 0)]),
+        layout=window_layout.pad_layout(batch.layout, sizes.windows, sizes.image_tokens),
+        tokens_BP=pad_left(batch.tokens_BP, pad_id),
+        mask_BP=pad_left(batch.mask_BP, False),
+        positions_B3P=pad_left(batch.positions_B3P, 1),
+    )

@@ -1,0 +1,28 @@
+"""Opens the data set that a configuration names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from speciarl_jax.data import images
+from speciarl_jax.runtime import plugins
+
+
+def open_source(
+    config: ml_collections.ConfigDict, seed: int, **changes: Any
+) -> Sequence[Mapping[str, Any]]:
+    """Pictures of `config.data` with some options changed.
+
+    Raises:
+      ValueError: an unknown data set, one that does not hold what it should, or missing files.
+      TypeError: an option that the data set does not have.
+    """
+    options = {**config.data.options, **changes}
+    source = plugins.find("data", config.data.name, "Source")(seed=seed, **options)
+    broken = config.data.broken_images
+    if broken not in images.ON_BROKEN:
+        raise ValueError(
+            f"config.data.broken_images is {broken!r}; choose one of {images.ON_BROKEN}"
+        )
+    return source if broken == "stop" else images.WithoutBroken(source)

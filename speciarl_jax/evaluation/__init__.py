@@ -1,0 +1,1 @@
+"""Greedy answers and samples judged, scored, compared and shown."""

@@ -1,0 +1,217 @@
+"""How sure the figures of an evaluation are: intervals, paired tests, best-of-n, calibration.
+
+Every measure depends on one category a picture, so drawing pictures with replacement is drawing
+counts of categories from a multinomial distribution: the bootstrap (Efron and Tibshirani, 1993)
+without a loop over pictures.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from speciarl_jax.evaluation import metrics
+from speciarl_jax.verifiers.category import Category
+
+MEASURES = ("correctness", "specificity", "hm")
+RESAMPLES = 10_000
+LEVEL = 0.95
+_FIRST = int(min(Category))
+_KINDS = len(Category)
+
+
+def measures(counts_RK: np.ndarray, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Correctness, specificity and HM of many sets of answers at once, as `metrics.score` has them.
+
+    Args:
+      counts_RK: float or int [..., 7], answers of each `Category` from UNPARSED up; may be expected
+        counts.
+      weights: as for `metrics.score`.
+
+    Returns:
+      The three measures, float64 [...] each; 0 where they are not defined.
+    """
+    counts_RK = np.asarray(counts_RK, np.float64)
+    # Cumulative sums in a fixed order: the same numbers on every machine.
+    correct = sum(counts_RK[..., c - _FIRST] for c in metrics.CORRECT)
+    worth = sum(counts_RK[..., c - _FIRST] * weights[c.name.lower()] for c in metrics.CORRECT)
+    correctness = _ratio(correct, counts_RK.sum(axis=-1))
+    specificity = _ratio(worth, correct)
+    hm = _ratio(2 * correctness * specificity, correctness + specificity)
+    return {"correctness": correctness, "specificity": specificity, "hm": hm}
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def histogram(categories: np.ndarray) -> np.ndarray:
+    """int [7], how often each category from UNPARSED up is among `categories`."""
+    return np.bincount(np.asarray(categories).ravel() - _FIRST, minlength=_KINDS)
+
+
+def intervals(
+    categories_B: np.ndarray,
+    weights: Mapping[str, float],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Percentile bootstrap intervals over pictures.
+
+    Args:
+      categories_B: int `Category`, one a picture; at least one.
+      weights: as for `metrics.score`.
+      resamples: how many.
+      level: share of the distribution between the ends.
+      seed: of the draws.
+
+    Returns:
+      measure -> [low, high].
+    """
+    counts_K = histogram(categories_B)
+    rng = np.random.default_rng(seed)
+    drawn_RK = rng.multinomial(counts_K.sum(), counts_K / counts_K.sum(), size=resamples)
+    return {name: _ends(x, level) for name, x in measures(drawn_RK, weights).items()}
+
+
+def _ends(values: np.ndarray, level: float) -> list[float]:
+    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def paired(
+    a_B: np.ndarray,
+    b_B: np.ndarray,
+    weights: Mapping[str, float],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Paired bootstrap of b - a on the same pictures.
+
+    Pictures are drawn with replacement, each with both of its verdicts. `p` is two-sided, by
+    inversion of the interval: twice the smaller share of differences that are not above, or not
+    below, zero, each with one added (Davison and Hinkley, 1997, section 4.2), at most 1. So the
+    interval leaves 0 out if and (but for the one added) only if p < 1 - `level`.
+
+    Args:
+      a_B: int `Category` of the reference, one a picture.
+      b_B: int `Category`, of the same pictures in the same order.
+      weights: as for `metrics.score`.
+      resamples: as for `intervals`.
+      level: as for `intervals`.
+      seed: as for `intervals`.
+
+    Returns:
+      measure -> {"value", "interval", "p"}.
+
+    Raises:
+      ValueError: the lengths differ, or there is no picture.
+    """
+    a_B, b_B = np.asarray(a_B), np.asarray(b_B)
+    if a_B.shape != b_B.shape or not a_B.size:
+        raise ValueError(
+            f"{a_B.size} verdicts cannot be paired with {b_B.size}; both runs must have judged the "
+            "same pictures, at least one"
+        )
+    joint_KK = np.zeros((_KINDS, _KINDS), int)
+    np.add.at(joint_KK, (a_B - _FIRST, b_B - _FIRST), 1)
+    rng = np.random.default_rng(seed)
+    # Most pairs of categories never occur; they need no draws.
+    used = np.nonzero(joint_KK)
+    drawn_RKK = np.zeros((resamples, _KINDS, _KINDS), int)
+    drawn_RKK[:, *used] = rng.multinomial(a_B.size, joint_KK[used] / a_B.size, size=resamples)
+    before, after = (measures(drawn_RKK.sum(axis=axis), weights) for axis in (2, 1))
+    found = {}
+    for name in MEASURES:
+        # Sums in another order differ in the last bits; a difference of that size is none.
+        differences = np.round(after[name] - before[name], 12)
+        value = measures(joint_KK.sum(0), weights)[name] - measures(joint_KK.sum(1), weights)[name]
+        tails = (np.sum(differences <= 0), np.sum(differences >= 0))
+        found[name] = {
+            "value": float(value),
+            "interval": _ends(differences, level),
+            "p": min(1.0, 2 * (int(min(tails)) + 1) / (resamples + 1)),
+        }
+    return found
+
+
+def best_of(
+    categories_BN: np.ndarray, weights: Mapping[str, float]
+) -> list[dict[str, float | int]]:
+    """What the best of n answers scores, for n = 1, 2, 4, ... and N, from N samples a picture.
+
+    The best answer of a set is that of the largest category. With the samples of a picture sorted,
+    x_1 <= ... <= x_N, the largest of n drawn without replacement is x_i with probability
+    C(i - 1, n - 1) / C(N, n). So the expected counts of categories are exact over all subsets, and
+    unbiased for n new samples (as pass@k of arXiv 2107.03374 is). Correctness is such an expected
+    count over the pictures; specificity is the ratio of two, and HM a function of these two values.
+
+    Args:
+      categories_BN: int `Category`, all with a verdict.
+      weights: as for `metrics.score`.
+
+    Returns:
+      Rows {"n", "correctness", "specificity", "hm"}.
+    """
+    sorted_BN = np.sort(np.asarray(categories_BN), axis=1)
+    total = sorted_BN.shape[1]
+    # How often each category stands at each place of the sorted samples.
+    counts_NK = np.stack([histogram(sorted_BN[:, i]) for i in range(total)])
+    rows = []
+    for n in sizes(total):
+        chance_N = np.array(
+            [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)], np.float64
+        )
+        found = measures((chance_N[:, None] * counts_NK).sum(axis=0), weights)
+        rows.append({"n": n} | {name: float(found[name]) for name in MEASURES})
+    return rows
+
+
+def sizes(total: int) -> list[int]:
+    """1, 2, 4, ... up to `total`, which is the last."""
+    return sorted({2**i for i in range(total.bit_length())} | {total})
+
+
+def calibration(
+    agreement_B: Sequence[float], correct_B: Sequence[bool], *, bins: int = 10
+) -> list[dict[str, float | int]]:
+    """Whether agreement among samples predicts correctness: both averaged over bins of agreement.
+
+    Args:
+      agreement_B: in [0, 1], share of a picture's samples that give its most frequent name.
+      correct_B: whether that name is correct.
+      bins: of equal width; a value on an edge belongs to the bin above, 1 to the last.
+
+    Returns:
+      Rows {"low", "high", "pictures", "agreement", "correctness"} of the bins that hold pictures.
+    """
+    agreement_B, correct_B = np.asarray(agreement_B, float), np.asarray(correct_B, bool)
+    bin_B = np.minimum((agreement_B * bins + 1e-9).astype(int), bins - 1)
+    rows = []
+    for i in range(bins):
+        inside_B = bin_B == i
+        if inside_B.any():
+            rows.append(
+                {
+                    "low": i / bins,
+                    "high": (i + 1) / bins,
+                    "pictures": int(inside_B.sum()),
+                    "agreement": float(agreement_B[inside_B].mean()),
+                    "correctness": float(correct_B[inside_B].mean()),
+                }
+            )
+    return rows
+
+
+def calibration_error(rows: Sequence[Mapping[str, float | int]]) -> float | None:
+    """Expected calibration error (Naeini et al., AAAI 2015) of the rows of `calibration`: the mean
+    distance between agreement and correctness over pictures; None without pictures."""
+    total = sum(row["pictures"] for row in rows)
+    if not total:
+        return None
+    gaps = (row["pictures"] * abs(row["agreement"] - row["correctness"]) for row in rows)
+    return sum(gaps) / total

@@ -1,0 +1,223 @@
+"""From several answers about one picture to one name: as specific as the answers agree on.
+
+The rule: an answer supports the name that it gives and, where a label tree is known, all that
+stands above that name ("eagle" supports "bird of prey", "bird" and "animal" too). The support of a
+name is its share of all answers, those that decline or cannot be read included. The chosen name is
+the most specific one on the best-supported way down the tree whose support reaches a confidence;
+where none does, no name is given. Without a tree, or for names outside of it, a name has nothing
+above it, and its support is the share of answers that are equal but for case, punctuation and
+leading articles (`parsing.key`).
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers.label_tree import schema, word_forms
+
+_ABSTENTIONS = frozenset(map(parsing.key, parsing.ABSTENTIONS))
+
+
+def name_of(response: str) -> str | None:
+    """The name in a response, in the form in which names are compared.
+
+    Returns:
+      None where no answer can be read, "" where the answer declines.
+    """
+    content = parsing.extract(response)
+    key = parsing.key(content) if content else b""
+    if not key:
+        return None
+    return "" if key in _ABSTENTIONS else key.decode("utf-8", "surrogatepass")
+
+
+def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:
+    """The most frequent of the names that responses give (`name_of`), and its share of them all.
+
+    Declining counts as a name here; of equally frequent names the first of the alphabet counts.
+    None and 0 where no response can be read.
+    """
+    counts = collections.Counter(name for name in names if name is not None)
+    if not counts:
+        return None, 0.0
+    name = min(counts, key=lambda name: (-counts[name], name))
+    return name, counts[name] / len(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One name for a picture.
+
+    Attributes:
+      name: None where the answers agree on nothing.
+      agreement: support of `name`; of the most general name of the path where it is None.
+      path: (name, support) from the most specific to the most general: the way down the tree.
+      answers: name -> how many responses gave it; "" for those that declined, None for those that
+        cannot be read.
+    """
+
+    name: str | None
+    agreement: float
+    path: list[tuple[str, float]]
+    answers: Mapping[str | None, int]
+
+
+class NameTree:
+    """Which names stand above a name, from a label tree; empty for no tree.
+
+    A class stands above another if all that the tree puts into the other, and more, is in it: that
+    is known even where a leaf lists its classes in another order. Where two hold the same leaves,
+    the order of the first leaf decides.
+    """
+
+    def __init__(self, tree: Mapping[str, Any] | None = None, source: str = "label tree"):
+        """Indexes the names.
+
+        Args:
+          tree: content of a label tree (`taxonomy_file`), or None.
+          source: what errors call it.
+
+        Raises:
+          ValueError: the tree is malformed.
+        """
+        # Key of a name -> nodes it may mean; a node is called by the key of its first name.
+        self._means: dict[str, set[str]] = {}
+        self._spoken: dict[str, str] = {}
+        self._above: dict[str, set[str]] = {}
+        if tree is None:
+            return
+        schema.check(tree, source)
+        forms: list[tuple[str, str]] = []
+        members: dict[str, dict[str, None]] = {}  # in the order of the file
+        ways = [way for leaf in _leaves(tree) for way in _ways(leaf, tree["groups"])]
+        for way in ways:
+            for node, aliases in way:
+                members.setdefault(node, {})[way[0][0]] = None
+                self._spoken.setdefault(node, aliases[0])
+                for alias in aliases:
+                    self._means.setdefault(_key(alias), set()).add(node)
+                    forms += [(form, node) for form in _forms(alias)]
+        sets = {node: set(inside) for node, inside in members.items()}
+        for way in ways:
+            nodes = [node for node, _ in way]
+            for i, node in enumerate(nodes):
+                above = self._above.setdefault(node, set())
+                above |= {up for up in nodes if up not in above and sets[node] < sets[up]}
+                if way[0][0] == next(iter(members[node])):
+                    above |= {up for up in nodes[i + 1 :] if sets[up] == sets[node] and up != node}
+        exact = set(self._means)
+        for form, node in forms:
+            if form not in exact:
+                self._means.setdefault(form, set()).add(node)
+
+    def implied(self, key: str) -> set[str]:
+        """The names that an answer supports: what it may mean, and all above."""
+        meant = self._means.get(key, {key})
+        return meant.union(*(self.above(name) for name in meant))
+
+    def above(self, name: str) -> set[str]:
+        """The names above a name."""
+        return self._above.get(name, set())
+
+    def spoken(self, name: str) -> str:
+        """A name as an answer would give it, without the group that tells two senses apart."""
+        return self._spoken.get(name, name)
+
+
+def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choice:
+    """One name for a picture from several responses, by the rule of this module.
+
+    Args:
+      responses: at least one; whole responses, tags included.
+      tree: what stands above names.
+      confidence: the support that a name must have, in (0, 1].
+
+    Raises:
+      ValueError: no response, or a confidence that is no such share.
+    """
+    if not responses or not 0 < confidence <= 1:
+        raise ValueError(
+            f"a name is chosen from at least one answer (got {len(responses)}), with a confidence "
+            f"above 0 and not above 1 (got {confidence})"
+        )
+    path = path_of(responses, tree)
+    name, agreement = safest(path, confidence) or (None, path[-1][1] if path else 0.0)
+    return Choice(name, agreement, path, dict(collections.Counter(map(name_of, responses))))
+
+
+def path_of(responses: Sequence[str], tree: NameTree) -> list[tuple[str, float]]:
+    """`Choice.path` of responses; at least one."""
+    answers = collections.Counter(filter(None, map(name_of, responses)))
+    way = _way_down(answers, tree)
+    return [(name, count / len(responses)) for name, count in reversed(way)]
+
+
+def safest(path: Sequence[tuple[str, float]], confidence: float) -> tuple[str, float] | None:
+    """The most specific step of a path whose support reaches a confidence, if there is one."""
+    return next((step for step in path if step[1] >= confidence - 1e-9), None)
+
+
+def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int]]:
+    """From the best-supported most general name, at each turn to the best-supported name below.
+
+    At each turn only those answers count that support the names so far: a word of two senses
+    supports both at first, and in the end one.
+
+    Returns:
+      (name, number of answers), the most general first; the numbers never rise.
+    """
+    way: list[tuple[str, int]] = []
+    implied = {key: tree.implied(key) for key in answers}
+    left = set().union(*implied.values())
+    while left:
+        counts: collections.Counter[str] = collections.Counter()
+        for key, names in implied.items():
+            for name in names & left:
+                counts[name] += answers[key]
+        highest = [name for name in left if not tree.above(name) & left]
+        # Of equally supported names the alphabet decides, so that runs agree.
+        chosen = min(highest, key=lambda name: (-counts[name], name))
+        way.append((chosen, counts[chosen]))
+        implied = {key: names for key, names in implied.items() if chosen in names}
+        left = {
+            name
+            for names in implied.values()
+            for name in names & left
+            if chosen in tree.above(name)
+        }
+    return way
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The leaves, each with what its node is called: its name, and its group if others share it."""
+    groups: dict[str, set[str]] = {}
+    for leaf in tree["leaves"].values():
+        groups.setdefault(_key(leaf["name"]), set()).add(leaf["generic"])
+    for leaf in tree["leaves"].values():
+        name = _key(leaf["name"])
+        yield (name if len(groups[name]) == 1 else f"{name} ({leaf['generic']})"), leaf
+
+
+def _ways(
+    called: tuple[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """The way up from a leaf, and from each of its hyponyms: nodes with their names."""
+    node, leaf = called
+    way = [(node, [leaf["name"], *leaf.get("synonyms", [])])]
+    classes = [*leaf.get("ancestors", []), groups[leaf["generic"]]]
+    way += [(_key(aliases[0]), aliases) for aliases in classes]
+    yield way
+    for hyponym in leaf.get("hyponyms", []):
+        yield [(_key(hyponym), [hyponym]), *way]
+
+
+def _key(name: str) -> str:
+    return parsing.key(name).decode("utf-8", "surrogatepass")
+
+
+def _forms(name: str) -> set[str]:
+    """Keys of other spellings and plurals."""
+    keys = {_key(spelt) for spelt in word_forms.spellings(name)}
+    return (keys | {form for key in {_key(name), *keys} for form in word_forms.plurals(key)}) - {""}

@@ -1,0 +1,146 @@
+"""What a part of an evaluation was made with, so that no other configuration is mixed into it.
+
+Weights are known by sums over all of their bits (`checksums`), taken where they lie: a
+file may change its name, or be cut into others, and no changed number is missed. It costs one
+reading of the devices' memory. What is not seen: two changes to one array that cancel out in 32
+bits.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from speciarl_jax.evaluation.predictions import GREEDY
+from speciarl_jax.experiment.run import Run, verifier_options
+from speciarl_jax.models import load_policy
+from speciarl_jax.runtime import checksum
+from speciarl_jax.verifiers.judge import judge_prompt
+
+# Options of verifiers that change no verdict, or are known by what they bring.
+_FREE = ("cache", "server", "path", "pairs_at_once", "answers_at_once")
+# Small files of a checkpoint that answers depend on.
+_SMALL = (
+    *("config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+# Verifiers with a prompt.
+_JUDGES = ("flax_judge", "http_judge")
+
+
+def of_part(
+    run: Run,
+    source: Any,
+    policy: Mapping[str, Any],
+    *,
+    decoding: str = GREEDY,
+    num_rollouts: int = 1,
+) -> dict[str, Any]:
+    """Everything that answers and verdicts depend on; JSON-able.
+
+    All processes must call it together.
+
+    Args:
+      run: verifier and prompt.
+      source: the pictures.
+      policy: `of_base` and `of_adapters`.
+      decoding: greedy or samples.
+      num_rollouts: N.
+    """
+    config, evaluation = run.config, run.config.evaluation
+    sampling = {"answers": num_rollouts}
+    if decoding != GREEDY:
+        sampling |= {
+            "temperature": evaluation.best_of_temperature,
+            "top_p": evaluation.best_of_top_p,
+        }
+    return {
+        "policy": dict(policy),
+        "data": {
+            "name": config.data.name,
+            "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
+        },
+        "pictures": getattr(source, "fingerprint", len(source)),
+        "max_pixels": config.data.max_pixels,
+        "prompt": _hash(run.builder.text),
+        "seed": evaluation.seed,
+        "max_tokens": config.rollout.max_tokens,
+        "sampling": sampling,
+        "verifier": of_verifier(run),
+        "labels": _of_labels(run.labels),
+    }
+
+
+def of_base(run: Run) -> dict[str, Any]:
+    """The frozen weights and what reads for them; all processes must call it together."""
+    folder, model = load_policy.model_folder(run.config.model.path), run.config.model
+    return {
+        "weights": _of_weights(run.base),
+        "files": {
+            name: _hash((folder / name).read_text("utf-8"))
+            for name in _SMALL
+            if (folder / name).is_file()
+        },
+        "arithmetic": [model.dtype, model.param_dtype, model.base_weights],
+    }
+
+
+def of_verifier(run: Run) -> dict[str, Any]:
+    """The verifier by what decides: a judge's weights by their numbers, its prompt by its text.
+
+    All processes must call it together.
+    """
+    config = run.config
+    options = {name: value for name, value in verifier_options(config).items() if name not in _FREE}
+    if hasattr(run.verifier, "scorer"):
+        # Whether a folder's or the policy's own.
+        options["weights"] = _of_weights(run.verifier.scorer)
+    if config.verifier.name in _JUDGES:
+        options["prompt"] = _hash(judge_prompt.load(options["prompt"]).text)
+    return {"name": config.verifier.name, **options}
+
+
+def of_adapters(run: Run, lora: nnx.State) -> dict[str, Any]:
+    """Adapters by their numbers; all processes must call it together.
+
+    Fresh adapters add nothing to the base, and so are none.
+    """
+    if lora is run.lora:
+        return {"adapters": "none"}
+    digest = hashlib.sha256()
+    for path, variable in sorted(nnx.to_flat_state(lora), key=lambda item: str(item[0])):
+        value = variable[...]
+        if jax.process_count() > 1:
+            value = multihost_utils.process_allgather(value, tiled=True)
+        digest.update(f"{path} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    model = run.config.model
+    return {"adapters": digest.hexdigest()[:32], "scale": model.lora_alpha / model.lora_rank}
+
+
+def _of_weights(weights: Any) -> str:
+    places = [str(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
+    sums = [int(x) for x in checksum.of_arrays(weights)]
+    return _hash(json.dumps([places, sums]))
+
+
+def _of_labels(labels: Any) -> str:
+    """The names that verdicts go by: those around each label, or those a judge is told."""
+    if hasattr(labels, "relations"):
+        names = [
+            sorted((repr(key), int(category)) for key, (category, _) in relation.items())
+            for relation in labels.relations
+        ]
+    else:
+        names = list(labels.names)
+    return _hash(json.dumps([list(labels.leaf_ids), names]))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

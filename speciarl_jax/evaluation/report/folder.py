@@ -1,0 +1,91 @@
+"""What an evaluation folder holds: the files that `train` and `evaluate` write."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from speciarl_jax.evaluation import predictions as predictions_lib
+from speciarl_jax.evaluation import results
+from speciarl_jax.runtime import jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The content of an evaluation folder; what a run did not write is empty.
+
+    Attributes:
+      name: of the folder.
+      configs: data set -> the configuration that it was asked about with, the latest last.
+      summary: `summary.json`.
+      metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
+      predictions: rows of `jsonl`: one a policy, data set, prompt, decoding, picture.
+      history: rows of `metrics.jsonl`.
+      samples: rows of `rollout_samples.jsonl`.
+    """
+
+    name: str
+    configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"runs": [], "comparisons": [], "not_compared": []}
+    )
+    predictions: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Mapping[str, Any]] = ()
+
+    def greedy(self, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The lines that an entry of "runs" was made of."""
+        key = run_key(run)
+        return [
+            row
+            for row in self.predictions
+            if row["decoding"] == predictions_lib.GREEDY and run_key(row) == key
+        ]
+
+
+def read(workdir: epath.Path) -> Folder:
+    """Reads a folder of `train` or `evaluate`.
+
+    Without `metrics.json`, as while a run goes on, the scores are computed from the answers.
+
+    Raises:
+      ValueError: the folder holds neither answers nor metrics, or a file in it is damaged.
+    """
+    parts, configs = predictions_lib.read(workdir), predictions_lib.read_configs(workdir)
+    remedy = "run what wrote it again"
+    trained = jsonl.read_object(workdir / "config.json", remedy)
+    if trained:
+        # For training runs of old, which kept nothing else.
+        configs = {trained["data"]["name"]: trained} | configs
+    found = jsonl.read_object(workdir / results.FILE, remedy) or _metrics(parts, configs)
+    history = jsonl.read(workdir / "metrics.jsonl")
+    if not (found["runs"] or history):
+        raise ValueError(
+            f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "
+            "speciarl_jax.train or speciarl_jax.evaluate"
+        )
+    return Folder(
+        name=workdir.resolve().name,
+        configs=configs,
+        summary=jsonl.read_object(workdir / "summary.json", remedy),
+        metrics={"comparisons": [], "not_compared": [], **found},
+        predictions=[row for lines in parts.values() for row in lines],
+        history=history,
+        samples=jsonl.read(workdir / "rollout_samples.jsonl"),
+    )
+
+
+def _metrics(parts, configs):
+    """What `metrics.json` will hold once the evaluation has ended."""
+    if not configs:
+        # Nobody knows the weights of the categories.
+        return {"runs": [], "comparisons": []}
+    latest = list(configs.values())[-1]
+    return results.of_parts(parts, latest["evaluation"]["weights"])
+
+
+def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(policy, data, prompt) of a row of predictions or metrics."""
+    return row["policy"], row["data"], row["prompt"]

@@ -1,0 +1,202 @@
+"""What the browser of pictures on the page is given, as JSON that a script tag can hold."""
+
+import collections
+import html
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from speciarl_jax.evaluation.report import palette
+from speciarl_jax.evaluation.report.folder import run_key
+from speciarl_jax.evaluation.report.markdown import short_answer
+from speciarl_jax.runtime import plugins
+
+_LONGEST = 800  # characters of a response
+_DISTINCT = 12  # different answers of a group of samples
+_ROLLOUTS = 400  # pictures of training
+
+# (categories, one a picture and answer) -> rewards, likewise, or None where there is none.
+Reward = Callable[[Sequence[Sequence[str]]], list[list[float | None]]]
+
+
+def visible(text: str) -> str:
+    """Text in which what is not seen, or turns the text around it, is written as its code point."""
+
+    def one(char):
+        if char in "\n\t":
+            return " "
+        hidden = unicodedata.category(char) in ("Cf", "Cc", "Cs", "Co", "Zl", "Zp")
+        return f"‹U+{ord(char):04X}›" if hidden else char
+
+    return "".join(map(one, text))
+
+
+def escaped(text: Any) -> str:
+    """Markup that shows a text, `visible`."""
+    return html.escape(visible(str(text)))
+
+
+def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Short names of runs: the policy, with data set and prompt where they differ."""
+    _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
+    names = []
+    for policy, data, prompt in keys:
+        more = [data] * (len(sets) > 1) + [f"prompt {prompt}"] * (len(prompts) > 1)
+        names.append(visible(" · ".join([policy, *more])))
+    return names
+
+
+def asked_key(run: Mapping[str, Any]) -> tuple[str, str]:
+    """(policy, prompt) of a run: with a picture's data set it says which run that is."""
+    return run["policy"], run["prompt"]
+
+
+def asked_of(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
+    """(policy, prompt) -> its place among those of the runs; the same for all data sets."""
+    kinds = dict.fromkeys((policy, prompt) for policy, _, prompt in keys)
+    return {kind: number for number, kind in enumerate(kinds)}
+
+
+def cut(text: str) -> str:
+    """Visible text of a bounded length, which says how much is left out."""
+    shown = visible(text[:_LONGEST])
+    left = len(text) - _LONGEST
+    return f"{shown} … ({left} more characters)" if left > 0 else shown
+
+
+def script(value: Any) -> str:
+    """JSON that stands safely inside a script tag: no `<`, `>`, `&`, and ASCII only."""
+    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for char in "<>&":
+        found = found.replace(char, f"\\u{ord(char):04x}")
+    return found
+
+
+def pictures(
+    predictions: Sequence[Mapping[str, Any]],
+    keys: Sequence[tuple[str, str, str]],
+    thumbnails: Mapping[tuple[str, int], str],
+    reward: Reward | None = None,
+) -> list[dict[str, Any]]:
+    """One entry a data set and picture.
+
+    Args:
+      predictions: rows of `predictions.jsonl`.
+      keys: the runs; others are left out.
+      thumbnails: (data, image_id) -> data URI.
+      reward: of the samples; None where it is not known.
+
+    Returns:
+      Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
+      where there is one; `greedy`: place in `asked_of` -> [answer, whole response, category];
+      `samples`: likewise -> {`of`: N, `answers`: [[answer, category, reward or None, how often],
+      ...], the most frequent first, `more`: how many are left out}.
+    """
+    asked = asked_of(keys)
+    place = {(policy, data, prompt): asked[policy, prompt] for policy, data, prompt in keys}
+    sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in place]
+    categories = [row["categories"] for row in sampled]
+    rewards = iter(reward(categories) if reward else [[None] * len(c) for c in categories])
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in predictions:
+        number = place.get(run_key(row))
+        if number is None:
+            continue
+        name = (row["data"], row["image_id"])
+        if name not in found:
+            found[name] = _described(row, thumbnails)
+        if row["decoding"] == "greedy":
+            response = row["responses"][0]
+            answer = visible(short_answer(response, 120)) or "(nothing)"
+            found[name]["greedy"][number] = [answer, cut(response), row["categories"][0]]
+        else:
+            found[name]["samples"][number] = _grouped(row, next(rewards))
+    return list(found.values())
+
+
+def _described(row, thumbnails):
+    entry = {"id": row["image_id"], "label": visible(row["label"]), "data": row["data"]}
+    for key, name in (("generic", "group"), ("difficulty", "level")):
+        if row.get(key):
+            entry[name] = visible(str(row[key]))
+    if (row["data"], row["image_id"]) in thumbnails:
+        entry["thumb"] = thumbnails[row["data"], row["image_id"]]
+    return entry | {"greedy": {}, "samples": {}}
+
+
+def _grouped(row, rewards):
+    """The different answers among samples, each with how often it was given."""
+    given = zip(row["responses"], row["categories"], rewards, strict=True)
+    counts = collections.Counter(
+        (visible(short_answer(said, 120)), category, earned) for said, category, earned in given
+    )
+    top = [[*what, n] for what, n in counts.most_common(_DISTINCT)]
+    return {"of": len(row["responses"]), "answers": top, "more": len(counts) - len(top)}
+
+
+def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The pictures of training with their answers; at most `_ROLLOUTS`, of steps spread evenly."""
+    steps = sorted({row["step"] for row in samples})
+    each = max(1, len(samples) // max(len(steps), 1))
+    kept = set(steps[:: -(-len(steps) * each // _ROLLOUTS) or 1])
+    return [
+        {
+            "step": row["step"],
+            "id": row["image_id"],
+            "label": visible(row["label"]),
+            "level": visible(str(row.get("difficulty", ""))),
+            "thumb": row.get("picture", ""),
+            "answers": [
+                [visible(short_answer(said, 120)) or "(nothing)", cut(said), category, earned]
+                for said, category, earned in zip(
+                    row["responses"], row["categories"], row["rewards"], strict=True
+                )
+            ],
+        }
+        for row in samples
+        if row["step"] in kept
+    ]
+
+
+def changes(
+    entries: Sequence[Mapping[str, Any]], before: int, after: int
+) -> dict[tuple[str, str], int]:
+    """(category before, category after) -> pictures that both answered greedily.
+
+    Args:
+      entries: of `pictures`.
+      before: place in `asked_of`.
+      after: likewise.
+    """
+    pairs = (
+        (entry["greedy"][before][2], entry["greedy"][after][2])
+        for entry in entries
+        if {before, after} <= entry["greedy"].keys()
+    )
+    return dict(collections.Counter(pairs))
+
+
+def reward_of(configs: Mapping[str, Mapping[str, Any]]) -> Reward | None:
+    """The reward of the latest configuration in `Folder.configs`; None where none is known."""
+    if not configs:
+        return None
+    config = list(configs.values())[-1]
+    function = plugins.find("rl.rewards", config["reward"]["name"], "reward")
+
+    def reward(categories):
+        # In one call for all groups of a size.
+        found: list[list[float | None]] = [[]] * len(categories)
+        for size in set(map(len, categories)):
+            places = [i for i, row in enumerate(categories) if len(row) == size]
+            rows = [categories[i] for i in places]
+            rank = [[palette.RANK.get(c, palette.RANK["unparsed"]) for c in row] for row in rows]
+            valid = np.array([[c in palette.RANK for c in row] for row in rows])
+            earned = function(np.array(rank), valid, **config["reward"]["options"])
+            for i, *pair in zip(places, np.asarray(earned), valid, strict=True):
+                found[i] = [float(e) if v else None for e, v in zip(*pair, strict=True)]
+        return found
+
+    return reward

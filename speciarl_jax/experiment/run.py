@@ -1,0 +1,316 @@
+"""From a configuration to the parts of a run, each checked before any compute is spent."""
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from speciarl_jax.data import images, label_tree, pipeline, prompt_builder
+from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.data.sources import open_source
+from speciarl_jax.experiment import algorithm
+from speciarl_jax.experiment.validate_config import check, sampled_pictures
+from speciarl_jax.models import load_policy, vision_feature_cache
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
+from speciarl_jax.runtime import plugins, resume_config, sharding
+from speciarl_jax.verifiers import flax_judge
+from speciarl_jax.verifiers.base import HostVerifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training and evaluation share.
+
+    Attributes:
+      config: the whole configuration.
+      mesh: over all devices.
+      model_config: dimensions of the policy.
+      graphdef: joins adapters and base.
+      lora: fresh adapters.
+      base: frozen weights.
+      tokenizer: of the checkpoint.
+      builder: pictures to batches.
+      labels: the names on the host; its `leaf_index` numbers the labels.
+      verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
+      banned_V: tokens that are never sampled.
+      vision_cache: of features, or None.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+    model_config: ModelConfig
+    graphdef: nnx.GraphDef
+    lora: nnx.State
+    base: nnx.State
+    tokenizer: Any
+    builder: prompt_builder.PromptBuilder
+    labels: Any
+    verifier: Any
+    banned_V: jax.Array
+    vision_cache: vision_feature_cache.VisionCache | None = None
+
+    def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
+        """Pictures of `config.data` with some options changed."""
+        return open_source(self.config, seed, **changes)
+
+    def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
+        """A batch of this process's rows, numpy; a row that was left out weighs nothing."""
+        rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
+        batch = self.builder(rows, batch_size)
+        kept_B = np.array([not row.get("left_out") for row in rows])
+        kept_B = np.pad(kept_B, (0, batch_size - len(rows)))
+        return batch.replace(weight_B=batch.weight_B * kept_B.astype(np.float32))
+
+    def place(self, batch: PromptBatch) -> PromptBatch:
+        """The batch whose rows of this process these are, on the devices; with features instead of
+        patches if there is a cache of features.
+
+        All processes must call it together, from their main threads.
+        """
+        batch = self.builder.agree(batch)
+        if self.vision_cache is not None:
+            return self.vision_cache.place(batch)
+        return sharding.put_batch(self.mesh, batch)
+
+    def place_metrics(self) -> dict[str, float]:
+        """What `place` did since this was last asked."""
+        return self.vision_cache.metrics() if self.vision_cache is not None else {}
+
+    def chunks(self, num_rollouts: int, max_tokens: int):
+        """`kv_cache_budget.chunks` but for (B, P).
+
+        Raises:
+          ValueError: the caches of one picture with the longest prompt are too large.
+        """
+        config, text = self.config, self.model_config.text
+        devices = sharding.batch_parts(self.mesh)
+        counted = functools.partial(
+            kv_cache_budget.chunks,
+            token=kv_cache_budget.token_bytes(text, load_policy.dtypes(config)["dtype"]),
+            answers=num_rollouts,
+            tokens=max_tokens,
+            shrink=config.rollout.shrink,
+            devices=devices,
+            cache_bytes=config.rollout.cache_bytes,
+            chunk_pictures=config.rollout.chunk_pictures,
+        )
+        counted(devices, config.data.max_prompt_tokens)
+        return counted
+
+    def sampler(self, num_rollouts: int, max_tokens: int):
+        """`sample_and_verify.sample` but for (lora, base, batch, key, temperature, top_p).
+
+        Raises:
+          ValueError: as for `chunks`.
+        """
+        return functools.partial(
+            sharding.on_mesh(self.mesh, sample_and_verify.sample),
+            graphdef=self.graphdef,
+            chunks=self.chunks(num_rollouts, max_tokens),
+            num_rollouts=num_rollouts,
+            max_tokens=max_tokens,
+            eos_id=self.model_config.eos_token_id,
+            banned_V=self.banned_V,
+            merge_lora=self.config.rollout.merge_lora,
+            shrink=self.config.rollout.shrink,
+        )
+
+    def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
+        """The text of responses, without the token that ends them."""
+        eos = self.model_config.eos_token_id
+        return [
+            [
+                self.tokenizer.decode(tokens[mask & (tokens != eos)], skip_special_tokens=False)
+                for tokens, mask in zip(*group, strict=True)
+            ]
+            for group in zip(tokens_BNT, mask_BNT, strict=True)
+        ]
+
+
+def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+    """The pictures of training and of evaluation, checked as far as that reads only one of them.
+
+    Raises:
+      ValueError: as for `open_source`, there are fewer than a batch, or rows lack a field.
+    """
+    training = open_source(config, config.seed)
+    pipeline.check_length(len(training), sampled_pictures(config))
+    evaluation = open_source(config, config.evaluation.seed, **config.evaluation.options)
+    if config.data.broken_images == "stop":
+        for source in (training, evaluation):
+            images.check_files(source)
+    images.check_first_row(training, config.data.name)
+    return training, evaluation
+
+
+def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
+    """Checks the configuration, loads the policy into its shards, and builds the verifier.
+
+    Args:
+      config: the whole configuration.
+      devices: of the mesh; all of them when None.
+
+    Raises:
+      ValueError: something does not fit; says what, and how to mend it.
+      TypeError: an option that a part does not have.
+    """
+    load_policy.model_folder(config.model.path)  # before the pictures are listed
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    check(config, mesh)
+    algorithm.try_parts(config)
+    sources = open_sources(config)
+    return with_verifier(policy_run(config, mesh), sources)
+
+
+def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Run:
+    """The policy with what it reads, without labels and verifier.
+
+    Weights come last: what is wrong with the smaller parts is said before any is read.
+
+    Args:
+      config: the whole configuration; its policy, prompt and rollout count.
+      mesh: over all devices.
+
+    Raises:
+      ValueError: something does not fit; says what, and how to mend it.
+    """
+    sharding.meet(mesh)
+    folder = load_policy.model_folder(config.model.path)
+    model_config = hf_checkpoint.read_config(folder)
+    tokenizer = tokenizer_lib.load(folder)
+    processor = prompt_builder.load_image_processor(folder, config.data.max_pixels)
+    builder = make_prompt_builder(config, model_config, tokenizer, processor, config.data.prompt)
+    vocabulary = model_config.text.vocab_size
+    banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
+    run = Run(
+        config=config,
+        mesh=mesh,
+        model_config=model_config,
+        graphdef=None,
+        lora=None,
+        base=None,
+        tokenizer=tokenizer,
+        builder=builder,
+        labels=None,
+        verifier=None,
+        banned_V=jnp.asarray(banned_V),
+    )
+    run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
+    _, policy = load_policy.load(config, folder, mesh)
+    graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
+    cache = vision_feature_cache.make(config.data.vision_cache, policy.visual, mesh)
+    logging.info("%s on mesh %s", folder.name, dict(mesh.shape))
+    return dataclasses.replace(run, graphdef=graphdef, lora=lora, base=base, vision_cache=cache)
+
+
+def make_prompt_builder(
+    config: ml_collections.ConfigDict,
+    model_config: ModelConfig,
+    tokenizer: Any,
+    image_processor: Any,
+    prompt: str,
+) -> prompt_builder.PromptBuilder:
+    """What makes batches with this prompt, the name of one or a file (`config.data.prompt`).
+
+    Raises:
+      ValueError: there is no such prompt, or these parts do not fit together.
+    """
+    return prompt_builder.PromptBuilder(
+        model_config,
+        tokenizer,
+        image_processor,
+        prompt_builder.read_prompt(prompt),
+        system=config.data.system,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        bucket_growth=config.data.bucket_growth,
+    )
+
+
+def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
+    """The same policy with the labels of these pictures and the verifier of the configuration.
+
+    Raises:
+      ValueError: an option of the verifier, or a label tree, does not fit.
+    """
+    config = run.config
+    labels, verifier = make_verifier(
+        config,
+        config.verifier.name,
+        verifier_options(config),
+        label_tree.path_of(sources),
+        run.tokenizer,
+        run.model_config.text.vocab_size,
+        run.mesh,
+        nnx.merge(run.graphdef, run.lora, run.base),
+    )
+    return dataclasses.replace(run, labels=labels, verifier=verifier)
+
+
+def verifier_options(
+    config: ml_collections.ConfigDict, name: str | None = None
+) -> Mapping[str, Any]:
+    """Options of a verifier, by default the chosen one: the section of its name, or `options`."""
+    name = config.verifier.name if name is None else name
+    return config.verifier[name if name in config.verifier else "options"].to_dict()
+
+
+def make_verifier(
+    config: ml_collections.ConfigDict,
+    name: str,
+    options: Mapping[str, Any],
+    tree: str | os.PathLike | None,
+    tokenizer: Any,
+    vocabulary: int,
+    mesh: jax.sharding.Mesh,
+    policy: Qwen25VL | None,
+) -> tuple[Any, Any]:
+    """The labels and a verifier: on the mesh, or a `HostVerifier`.
+
+    Args:
+      config: the whole configuration.
+      name: of the verifier.
+      options: of the verifier.
+      tree: file with the labels of the data, if there is one.
+      tokenizer: of the policy.
+      vocabulary: rows of the policy's head.
+      mesh: over all devices.
+      policy: whose tower a judge may use; None reads it if the verifier's `create` asks for it.
+    """
+    create = plugins.find("verifiers", name, "create")
+    extra = {}
+    if "policy" in inspect.signature(create).parameters:
+        if policy is None:
+            _, policy = load_policy.load(config, load_policy.model_folder(config.model.path), mesh)
+        places = (sharding.put_param(one) for one in (mesh, sharding.mesh_alone(mesh)))
+        extra["policy"] = flax_judge.Policy(
+            policy.decoder, tokenizer, *places, load_policy.dtypes(config)
+        )
+    labels, verifier = create(
+        tokenizer_lib.token_bytes(tokenizer, vocabulary),
+        tree,
+        **extra,
+        **options,
+    )
+    if not isinstance(verifier, HostVerifier):
+        verifier = sharding.place(mesh, verifier)
+    return labels, verifier
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """`resume_config.of_config`, and which pictures there are where the source can tell."""
+    pictures = run.source(run.config.seed)
+    known = {"data.pictures": pictures.fingerprint} if hasattr(pictures, "fingerprint") else {}
+    return resume_config.of_config(run.config) | known

@@ -1,0 +1,186 @@
+"""Checks of a configuration, before any compute is spent."""
+
+import functools
+
+import jax
+import ml_collections
+
+from speciarl_jax.models.qwen2_5_vl import decoder
+from speciarl_jax.rl.losses import importance, kl
+from speciarl_jax.runtime import sharding
+
+# Key -> the least that it may be.
+_LEAST = {
+    "model.lora_rank": 1,
+    "model.scan_unroll": 1,
+    "data.workers": 1,
+    "data.max_prompt_tokens": 1,
+    "rollout.num_rollouts": 2,
+    "rollout.max_tokens": 1,
+    "rollout.shrink": 0,
+    "rollout.cache_bytes": 0,
+    "rollout.chunk_pictures": 0,
+    "verifier.chunks": 1,
+    "optimizer.warmup_steps": 0,
+    "train.steps": 0,
+    "train.batch_size": 1,
+    "train.mini_batches": 1,
+    "train.micro_batches": 1,
+    "train.passes": 1,
+    "train.answer_widths": 1,
+    "train.logprob_chunk": 1,
+    "train.dynamic_sampling.max_rounds": 0,
+    "train.dynamic_sampling.batch_size": 1,
+    "train.max_skipped": 1,
+    "train.log_every": 1,
+    "train.samples_every": 0,
+    "train.samples_pictures": 1,
+    "train.profile_steps": 1,
+    "evaluation.best_of_batch_size": 1,
+    "checkpoint.save_every": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+}
+
+
+def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses numbers that do not fit together.
+
+    Raises:
+      ValueError: names the keys and shows the numbers.
+    """
+    check_ranges(config)
+    check_cuts(config, mesh)
+    train = config.train
+    if train.objective not in ("reward", "labels"):
+        raise ValueError(
+            f"config.train.objective is {train.objective!r}; choose 'reward', or 'labels' for "
+            "supervised training"
+        )
+    if train.objective == "labels" and train.dynamic_sampling.max_rounds:
+        raise ValueError(
+            "supervised training (config.train.objective 'labels') samples nothing; set "
+            "config.train.dynamic_sampling.max_rounds to 0"
+        )
+    updates = train.steps * train.mini_batches * train.passes
+    if 0 < config.optimizer.decay_steps < updates:
+        raise ValueError(
+            f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but "
+            f"config.train.steps {train.steps} make {updates} updates, the last of them at a "
+            f"learning rate of 0; raise it to {updates} or more, or set it to 0 for a constant rate"
+        )
+    if config.rollout.temperature <= 0:
+        raise ValueError(
+            f"config.rollout.temperature is {config.rollout.temperature}; greedy answers are all "
+            "the same and teach nothing, so set it above 0"
+        )
+    if config.rollout.merge_lora and config.model.base_weights == "int8":
+        raise ValueError(
+            "config.rollout.merge_lora adds adapters to floating-point weights, but "
+            "config.model.base_weights is 'int8'; switch one of them off"
+        )
+    decoder.remat_policy(config.train.remat)
+    check_loss(config.loss)
+
+
+def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses batches that cannot be cut evenly into parts and over the mesh.
+
+    Raises:
+      ValueError: names the keys and shows the numbers.
+    """
+    train, evaluation = config.train, config.evaluation
+    cuts = train.mini_batches * train.micro_batches
+    if train.batch_size % cuts:
+        raise ValueError(
+            f"config.train.batch_size {train.batch_size} cannot be cut into {train.mini_batches} "
+            f"mini-batches of {train.micro_batches} micro-batches; make it a multiple of {cuts}"
+        )
+    sharding.check_batch(
+        mesh, "config.train.batch_size / mini_batches / micro_batches", train.batch_size // cuts
+    )
+    sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
+    key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
+    sampled, chunks = sampled_pictures(config), config.verifier.chunks
+    sharding.check_batch(mesh, f"config.train.{key}", sampled)
+    if sampled % chunks:
+        raise ValueError(
+            f"config.train.{key} {sampled} cannot be cut into {chunks} parts "
+            "(config.verifier.chunks)"
+        )
+    sharding.check_batch(mesh, f"config.train.{key} / config.verifier.chunks", sampled // chunks)
+
+
+def check_best_of(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses what the samples of an evaluation, which not every run draws, cannot be made with.
+
+    Raises:
+      ValueError: names the key and shows the numbers.
+    """
+    size = config.evaluation.best_of_batch_size
+    sharding.check_batch(mesh, "config.evaluation.best_of_batch_size", size)
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Refuses numbers outside of their range.
+
+    Raises:
+      ValueError: names the key, shows the number and what it may be.
+    """
+    for key, low in _LEAST.items():
+        if (value := _value(config, key)) < low:
+            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+    if not config.optimizer.learning_rate > 0:
+        raise ValueError(
+            f"config.optimizer.learning_rate is {config.optimizer.learning_rate}; it must be "
+            "above 0"
+        )
+    for key in ("rollout.top_p", "evaluation.best_of_top_p"):
+        if not 0 < (value := _value(config, key)) <= 1:
+            raise ValueError(
+                f"config.{key} is {value}; it is a share of the probability, so choose a number "
+                "above 0 and at most 1, which leaves all tokens"
+            )
+    for key in ("min_verified", "max_unverified"):
+        if not 0 <= config.verifier[key] <= 1:
+            raise ValueError(
+                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
+                "number from 0 to 1"
+            )
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> float:
+    return functools.reduce(lambda part, name: part[name], key.split("."), config)
+
+
+def check_loss(loss: ml_collections.ConfigDict) -> None:
+    """Refuses a loss whose parts do not fit together.
+
+    Raises:
+      ValueError: names the key and what it may be.
+    """
+    for key, choices in (
+        ("token_weights", ("token_mean", "sequence_mean", "constant")),
+        ("kl_estimator", kl.ESTIMATORS),
+        ("kl_place", ("loss", "reward")),
+        ("old_logp", importance.OLD_LOGP),
+    ):
+        if loss[key] not in choices:
+            raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
+    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_place == "loss":
+        raise ValueError(
+            "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
+            "config.loss.kl_place 'reward'"
+        )
+    if loss.importance_cap < 0 or (loss.importance_cap and loss.old_logp != "trainer"):
+        raise ValueError(
+            f"config.loss.importance_cap is {loss.importance_cap} and config.loss.old_logp "
+            f"{loss.old_logp!r}; a cap above 0 corrects the trainer's ratio, so set old_logp to "
+            "'trainer', and with 'sampler' the cap to 0, for the ratio holds the mismatch itself"
+        )
+
+
+def sampled_pictures(config: ml_collections.ConfigDict) -> int:
+    """Pictures that are sampled at once: a step's batch, or a round of dynamic sampling."""
+    dynamic = config.train.dynamic_sampling
+    return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size

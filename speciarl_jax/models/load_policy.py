@@ -1,0 +1,92 @@
+"""The policy of a configuration: its folder, its weights in their shards, its arithmetic."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.runtime import sharding
+
+SHIPPED = pathlib.Path(__file__).parent / "pretrained"
+
+
+def model_folder(name_or_path: str | None) -> pathlib.Path:
+    """The folder of a policy that ships with the package, or of a user's own checkpoint.
+
+    Raises:
+      ValueError: neither exists.
+    """
+    shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
+    if name_or_path in shipped:
+        return SHIPPED / name_or_path
+    if not name_or_path or not pathlib.Path(name_or_path).is_dir():
+        raise ValueError(
+            f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
+            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
+        )
+    return pathlib.Path(name_or_path)
+
+
+def load(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[ModelConfig, Qwen25VL]:
+    """Reads the policy of the configuration into its shards, with fresh adapters."""
+    return hf_checkpoint.load(
+        folder,
+        **dtypes(config),
+        lora_rank=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
+        scan_unroll=config.model.scan_unroll,
+        base_weights=config.model.base_weights,
+        attention=attention_kind(config, mesh),
+        seed=config.seed,
+        put=sharding.put_param(mesh),
+    )
+
+
+def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
+    """What `config.model.attention` means on these devices, one of `fused.KINDS`.
+
+    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of CPUs.
+
+    Raises:
+      ValueError: an unknown name, or a dtype that the kernel does not compute in.
+    """
+    name = config.model.attention
+    if name not in ("auto", "xla", "splash", "cudnn"):
+        raise ValueError(
+            f"config.model.attention is {name!r}; choose 'auto', 'xla', 'splash' or 'cudnn'"
+        )
+    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
+    platform = "cpu" if abstract else mesh.devices.flat[0].platform
+    if name == "auto":
+        return "splash" if platform == "tpu" else "xla"
+    if name == "splash" and platform != "tpu":
+        return "splash_interpret"
+    if name == "cudnn" and platform != "gpu":
+        return "cudnn_by_xla"
+    if name == "cudnn" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            "config.model.attention = 'cudnn' computes in bfloat16 and config.model.dtype is "
+            f"{config.model.dtype!r}; set that to 'bfloat16', or the attention to 'xla'"
+        )
+    return name
+
+
+def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`dtype` of matrix products and `param_dtype` of frozen weights."""
+    return {
+        "dtype": _dtype("model.dtype", config.model.dtype),
+        "param_dtype": _dtype("model.param_dtype", config.model.param_dtype),
+    }
+
+
+def _dtype(key: str, name: str) -> Any:
+    if name not in ("bfloat16", "float32"):
+        raise ValueError(f"config.{key} is {name!r}; choose bfloat16 or float32")
+    return jnp.dtype(name)

@@ -1,0 +1,42 @@
+"""What one stage hands to the next. Axes: B images, N rollouts, P prompt, T answer tokens."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """A batch of pictures with their prompts, ready for the policy.
+
+    Attributes:
+      patches_BSC: float32, normalised patches in the order of the published image processor; None
+        once the vision tower has run.
+      layout: `VisionLayout` of the pictures; likewise.
+      tokens_BP: int32 prompt tokens, padded on the left.
+      mask_BP: bool, true where `tokens_BP` is a token.
+      positions_B3P: int32 rotary positions (temporal, height, width).
+      next_position_B: int32, the position of the first token of an answer.
+      image_id_B: uint32, stable identity of a picture; folded into its sampling keys.
+      label_index_B: int32, index of the true label in the verifier's tables.
+      weight_B: float32, 1 for a picture and 0 for a row that only pads the batch.
+      target: `Rollout` of one given answer about each picture, for supervised training; else None.
+      features_BMD: of the pictures, where they come from the cache of features; else None.
+    """
+
+    patches_BSC: jax.Array
+    layout: Any
+    tokens_BP: jax.Array
+    mask_BP: jax.Array
+    positions_B3P: jax.Array
+    next_position_B: jax.Array
+    image_id_B: jax.Array
+    label_index_B: jax.Array
+    weight_B: jax.Array
+    target: Any = None
+    features_BMD: jax.Array | None = None
+
+    def without_pictures(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
+        """The prompts alone, or with features in place of the pictures."""
+        return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)

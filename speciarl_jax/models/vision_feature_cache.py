@@ -1,0 +1,169 @@
+"""Features of pictures that were seen before: the frozen tower runs once a picture, not an epoch.
+
+A feature is known by what the tower reads, and by the tower: a hash of patches, grids and
+fingerprint. With the cache the tower is a program of its own, and the others take features as an
+input. It runs for a whole batch when one of its pictures is not known, in the shape that it has
+without the cache; or for the pictures that are not known, a fixed number at a time. Either way
+nothing is compiled anew for the number that is missing. What was computed in a batch of the same
+shape has the bits that it has without the cache; where a feature comes from another shape (another
+bucket of sizes, another number of pictures at a time), its last bits may differ.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.runtime import checksum, multihost, sharding
+from speciarl_jax.runtime.byte_store import DiskStore, HostStore
+
+PLACES = ("none", "host", "disk")
+
+
+class VisionCache:
+    """Turns batches on the host into batches on the devices, with features for their pictures.
+
+    Every process keeps the features of its own rows. Processes run the tower together, for as many
+    calls as the one with the most missing pictures needs.
+    """
+
+    def __init__(self, store: HostStore | DiskStore, tower: VisionTower, mesh: Any, pictures: int):
+        """Takes the fingerprint of the tower.
+
+        Args:
+          store: of the values.
+          tower: its weights lie on the mesh, and never change.
+          mesh: over all devices.
+          pictures: of a call of the tower, on each device that the batch is cut over; 0 for the
+            whole batch.
+        """
+        self._store, self._mesh = store, mesh
+        graphdef, self._weights = nnx.split(tower)
+        self._fingerprint = fingerprint(tower)
+        self._dtype, self._width = np.dtype(tower.dtype), tower.config.out_hidden_size
+        self._rows = pictures * sharding.batch_parts(mesh) // jax.process_count()
+
+        def encode(weights, patches_BSC, layout):
+            return nnx.merge(graphdef, weights)(patches_BSC, layout)
+
+        self._encode = jax.jit(
+            sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
+        )
+        self._found = self._asked = 0
+
+    def place(self, batch: PromptBatch) -> PromptBatch:
+        """This process's rows, numpy, to the global batch on the devices, with its features.
+
+        All processes must call it together, from their main threads.
+        """
+        keys = [self._key(batch, row) for row in range(len(batch.weight_B))]
+        known = {key: self._store.get(key) for key in dict.fromkeys(keys)}
+        wanted = dict(zip(keys, range(len(keys)), strict=True))
+        missing = {key: wanted[key] for key in wanted if known[key] is None}
+        kept_B = batch.weight_B > 0
+        found = sum(known[key] is not None for key, kept in zip(keys, kept_B, strict=True) if kept)
+        counts = multihost.gather((len(missing), found, int(kept_B.sum())))
+        missed, found, asked = zip(*counts, strict=True)
+        self._found += sum(found)
+        self._asked += sum(asked)
+        known |= self._compute(batch, missing, max(missed))
+        features_BMD = np.zeros(
+            (len(keys), batch.layout.token_index_BM.shape[1], self._width), self._dtype
+        )
+        for row, key in enumerate(keys):
+            value = np.frombuffer(known[key], self._dtype).reshape(-1, self._width)
+            features_BMD[row, : len(value)] = value
+        batch = batch.without_pictures(features_BMD)
+        return sharding.put_batch(self._mesh, batch)
+
+    def metrics(self) -> dict[str, float]:
+        """The share of the pictures that were known, since this was last asked."""
+        share = self._found / max(self._asked, 1)
+        self._found = self._asked = 0
+        return {"data/vision_cache_hits": share}
+
+    def _compute(self, batch: PromptBatch, missing: dict[str, int], most: int) -> dict[str, bytes]:
+        """Runs the tower for rows of the batch, and keeps what comes out.
+
+        Args:
+          batch: numpy.
+          missing: key -> row.
+          most: rows that any process misses.
+        """
+        whole = np.arange(len(batch.weight_B))
+        share = self._rows or len(whole)
+        tokens_B = np.sum(batch.layout.token_index_BM >= 0, axis=1)
+        pictures = batch.patches_BSC, batch.layout
+        calls = []
+        for start in range(0, most, share):
+            keys = list(missing)[start : start + share]
+            wanted = [missing[key] for key in keys]
+            rows = np.resize(wanted or [0], share) if self._rows else whole
+            part = jax.tree.map(lambda x, rows=rows: x[rows], pictures)
+            part = sharding.put_batch(self._mesh, part)
+            calls.append((keys, self._encode(self._weights, *part)))
+        computed = {}
+        for keys, features_BMD in calls:
+            features_BMD = sharding.local_rows(features_BMD)
+            for i, key in enumerate(keys):
+                row = missing[key]
+                place = i if self._rows else row
+                computed[key] = features_BMD[place, : tokens_B[row]].tobytes()
+                self._store.put(key, computed[key])
+        return computed
+
+    def _key(self, batch: PromptBatch, row: int) -> str:
+        """Depends on nothing that pads the row."""
+        layout, patches_SC = batch.layout, batch.patches_BSC[row]
+        index_S = layout.patch_index_BS[row]
+        order = np.argsort(index_S, kind="stable")[np.sum(index_S < 0) :]
+        key = hashlib.blake2b(self._fingerprint, digest_size=20)
+        key.update(np.ascontiguousarray(patches_SC[: len(order)]))
+        key.update(np.ascontiguousarray(layout.hw_BS2[row][order], np.int32))
+        key.update(np.ascontiguousarray(layout.image_BS[row][order], np.int32))
+        return key.hexdigest()
+
+
+def fingerprint(tower: VisionTower) -> bytes:
+    """Says which tower it is, on any mesh: weights, dimensions, precision, kernels, and kind of
+    device."""
+    _, weights = nnx.split(tower)
+    facts = (
+        tower.config,
+        tower.attention,
+        tower.scan_unroll,
+        str(jnp.dtype(tower.dtype)),
+        [(x.shape, str(x.dtype)) for x in jax.tree.leaves(weights)],
+        [int(x) for x in checksum.of_arrays(weights)],
+        jax.devices()[0].device_kind,
+        str(jax.config.jax_default_matmul_precision),
+    )
+    return hashlib.blake2b(repr(facts).encode(), digest_size=32).digest()
+
+
+def make(options: ml_collections.ConfigDict, tower: VisionTower, mesh: Any) -> VisionCache | None:
+    """The cache of `config.data.vision_cache`; None where there is none.
+
+    Raises:
+      ValueError: an option that is none, or a folder that cannot be written to.
+    """
+    if options.place not in PLACES:
+        raise ValueError(
+            f"config.data.vision_cache.place is {options.place!r}; choose one of {PLACES}"
+        )
+    if options.place == "none":
+        return None
+    for key, least in (("bytes", 1), ("pictures", 0)):
+        if options[key] < least:
+            raise ValueError(
+                f"config.data.vision_cache.{key} is {options[key]}; it must be at least {least}"
+            )
+    host = options.place == "host"
+    store = HostStore(options.bytes) if host else DiskStore(options.path, options.bytes)
+    return VisionCache(store, tower, mesh, options.pictures)

@@ -1,1 +1,0 @@
-"""Whether a run fits on a machine, before there is one: used by `speciarl_jax.plan`."""

@@ -1,6 +1,0 @@
-"""What a person reads after a run: a table and examples in Markdown, and a page with everything."""
-
-from speciarl_jax.report.build import THUMBNAIL_BYTES, write
-from speciarl_jax.report.markdown import ORDER, table
-
-__all__ = ["ORDER", "THUMBNAIL_BYTES", "table", "write"]

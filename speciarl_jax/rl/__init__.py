@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement: rewards, advantages, losses, optimizer. Pure functions."""

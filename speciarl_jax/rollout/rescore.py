@@ -1,0 +1,73 @@
+"""Log-probabilities of a whole step's answers by the policy before its updates, in parts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
+from speciarl_jax.rollout.types import Rollout
+from speciarl_jax.runtime.batching import cut, join
+
+
+def answer_logp(
+    lora: nnx.State,
+    base: nnx.State,
+    prompt: PromptBatch,
+    features_BMD: jax.Array,
+    rollout: Rollout,
+    *,
+    graphdef: nnx.GraphDef,
+    parts: int,
+    use_lora: bool,
+    answer_widths: int = 1,
+    **options: Any,
+) -> jax.Array:
+    """The trainer's log-probability of each token; no gradient flows through it.
+
+    Args:
+      lora: adapters.
+      base: frozen weights.
+      prompt: pictures and prompts.
+      features_BMD: of the pictures.
+      rollout: the answers.
+      graphdef: joins `lora` and `base` into the policy.
+      parts: the pictures are scored in so many parts, one after the other, as updates do; must
+        divide B.
+      use_lora: False scores with the reference policy.
+      answer_widths: how many widths a part is compiled for (`rollout.widths`); above 1, pictures
+        with answers of like length share one.
+      **options: of `logprobs.answer_logprobs`.
+
+    Returns:
+      float32 [B, N, T]; what stands outside the answers is finite and means nothing.
+    """
+
+    def score(part):
+        prompt, features_BMD, rollout = part
+        policy = nnx.merge(graphdef, lora, base)
+
+        def narrow(tokens_BNT):
+            scores = logprobs.answer_logprobs(
+                policy, prompt, features_BMD, tokens_BNT, use_lora=use_lora, **options
+            )
+            behind = rollout.tokens_BNT.shape[-1] - tokens_BNT.shape[-1]
+            return jnp.pad(scores.logp_BNT, [(0, 0), (0, 0), (0, behind)])
+
+        return length_buckets.at_narrowest(
+            narrow, rollout.tokens_BNT, rollout.mask_BNT, answer_widths
+        )
+
+    bare = prompt.without_pictures()
+    whole = bare, features_BMD, rollout
+    order_SR = (
+        length_buckets.by_length(rollout.mask_BNT, parts) if min(parts, answer_widths) > 1 else None
+    )
+    if order_SR is not None:
+        whole = jax.tree.map(lambda x: slot_compaction.take_pictures(x, order_SR), whole)
+    found_BNT = join(jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole)))
+    if order_SR is not None:
+        found_BNT = slot_compaction.take_pictures(found_BNT, jnp.argsort(order_SR, axis=1))
+    return jax.lax.stop_gradient(found_BNT)

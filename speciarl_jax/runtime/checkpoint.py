@@ -1,0 +1,401 @@
+"""Orbax checkpoints: what changes while training, and where the data iterator stands."""
+
+import logging as logging_lib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from speciarl_jax.runtime import checksum, exit_codes, resume_config, storage_errors
+
+# Before the number of a checkpoint that was set aside.
+DAMAGED = "damaged_"
+_PARTS = ("state", "iterator", "facts")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or that holds other numbers than were written."""
+
+
+def quieten_orbax() -> None:
+    """Leaves Orbax's running commentary out of the log; its warnings stay."""
+
+    def wanted(record: logging_lib.LogRecord) -> bool:
+        return record.levelno >= logging_lib.WARNING or "orbax" not in record.pathname
+
+    logging.get_absl_handler().addFilter(wanted)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to `preemption.Notice` alone to count steps for JAX's preemption service."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class Checkpoints:
+    """A folder of checkpoints, one a step.
+
+    A checkpoint holds the train state (LoRA, optimizer, step, never the frozen base), the state of
+    the data iterator, the facts a resumed run must agree with, and checksums. It is written
+    asynchronously and is complete or absent: Orbax renames it into place (in a bucket: marks it as
+    complete) when all of it is written.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        *,
+        save_every: int,
+        keep: int,
+        keep_best: int = 0,
+        best_metric: str = "",
+        best_mode: str = "max",
+        create: bool = True,
+    ):
+        """Opens or makes the folder.
+
+        Args:
+          folder: local path, or a URL (gs://...).
+          save_every: steps between two checkpoints.
+          keep: how many of the latest stay.
+          keep_best: how many of the best stay besides.
+          best_metric: what `save` is told of each checkpoint, if `keep_best`.
+          best_mode: "max" or "min".
+          create: make a local folder that does not exist.
+
+        Raises:
+          ValueError: numbers below 1, an unknown mode, or no such folder.
+        """
+        if save_every < 1 or keep < 1 or keep_best < 0:
+            raise ValueError(
+                f"checkpoint.save_every is {save_every} and checkpoint.keep {keep}; both must be "
+                f"at least 1. checkpoint.keep_best is {keep_best}; it must be at least 0"
+            )
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.best_mode is {best_mode!r}; choose 'max' or 'min'")
+        folder = epath.Path(folder)
+        if not create and not folder.is_dir():
+            raise ValueError(f"{folder} holds no checkpoint: there is no such folder")
+        self._best_metric = best_metric if keep_best else ""
+
+        def metric(metrics):
+            return metrics[best_metric]
+
+        kept = [preservation_policy.LatestN(keep)]
+        if keep_best:
+            kept.append(
+                preservation_policy.BestN(
+                    get_metric_fn=metric,
+                    reverse=best_mode == "min",
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = _Manager(
+            folder if "://" in str(folder) else folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                save_interval_steps=save_every,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+                best_fn=metric if keep_best else None,
+                best_mode=best_mode,
+                create=create,
+                # Otherwise its other threads wait minutes for a folder that cannot be made.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def agree(self, facts: dict[str, Any], *, allow_change: bool = False) -> None:
+        """Refuses a run that the newest checkpoint does not belong to, before it costs anything.
+
+        Raises:
+          ValueError: facts differ, and `allow_change` is not set.
+        """
+        step = self.latest_step()
+        if step is None:
+            return
+        try:
+            saved = self._read(step, facts=ocp.args.JsonRestore()).facts
+        except DamagedCheckpoint:
+            return  # `resume` knows what to do.
+        resume_config.agree(saved, facts, f"the checkpoint of step {step}", allow_change)
+
+    def best_step(self) -> int:
+        """The checkpoint with the best value of the metric.
+
+        Raises:
+          ValueError: none has a value.
+        """
+        best = self._manager.best_step() if self._best_metric else None
+        if best is None:
+            raise ValueError(
+                f"no checkpoint of {self._manager.directory} has a metric; train with "
+                "config.checkpoint.keep_best above 0, or name a --step"
+            )
+        return best
+
+    def due(self, step: int) -> bool:
+        """Whether `save` would write at this step without being forced."""
+        return self._manager.should_save(step)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        iterator_state: dict[str, Any],
+        facts: dict[str, Any],
+        *,
+        metric: float | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Writes a checkpoint if one is due at this step, or if `force` is set.
+
+        Args:
+          step: number of finished steps.
+          state: pytree of arrays.
+          iterator_state: JSON-able state of the data iterator.
+          facts: JSON-able description of the run that `restore` compares.
+          metric: value of `best_metric`, if the best are kept.
+          force: write it even though none is due.
+
+        Returns:
+          Whether a checkpoint was written.
+
+        Raises:
+          exit_codes.StorageError: this one, or the one before, cannot be written.
+          jax.errors.JaxRuntimeError: of the devices, or another process went away.
+        """
+        if step == self.latest_step() or not (force or self.due(step)):
+            return False
+        known = self._best_metric and metric is not None
+        digest = checksum.digest(state, iterator_state, facts)
+        try:
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    iterator=ocp.args.JsonSave(iterator_state),
+                    facts=ocp.args.JsonSave(facts),
+                    checksum=ocp.args.JsonSave(digest),
+                ),
+                metrics={self._best_metric: metric} if known else None,
+                force=True,
+            )
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def resume(
+        self, state: Any, facts: dict[str, Any], *, allow_change: bool = False
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole, for a run that goes on from it.
+
+        One that is damaged is set aside, as `damaged_STEP` (`damaged_STEP_2` where there
+        is one already), and the one before is used: the run takes the same steps again, to the same
+        bits. That is logged as an error.
+
+        Args:
+          state: as for `restore`.
+          facts: likewise.
+          allow_change: likewise.
+
+        Returns:
+          Its step, the state and the state of the data iterator; None if there is none.
+
+        Raises:
+          DamagedCheckpoint: there were checkpoints, and not one is whole.
+          exit_codes.RestartNeeded, OSError, ValueError: as for `restore`.
+        """
+        while (step := self.latest_step()) is not None:
+            try:
+                return step, *self.restore(state, facts, step, allow_change=allow_change)
+            except DamagedCheckpoint as error:
+                self._set_aside(step, error)
+        folder = self._manager.directory
+        if aside := sorted(path.name for path in folder.glob(f"{DAMAGED}*")):
+            raise DamagedCheckpoint(
+                f"{folder} holds no whole checkpoint, only {aside}, which were damaged and set "
+                "aside; put back a copy of one under its number, or begin anew with another "
+                "--workdir"
+            )
+        return None
+
+    def restore(
+        self,
+        state: Any,
+        facts: dict[str, Any],
+        step: int | None = None,
+        *,
+        allow_change: bool = False,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint into the shapes, dtypes and shardings of `state`.
+
+        Args:
+          state: pytree of arrays, or of abstract arrays with shardings, to be filled.
+          facts: what this run believes; every key must agree with the checkpoint's.
+          step: which one; the latest when None.
+          allow_change: log the facts that differ, and go on.
+
+        Returns:
+          The state and the state of the data iterator.
+
+        Raises:
+          DamagedCheckpoint: it is not whole.
+          exit_codes.RestartNeeded, OSError: it is out of reach and may be whole
+            (`storage_errors.check`).
+          ValueError: there is no such checkpoint, its facts differ from this run's, or its arrays
+            have other shapes.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise ValueError(
+                f"{self._manager.directory} holds no checkpoint"
+                + ("" if step is None else f" of step {step}, only {self._manager.all_steps()}")
+            )
+        found = self._manager.directory / str(step)
+        missing = [part for part in _PARTS if not (found / part).exists()]
+        if missing:
+            raise DamagedCheckpoint(
+                f"{found} is no whole checkpoint: it lacks {missing} (a copy that was cut short?)"
+            )
+        texts = self._read(step, iterator=ocp.args.JsonRestore(), facts=ocp.args.JsonRestore())
+        damaged = DamagedCheckpoint(f"{found} holds other numbers than were written")
+        wanted = None
+        if (found / "checksum").exists():
+            wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
+            # First, or a flipped bit would be taken for another configuration.
+            if wanted["json"] != checksum.text_digest(texts.iterator, texts.facts):
+                raise damaged
+        resume_config.agree(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
+        self._check_shapes(step, state)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        if wanted is not None and wanted != checksum.digest(restored, texts.iterator, texts.facts):
+            raise damaged
+        return restored, texts.iterator
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if _others_are_gone(error):
+            return  # What is being written waits for them; the exit of the program ends it.
+        self.close()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk.
+
+        Raises:
+          exit_codes.StorageError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def close(self) -> None:
+        """Waits for what is being written and frees the threads.
+
+        Raises:
+          exit_codes.StorageError: it cannot be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def _read(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # No memory, or another process went away: the checkpoint is not to blame.
+        except Exception as error:
+            storage_errors.check(self._manager.directory / str(step), error)
+            # Whatever a damaged file makes Orbax and TensorStore stumble over.
+            raise DamagedCheckpoint(
+                f"{self._manager.directory / str(step)} cannot be read "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _check_shapes(self, step: int, state: Any) -> None:
+        """Refuses a sound checkpoint of something else, which is not a damaged one."""
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(self._manager.directory / str(step) / "state")
+            saved = saved.item_metadata.tree
+        except Exception:
+            return  # Damaged; reading it says how.
+        shapes = [
+            sorted(
+                (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(leaf.shape))
+                for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+                if hasattr(leaf, "shape")
+            )
+            for tree in (saved, state)
+        ]
+        if shapes[0] != shapes[1]:
+            differing = sorted(set(shapes[0]) ^ set(shapes[1]))
+            raise ValueError(
+                f"the arrays of the checkpoint of step {step} are not this run's; they differ in "
+                f"{differing[:8]}"
+            )
+
+    def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
+        """Gives a damaged checkpoint another name.
+
+        Raises:
+          exit_codes.RestartNeeded: in a run of several processes, for they may not all have met the
+            damage; all start again, and find it set aside.
+        """
+        folder = self._manager.directory
+        target = _free_name(folder, step)
+        logging.error(
+            "DAMAGED CHECKPOINT, set aside as %s: %s. The run goes on from the one before.",
+            target,
+            error,
+        )
+        several = jax.process_count() > 1
+        if (folder / str(step)).exists():
+            try:
+                (folder / str(step)).rename(target)
+            except (FileNotFoundError, FileExistsError):
+                pass  # Another process was faster.
+        if several:
+            raise exit_codes.RestartNeeded(
+                f"checkpoint {step} was damaged and is set aside"
+            ) from error
+        self._manager.reload()
+
+    def _explain(self, error: Exception) -> None:
+        """Raises a StorageError in place of what Orbax says when it cannot write."""
+        if isinstance(error, exit_codes.StorageError | jax.errors.JaxRuntimeError):
+            return  # No disk says the latter.
+        folder = self._manager.directory
+        whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        raise exit_codes.StorageError(
+            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
+            f"Whole ones there: {whole}. Free space, or make the folder writable, and start the "
+            "same command again"
+        ) from error
+
+
+def _free_name(folder: epath.Path, step: int) -> epath.Path:
+    """Where a damaged checkpoint of a step goes; it may not be the first."""
+    target, number = folder / f"{DAMAGED}{step}", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{DAMAGED}{step}_{number}"
+    return target
+
+
+def _others_are_gone(error: BaseException | None) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1

@@ -1,0 +1,140 @@
+"""Several processes that run one program, each with its own devices: the flags, and the start.
+
+python -m speciarl_jax.train --distributed ...                    on each host of a TPU pod, or
+                                                                  in each task of a SLURM job
+python -m speciarl_jax.train --coordinator=HOST:PORT --num_processes=N --process_id=I ...
+"""
+
+import itertools
+import json
+from typing import Any
+
+import jax
+from absl import flags, logging
+
+# JAX hands out the client of its coordination service nowhere else.
+from jax._src import distributed as jax_distributed
+
+from speciarl_jax.runtime import exit_codes
+
+# Seconds. A process that is silent for so long counts as gone, and the others end.
+HEARTBEAT = 60
+# Seconds that the processes wait for each other when they end.
+SHUTDOWN = 60
+# Seconds that the processes wait for each other in `gather`.
+PATIENCE = 1800
+_gathers = itertools.count()
+
+
+def define_flags() -> None:
+    """The flags that `start` reads."""
+    flags.DEFINE_bool(
+        "distributed", False, "Several processes, found out from the TPU pod or the SLURM job."
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0; give --num_processes and --process_id too."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0; with --coordinator.")
+    flags.DEFINE_integer("heartbeat_timeout", HEARTBEAT, "Seconds until a silent process is gone.")
+
+
+def start(given: Any) -> None:
+    """Connects this process with the others, before anything asks for a device.
+
+    Args:
+      given: the parsed flags.
+
+    Raises:
+      ValueError: the flags do not fit together, or `--distributed` finds no cluster.
+      jax.errors.JaxRuntimeError: the others did not come in time.
+    """
+    explicit = {
+        name: getattr(given, name) for name in ("coordinator", "num_processes", "process_id")
+    }
+    missing = [f"--{name}" for name, value in explicit.items() if value is None]
+    times = {
+        "heartbeat_timeout_seconds": given.heartbeat_timeout,
+        "shutdown_timeout_seconds": SHUTDOWN,
+    }
+    if len(missing) == len(explicit):
+        if given.distributed:
+            _detect(times)
+        return
+    if missing or given.distributed:
+        raise ValueError(
+            f"{', '.join(missing) or '--distributed'} does not go with the rest: give "
+            "--coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or "
+            "--distributed alone"
+        )
+    count, number = given.num_processes, given.process_id
+    if not 0 <= number < count:
+        raise ValueError(
+            f"--process_id={number} with --num_processes={count}: processes are numbered from 0 to "
+            f"{count - 1}"
+        )
+    host, _, port = given.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator={given.coordinator} is not HOST:PORT")
+    jax.distributed.initialize(given.coordinator, count, number, **times)
+    _report()
+
+
+def _detect(times: dict[str, int]) -> None:
+    try:
+        jax.distributed.initialize(**times)
+    except jax.errors.JaxRuntimeError:
+        raise  # A RuntimeError too, and a cluster was found.
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed found neither a TPU pod nor a SLURM job ({error}); run it there, leave "
+            "the flag out for one process, or give --coordinator, --num_processes and --process_id"
+        ) from error
+    _report()
+
+
+def _report() -> None:
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def gather(value: Any) -> list[Any]:
+    """Small values of all processes, in the order of their numbers; with one process `[value]`.
+
+    They go through JAX's coordination service. `multihost_utils.process_allgather` is a program on
+    the devices, which would wait there for the step before, and the host with it.
+
+    All processes must call it equally often and in the same order, from their main threads.
+
+    Args:
+      value: what JSON can hold; tuples come back as lists.
+
+    Raises:
+      exit_codes.RestartNeeded: a process did not come within `PATIENCE`.
+      jax.errors.JaxRuntimeError: a process went away.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    client, process = jax_distributed.global_state.client, jax.process_index()
+    # A key serves for one exchange; all processes count alike.
+    number = next(_gathers)
+    folder = f"speciarl_jax/gather/{number}"
+    client.key_value_set(f"{folder}/{process}", json.dumps(value))
+    if process == 0:
+        found = [json.loads(_get(client, f"{folder}/{i}")) for i in range(jax.process_count())]
+        client.key_value_set(f"{folder}/all", json.dumps(found))
+        # Who brought a value to this exchange has read the one before.
+        client.key_value_delete(f"speciarl_jax/gather/{number - 1}")
+    return json.loads(_get(client, f"{folder}/all"))
+
+
+def _get(client: Any, key: str) -> str:
+    try:
+        return client.blocking_key_value_get(key, 1000 * PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise exit_codes.RestartNeeded(
+            f"process {jax.process_index()} of {jax.process_count()} waited {PATIENCE} seconds for "
+            f"{key} of another process, which hangs or is far behind; look at the logs of the "
+            "others, and start all of them again"
+        ) from error

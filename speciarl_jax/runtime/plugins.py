@@ -1,0 +1,35 @@
+"""Finding the part that a configuration names: the name is the module's, no registry is kept."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+
+def find(room: str, name: str, attribute: str) -> Any:
+    """`attribute` of the module `speciarl_jax.<room>.<name>`.
+
+    A new verifier, reward, data set or policy loss is one file in its room with that attribute.
+
+    Args:
+      room: a package inside `speciarl_jax` ("verifiers", "rl.rewards", "data", "rl.losses").
+      name: of a module in it.
+      attribute: what the module must define.
+
+    Raises:
+      ValueError: there is no such module, or it does not define `attribute`; lists those that do.
+    """
+    package = importlib.import_module(f"speciarl_jax.{room}")
+    modules = {m.name for m in pkgutil.iter_modules(package.__path__)}
+    if name in modules:
+        found = getattr(importlib.import_module(f"speciarl_jax.{room}.{name}"), attribute, None)
+        if found is not None:
+            return found
+    able = [
+        m
+        for m in sorted(modules)
+        if hasattr(importlib.import_module(f"speciarl_jax.{room}.{m}"), attribute)
+    ]
+    raise ValueError(
+        f"{name!r} is no choice for {room}; choose one of {able}, or add the file "
+        f"speciarl_jax/{room.replace('.', '/')}/{name}.py with {attribute!r} in it"
+    )

@@ -1,0 +1,276 @@
+"""The step that is measured: random weights, pictures and prompts, with sharing or without."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.qwen2_5_vl import presets
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.rl import advantages, optimizer
+from speciarl_jax.rl.losses import grpo, token_weights
+from speciarl_jax.rl.rewards import best_prediction
+from speciarl_jax.rollout import sample_and_verify
+from speciarl_jax.rollout.types import UpdateBatch
+from speciarl_jax.training import update as update_lib
+from speciarl_jax.training.state import TrainState, init_state
+
+SMALL = ModelConfig(
+    text=TextConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=512,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        mrope_section=(8, 12, 12),
+    ),
+    vision=VisionConfig(
+        depth=4,
+        hidden_size=128,
+        intermediate_size=256,
+        num_heads=4,
+        out_hidden_size=256,
+        full_attention_layers=(1, 3),
+    ),
+    image_token_id=4090,
+    video_token_id=4091,
+    vision_start_token_id=4092,
+    vision_end_token_id=4093,
+    eos_token_id=4094,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a step looks like.
+
+    Attributes:
+      images: B.
+      answers: N.
+      prompt: P, tokens, those of the picture included.
+      tokens: T, of an answer.
+      side: of the square picture, in merged tokens (28 pixels each).
+      parts: numbers of micro-batches of the update; the fastest counts.
+      plain_parts: the same without sharing.
+    """
+
+    images: int
+    answers: int
+    prompt: int
+    tokens: int
+    side: int
+    parts: tuple[int, ...]
+    plain_parts: tuple[int, ...]
+
+
+SHAPES = {
+    "short": Shape(16, 10, prompt=98, tokens=64, side=4, parts=(8,), plain_parts=(5, 20)),
+    "paper": Shape(16, 10, prompt=300, tokens=96, side=8, parts=(8,), plain_parts=(5, 20, 40)),
+    "long": Shape(16, 10, prompt=1200, tokens=96, side=28, parts=(16,), plain_parts=(40, 80)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is the same for all shapes; the flags of the same names explain them."""
+
+    dtype: Any
+    lora_rank: int
+    scan_unroll: int
+    logprob_chunk: int
+    remat: str
+    kl_coefficient: float
+    mean_length: int
+    merge_lora: bool
+    shrink: int
+    answer_widths: int
+    seed: int
+
+
+def model_config(name: str) -> ModelConfig:
+    """`SMALL` by the name "small", a published size, or the dimensions in a `config.json`.
+
+    Raises:
+      ValueError: none of them.
+    """
+    if name == "small":
+        return SMALL
+    if name in presets.SIZES:
+        return presets.config(name)
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"--model={name} is neither 'small', nor one of {presets.SIZES}, nor a config.json"
+        )
+    return ModelConfig.from_hf(json.loads(path.read_text()))
+
+
+def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State, nnx.State]:
+    """graphdef, adapters and base of a policy whose adapters do something."""
+
+    def make():
+        return Qwen25VL(
+            config,
+            dtype=options.dtype,
+            param_dtype=options.dtype,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_rank,
+            scan_unroll=options.scan_unroll,
+            rngs=nnx.Rngs(0),
+        )
+
+    graphdef, lora, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)
+    rng = np.random.default_rng(options.seed)
+
+    def fill(path, p):
+        name = jax.tree_util.keystr(path)
+        value = 0.02 * rng.standard_normal(p.shape, np.float32)
+        return jnp.asarray(value + ("norm" in name), p.dtype)
+
+    return graphdef, *jax.tree_util.tree_map_with_path(fill, (lora, base))
+
+
+def random_batch(config: ModelConfig, shape: Shape, seed: int) -> PromptBatch:
+    """Random pictures, each with a prompt of random text around it; no padding."""
+    rng = np.random.default_rng(seed)
+    merge = config.vision.spatial_merge_size
+    placeholders = shape.side**2
+    text = shape.prompt - placeholders - 2
+    if text < 2:
+        raise ValueError(f"a prompt of {shape.prompt} tokens cannot hold {placeholders} of picture")
+    special = min(config.image_token_id, config.eos_token_id, config.vision_start_token_id)
+    words_BP = rng.integers(0, special, (shape.images, text))
+    picture = [config.vision_start_token_id, *[config.image_token_id] * placeholders]
+    picture_BP = np.tile([*picture, config.vision_end_token_id], (shape.images, 1))
+    cut = text // 4
+    tokens_BP = np.concatenate([words_BP[:, :cut], picture_BP, words_BP[:, cut:]], axis=1)
+    tokens_BP = tokens_BP.astype(np.int32)
+    mask_BP = np.ones(tokens_BP.shape, bool)
+    grids = [[(shape.side * merge,) * 2]] * shape.images
+    positions_3BP, following_B = mrope_positions(tokens_BP, mask_BP, grids, config)
+    patches = (shape.images, placeholders * merge**2, config.vision.patch_dim)
+    return PromptBatch(
+        patches_BSC=rng.normal(size=patches).astype(np.float32),
+        layout=vision_layout(grids, config.vision),
+        tokens_BP=tokens_BP,
+        mask_BP=mask_BP,
+        positions_B3P=positions_3BP.swapaxes(0, 1),
+        next_position_B=following_B,
+        image_id_B=np.arange(shape.images, dtype=np.uint32),
+        label_index_B=np.zeros(shape.images, np.int32),
+        weight_B=np.ones(shape.images, np.float32),
+    )
+
+
+def allowed_tokens(config: ModelConfig, mean_length: int, seed: int) -> np.ndarray:
+    """bool [V], what may be sampled: all but special tokens and the end (`mean_length` 0).
+
+    Otherwise so few tokens, the end among them, that random weights end an answer after about
+    `mean_length`.
+    """
+    allowed_V = np.zeros(config.text.vocab_size, bool)
+    if not mean_length:
+        allowed_V[: min(config.image_token_id, config.eos_token_id)] = True
+        return allowed_V
+    words = np.random.default_rng(seed).choice(
+        min(config.image_token_id, config.eos_token_id), mean_length - 1, replace=False
+    )
+    allowed_V[words] = allowed_V[config.eos_token_id] = True
+    return allowed_V
+
+
+class Workload:
+    """The programs of one shape, with sharing or without, and their inputs."""
+
+    def __init__(self, config: ModelConfig, shape: Shape, shared: bool, options: Options, policy):
+        self.config, self.shape, self.shared, self.options = config, shape, shared, options
+        self.candidates = shape.parts if shared else shape.plain_parts
+        self.parts = self.candidates[0]
+        self.graphdef, self.lora, self.base = policy
+        batch = random_batch(config, shape, options.seed)
+        if not shared:
+            batch = jax.tree.map(lambda x: np.repeat(x, shape.answers, axis=0), batch)
+            # One key a row, as different as those of N answers about one picture.
+            batch = batch.replace(image_id_B=np.arange(len(batch.image_id_B), dtype=np.uint32))
+        self.batch = jax.device_put(batch)
+        allowed_V = allowed_tokens(config, options.mean_length, options.seed)
+        self.banned_V = jnp.asarray(~allowed_V)
+        self.optimizer = optimizer.make(
+            learning_rate=3e-5,
+            warmup_steps=0,
+            decay_steps=0,
+            weight_decay=0.01,
+            b1=0.9,
+            b2=0.999,
+            epsilon=1e-8,
+            max_grad_norm=1.0,
+        )
+
+    def state(self) -> TrainState:
+        return init_state(self.lora, self.optimizer)
+
+    def rollout(self, lora, base, batch):
+        return sample_and_verify.sample(
+            lora,
+            base,
+            batch,
+            jax.random.key(self.options.seed),
+            np.float32(1.0),
+            np.float32(1.0),
+            graphdef=self.graphdef,
+            num_rollouts=self.shape.answers if self.shared else 1,
+            max_tokens=self.shape.tokens,
+            eos_id=self.config.eos_token_id,
+            banned_V=self.banned_V,
+            merge_lora=self.options.merge_lora,
+            shrink=self.options.shrink if self.shared else 0,
+        )
+
+    def update(self, state, base, batch, features_BMD, rollout):
+        """Reward, advantages, and one update; the plain one runs the vision tower again."""
+        if not self.shared:
+            policy = nnx.merge(self.graphdef, state.lora, base)
+            features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
+        options = self.options
+        # A verdict that costs nothing: the verifier is not what is measured.
+        category = jnp.sum(rollout.tokens_BNT, axis=-1) % 6
+        group = (self.shape.images, self.shape.answers)
+        category_BN, valid_BN = category.reshape(group), jnp.ones(group, bool)
+        reward_BN = best_prediction.reward(category_BN, valid_BN)
+        advantage_BN = advantages.group_advantages(reward_BN, valid_BN)
+        whole = UpdateBatch(
+            prompt=batch,
+            features_BMD=features_BMD,
+            rollout=rollout,
+            advantage_BN=advantage_BN.reshape(category.shape),
+            valid_BN=valid_BN.reshape(category.shape),
+        )
+        return update_lib.update(
+            state,
+            base,
+            whole,
+            graphdef=self.graphdef,
+            optimizer=self.optimizer,
+            policy_loss=grpo.policy_loss,
+            token_weights=token_weights.token_mean,
+            banned_V=self.banned_V,
+            kl_coefficient=options.kl_coefficient,
+            temperature=np.float32(1.0),
+            micro_batches=self.parts,
+            logprob_chunk=options.logprob_chunk,
+            remat=options.remat,
+            answer_widths=options.answer_widths,
+        )
+
+    def step(self, state, base, batch):
+        features_BMD, rollout = self.rollout(state.lora, base, batch)
+        return self.update(state, base, batch, features_BMD, rollout)

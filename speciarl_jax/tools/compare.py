@@ -1,0 +1,201 @@
+"""Compares evaluations: a table with intervals, and paired tests on the same pictures.
+
+    python -m speciarl_jax.tools.compare runs/quickstart runs/other --out=runs/comparison
+
+Each RUN is a folder that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first one is
+the reference: a policy of another run is compared with the policy of the same name in the first, or
+with all of its policies if there is none. --policies keeps some only. Writes `comparison.json`,
+`comparison.md` and figures, best-of-n curves among them where there are samples.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+from etils import epath
+
+from speciarl_jax.evaluation import bootstrap, predictions, results
+from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.evaluation.report import markdown, plots
+from speciarl_jax.runtime import exit_codes, jsonl
+
+
+def read_run(
+    folder: epath.Path, wanted: Sequence[str] = ()
+) -> tuple[dict[Part, list[dict[str, Any]]], dict[str, Any]]:
+    """The parts of a folder, and what each was made with.
+
+    Raises:
+      ValueError: there are no predictions, or none of these policies.
+    """
+    if not (folder / predictions.LINES).is_file():
+        raise ValueError(
+            f"{folder} holds no {predictions.LINES}; give folders that python -m "
+            "speciarl_jax.train or speciarl_jax.evaluate wrote to"
+        )
+    parts = {
+        part: lines
+        for part, lines in predictions.read(folder).items()
+        if not wanted or part.policy in wanted
+    }
+    if not any(predictions.verified(lines) for lines in _greedy(parts).values()):
+        raise ValueError(
+            f"{folder} holds no greedy answers with verdicts"
+            + (f" of the policies {list(wanted)}" if wanted else "")
+        )
+    return parts, predictions.read_facts(folder)
+
+
+def _greedy(parts: Mapping[Part, Any]) -> dict[Part, Any]:
+    return {part: lines for part, lines in parts.items() if part.decoding == GREEDY}
+
+
+def read_weights(folders: Sequence[epath.Path]) -> dict[str, float]:
+    """The weights of specificity that all folders were scored with.
+
+    Raises:
+      ValueError: an evaluation has not ended, or two have other weights.
+    """
+    found = {}
+    for folder in folders:
+        path = folder / results.FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: let the evaluation end (start it again)")
+        found[str(folder)] = json.loads(path.read_text())["weights"]
+    first, *others = found.values()
+    if any(weights != first for weights in others):
+        raise ValueError(
+            f"the runs weigh specificity differently ({found}); evaluate them with the same "
+            "config.evaluation.weights"
+        )
+    return first
+
+
+def compare(
+    runs: Mapping[str, tuple[Mapping[Part, Any], Mapping[str, Any]]], weights: Mapping[str, float]
+) -> dict[str, Any]:
+    """The figures of all runs, and paired tests against the first.
+
+    Args:
+      runs: name -> what `read_run` gives; the first is the reference.
+      weights: of correct answers (`metrics.score`).
+
+    Returns:
+      {"runs": [...], "comparisons": [...], "not_compared": [...]} as in `metrics.json`, each run
+      and side with its folder as "run".
+
+    Raises:
+      ValueError: under one name of a data set, two runs were asked about other pictures, or judged
+        by another verifier or other names.
+    """
+    rows, tests = [], []
+    (first, (reference, known)), *others = runs.items()
+    for name, (parts, _) in runs.items():
+        for part, lines in _greedy(parts).items():
+            samples = parts.get(part._replace(decoding=SAMPLES), [])
+            if predictions.verified(lines):
+                rows.append({"run": name} | results.of_run(part, lines, samples, weights))
+    reference = _greedy(reference)
+    inside, refused = results.comparisons(reference, weights, known)
+    tests += [_with_runs(row, first, first) for row in inside]
+    for name, (parts, facts) in others:
+        for b, lines in _greedy(parts).items():
+            same = [a for a in reference if a.data == b.data]
+            for a in [a for a in same if a[:3] == b[:3]] or same:
+                sides = known.get(str(a), {}), facts.get(str(b), {})
+                _check_same(f"{first} ({a}) and {name} ({b})", *sides)
+                row = results.compare(a, reference[a], b, lines, weights, *sides)
+                if row:
+                    tests.append(_with_runs(row, first, name))
+    refused = [_with_runs(row, first, first) for row in refused]
+    return {"runs": rows, "comparisons": tests, "not_compared": refused}
+
+
+def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
+    return {**row, "a": {"run": a, **row["a"]}, "b": {"run": b, **row["b"]}}
+
+
+def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for keys, what in (
+        (results.PICTURES, "asked about other pictures"),
+        (results.VERDICTS, "judged by another verifier, or other names of the labels"),
+    ):
+        for key, (one, other) in results.unlike(mine, theirs, keys).items():
+            raise ValueError(
+                f"{both} were {what}: {key} is {one!r} in one and {other!r} in the other; evaluate "
+                "both on the same, or leave one out with --policies"
+            )
+
+
+def to_markdown(found: Mapping[str, Any]) -> str:
+    """Tables: figures with 95% intervals, differences with theirs, and the best of n samples."""
+    lines = ["# Comparison", "", "| run | pictures | " + " | ".join(_HEADS) + " |"]
+    lines.append("|---|---:|" + "---|" * len(_HEADS))
+    for row in found["runs"]:
+        cells = [
+            f"{row['score'][m]:.3f} ({row['intervals'][m][0]:.3f} to {row['intervals'][m][1]:.3f})"
+            for m in bootstrap.MEASURES
+        ]
+        shares = [f"{100 * row[name]:.1f}%" for name in ("abstain", "unparsed", "unverified")]
+        head = [_name(row, found), str(row["pictures"])]
+        lines.append("| " + " | ".join([*head, *cells, *shares]) + " |")
+    if found["comparisons"]:
+        lines += ["", "| b - a, paired | pictures | " + " | ".join(_HEADS[:3]) + " |"]
+        lines.append("|---|---:|" + "---|" * 3)
+    for row in found["comparisons"]:
+        cells = [markdown.difference(row["differences"][m]) for m in bootstrap.MEASURES]
+        name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
+        lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
+    for best_of in markdown.best_of({_name(row, found): row for row in found["runs"]}):
+        lines += ["", best_of]
+    lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
+    lines.append("number of comparisons.")
+    if remarks := results.remarks(found):
+        lines += ["", *(f"- {remark}" for remark in remarks)]
+    return "\n".join(lines) + "\n"
+
+
+_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unverified")
+
+
+def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Folder and policy, and data and prompt where they differ."""
+    parts = [row["run"], row["policy"]]
+    for key in ("data", "prompt"):
+        if len({other[key] for other in found["runs"]}) > 1:
+            parts.append(row[key])
+    return ", ".join(parts).replace("|", "\\|")
+
+
+def write(
+    out: epath.Path, found: Mapping[str, Any], folders: Sequence[epath.Path]
+) -> list[epath.Path]:
+    """Writes `comparison.json`, `comparison.md` and figures to `out`; gives their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbers, text = out / "comparison.json", out / "comparison.md"
+    numbers.write_text(json.dumps(found, indent=1) + "\n")
+    text.write_text(to_markdown(found))
+    named = {_name(row, found): row for row in found["runs"]}
+    curves = {str(folder): jsonl.read(folder / "metrics.jsonl") for folder in folders}
+    kept = {name: rows for name, rows in curves.items() if rows}
+    return [numbers, text, *plots.write_all(out, named, kept)]
+
+
+def main(argv: Sequence[str]) -> None:
+    given, folders = flags.FLAGS, [epath.Path(name) for name in argv[1:]]
+    if not folders:
+        raise app.UsageError("give the folders of evaluations")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise app.UsageError("a folder was given twice")
+    runs = {str(folder): read_run(folder, given.policies) for folder in folders}
+    found = compare(runs, read_weights(folders))
+    print(to_markdown(found))
+    for path in write(epath.Path(given.out), found, folders):
+        print(path)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "runs/comparison", "Folder for the results.")
+    flags.DEFINE_list("policies", [], "Only these policies.")
+    exit_codes.run_tool("compare", main)

@@ -1,0 +1,399 @@
+"""Hands a trained policy to other programs, and takes adapters from them.
+
+    python -m speciarl_jax.tools.convert --workdir=runs/quickstart --to=merged --out=exports/merged
+    python -m speciarl_jax.tools.convert --workdir=runs/quickstart --to=peft --out=exports/adapter
+    python -m speciarl_jax.tools.convert --adapter=exports/adapter --to=run --out=runs/warm \\
+        --config=configs/quickstart.py
+
+What is read is a run of `speciarl_jax.train` (`--workdir`, its latest checkpoint or `--step`) or a
+folder of Hugging Face PEFT (`--adapter`). What is written is
+
+  merged  a checkpoint folder in the Hugging Face layout with the adapters added to the weights, and
+          the base's tokenizer, processor and chat template; of its generation settings those
+          that change no answer (no repetition penalty, no temperature);
+  peft    the adapters alone, in PEFT's layout;
+  run     a workdir whose checkpoint of step 0 holds the adapters: `train` goes on from it with a
+          fresh optimizer, `evaluate` scores it.
+
+All that is written is read back and compared bit for bit before it appears under its name.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from ml_collections import config_flags
+
+from speciarl_jax.experiment.run import facts_of, prepare
+from speciarl_jax.models import load_policy, safetensors_io
+from speciarl_jax.models import lora as lora_lib
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.rl import optimizer
+from speciarl_jax.runtime import exit_codes, sharding
+from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.training import build_update, policy_sources, train_data
+
+# What a checkpoint folder holds beside weights and dimensions.
+_COMPANIONS = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+_GENERATION = "generation_config.json"
+# Settings of it that change what a server answers. They were chosen for the base; training sampled
+# without them.
+_SAMPLING = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty"),
+    *("no_repeat_ngram_size", "num_beams", "presence_penalty", "frequency_penalty"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Adapters and what they belong to.
+
+    Attributes:
+      base: checkpoint folder of the base.
+      model_config: dimensions of the base.
+      adapter: rank and alpha.
+      lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
+      param_dtype: of the frozen weights in training; bfloat16 where that is not known.
+    """
+
+    base: pathlib.Path
+    model_config: ModelConfig
+    adapter: peft.AdapterConfig
+    lora: nnx.State
+    param_dtype: str
+
+
+def read_run(
+    workdir: pathlib.Path, *, step: int | None = None, model: str | None = None
+) -> Trained:
+    """The adapters of a training run; neither its data nor its mesh are needed.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; the latest when None.
+      model: folder of the base, if it is no longer where the run found it.
+
+    Raises:
+      ValueError: no run there, no such checkpoint, or a base of other dimensions.
+    """
+    config = policy_sources.read_config(workdir)
+    base = _base_folder(model or config.model.path, workdir)
+    model_config = hf_checkpoint.read_config(base)
+    rank = config.model.lora_rank
+    optimizer_ = optimizer.make(**config.optimizer)
+    # Wherever the run's devices kept them, here they lie on one.
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
+    lora = peft.abstract_lora(model_config, rank)
+    wanted, _ = build_update.abstract_state(mesh, lora, optimizer_)
+    with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
+        state, _ = checkpoints.restore(wanted, {}, step)
+    adapter = peft.AdapterConfig(rank, config.model.lora_alpha, str(base.resolve()))
+    return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
+
+
+def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
+    """The adapters of a PEFT folder.
+
+    Args:
+      folder: as `peft.load_adapter` reads it.
+      model: folder of the base; the one that the adapter names when None.
+
+    Raises:
+      ValueError: what `peft.load_adapter` refuses, or a base that is not on this disk.
+    """
+    base = _base_folder(model or peft.read_adapter_config(folder).base, folder)
+    model_config = hf_checkpoint.read_config(base)
+    adapter, lora = peft.load_adapter(folder, model_config)
+    return Trained(base, model_config, adapter, lora, "bfloat16")
+
+
+def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
+    """The folder of the base that a run or an adapter belongs to.
+
+    Raises:
+      ValueError: it is not on this disk.
+    """
+    try:
+        return load_policy.model_folder(named)
+    except ValueError:
+        raise ValueError(
+            f"the base {named!r} of {source} is no folder on this disk; give --model, the folder "
+            "of a Qwen2.5-VL checkpoint"
+        ) from None
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to that is renamed to `out` at the end, or vanishes if something fails.
+
+    Raises:
+      ValueError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} exists already and is not empty; choose another folder")
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `out`, so that the renaming stays on one disk.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}_", dir=out.parent) as holder:
+        folder = pathlib.Path(holder) / "new"
+        folder.mkdir()
+        yield folder
+        folder.replace(out)
+
+
+def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = None) -> None:
+    """Writes the adapters for `peft.PeftModel.from_pretrained`.
+
+    Args:
+      out: new folder.
+      trained: what is written.
+      base_name: what the adapter calls its base, for instance its name on the hub; the path of its
+        folder when None.
+
+    Raises:
+      ValueError: `out` is not empty.
+      RuntimeError: what was written reads back differently.
+    """
+    adapter = dataclasses.replace(trained.adapter, base=base_name or str(trained.base.resolve()))
+    with new_folder(out) as folder:
+        peft.save_adapter(folder, trained.model_config, adapter, trained.lora)
+        found, lora = peft.load_adapter(folder, trained.model_config)
+        if found != adapter:
+            raise RuntimeError(f"{adapter} was written to {out} and reads back as {found}")
+        _compare(lora, trained.lora)
+
+
+def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = None) -> None:
+    """Writes a whole checkpoint with the adapters added to the weights.
+
+    Args:
+      out: new folder.
+      trained: what is written.
+      dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); that of training
+        when None.
+
+    Raises:
+      ValueError: `out` is not empty, or the base cannot be read.
+      RuntimeError: what was written reads back differently.
+    """
+    dtype = dtype or trained.param_dtype
+    with new_folder(out) as folder:
+        config, policy = hf_checkpoint.load(
+            trained.base,
+            param_dtype=jnp.dtype(dtype),
+            lora_rank=trained.adapter.rank,
+            lora_alpha=trained.adapter.alpha,
+        )
+        nnx.update(policy, trained.lora)
+        hf_checkpoint.save(folder, config, policy)
+        settings = _with_dtype(json.loads((trained.base / "config.json").read_text()), dtype)
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for pattern in _COMPANIONS:
+            for path in trained.base.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        _write_generation(trained.base, folder)
+        _check_merged(folder, config, policy)
+
+
+def _write_generation(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the base's `generation_config.json`, if it has one, without `_SAMPLING`."""
+    if (path := base / _GENERATION).exists():
+        settings = safetensors_io.read_json(path)
+        kept = {key: value for key, value in settings.items() if key not in _SAMPLING}
+        (folder / _GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:
+    """Reads a merged checkpoint back, a layer at a time, and compares it with base and adapters."""
+    weights = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(policy))}
+    different = []
+
+    def merged(path, layers):
+        a, b = (weights.get(("decoder", "lora", f"{path[-1]}_{half}")) for half in "ab")
+        if path[:2] != ("decoder", "layers") or a is None:
+            return weights[path][layers]
+        pair = (a[layers], b[layers])
+        return lora_lib.merge(weights[path][layers], pair, policy.decoder.lora_scale)
+
+    def compare(path, stored, axes):
+        shape = weights[path].shape
+        count = shape[0] if axes[0] == "layers" else 0
+        for layers in [slice(i, i + 1) for i in range(count)] or [slice(None)]:
+            found = stored.read((layers, *(slice(None),) * (len(shape) - 1)))
+            stored.done(found.nbytes)
+            if not _same_bits(found, merged(path, layers)):
+                different.append(path)
+                break
+        return weights[path]
+
+    dtype = policy.decoder.embedding.dtype
+    found, _ = hf_checkpoint.load(folder, param_dtype=dtype, put=compare)
+    if found != config:
+        raise RuntimeError(f"{config} was written and reads back as {found}")
+    _refuse_differences(different)
+
+
+def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A parsed `config.json` that says the weights are stored in `dtype`."""
+    parts = [settings, settings.get("text_config") or {}, settings.get("vision_config") or {}]
+    for part in parts:
+        part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+    if "torch_dtype" not in settings:
+        settings["dtype"] = dtype
+    return settings
+
+
+def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.ConfigDict) -> None:
+    """Writes a workdir whose checkpoint of step 0 holds the adapters, beside a fresh optimizer.
+
+    Args:
+      out: new workdir.
+      trained: what is written.
+      config: of the run that will go on from it; `train` compares it with its own.
+
+    Raises:
+      ValueError: `out` is not empty, or the adapters do not fit the policy of `config`.
+      RuntimeError: what was written reads back differently.
+    """
+    for key, here, there in (
+        ("lora_rank", trained.adapter.rank, config.model.lora_rank),
+        ("lora_alpha", trained.adapter.alpha, config.model.lora_alpha),
+    ):
+        if here != there:
+            raise ValueError(
+                f"the adapters have {key} {here}, the configuration says {there}; give "
+                f"--config.model.{key}={here}"
+            )
+    with new_folder(out) as workdir:
+        run = prepare(config)
+        if run.model_config != trained.model_config:
+            raise ValueError(
+                f"the adapters were made for {trained.base}, whose dimensions differ from those of "
+                f"config.model.path={config.model.path!r}; choose the same base"
+            )
+        lora = jax.tree.map(
+            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding),
+            trained.lora,
+            run.lora,
+        )
+        _, state, _ = build_update.start_state(dataclasses.replace(run, lora=lora))
+        facts = facts_of(run)
+        position = {"stream": train_data.training_stream(run).get_state(), "seconds": 0.0}
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:
+            checkpoints.save(0, state, position, facts, force=True)
+            checkpoints.wait()
+            found, _ = checkpoints.restore(state, facts)
+        _compare(found.lora, trained.lora)
+
+
+def _compare(found: nnx.State, wanted: nnx.State) -> None:
+    """Raises RuntimeError unless both hold the same bits."""
+    found, wanted = (dict(nnx.to_flat_state(state)) for state in (found, wanted))
+    _refuse_differences(
+        [
+            path
+            for path in found.keys() | wanted.keys()
+            if path not in found
+            or path not in wanted
+            or not _same_bits(found[path][...], wanted[path][...])
+        ]
+    )
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+def _refuse_differences(paths: Sequence[tuple[str, ...]]) -> None:
+    if paths:
+        names = sorted(".".join(map(str, path)) for path in paths)
+        raise RuntimeError(
+            f"{names[:3]} ({len(names)} in all) read back differently from what was written; is "
+            "the disk sound?"
+        )
+
+
+def check_usage(given: Any) -> None:
+    """Refuses flags that do not go together.
+
+    Raises:
+      app.UsageError: says which, and what is needed.
+    """
+    if not given.to or not given.out:
+        raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
+    if bool(given.workdir) == bool(given.adapter):
+        raise app.UsageError("give either --workdir of a training run or --adapter, a PEFT folder")
+    for name, needs, fits in (
+        ("step", "--workdir", bool(given.workdir)),
+        ("dtype", "--to=merged", given.to == "merged"),
+        ("base_name", "--to=peft", given.to == "peft"),
+        ("config", "--to=run", given.to == "run"),
+    ):
+        if getattr(given, name) is not None and not fits:
+            raise app.UsageError(f"--{name} goes with {needs}")
+    if given.to == "run" and given.config is None:
+        raise app.UsageError("--to=run needs --config=FILE, the configuration of the new run")
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"give flags only, not {argv[1:]}")
+    check_usage(given)
+    quieten_orbax()
+    out = pathlib.Path(given.out)
+    if given.workdir:
+        trained = read_run(pathlib.Path(given.workdir), step=given.step, model=given.model)
+    else:
+        trained = read_adapter(pathlib.Path(given.adapter), model=given.model)
+    if given.to == "merged":
+        write_merged(out, trained, dtype=given.dtype)
+    elif given.to == "peft":
+        write_peft(out, trained, base_name=given.base_name)
+    else:
+        write_run(out, trained, given.config)
+    print(f"{out}: {given.to}, LoRA r={trained.adapter.rank} on {trained.base}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a training run whose adapters are read.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
+    flags.DEFINE_string("adapter", None, "PEFT folder whose adapters are read.")
+    flags.DEFINE_string("model", None, "Folder of the base, where it is not where it was.")
+    flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "What is written.")
+    flags.DEFINE_string("out", None, "New folder.")
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["bfloat16", "float32"],
+        "Of the merged weights: float32 is exact. The run's by default, bfloat16 for an adapter.",
+    )
+    flags.DEFINE_string("base_name", None, "What the adapter calls its base; its path by default.")
+    config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
+    exit_codes.run_tool("convert", main)

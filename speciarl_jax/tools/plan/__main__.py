@@ -1,0 +1,119 @@
+"""Compiles a step for machines that need not be there, and says what it takes on each chip.
+
+    pip install libtpu==0.0.52
+    python -m speciarl_jax.tools.plan --config=configs/cub_v5e16.py --topology=v5e:4x4 --model=7b
+    python -m speciarl_jax.tools.plan --config=configs/quickstart.py --topology=cpu:8
+
+No accelerator, weights or pictures are needed. Nothing is run: memory and exchanges are those of
+the compiled programs, FLOPs and bytes our own counts, and times lower bounds from the chips' peaks.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from speciarl_jax.runtime import exit_codes
+from speciarl_jax.tools.plan import chips, measure, programs, report, search
+
+# CUB's photographs are at most 500 px a side, and a batch is padded to its largest.
+_PIXELS = "500x500"
+
+
+def read_pixels(text: str, config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Height and width of "HEIGHTxWIDTH"; where it is empty, of the configuration's pictures.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if not text:
+        drawn = config.data.options.get("image_size")
+        text = f"{drawn}x{drawn}" if drawn else _PIXELS
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not all(map(int, found.groups())):
+        raise ValueError(f"--pixels={text} is no size; give HEIGHTxWIDTH, {_PIXELS} for instance")
+    return int(found.group(1)), int(found.group(2))
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) > 1 or given.config is None or not given.topology:
+        raise app.UsageError("give --config=FILE and --topology=v5e:4x4, and flags only")
+    record = make(
+        given.config,
+        given.topology,
+        model=given.model,
+        pixels=given.pixels,
+        prompt_tokens=given.prompt_tokens,
+        only=tuple(given.programs),
+        search_compiles=given.search_compiles if given.search else 0,
+    )
+    print(report.text(record))
+    if given.json:
+        pathlib.Path(given.json).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def make(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    model: str = "",
+    pixels: str = "",
+    prompt_tokens: int = 0,
+    only: tuple[str, ...] = (),
+    search_compiles: int = 0,
+) -> dict[str, Any]:
+    """Compiles the programs of a step.
+
+    Args:
+      config: the whole configuration.
+      topology: as for `chips.devices`.
+      model: a published size, or "" for the checkpoint of the configuration.
+      pixels: HEIGHTxWIDTH of the largest picture; "" for the default.
+      prompt_tokens: of the text around a picture; 0 for a guess from its length.
+      only: names of programs; all when empty.
+      search_compiles: settings of mesh and chunks to compile until one fits; 0 for this one only.
+
+    Returns:
+      What `--json` writes.
+
+    Raises:
+      ValueError: something does not fit together; says what, and how to mend it.
+      ModuleNotFoundError: libtpu is not installed.
+    """
+    chip, devices = chips.devices(topology)
+    dimensions = programs.model_config(model, config.model.path)
+    sizes = programs.sizes_of(config, dimensions, read_pixels(pixels, config), prompt_tokens)
+
+    def compile_(config):
+        plan = programs.abstract(config, dimensions, sizes, devices)
+        found = [measure.measure(plan, p, chip) for p in programs.programs(plan, only)]
+        return report.record(plan, topology, found)
+
+    if not search_compiles:
+        return compile_(config)
+    if chip is None:
+        raise ValueError("--search needs chips with a limit of memory, v5e:4x4 for instance")
+    return search.search(config, dimensions, sizes, chip, devices, compile_, search_compiles)
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
+    flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x2, v6e:2x4, v4:2x2x2, cpu:8, ...")
+    flags.DEFINE_string("model", "", "3b, 7b, 32b or 72b; empty: config.model.path.")
+    flags.DEFINE_string("pixels", "", f"HEIGHTxWIDTH of the largest picture; default {_PIXELS}.")
+    flags.DEFINE_integer("prompt_tokens", 0, "Of the text around a picture; 0 for a guess.")
+    flags.DEFINE_list("programs", [], "Some of rollout, verify, update; all when empty.")
+    flags.DEFINE_string("json", None, "File for the plan.")
+    flags.DEFINE_bool("search", False, "Look for a mesh and chunk sizes that fit.")
+    flags.DEFINE_integer("search_compiles", 4, "Settings that --search compiles, at most.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    exit_codes.run_tool("plan", main)

@@ -1,0 +1,213 @@
+"""Our own count of FLOPs and bytes of a step, and of the arrays that stay; a multiply-add is two.
+
+XLA's cost analysis counts the body of a loop once. These counts follow the code instead: squares of
+attention whole, as they are computed; what the backward pass computes again counted again.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig, VisionConfig
+from speciarl_jax.rollout import kv_cache_budget
+from speciarl_jax.tools.plan.chips import Chip
+from speciarl_jax.tools.plan.programs import Abstract
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a program, on one chip.
+
+    Attributes:
+      name: of the part.
+      flops: of products.
+      bytes: read from and written to the chip's memory.
+    """
+
+    name: str
+    flops: float
+    bytes: float
+
+    def seconds(self, chip: Chip) -> float:
+        """The longer of the two limits."""
+        return max(self.flops / chip.flops, self.bytes / chip.memory_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """Sides of a decoder layer, or a block of the tower, and their sums.
+
+    Attributes:
+      kernels: weights of the linear layers.
+      adapters: weights of LoRA.
+      traffic: values that the linear layers read and write for a token.
+      heads: values of all queries of a token.
+    """
+
+    kernels: int
+    adapters: int
+    traffic: int
+    heads: int
+
+
+def phases(plan: Abstract, name: str) -> list[Phase]:
+    """The parts of a program of `programs.programs`, each on one chip."""
+    if name == "verify":
+        return []
+    return _rollout(plan) if name == "rollout" else _update(plan)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes on a chip of arrays or shapes that know their shardings."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        shape = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) else x.shape
+        # A PRNG key, say, is no array of plain numbers.
+        total += math.prod(shape) * jnp.dtype(x.dtype).itemsize
+    return total
+
+
+def cache_bytes(plan: Abstract) -> int:
+    """Bytes on a chip of the caches of the pictures that are sampled at once, answers at full
+    length, without the copy that a loop is made narrower with."""
+    config, text = plan.run.config, plan.run.model_config.text
+    rollout = config.rollout
+    token = kv_cache_budget.token_bytes(text, jnp.dtype(config.model.dtype))
+    one = kv_cache_budget.picture_bytes(
+        token,
+        prompt=plan.sizes.prompt_tokens,
+        answers=rollout.num_rollouts,
+        tokens=rollout.max_tokens,
+        shrink=0,
+    )
+    return one * _pictures_a_chip(plan) // _cuts(plan, text.num_kv_heads)
+
+
+def chunks(plan: Abstract) -> int:
+    """Parts that a batch is sampled in."""
+    rollout = plan.run.config.rollout
+    count = plan.run.chunks(rollout.num_rollouts, rollout.max_tokens)
+    return count(plan.sampled, plan.sizes.prompt_tokens)
+
+
+def _pictures_a_chip(plan: Abstract) -> int:
+    mesh = plan.run.mesh
+    return plan.sampled // chunks(plan) // (mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _cuts(plan: Abstract, size: int) -> int:
+    """Parts that an axis of so many heads is cut into."""
+    tensor = plan.run.mesh.shape["tensor"]
+    return tensor if size % tensor == 0 else 1
+
+
+def _decoder_layer(text: TextConfig, rank: int) -> _Layer:
+    heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    width, mlp = text.hidden_size, text.intermediate_size
+    sides = [(width, heads), (width, kv), (width, kv), (heads, width)]
+    sides += [(width, mlp), (width, mlp), (mlp, width)]
+    return _Layer(
+        kernels=sum(a * b for a, b in sides),
+        adapters=rank * sum(a + b for a, b in sides),
+        traffic=sum(a + b for a, b in sides),
+        heads=heads,
+    )
+
+
+def _vision(plan: Abstract, vision: VisionConfig, size: int) -> Phase:
+    """The tower, for all pictures of a step, over all chips."""
+    sizes, width, mlp = plan.sizes, vision.hidden_size, vision.intermediate_size
+    merged = vision.spatial_merge_size**2
+    # Windows are padded to whole slots.
+    tokens = sizes.windows * vision.window_units**2 * merged
+    full = len(vision.full_attention_layers)
+    kernels = 4 * width**2 + 3 * width * mlp
+    pairs = full * tokens + (vision.depth - full) * tokens / sizes.windows
+    flops = tokens * 2 * (vision.patch_dim * width + vision.depth * kernels)
+    flops += 4 * tokens * pairs * width
+    merger = (width * merged) ** 2 + width * merged * vision.out_hidden_size
+    flops += 2 * sizes.image_tokens * merger
+    # Scores are written and read in float32, activations in two bytes.
+    moved = (
+        vision.depth * tokens * (8 * width + 5 * mlp) * 2 + 8 * tokens * pairs * vision.num_heads
+    )
+    return Phase("vision", flops * plan.sampled, moved * plan.sampled)
+
+
+def _rollout(plan: Abstract) -> list[Phase]:
+    config, model = plan.run.config, plan.run.model_config
+    text, size = model.text, jnp.dtype(config.model.dtype).itemsize
+    chips, tensor = plan.run.mesh.size, plan.run.mesh.shape["tensor"]
+    parts, answers, length = chunks(plan), config.rollout.num_rollouts, config.rollout.max_tokens
+    prompt, pictures = plan.sizes.prompt_tokens, plan.sampled
+    merged = config.rollout.merge_lora
+    layer = _decoder_layer(text, config.model.lora_rank)
+    weights = kernel_bytes(plan) / tensor
+    head = 2 * text.hidden_size * text.vocab_size
+
+    vision = _vision(plan, model.vision, pictures)
+    vision = Phase("vision", vision.flops / chips, vision.bytes / chips)
+    each = 2 * (layer.kernels + layer.adapters) * prompt + 4 * prompt**2 * layer.heads
+    moved = prompt * layer.traffic * size + 8 * prompt**2 * text.num_heads
+    prefill = Phase(
+        "prefill",
+        pictures * (text.num_layers * each + answers * head) / chips,
+        pictures * text.num_layers * moved / chips + parts * weights,
+    )
+    rows, steps = pictures * answers, length - 1
+    each = 2 * (layer.kernels + (0 if merged else layer.adapters))
+    each += 4 * (prompt + length) * layer.heads
+    decode = Phase(
+        "decode",
+        steps * rows * (text.num_layers * each + head) / chips,
+        # Every step reads the weights, and the caches whole.
+        steps * parts * (weights + cache_bytes(plan)) + steps * rows * text.vocab_size * 8 / chips,
+    )
+    return [vision, prefill, decode]
+
+
+def _update(plan: Abstract) -> list[Phase]:
+    config, model = plan.run.config, plan.run.model_config
+    text, size = model.text, jnp.dtype(config.model.dtype).itemsize
+    chips, tensor = plan.run.mesh.size, plan.run.mesh.shape["tensor"]
+    labels = config.train.objective == "labels"
+    answers, run = 1 if labels else config.rollout.num_rollouts, config.rollout.max_tokens - 1
+    prompt, passes = plan.sizes.prompt_tokens, config.train.passes
+    layer = _decoder_layer(text, config.model.lora_rank)
+    again = config.train.remat
+    reference = int(bool(config.loss.kl_coefficient)) + int(
+        config.loss.old_logp == "trainer" and config.train.mini_batches * passes > 1
+    )
+    tokens = prompt + answers * run
+    pairs = prompt**2 + answers * run * (prompt + run)
+    # Forward, backward to the inputs, and forward again; of the adapters' weights too.
+    linear = 2 + (again == "full")
+    attention = 3 + (again != "none")
+    policy = 2 * tokens * (layer.kernels * linear + layer.adapters * (linear + 1))
+    policy += 4 * pairs * layer.heads * attention
+    frozen = 2 * tokens * layer.kernels + 4 * pairs * layer.heads
+    head = 2 * answers * (run + 1) * text.hidden_size * text.vocab_size
+    flops = text.num_layers * (policy + reference * frozen) + head * (2 + reference)
+    turns = config.train.mini_batches * config.train.micro_batches * passes
+    moved = text.num_layers * tokens * layer.traffic * size * (linear + reference)
+    moved += 8 * text.num_layers * pairs * text.num_heads * (attention + reference)
+    moved += 8 * answers * (run + 1) * text.vocab_size * (2 + reference)
+    weights = kernel_bytes(plan) / tensor * turns * (linear + reference)
+    pictures = config.train.batch_size * passes
+    found = [Phase("update", pictures * flops / chips, pictures * moved / chips + weights)]
+    if labels:
+        vision = _vision(plan, model.vision, config.train.batch_size)
+        found.insert(0, Phase("vision", vision.flops / chips, vision.bytes / chips))
+    return found
+
+
+def kernel_bytes(plan: Abstract) -> int:
+    """Bytes of the decoder's linear layers and its head, of the whole model."""
+    text = plan.run.model_config.text
+    layers = plan.run.base["decoder"]["layers"]
+    total = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(layers))
+    head = text.hidden_size * text.vocab_size
+    return total + head * jnp.dtype(plan.run.config.model.param_dtype).itemsize

@@ -1,0 +1,143 @@
+"""Looks into a cache of verdicts, copies it out, and prunes it.
+
+    python -m speciarl_jax.tools.verdict_cache list --cache=runs/verdicts.sqlite
+    python -m speciarl_jax.tools.verdict_cache export --cache=redis://localhost:6379/0 \\
+        --out=verdicts.csv
+    python -m speciarl_jax.tools.verdict_cache prune --cache=runs/verdicts.sqlite \\
+        --older_than_days=90
+
+`list` prints how many verdicts of each category every judge gave; a judge is a model, a prompt (the
+start of its SHA-256) and decoding settings. With --pairs it prints the verdicts themselves.
+`export` writes CSV, or JSON lines if --out ends in .jsonl. `prune` deletes. --model, --prompt,
+--truth and --older_than_days narrow all three down; `prune` needs at least one of them.
+"""
+
+import collections
+import csv
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app, flags
+
+from speciarl_jax.runtime import exit_codes
+from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.judge import verdict_cache
+from speciarl_jax.verifiers.judge.verdict_cache import Row
+
+_DIGEST = 12  # characters of a prompt's SHA-256 that are shown
+
+
+def chosen(
+    *,
+    model: str | None = None,
+    prompt: str | None = None,
+    truth: str | None = None,
+    older_than_days: float | None = None,
+) -> Callable[[Row], bool]:
+    """Whether a verdict is meant; None does not narrow down.
+
+    Args:
+      model: name of the judge.
+      prompt: start of the SHA-256 of its prompt.
+      truth: name of the true label, as the judge saw it.
+      older_than_days: age.
+    """
+    before = None if older_than_days is None else time.time() - 86400 * older_than_days
+
+    def means(row: Row) -> bool:
+        return (
+            (model is None or row.model == model)
+            and (prompt is None or row.prompt.startswith(prompt))
+            and (truth is None or row.truth == truth)
+            and (before is None or row.created < before)
+        )
+
+    return means
+
+
+def summary(rows: Iterator[Row]) -> str:
+    """A table of judges with the number of their verdicts of each category."""
+    counts: dict[tuple[str, str, str], collections.Counter] = {}
+    for row in rows:
+        judge = (row.model, row.prompt[:_DIGEST], row.settings)
+        counts.setdefault(judge, collections.Counter())[row.category] += 1
+    ladder = sorted((c for c in Category if c >= Category.WRONG), reverse=True)
+    lines = []
+    for (model, prompt, settings), count in sorted(counts.items()):
+        shares = ", ".join(f"{c.name.lower()} {count[c]}" for c in ladder)
+        lines.append(f"{model}  prompt {prompt}  {settings}\n  {count.total()} verdicts: {shares}")
+    return "\n".join(lines) or "no verdicts"
+
+
+def line(row: Row) -> str:
+    """One verdict for people."""
+    return (
+        f"{Category(row.category).name.lower():13} {row.truth!r} <- {row.prediction!r}  {row.model}"
+    )
+
+
+def export(rows: Iterator[Row], path: pathlib.Path) -> int:
+    """Writes verdicts, categories by name; CSV, or JSON lines by the ending of the path.
+
+    Returns:
+      How many.
+    """
+    names = [field.name for field in dataclasses.fields(Row)]
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = None if path.suffix == ".jsonl" else csv.DictWriter(file, names)
+        if table:
+            table.writeheader()
+        for row in rows:
+            values = dataclasses.asdict(row) | {"category": Category(row.category).name.lower()}
+            if table:
+                table.writerow(values)
+            else:
+                file.write(json.dumps(values) + "\n")
+            count += 1
+    return count
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if len(argv) != 2 or argv[1] not in ("list", "export", "prune") or not given.cache:
+        raise app.UsageError("give list, export or prune, and --cache=FILE or --cache=redis://...")
+    filters = {
+        "model": given.model,
+        "prompt": given.prompt,
+        "truth": given.truth,
+        "older_than_days": given.older_than_days,
+    }
+    if argv[1] == "export" and not given.out:
+        raise app.UsageError("export needs --out=FILE")
+    if argv[1] == "prune" and all(value is None for value in filters.values()):
+        raise app.UsageError(
+            "prune needs --model, --prompt, --truth or --older_than_days; to delete everything, "
+            "give --older_than_days=0"
+        )
+    cache = verdict_cache.open_cache(given.cache, create=False)
+    rows = filter(chosen(**filters), cache.rows())
+    if argv[1] == "list" and given.pairs:
+        for row in rows:
+            print(line(row))
+    elif argv[1] == "list":
+        print(summary(rows))
+    elif argv[1] == "export":
+        print(f"{export(rows, pathlib.Path(given.out))} verdicts written to {given.out}")
+    else:
+        print(f"{cache.delete([row.key for row in rows])} verdicts deleted")
+    cache.close()
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("cache", None, "Path of an SQLite file, or redis:// URL.")
+    flags.DEFINE_string("model", None, "Only verdicts of this model.")
+    flags.DEFINE_string("prompt", None, "Only verdicts of the prompt whose SHA-256 starts so.")
+    flags.DEFINE_string("truth", None, "Only verdicts on this true label.")
+    flags.DEFINE_float("older_than_days", None, "Only verdicts older than this.")
+    flags.DEFINE_bool("pairs", False, "List each verdict.")
+    flags.DEFINE_string("out", None, "File that `export` writes.")
+    exit_codes.run_tool("verdicts", main, (ValueError, verdict_cache.Unavailable))

@@ -1,0 +1,1 @@
+"""One training step, put together in one place, and what a run keeps while it trains."""

@@ -1,0 +1,160 @@
+"""The policies that evaluation and prediction can be asked for, and how they are loaded.
+
+    base                 the checkpoint of the configuration, without adapters
+    trained              the adapters of the training run in --workdir
+    runs/other           those of another run, its latest checkpoint
+    runs/other@20        its checkpoint of step 20
+    exports/merged       a checkpoint folder in the Hugging Face layout
+    emoji_tiny           one that ships with the package
+    exports/adapter      a folder of PEFT, on the base that it names or, where that is none, on the
+                         configuration's
+
+`NAME=` before a path says what results call it; otherwise it is the path's last part.
+"""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from speciarl_jax.experiment.run import Run
+from speciarl_jax.models import load_policy
+from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.rl import optimizer
+from speciarl_jax.runtime import checkpoint
+from speciarl_jax.training import build_update
+
+BASE, TRAINED, BEST = "base", "trained", "best"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy that has not been loaded.
+
+    Attributes:
+      name: what results call it.
+      model: keys of `config.model` that differ from the configuration's.
+      adapters: a run with that model -> its adapters.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    adapters: Callable[[Run], Any]
+
+
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """The configuration that a training run wrote.
+
+    Raises:
+      ValueError: the folder holds none.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; give the --workdir of a run of python -m speciarl_jax.train"
+        )
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    return config
+
+
+def config_from_file(path: epath.Path) -> ml_collections.ConfigDict:
+    """The configuration of a file, as `--config` reads it.
+
+    Raises:
+      ValueError: there is no such file, or it is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no configuration {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} is no configuration; it needs a function get_config")
+    return module.get_config()
+
+
+def named(specs: Sequence[str], workdir: epath.Path, step: int | str | None = None) -> list[Policy]:
+    """The policies that a command line asks for.
+
+    Args:
+      specs: as this module's description lists them.
+      workdir: where `trained` is.
+      step: of the checkpoint of `trained`; `BEST`, or None for the latest.
+
+    Raises:
+      ValueError: a path that is none of these, or two policies of one name.
+    """
+    found = [_policy(spec, workdir, step) for spec in specs]
+    names = [policy.name for policy in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two policies have one name in {names}; write NAME=PATH")
+    return found
+
+
+def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
+    if spec == BASE:
+        return Policy(BASE, {}, lambda run: run.lora)
+    if spec == TRAINED:
+        name = TRAINED if step is None else BEST if step == BEST else f"step_{step}"
+        return Policy(name, {}, lambda run: trained(run, workdir, step))
+    name, equals, place = spec.rpartition("=")
+    place, at, number = place.partition("@")
+    if at and not number.isdecimal():
+        raise ValueError(f"{spec!r}: behind @ stands the step of a checkpoint, a whole number")
+    folder = epath.Path(place)
+    name = name if equals else folder.name + (f"_step_{number}" if at else "")
+    if not name or "/" in name:
+        raise ValueError(f"{spec!r}: a policy's name must not be empty or hold a slash")
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(name, folder)
+    if (folder / "checkpoints").is_dir():
+        model = read_config(folder).model.to_dict()
+        chosen = int(number) if at else None
+        return Policy(name, model, lambda run: trained(run, folder, chosen))
+    try:
+        load_policy.model_folder(place)
+    except ValueError as error:
+        raise ValueError(
+            f"{spec!r} is no policy: neither {BASE!r}, {TRAINED!r}, the workdir of a training run, "
+            f"a folder of PEFT nor a checkpoint folder ({error})"
+        ) from None
+    return Policy(name, {"path": place}, lambda run: run.lora)
+
+
+def _adapter(name: str, folder: epath.Path) -> Policy:
+    adapter = peft.read_adapter_config(folder)
+    model = {"lora_rank": adapter.rank, "lora_alpha": float(adapter.alpha)}
+    if adapter.base and epath.Path(adapter.base).is_dir():
+        model["path"] = adapter.base
+
+    def adapters(run):
+        _, lora = peft.load_adapter(folder, run.model_config)
+        return jax.tree.map(
+            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding), lora, run.lora
+        )
+
+    return Policy(name, model, adapters)
+
+
+def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any:
+    """Adapters of a checkpoint of the training run in `workdir`.
+
+    `step` is its number, `BEST` (`config.checkpoint.best_metric`), or None for the latest.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    optimizer_ = optimizer.make(**read_config(workdir).optimizer)
+    wanted, _ = build_update.abstract_state(run.mesh, run.lora, optimizer_)
+    with checkpoint.Checkpoints(
+        workdir / "checkpoints", **read_config(workdir).checkpoint, create=False
+    ) as checkpoints:
+        chosen = checkpoints.best_step() if step == BEST else step
+        state, _ = checkpoints.restore(wanted, {}, chosen)
+    return state.lora

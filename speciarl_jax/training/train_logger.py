@@ -1,0 +1,146 @@
+"""What a training run tells while it runs: metric files, samples and a progress bar."""
+
+import collections
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+from speciarl_jax.experiment.run import Run
+from speciarl_jax.runtime import step_timer
+from speciarl_jax.runtime.metric_writer import MetricWriter
+from speciarl_jax.training import rl_step, sample_logger
+
+
+class Journal:
+    """Metric files and progress bar. It reads a step's metrics when the next step has been handed
+    to the devices, so that they never wait for the host."""
+
+    def __init__(
+        self,
+        run: Run,
+        workdir: epath.Path,
+        done: int,
+        after_first_step: Callable[[], None],
+        watch: step_timer.Stopwatch,
+        window: tuple[float, int],
+        gallery: sample_logger.Gallery,
+    ):
+        """Opens the files; only process 0 writes.
+
+        Args:
+          run: policy, verifier, data.
+          workdir: receives the files.
+          done: steps that earlier processes of this run finished.
+          after_first_step: called when the first step of this process has finished.
+          watch: has a row for each step.
+          window: sum and number of the values of `config.checkpoint.best_metric` since the last
+            checkpoint.
+          gallery: the pictures of the samples.
+        """
+        config = run.config
+        self.window, self._watch, self._kept = window, watch, config.checkpoint
+        self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
+        self._waiting: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
+        alone = jax.process_index() == 0
+        self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
+        self._samples = None
+        if alone:
+            path = workdir / sample_logger.FILE
+            board = self._writer.board
+            self._samples = sample_logger.SampleWriter(path, done + 1, run, gallery, board)
+        self._bar = tqdm(
+            total=config.train.steps,
+            initial=done,
+            desc="training",
+            disable=not alone,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        )
+
+    def add(self, number: int, values: Mapping[str, Any]) -> None:
+        """Takes the metrics of step `number` and records those of the step before.
+
+        Raises:
+          FloatingPointError: the gradient was not finite too often in a row.
+        """
+        self._waiting.append((number, values))
+        while len(self._waiting) > 1:
+            self._record()
+        if number == self._first:
+            self.flush()
+            self._after_first_step()
+
+    def flush(self) -> None:
+        """Records all that was taken."""
+        while self._waiting:
+            self._record()
+        if self._writer:
+            self._writer.flush()
+            self._samples.flush()
+
+    def mean(self, *, begin_anew: bool) -> float | None:
+        """Mean of `config.checkpoint.best_metric` since the last checkpoint, if the best are kept.
+
+        Args:
+          begin_anew: count from here on.
+        """
+        total, count = self.window
+        if begin_anew:
+            self.window = (0.0, 0)
+        return total / count if count else None
+
+    def close(self) -> None:
+        """Closes bar and files."""
+        self._bar.close()
+        if self._writer:
+            self._samples.close()
+            self._writer.close()
+
+    def _record(self):
+        number, values = self._waiting.popleft()
+        samples = values.get(rl_step.SAMPLES)
+        numbers = {name: value for name, value in values.items() if name != rl_step.SAMPLES}
+        # All in one transfer.
+        row = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        row |= self._watch.row()
+        if self._kept.keep_best:
+            if (name := self._kept.best_metric) not in row:
+                raise ValueError(
+                    f"config.checkpoint.best_metric is {name!r}, which is no metric of a step; "
+                    f"choose one of {sorted(row)}"
+                )
+            self.window = (self.window[0] + row[name], self.window[1] + 1)
+        due = number % self._train.log_every == 0 or number == self._train.steps
+        if self._writer and due:
+            self._writer.write(number, row)
+        if self._samples and samples is not None:
+            self._samples.write(number, samples)
+        self._bar.set_postfix_str(progress(row), refresh=False)
+        self._bar.update()
+        if row["update/skipped_in_a_row"] >= self._train.max_skipped:
+            raise FloatingPointError(
+                f"step {number}: the gradient was not finite in the last "
+                f"{self._train.max_skipped} updates (config.train.max_skipped); lower "
+                "config.optimizer.learning_rate, or start from an earlier checkpoint"
+            )
+
+
+def progress(row: Mapping[str, float]) -> str:
+    """Reward, shares of the categories and KL, short enough for a progress bar; of supervised
+    training the loss."""
+    if "reward/mean" not in row:
+        return f"loss {row['update/loss']:.3f}"
+    short = {
+        "more_specific": "S+",
+        "specific": "S",
+        "less_specific": "S-",
+        "generic": "G",
+        "abstain": "A",
+        "wrong": "W",
+    }
+    shares = " ".join(f"{mark} {row[f'verify/{name}']:.2f}" for name, mark in short.items())
+    kl = f" KL {row['update/kl']:.3f}" if "update/kl" in row else ""
+    return f"reward {row['reward/mean']:.2f} | {shares}{kl}"

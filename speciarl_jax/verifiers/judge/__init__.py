@@ -1,0 +1,1 @@
+"""What language models that judge have in common."""

@@ -1,0 +1,120 @@
+"""What a judge is asked, and how its reply is read.
+
+Format of a prompt file (`prompts/*.txt`, or a user's own): plain text, UTF-8, with the hole
+`{pair}` exactly once. It is replaced by one JSON object, `{"truth": "...", "prediction": "..."}`,
+with both names in the form of `parsing.normalize`. All other braces stand for themselves. What
+comes before the hole is the same for all pairs, so keep the hole last: a judge then reads that part
+once. The filled text is one message of the user; there is no system message. The text must ask for
+a reply of the form `{"verdict": "CLASS"}`, with one of the six classes of `LABELS`.
+
+A file is a version. To change a prompt, add a file: verdicts are cached by the text of the prompt.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers.category import Category
+
+PROMPTS = pathlib.Path(__file__).parent / "prompts"
+HOLE = "{pair}"
+
+# What a judge calls the categories.
+LABELS = {
+    "wrong": Category.WRONG,
+    "abstain": Category.ABSTAIN,
+    "generic": Category.GENERIC,
+    "less specific": Category.LESS_SPECIFIC,
+    "specific": Category.SPECIFIC,
+    "more specific": Category.MORE_SPECIFIC,
+}
+
+# The reply as a JSON schema, for servers that can hold a model to one.
+REPLY_SCHEMA = {
+    "type": "object",
+    "properties": {"verdict": {"type": "string", "enum": list(LABELS)}},
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgePrompt:
+    """A prompt cut at its hole.
+
+    Attributes:
+      before: text before the pair; a prefix that all pairs share.
+      after: text after the pair.
+    """
+
+    before: str
+    after: str
+
+    @property
+    def text(self) -> str:
+        """The text of the file."""
+        return self.before + HOLE + self.after
+
+    def fill(self, truth: str, prediction: str) -> str:
+        """The message about one pair; the names as they are, see `pair_json`."""
+        return self.before + pair_json(truth, prediction) + self.after
+
+
+def load(name_or_path: str) -> JudgePrompt:
+    """A prompt that ships with the package, or a user's own file.
+
+    Raises:
+      ValueError: there is no such file, or it does not have the hole exactly once.
+    """
+    shipped = PROMPTS / f"{name_or_path}.txt"
+    path = shipped if shipped.exists() else pathlib.Path(name_or_path)
+    if not path.is_file():
+        names = sorted(p.stem for p in PROMPTS.glob("*.txt"))
+        raise ValueError(
+            f"there is no judge prompt {name_or_path!r}; choose one of {names}, or give the path "
+            "of a text file"
+        )
+    text = path.read_text(encoding="utf-8").strip()
+    if text.count(HOLE) != 1:
+        raise ValueError(
+            f"{path} has {HOLE} {text.count(HOLE)} times; write it once, where the pair of names "
+            "belongs (verifiers/judge/judge_prompt.py)"
+        )
+    before, after = text.split(HOLE)
+    return JudgePrompt(before, after)
+
+
+def pair_json(truth: str, prediction: str) -> str:
+    """The pair as the judge sees it: both names normalised, as one line of JSON in ASCII quotes."""
+    pair = {"truth": parsing.normalize(truth), "prediction": parsing.normalize(prediction)}
+    # Text that is no valid Unicode is escaped, so that every pair can be sent.
+    try:
+        text = json.dumps(pair, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(pair)
+    return text
+
+
+def reply(label: str) -> str:
+    """The reply that stands for a label, byte for byte as the shipped prompt shows it."""
+    return json.dumps({"verdict": label})
+
+
+def read_reply(text: str) -> Category | None:
+    """The category of a judge's reply, or None for anything but one of the six.
+
+    A JSON object with the one key "verdict", or the bare label; white space around it is ignored.
+    """
+    text = text.strip()
+    if text in LABELS:
+        return LABELS[text]
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(found, dict) and found.keys() == {"verdict"}:
+        verdict = found["verdict"]
+        return LABELS.get(verdict) if isinstance(verdict, str) else None
+    return None

@@ -1,0 +1,1 @@
+"""Label trees: files, names, and how they are built."""

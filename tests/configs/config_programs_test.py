@@ -1,0 +1,139 @@
+"""Every configuration builds in shapes alone: names, numbers, meshes, and all programs of a step.
+
+The policy has the dimensions of the published checkpoint, and no weights.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import pytest
+
+import configs
+from configs import base, static_map
+from speciarl_jax.data import prompt_builder
+from speciarl_jax.experiment import algorithm, validate_config
+from speciarl_jax.models import load_policy
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets
+from speciarl_jax.runtime import plugins, sharding
+from speciarl_jax.tools.plan import abstract_run
+from speciarl_jax.training import rl_step
+
+FOLDER = pathlib.Path(base.__file__).parent
+# What stands behind the colon of a file that needs an argument.
+ARGUMENTS = {
+    "label_noise": ("0.05", "0.10", "0.25"),
+    "prompt": sorted(path.stem for path in prompt_builder.TEXTS.glob("*.txt")),
+    "static_map": sorted(static_map.MAPS),
+}
+# Of `speciarl_jax.tools.pretrain`, which has keys of its own (tests/sft_test.py).
+OTHER_PROGRAM = {"__init__", "quickstart_sft"}
+FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OTHER_PROGRAM)
+METHODS = [f for f in FILES if "(parent: str" in (FOLDER / f"{f}.py").read_text()]
+NAMES = [f"{f}:{a}" for f in ARGUMENTS for a in ARGUMENTS[f]]
+CHAINED = [f"{name}:quickstart" for name in [*NAMES, *METHODS]]
+NAMES += [f for f in FILES if f not in ARGUMENTS]
+# Devices of the mesh: a pod for the published models unless the file says otherwise.
+DEVICES = {
+    "cub_3b_one_gpu": 1,
+    "cub_3b_one_chip": 1,
+    "cub_3b_v5e4": 4,
+    "cub_v5p8": 4,
+    "cub_v6e8": 8,
+}
+# What decides the programs of a step, but for the size of the pictures.
+SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
+
+
+def of_quickstart(name):
+    return name.split(":")[-1] == "quickstart"
+
+
+def mesh_of(name, config):
+    devices = DEVICES.get(name, 1 if of_quickstart(name) else 16)
+    data, fsdp, tensor = (config.mesh[axis] for axis in sharding.AXES)
+    fsdp = devices // (data * tensor) if fsdp == -1 else fsdp
+    assert data * fsdp * tensor == devices
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def dimensions(name):
+    if of_quickstart(name):
+        return hf_checkpoint.read_config(load_policy.model_folder("emoji_tiny"))
+    return presets.config("3B" if "3b" in name else "7B")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *CHAINED])
+def test_names_resolve_and_numbers_fit_together(name):
+    config = configs.load(name)
+    assert config.is_locked
+    mesh = mesh_of(name, config)
+    validate_config.check(config, mesh)
+    algorithm.try_parts(config)
+    prompt_builder.read_prompt(config.data.prompt)
+    plugins.find("data", config.data.name, "Source")
+    plugins.find("verifiers", config.verifier.name, "create")
+    # The cuts of a batch, counted again: everything that is cut over the mesh is whole.
+    train, parts = config.train, sharding.batch_parts(mesh)
+    updates = train.mini_batches * train.micro_batches
+    assert train.batch_size % (updates * parts) == 0
+    assert config.evaluation.batch_size % parts == 0
+    assert config.evaluation.best_of_batch_size % parts == 0
+    dynamic = train.dynamic_sampling
+    if dynamic.max_rounds:
+        assert dynamic.batch_size % parts == 0 and dynamic.batch_size >= train.batch_size
+
+
+def distinct():
+    """Names with programs that no name before them has; those that differ in kind are not slow."""
+    quick = {"base", "dapo", "sft", "gspo:quickstart"}
+    found, seen = [], set()
+    for name in [*sorted(NAMES, key=lambda n: n not in quick), *CHAINED]:
+        config = configs.load(name)
+        key = dimensions(name), json.dumps([config[s].to_json() for s in SECTIONS])
+        if key in seen:
+            continue
+        seen.add(key)
+        found.append(pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]))
+    return found
+
+
+@functools.cache
+def programs(name):
+    config = configs.load(name)
+    # 640 x 640 pixels and about a hundred tokens of text; the drawings of the quickstart.
+    grid, prompt_tokens = ((8, 8), 80) if of_quickstart(name) else ((46, 46), 648)
+    return config, abstract_run.programs(
+        config,
+        dimensions(name),
+        mesh=mesh_of(name, config),
+        grid=grid,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
+    config, found = programs(name)
+    shapes = {name: jax.eval_shape(*(p.function, *p.arguments)) for name, p in found.items()}
+    rollouts, length = config.rollout.num_rollouts, config.rollout.max_tokens
+    _, greedy = shapes["evaluate"]
+    assert greedy.tokens_BNT.shape == (config.evaluation.batch_size, 1, length)
+    if "rollout" in shapes:
+        sampled = validate_config.sampled_pictures(config)
+        assert shapes["rollout"][1].logp_BNT.shape == (sampled, rollouts, length)
+        assert shapes["verify"][0].shape == (sampled, rollouts)
+    if "keep" in shapes:
+        assert shapes["keep"].category_BN.shape == (config.train.batch_size, rollouts)
+    state, metrics = shapes["learn" if "learn" in shapes else "step"]
+    before = found["learn" if "learn" in found else "step"].arguments[0]
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    samples = metrics.pop(rl_step.SAMPLES, None)
+    assert samples is None or samples.reward_KN.shape == (config.train.samples_pictures, rollouts)
+    assert all(value.shape == () for value in metrics.values())
+    adapters = sum(x.size for x in jax.tree.leaves(state.lora))
+    if not of_quickstart(name) and "3b" not in name:
+        assert round(adapters / 1e6, 1) == 161.5  # the paper's figure for r = 64

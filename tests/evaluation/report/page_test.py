@@ -1,0 +1,345 @@
+"""The page as text: well-formed, complete, and nothing that a model says is markup."""
+
+import html.parser
+import json
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import report_folder
+
+from speciarl_jax.data import thumbnails
+from speciarl_jax.evaluation import predictions, report
+from speciarl_jax.evaluation.report import charts, folder, page, page_data, pairs
+from speciarl_jax.runtime import jsonl
+
+VOID = {"meta", "input", "br", "img"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags of a page; raises where one is not closed in its turn."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.scripts, self.text = [], [], [], [], []
+        self.attributes = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    report_folder.make(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def text(workdir):
+    return page.render(folder.read(workdir), {("emoji", 1003): "data:image/webp;base64,AAAA"})
+
+
+def data_of(text):
+    return json.loads(Page(text).scripts[0])
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing(text):
+    found = Page(text)
+    assert len(found.ids) == len(set(found.ids))
+    assert found.tags.count("script") == 2 and found.tags.count("section") == 8
+    links = {value for name, value in found.attributes if name in ("href", "src")}
+    assert links and all(link.startswith("#") and link[1:] in found.ids for link in links)
+    assert not re.search(r"https?://|@import|url\(", text)
+    labelled = {value for name, value in found.attributes if name == "for"}
+    controls = [i for i in found.ids if i.startswith(("f-", "run-"))]
+    assert labelled == set(controls) and len(controls) >= 9
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.S):
+        xml.etree.ElementTree.fromstring(drawing)
+
+
+def test_nothing_that_a_model_says_is_markup(text):
+    found = Page(text)
+    assert "img" not in found.tags
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    block = re.search(r'id="data">(.*?)</script>', text, re.S).group(1)
+    assert not set("<>&") & set(block) and block.isascii()
+    # Nothing unseen is left: it is written as its code point.
+    assert not set("\u202e\u200b\u2060\ufeff\u2028\u2029\x00\x1b") & set(text)
+    answers = [g[1] for p in data_of(text)["pictures"] for g in p["greedy"].values()]
+    assert any("‹U+202E›" in a for a in answers) and any("‹U+200B›" in a for a in answers)
+    assert any("<script>window.broken = 1</script>" in a for a in answers)
+    assert max(map(len, answers)) < 1000 and any("more characters" in a for a in answers)
+
+
+def test_the_data_are_complete(text, workdir):
+    found = data_of(text)
+    assert found["runs"] == ["base", "trained"] and len(found["pictures"]) == 60
+    rows = jsonl.read(workdir / "predictions.jsonl")
+    greedy = {(r["image_id"], r["policy"]): r for r in rows if r["decoding"] == "greedy"}
+    for entry in found["pictures"]:
+        assert ("thumb" in entry) == (entry["id"] == 1003)
+        assert entry["level"] in ("easy", "hard") and entry["group"] == "animal"
+        for number, policy in enumerate(("base", "trained")):
+            want = greedy[entry["id"], policy]["categories"][0]
+            assert entry["greedy"][str(number)][2] == want
+            samples = entry["samples"][str(number)]
+            assert samples["of"] == 8
+            assert sum(answer[3] for answer in samples["answers"]) + samples["more"] == 8
+    assert [row["step"] for row in found["rollouts"]] == [1, 10, 20, 30]
+    assert [a[3] for a in found["rollouts"][0]["answers"]] == [1.0, 0.0, None, -1.0]
+
+
+def test_rewards_of_samples_are_those_of_the_configuration():
+    config = {"reward": {"name": "best_prediction", "options": {"unparsed_reward": -1.0}}}
+    reward = page_data.reward_of({"emoji": config})
+    got = reward([["generic", "wrong", "unparsed", "generic", "unverified"]])
+    assert got == [[1.0, 0.0, -1.0, 1.0, None]]
+    # Groups of different sizes keep their places.
+    assert reward([["wrong"], ["generic", "specific"], ["abstain"]]) == [[0.0], [0.0, 1.0], [1.0]]
+    assert page_data.reward_of({}) is None
+
+
+def test_names_of_predict_and_what_is_not_compared_are_shown(workdir):
+    found = json.loads((workdir / "metrics.json").read_text())
+    assert "choices" not in Page(page.render(folder.read(workdir))).ids
+    worth = {"confidence": 0.7, "named": 0.25, "agreement": 0.812, "correctness": None}
+    found["runs"][1]["choices"] = [worth | {"specificity": None}]
+    sides = {side: {"policy": "<b>", "data": "emoji", "prompt": "base"} for side in "ab"}
+    found["not_compared"] = [sides | {"because": {"verifier.weights": ["a", "b"]}}]
+    (workdir / "metrics.json").write_text(json.dumps(found))
+    shown = Page(page.render(folder.read(workdir)))
+    text = " ".join(shown.text)
+    assert "choices" in shown.ids and "python -m speciarl_jax.predict --confidence" in text
+    assert re.search(r"trained\s+0\.7\s+0\.250\s+0\.812", text)
+    assert "<b>/emoji/base are not compared: verifier.weights ('a' and 'b')" in text
+    assert "each base judges itself" in text
+
+
+def test_the_headline_says_what_happened(workdir):
+    def headline(correctness, specificity):
+        content = folder.read(workdir)
+        base, trained = content.metrics["runs"]
+        trained["score"] |= {
+            "correctness": base["score"]["correctness"] + correctness,
+            "specificity": base["score"]["specificity"] + specificity,
+        }
+        return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
+
+    assert headline(0.1, 0.1) == "More specific, and more often right"
+    assert headline(-0.1, 0.1) == "More specific, but less often right"
+    assert headline(0.001, -0.1) == "Less specific, and as often right"
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    keys = [("base", "emoji", "base"), ("base", "birds", "base")]
+    assert page_data.names_of(keys) == ["base · emoji", "base · birds"]
+    assert page_data.names_of(keys[:1]) == ["base"] and page_data.names_of([]) == []
+
+
+def test_changes_are_counted_over_pictures_that_both_answered():
+    def entry(*categories):
+        return {"greedy": {i: ["", "", c] for i, c in enumerate(categories) if c}}
+
+    entries = [entry("wrong", "specific"), entry("wrong", "specific"), entry("wrong", None)]
+    assert page_data.changes(entries, 0, 1) == {("wrong", "specific"): 2}
+
+
+def test_a_band_is_as_high_as_its_share():
+    drawing = charts.shift({("wrong", "specific"): 3, ("wrong", "wrong"): 1}, "a", "b")
+    heights = [float(h) for h in re.findall(r'd="M[\d. ]+C[\d. -]+v([\d.]+)C', drawing)]
+    assert len(heights) == 2 and heights[0] == pytest.approx(3 * heights[1], rel=0.01)
+
+
+def test_a_point_of_the_trade_off_lies_where_its_numbers_say(workdir):
+    runs = folder.read(workdir).metrics["runs"]
+    for run, xy in zip(runs, [(0.5, 0.4), (0.7, 0.8)], strict=True):
+        run["score"] |= dict(zip(("correctness", "specificity"), xy, strict=True))
+    drawing = charts.trade_off(runs, ["one", "two"])
+    assert "one: correctness 0.500, specificity 0.400" in drawing
+    tree = xml.etree.ElementTree.fromstring(drawing)
+    dots = [e for e in tree.iter() if e.get("class") == "dot"]
+    square_x = float(dots[1].get("x")) + float(dots[1].get("width")) / 2
+    assert square_x > float(dots[0].get("cx"))
+    assert float(dots[1].get("y")) < float(dots[0].get("cy"))
+
+
+def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
+    rows = jsonl.read(workdir / "predictions.jsonl")
+    greedy = [row for row in rows if row["decoding"] == "greedy"]
+    want = json.loads((workdir / "metrics.json").read_text())
+    for name in ("metrics.json", "rollout_samples.jsonl"):
+        (workdir / name).unlink()
+    lines = "".join(json.dumps(row) + "\n" for row in greedy)
+    (workdir / "predictions.jsonl").write_text(lines)
+    config = {
+        "data": {"name": "elsewhere", "prompt": "base", "options": {}},
+        "reward": {"name": "best_prediction", "options": {"unparsed_reward": -1.0}},
+        "evaluation": {"weights": report_folder.WEIGHTS, "seed": 0, "options": {}},
+    }
+    (workdir / "config.json").write_text(json.dumps(config))
+    content = folder.read(workdir)
+    for got, run in zip(content.metrics["runs"], want["runs"], strict=True):
+        for key, value in run["score"].items():
+            assert got["score"][key] == pytest.approx(value), key
+    paths = report.write(workdir)
+    assert paths[1] == workdir / "report.html" and all(path.exists() for path in paths)
+    found = data_of(paths[1].read_text())
+    # The data set cannot be opened: the page is there, its pictures are not.
+    assert len(found["pictures"]) == 60 and not any("thumb" in p for p in found["pictures"])
+    assert "samples" not in Page(paths[1].read_text()).ids
+
+
+def test_an_empty_or_damaged_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds nothing to report on; give the --workdir"):
+        folder.read(tmp_path)
+    report_folder.make(tmp_path)
+    lines = (tmp_path / "predictions.jsonl").read_text()
+    (tmp_path / "predictions.jsonl").write_text(lines[:-40])
+    assert len(folder.read(tmp_path).predictions) == 4 * 60 - 1
+    (tmp_path / "predictions.jsonl").write_text("{\n" + lines)
+    with pytest.raises(ValueError, match="predictions.jsonl, line 1 is damaged"):
+        folder.read(tmp_path)
+    (tmp_path / "predictions.jsonl").write_text(lines)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
+        folder.read(tmp_path)
+
+
+def test_thumbnails_stay_within_their_budget_and_the_important_ones_come_first():
+    rng = np.random.default_rng(0)
+    images = {i: rng.integers(0, 255, (80, 60, 3), np.uint8) for i in range(40)}
+    order = sorted(images, reverse=True)
+    sizes = []
+    for budget in (400_000, 60_000, 20_000):
+        found = thumbnails.fitting(images, order, budget)
+        sizes.append(sum(map(len, found.values())))
+        assert sizes[-1] <= budget
+        assert list(found) == order[: len(found)]
+    assert len(thumbnails.fitting(images, order, 400_000)) == 40
+    assert 0 < len(thumbnails.fitting(images, order, 20_000)) < 40
+    assert sizes == sorted(sizes, reverse=True)
+    assert thumbnails.fitting({}, [], 1000) == {}
+
+
+def emoji_of(level):
+    """A configuration that asks about vehicles of one difficulty, and its pictures."""
+    from configs import quickstart
+    from speciarl_jax.data import emoji
+
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.data.options.domains = ("vehicle",)
+        config.evaluation.options.difficulty = level
+    options = {**config.data.options, **config.evaluation.options}
+    return config, emoji.Source(seed=config.evaluation.seed, **options)
+
+
+def asked(store, data, source, decoding="greedy", answers=1):
+    """Answers about two pictures of a source."""
+    part = predictions.Part("base", data, "base", decoding)
+    store.begin(part, {})
+    said = {"responses": ["<answer>car</answer>"] * answers, "categories": ["wrong"] * answers}
+    rows = [{k: v for k, v in source[i].items() if k != "image"} | said for i in (0, 5)]
+    store.append(part, [row | {"index": i} for i, row in enumerate(rows)])
+
+
+def thumbs_of(workdir):
+    report.write(workdir)
+    found = data_of((workdir / "report.html").read_text())
+    return {(p["data"], p["id"]): p.get("thumb") for p in found["pictures"]}
+
+
+def test_an_evaluation_that_was_killed_has_a_page_with_the_pictures_of_each_data_set(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    want = {}
+    for level in ("easy", "hard"):
+        config, source = emoji_of(level)
+        store.keep_config(level, json.loads(config.to_json()))
+        asked(store, level, source)
+        asked(store, level, source, "samples", 3)
+        want |= {(level, source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
+    assert len({image_id for _, image_id in want}) == 2  # the same pictures, but for difficulty
+    want = {name: thumbnails.data_uri(image) for name, image in want.items()}
+    assert len(set(want.values())) == 4
+    # No metrics.json and no config.json: it was evaluated with --config, and did not end.
+    assert thumbs_of(tmp_path) == want
+    found = data_of((tmp_path / "report.html").read_text())
+    # The reward is known, too: three wrong answers earn nothing.
+    assert [a[2:] for a in found["pictures"][0]["samples"]["0"]["answers"]] == [[0.0, 3]]
+    assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "best_of.png").exists()
+    report.write(tmp_path, 0)
+    found = data_of((tmp_path / "report.html").read_text())
+    assert not any("thumb" in entry for entry in found["pictures"])
+
+
+def test_a_data_set_that_is_gone_costs_only_its_own_pictures(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    for level in ("easy", "hard"):
+        config, source = emoji_of(level)
+        if level == "easy":
+            config.data.name = "elsewhere"
+        store.keep_config(level, json.loads(config.to_json()))
+        asked(store, level, source)
+    thumbs = thumbs_of(tmp_path)
+    assert [thumbs[name] is None for name in thumbs] == [True, True, False, False]
+
+
+def test_a_training_run_of_old_keeps_its_pictures_when_more_is_evaluated(tmp_path):
+    store, want = predictions.Predictions(tmp_path), {}
+    for data, level in (("emoji", "easy"), ("hard", "hard")):
+        config, source = emoji_of(level)
+        asked(store, data, source)
+        if data == "emoji":
+            (tmp_path / "config.json").write_text(config.to_json())
+        else:
+            store.keep_config(data, json.loads(config.to_json()))
+        want |= {(data, source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
+        assert thumbs_of(tmp_path) == {k: thumbnails.data_uri(v) for k, v in want.items()}
+
+
+def test_a_page_opens_with_the_last_run_that_has_a_base():
+    def run(policy, data, prompt="base"):
+        return {"policy": policy, "data": data, "prompt": prompt}
+
+    base, trained = run("base", "a"), run("trained", "a")
+    far, other = run("base", "b"), run("copy", "b")
+    assert pairs.opening([base, trained, far, other]) == (far, other)
+    # Here the last one has none.
+    assert pairs.opening([base, trained, other]) == (base, trained)
+    assert pairs.opening([trained, other, run("more", "b")]) == (other, run("more", "b"))
+    assert pairs.opening([trained]) == (trained, trained)
+    # Another prompt has another base.
+    assert pairs.base_of(run("trained", "a", "specific"), [base, trained]) is None
+    both = [base, trained, run("later", "a"), far, other]
+    assert pairs.last_of_each(both) == [(base, run("later", "a")), (far, other)]
+
+
+def test_the_headline_is_of_all_data_sets_or_of_none(tmp_path):
+    report_folder.make(tmp_path, sets=("emoji", "birds"))
+    content = folder.read(tmp_path)
+    text = page.render(content)
+    assert "<h1>How specific, and how right</h1>" in text
+    assert "Greedy answers about 60 pictures of emoji, 60 pictures of birds." in text
+    assert text.count("(trained · emoji)") == 1
+    for run in content.metrics["runs"]:
+        run["score"] |= {"correctness": 0.5, "specificity": 0.1 + 0.2 * (run["policy"] != "base")}
+    assert "<h1>More specific, and as often right</h1>" in page.render(content)
+    # In the trade-off each run is joined to the base of its own data set.
+    assert text.count('class="step"') == 2 + 1  # and the diagonal of the calibration

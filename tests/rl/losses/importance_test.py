@@ -1,0 +1,64 @@
+"""Truncated importance weights, and the mismatch of sampler and trainer, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from speciarl_jax.rl.losses import grpo, importance, token_weights
+
+
+def logps(seed, shape=(3, 4, 6)):
+    rng = np.random.default_rng(seed)
+    sampler = rng.normal(-2, 1, shape).astype(np.float32)
+    return (sampler + rng.normal(0, 0.8, shape)).astype(np.float32), sampler
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cap", [0.9, 2.0])
+def test_weight_is_the_truncated_ratio_and_has_no_gradient(seed, cap):
+    trainer, sampler = logps(seed)
+    ratio = np.exp(trainer.astype(np.float64) - sampler)
+    got = importance.truncated_weight(trainer, sampler, cap=cap)
+    np.testing.assert_allclose(got, np.minimum(ratio, cap), rtol=1e-5)
+    assert (ratio > cap).any() and (ratio < cap).any()
+    gradient = jax.grad(lambda t: jnp.sum(importance.truncated_weight(t, sampler, cap=cap)))
+    np.testing.assert_array_equal(gradient(trainer), 0.0)
+    assert np.isfinite(importance.truncated_weight(np.float32(1e4), np.float32(0), cap=cap))
+
+
+def test_without_truncation_it_turns_samples_of_one_policy_into_those_of_another():
+    # Enumerated over a vocabulary: E_sampler[w f] = E_trainer[f].
+    rng = np.random.default_rng(0)
+    sampler, trainer = (np.asarray(jax.nn.log_softmax(x)) for x in rng.normal(0, 1, (2, 9)))
+    f = rng.normal(0, 1, 9)
+    weight = importance.truncated_weight(trainer, sampler, cap=1e6)
+    np.testing.assert_allclose(
+        np.sum(np.exp(sampler) * weight * f), np.sum(np.exp(trainer) * f), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_a_corrected_loss_is_corrected_token_by_token(seed):
+    trainer, sampler = logps(seed)
+    rng = np.random.default_rng(seed)
+    mask = np.arange(6) < rng.integers(1, 7, (3, 4, 1))
+    advantage = rng.normal(0, 1, (3, 4)).astype(np.float32)
+    weights = token_weights.token_mean(mask)
+    corrected = weights * importance.truncated_weight(trainer, sampler, cap=2.0)
+    gradient = jax.grad(lambda x: grpo.policy_loss(x, trainer, advantage, corrected)[0])(trainer)
+    # At the old policy the ratio is 1: the gradient is that of -w A logp.
+    want = -advantage[..., None] * np.minimum(np.exp(trainer - sampler), 2.0) * mask / mask.sum()
+    np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mismatch_equals_numpy(seed):
+    trainer, sampler = logps(seed)
+    mask = np.arange(6) < np.array([1, 3, 6, 2])[None, :, None]
+    mask = np.broadcast_to(mask, trainer.shape)
+    hidden = np.where(mask, sampler, np.nan)
+    got = importance.mismatch(trainer, hidden, token_weights.token_mean(mask))
+    gap = (trainer - sampler)[mask].astype(np.float64)
+    np.testing.assert_allclose(got["sampler_gap"], np.abs(gap).mean(), rtol=1e-5)
+    np.testing.assert_allclose(got["sampler_kl"], (np.exp(gap) - 1 - gap).mean(), rtol=1e-4)

@@ -1,0 +1,117 @@
+"""Rows of metrics, and what a resumed run does with those of the run before."""
+
+import json
+import pathlib
+import struct
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+
+from speciarl_jax.runtime.metric_writer import MetricWriter
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(folder, steps, first_step=0, offset=0.0):
+    writer = MetricWriter(folder, first_step=first_step)
+    for step in steps:
+        writer.write(step, {"reward/mean": np.float32(step / 3 + offset), "update/kl": 0.5})
+    writer.close()
+
+
+def board_steps(folder):
+    """Steps of the scalars in the TensorBoard files, read record by record (TFRecord framing)."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while len(data) > 16:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    return found
+
+
+def test_a_row_holds_its_step_and_every_value(tmp_path):
+    write(tmp_path, [1, 2])
+    got = rows(tmp_path)
+    assert [set(row) for row in got] == [{"step", "time", "reward/mean", "update/kl"}] * 2
+    assert [row["step"] for row in got] == [1, 2] and got[0]["time"] <= got[1]["time"]
+    # A float32 is written so that the very same number is read back.
+    assert np.float32(got[0]["reward/mean"]) == np.float32(1 / 3)
+
+
+def test_values_reach_tensorboard_with_their_step(tmp_path):
+    write(tmp_path, [1, 2])
+    found = board_steps(tmp_path)
+    assert [(step, tag) for step, tag, _ in found] == [
+        (1, "reward/mean"),
+        (1, "update/kl"),
+        (2, "reward/mean"),
+        (2, "update/kl"),
+    ]
+    assert found[2][2] == pytest.approx(2 / 3) and found[3][2] == 0.5
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"reward/mean": 1.0})
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+    until = time.monotonic() + 60
+    while not board_steps(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert [step for step, _, _ in board_steps(tmp_path)] == [1]
+    writer.close()
+
+
+def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
+    write(tmp_path, [1, 2, 3, 4])
+    write(tmp_path, [3, 4, 5], first_step=3, offset=100.0)
+    got = rows(tmp_path)
+    assert [row["step"] for row in got] == [1, 2, 3, 4, 5]
+    assert [row["reward/mean"] > 50 for row in got] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("end", ['{"step": 2, "rewa', '{"step": 2}}\n', "[1]\n", "null\n", "\n"])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, end):
+    write(tmp_path, [1])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(end)
+    write(tmp_path, [2], first_step=2)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+class Killed(Exception):
+    """Stands for the end of the process in the middle of a write."""
+
+
+def half(path, text, **options):
+    pathlib.Path(path).write_text(text[: len(text) // 2])
+    raise Killed
+
+
+def test_a_kill_while_rows_are_dropped_loses_no_earlier_row(tmp_path, monkeypatch):
+    write(tmp_path, [1, 2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "write_text", half)
+        with pytest.raises(Killed):
+            MetricWriter(tmp_path, first_step=3)
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+        # Where none are dropped, nothing is written.
+        MetricWriter(tmp_path, first_step=4).close()
+    write(tmp_path, [3], first_step=3)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_numbers_that_are_not_finite_are_written_and_read_back(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"update/loss": float("nan"), "update/gradient_norm": np.float32("inf")})
+    writer.close()
+    (row,) = rows(tmp_path)
+    assert np.isnan(row["update/loss"]) and np.isinf(row["update/gradient_norm"])

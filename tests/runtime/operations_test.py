@@ -1,0 +1,379 @@
+"""What keeps a run alive, and what it says when it cannot go on."""
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+import speciarl_jax
+from speciarl_jax import train
+from speciarl_jax.data import pipeline
+from speciarl_jax.experiment import host_verification
+from speciarl_jax.runtime import exit_codes, multihost, step_timer
+from speciarl_jax.runtime.checkpoint import Checkpoints
+from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.training import build_update
+
+STEPS = {"train__steps": 4, "checkpoint__save_every": 100, "train__profile_steps": 1}
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
+
+
+def state_of(run, workdir, step=None):
+    _, state, _ = build_update.start_state(run)
+    checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
+    state, _ = checkpoints.restore(state, {}, step)
+    checkpoints.close()
+    return small_run.arrays(state)
+
+
+@pytest.fixture(scope="module")
+def run_with(run, small_config):
+    return lambda **changes: dataclasses.replace(run, config=small_config(**STEPS | changes))
+
+
+@pytest.fixture(scope="module")
+def calm(run_with, tmp_path_factory):
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("calm")
+    train.train(run_with(), workdir, lambda: None)
+    return workdir
+
+
+def tell(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_a_preempted_run_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bits(
+    run, run_with, calm, tmp_path
+):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(exit_codes.Preempted, match="step 1 is saved; start again"):
+        train.train(run_with(), tmp_path, tell(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    train.train(run_with(), tmp_path, lambda: None)
+    assert without_times(rows_of(tmp_path)) == without_times(rows_of(calm))
+    got, want = state_of(run, tmp_path), state_of(run, calm)
+    for name, value in want.items():
+        assert got[name].tobytes() == value.tobytes(), name
+
+
+def test_profiles_are_written_when_a_signal_or_a_file_asks(run_with, calm, tmp_path):
+    shutil.copytree(calm / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "profile_now").write_text("")
+    train.train(run_with(train__steps=7), tmp_path, tell(signal.SIGUSR1))
+    assert not (tmp_path / "profile_now").exists()
+    profiles = tmp_path / "profiles"
+    assert sorted(p.name for p in profiles.iterdir()) == [
+        "step_5_process_0",  # the file
+        "step_6_process_0",  # the signal, after the first step of the process
+    ]
+    for folder in profiles.iterdir():
+        assert (folder / "memory.prof").stat().st_size > 0
+        assert [p for p in folder.rglob("*.xplane.pb") if p.stat().st_size > 1000]
+
+
+def test_the_stages_of_a_step_add_up_to_it(run_with, calm, tmp_path):
+    for row in rows_of(calm):
+        assert {k for k in row if k.startswith("time/")} == {"time/step", "time/wait"}
+        assert 0 <= row["time/wait"] <= row["time/step"]
+    train.train(run_with(train__fused=False, train__steps=3), tmp_path, lambda: None)
+    for row in rows_of(tmp_path):
+        parts = [row[f"time/{name}"] for name in (*step_timer.STAGES, "wait")]
+        assert min(parts[:3]) > 0 and sum(parts) == pytest.approx(row["time/step"], rel=1e-6)
+
+
+def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
+    class Clock:
+        now = 0.0
+
+    class Later:
+        """An array that exists at a moment."""
+
+        def __init__(self, moment):
+            self.moment = moment
+
+        def block_until_ready(self):
+            Clock.now = max(Clock.now, self.moment)
+
+    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: Clock.now)
+    watch = step_timer.Stopwatch()
+
+    def step(begun, *ends):
+        Clock.now = begun
+        watch.begin()
+        for stage, end in zip(("rollout", "rollout", "update"), ends[:-1], strict=False):
+            watch.mark(stage, Later(end))
+        watch.end(Later(ends[-1]))
+        return watch.row()
+
+    assert step(10.0, 12.0) == {"time/step": 2.0, "time/wait": 0.0}
+    # Handed out three seconds after the devices had finished.
+    row = step(15.0, 16.0, 20.0, 21.0)
+    assert row == {"time/step": 9.0, "time/wait": 3.0, "time/rollout": 5.0, "time/update": 1.0}
+    watch.close()
+
+
+def test_the_best_checkpoints_stay_and_a_wrong_metric_is_refused(run, run_with, tmp_path):
+    best = {"checkpoint__save_every": 1, "checkpoint__keep": 1, "checkpoint__keep_best": 1}
+    best |= {"checkpoint__best_metric": "rollout/length", "checkpoint__best_mode": "min"}
+    train.train(run_with(**best), tmp_path, lambda: None)
+    lengths = {row["step"]: row["rollout/length"] for row in rows_of(tmp_path)}
+    shortest = min(lengths, key=lengths.get)
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {shortest, 4} or (shortest == 4 and kept == {4})
+    with pytest.raises(ValueError, match="best_metric is 'fun', which is no metric .*'reward/mean"):
+        other = run_with(checkpoint__keep_best=1, checkpoint__best_metric="fun")
+        train.train(other, tmp_path / "other", lambda: None)
+
+
+def test_a_changed_configuration_goes_on_only_where_that_is_allowed(run_with, calm, tmp_path):
+    shutil.copytree(calm, tmp_path, dirs_exist_ok=True)
+    other = run_with(train__steps=5, loss__kl_coefficient=0.5)
+    with pytest.raises(ValueError, match=r"loss.kl_coefficient: 0.01 -> 0.5(?s:.*)--allow_config"):
+        train.train(other, tmp_path, lambda: None)
+    train.train(other, tmp_path, lambda: None, allow_change=True)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+# A disk of 256 KiB.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder])
+    if made.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def large(number):
+    values = np.random.default_rng(number).normal(size=(150, 200)).astype(np.float32)
+    return {"lora": jnp.asarray(values)}
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(small_disk):
+    checkpoints = Checkpoints(small_disk, save_every=1, keep=3)
+    checkpoints.save(1, large(1), {}, {})
+    checkpoints.wait()
+    with pytest.raises(
+        exit_codes.StorageError, match=r"could not be written .*Whole ones there: \[1\]"
+    ):
+        checkpoints.save(2, large(2), {}, {})
+        checkpoints.wait()
+    again = Checkpoints(small_disk, save_every=1, keep=3)
+    step, state, _ = again.resume(large(0), {})
+    assert step == 1
+    np.testing.assert_array_equal(state["lora"], large(1)["lora"])
+    again.close()
+    (small_disk / "filler").write_bytes(b"." * (shutil.disk_usage(small_disk).free // 4096 * 4096))
+    with pytest.raises(ValueError, match="cannot be written to .No space left.*free space"):
+        open_workdir(str(small_disk / "workdir"))
+
+
+def test_a_disk_that_becomes_read_only_stops_the_run(small_disk):
+    checkpoints = Checkpoints(small_disk, save_every=1, keep=3)
+    checkpoints.save(1, large(1), {}, {})
+    checkpoints.wait()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(exit_codes.StorageError, match="make the folder writable"):
+        checkpoints.save(2, large(2), {}, {})
+        checkpoints.wait()
+    with pytest.raises(ValueError, match="cannot be written to .Read-only file system"):
+        open_workdir(str(small_disk / "workdir"))
+
+
+# Exit codes, and the flags of several processes.
+
+FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "process_id": None}
+
+
+@pytest.mark.parametrize(
+    "error, several, code",
+    [
+        (exit_codes.Preempted(), False, exit_codes.RESTART),
+        (exit_codes.RestartNeeded(), True, exit_codes.RESTART),
+        (exit_codes.StorageError("full"), False, exit_codes.STORAGE),
+        (OSError(errno.ENOSPC, "full"), False, exit_codes.STORAGE),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), False, 1),
+        (ValueError(), True, exit_codes.REFUSED),
+        (TypeError(), False, exit_codes.REFUSED),
+        (FloatingPointError(), False, exit_codes.REFUSED),
+        (jax.errors.JaxRuntimeError("Gloo: connection closed"), True, exit_codes.RESTART),
+        (jax.errors.JaxRuntimeError("INTERNAL: no luck"), False, 1),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+            False,
+            exit_codes.REFUSED,
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), True, exit_codes.REFUSED),
+        (host_verification.JudgeAway("no verdict"), False, exit_codes.RESTART),
+        (host_verification.JudgeAway("no verdict"), True, exit_codes.RESTART),
+        (RuntimeError(), True, 1),
+    ],
+)
+def test_an_error_has_the_exit_code_that_launchers_expect(error, several, code):
+    assert exit_codes.code_of(error, several) == code
+
+
+def test_a_program_ends_with_these_codes():
+    program = (
+        "import os, signal, sys\nfrom absl import app\nimport jax\n"
+        "from speciarl_jax.runtime import exit_codes\n"
+        "def main(argv):\n"
+        # Connecting failed half way: who asks for the devices now waits for the others.
+        "    if argv[1] == 'late':\n"
+        "        jax.distributed.is_initialized = lambda: True\n"
+        "        jax.process_count = jax.process_index = lambda: os._exit(3)\n"
+        "        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED')\n"
+        "    if argv[1] == 'term': os.kill(os.getpid(), signal.SIGTERM); print('went on')\n"
+        "    if argv[1] == 'memory': jax.numpy.zeros(1 << 50)\n"
+        "    left = exit_codes.Preempted('saved')\n"
+        "    raise {'value': ValueError('too big'), 'left': left}[argv[1]]\n"
+        "app.run(exit_codes.guarded(main))\n"
+    )
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", program, name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+        )
+        for name in ("value", "left", "term", "late", "memory")
+    }
+    said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
+    assert {name: process.returncode for name, process in running.items()} == {
+        "value": exit_codes.REFUSED,
+        "left": exit_codes.RESTART,
+        "term": exit_codes.RESTART,
+        "late": exit_codes.RESTART,
+        "memory": exit_codes.REFUSED,
+    }, said
+    for key in (
+        *("rollout.cache_bytes", "rollout.chunk_pictures", "train.micro_batches", "train.remat"),
+    ):
+        assert f"config.{key}" in said["memory"] and key not in said["late"]
+    assert "ValueError: too big" in said["value"] and "Traceback" not in said["left"]
+    assert "Traceback" in said["late"] and "DEADLINE_EXCEEDED" in said["late"]
+    assert "saved" in said["left"] and "went on" not in said["term"]
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (None, 3, ""),
+        (ValueError("too big"), exit_codes.REFUSED, "tool: too big\n"),
+        (exit_codes.StorageError("full"), exit_codes.REFUSED, "tool: full\n"),
+    ],
+)
+def test_a_tool_refuses_in_one_line(monkeypatch, capsys, error, code, said):
+    def main(argv):
+        if error:
+            raise error
+        return 3
+
+    monkeypatch.setattr(exit_codes.app, "run", lambda main: sys.exit(main([])))
+    with pytest.raises(SystemExit) as ended:
+        exit_codes.run_tool("tool", main, (ValueError, exit_codes.StorageError))
+    assert ended.value.code == code and capsys.readouterr().err == said
+    with pytest.raises(KeyError):
+        exit_codes.run_tool("tool", lambda argv: {}["a mistake of the program"])
+
+
+def test_every_tool_refuses_alike():
+    """Each program but those with processes, by the file that it is run from."""
+    programs = set()
+    for path in sorted(pathlib.Path(speciarl_jax.__file__).parent.rglob("*.py")):
+        text = path.read_text()
+        if 'if __name__ == "__main__":' in text:
+            name = path.parent.name if path.stem == "__main__" else path.stem
+            guarded = "app.run(exit_codes.guarded(main))" in text
+            assert guarded != (f'exit_codes.run_tool("{name}", main' in text), path
+            programs.add(name)
+    assert {"train", "evaluate", "predict", "convert", "compare"} <= programs
+
+
+def test_a_cluster_whose_processes_come_too_late_is_not_taken_for_none(monkeypatch):
+    def late(**times):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="DEADLINE"):
+        multihost.start(types.SimpleNamespace(**FLAGS | {"distributed": True}, heartbeat_timeout=9))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"coordinator": "a:1"}, "--num_processes, --process_id does not go with the rest"),
+        ({"process_id": 0, "num_processes": 2}, "--coordinator does not go with the rest"),
+        (
+            {"distributed": True, "coordinator": "a:1", "num_processes": 1, "process_id": 0},
+            "--distributed does not go with the rest",
+        ),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            "--process_id=2 with --num_processes=2: .* from 0 to 1",
+        ),
+        (
+            {"coordinator": "host", "num_processes": 2, "process_id": 0},
+            "--coordinator=host is not HOST:PORT",
+        ),
+    ],
+)
+def test_flags_of_several_processes_that_do_not_fit_are_refused(given, said):
+    flags = types.SimpleNamespace(**FLAGS | given, heartbeat_timeout=10)
+    with pytest.raises(ValueError, match=said):
+        multihost.start(flags)
+    assert not jax.distributed.is_initialized()
+
+
+def test_one_process_needs_no_flags():
+    multihost.start(types.SimpleNamespace(**FLAGS, heartbeat_timeout=10))
+    assert not jax.distributed.is_initialized()
+
+
+def test_the_position_of_the_data_is_the_same_for_another_number_of_processes():
+    def streams(count):
+        return [
+            pipeline.training_batches(
+                lambda epoch: range(20), list, batch_size=8, seed=0, workers=1, process=p,
+                processes=count,
+            )
+            for p in range(count)
+        ]  # fmt: skip
+
+    (one,), two = streams(1), streams(2)
+    for _ in range(5):  # into the second epoch
+        next(one), [next(stream) for stream in two]
+    state = two[0].get_state()
+    assert pipeline.state_for(state, 2, 1) == one.get_state()
+    assert pipeline.state_for(one.get_state(), 1, 2) == state
+    (fresh,) = streams(1)
+    fresh.set_state(pipeline.state_for(state, 2, 1))
+    assert next(fresh) == next(one)
+    with pytest.raises(ValueError, match="resume with 2 processes"):
+        pipeline.state_for({"other": 3}, 2, 1)

@@ -1,0 +1,347 @@
+"""From a run to merged checkpoints and PEFT adapters and back: the same numbers everywhere."""
+
+import dataclasses
+import json
+import re
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft as hf_peft
+import published
+import pytest
+import small_run
+import torch
+import torch_policy
+from absl import app
+from flax import nnx
+from safetensors.numpy import load_file
+
+from configs import quickstart
+from speciarl_jax import train
+from speciarl_jax.experiment.run import prepare
+from speciarl_jax.models import load_policy
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
+from speciarl_jax.runtime.checkpoint import Checkpoints
+from speciarl_jax.tools import convert
+from speciarl_jax.training import build_update
+
+STEPS = (2, 5)
+
+
+def random_adapters(like, seed, size=0.2):
+    """Adapters that change every layer, where and as `like` is."""
+    rng = np.random.default_rng(seed)
+
+    def some(x):
+        value = rng.normal(0, size, x.shape).astype(np.float32)
+        return jax.device_put(value, x.sharding)
+
+    return jax.tree.map(some, like)
+
+
+def assert_same_bits(got, want):
+    got, want = small_run.arrays(got), small_run.arrays(want)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].dtype == value.dtype and got[name].tobytes() == value.tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def adapters(run):
+    """Step -> the adapters of that checkpoint."""
+    return {step: random_adapters(run.lora, seed=step) for step in STEPS}
+
+
+@pytest.fixture(scope="module")
+def workdir(run, adapters, tmp_path_factory):
+    """What a training run leaves behind, with adapters that are far from the start."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text(run.config.to_json())
+    checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
+    for step, lora in adapters.items():
+        _, state, _ = build_update.start_state(dataclasses.replace(run, lora=lora))
+        checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batch(run):
+    return small_run.batch_of(run)
+
+
+@pytest.fixture(scope="module")
+def logits(run, adapters, batch):
+    """Of the latest checkpoint, by the trained policy itself."""
+    policy = nnx.merge(run.graphdef, adapters[STEPS[-1]], run.base)
+    return torch_policy.our_logits(policy, batch)
+
+
+def test_a_merged_run_gives_the_same_logits_in_transformers_and_here(
+    workdir, run, batch, logits, policy_folder, tmp_path
+):
+    convert.write_merged(tmp_path / "merged", convert.read_run(workdir))
+    image = run.model_config.image_token_id
+    base = torch_policy.logits(torch_policy.load(policy_folder), batch, image)
+    assert np.abs(logits - base).max() > 0.1 * np.abs(base).max(), "the adapters changed nothing"
+    theirs = torch_policy.load(tmp_path / "merged")
+    torch_policy.assert_close(torch_policy.logits(theirs, batch, image), logits)
+    config, ours = hf_checkpoint.load(
+        tmp_path / "merged", dtype=jnp.float32, param_dtype=jnp.float32
+    )
+    assert config == run.model_config
+    torch_policy.assert_close(torch_policy.our_logits(ours, batch), logits)
+    # A policy of its own: it can be trained on like any other.
+    assert prepare(small_run.small_config(tmp_path / "merged")).model_config == config
+
+
+def test_an_exported_adapter_gives_the_same_logits_in_peft(
+    workdir, run, batch, logits, policy_folder, tmp_path
+):
+    convert.write_peft(tmp_path / "adapter", convert.read_run(workdir))
+    base = torch_policy.load(policy_folder)
+    theirs = hf_peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    image = run.model_config.image_token_id
+    torch_policy.assert_close(torch_policy.logits(theirs, batch, image), logits)
+    assert theirs.peft_config["default"].base_model_name_or_path == str(policy_folder)
+    # peft and this package agree about the merged weights, too.
+    convert.write_merged(
+        tmp_path / "merged", convert.read_adapter(tmp_path / "adapter"), dtype="float32"
+    )
+    ours = torch_policy.load(tmp_path / "merged").state_dict()
+    for name, weight in theirs.merge_and_unload().state_dict().items():
+        np.testing.assert_allclose(ours[name].numpy(), weight.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [*STEPS, None])
+def test_the_asked_checkpoint_is_read_bit_for_bit(workdir, adapters, step, policy_folder):
+    trained = convert.read_run(workdir, step=step)
+    assert_same_bits(trained.lora, adapters[step or STEPS[-1]])
+    assert trained.adapter == peft.AdapterConfig(3, 6.0, str(policy_folder))
+    assert trained.param_dtype == "float32"
+
+
+def test_a_run_goes_to_peft_and_back_to_a_run_that_trains_on(
+    workdir, run, adapters, small_config, tmp_path
+):
+    convert.write_peft(tmp_path / "adapter", convert.read_run(workdir, step=2))
+    config = small_config(train__steps=1)
+    convert.write_run(tmp_path / "again", convert.read_adapter(tmp_path / "adapter"), config)
+    again = convert.read_run(tmp_path / "again")
+    assert_same_bits(again.lora, adapters[2])
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        config.to_json()
+    )
+    train.train(dataclasses.replace(run, config=config), tmp_path / "again", lambda: None)
+    row = json.loads((tmp_path / "again" / "metrics.jsonl").read_text())
+    # From the first step on it is not the base that answers.
+    assert row["step"] == 1 and row["update/kl"] > 1e-2
+    learned = small_run.arrays(convert.read_run(tmp_path / "again", step=1).lora)
+    for name, before in small_run.arrays(adapters[2]).items():
+        # AdamW's first update moves a number by about the learning rate.
+        assert 0 < np.abs(learned[name] - before).max() < 5 * config.optimizer.learning_rate
+
+
+def test_merged_weights_can_be_halved(workdir, logits, run, batch, tmp_path):
+    trained = convert.read_run(workdir)
+    for dtype in ("bfloat16", "float32"):
+        convert.write_merged(tmp_path / dtype, trained, dtype=dtype)
+        tensors = load_file(tmp_path / dtype / "model.safetensors")
+        assert {str(t.dtype) for t in tensors.values()} == {dtype}
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+    theirs = torch_policy.load(tmp_path / "bfloat16")
+    rounded = torch_policy.logits(theirs, batch, run.model_config.image_token_id)
+    error = np.abs(rounded - logits).max() / np.abs(logits).max()
+    assert 1e-4 < error < 0.2
+
+
+def test_everything_else_of_the_base_comes_along(workdir, policy_folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(policy_folder, base)
+    settings = json.loads((base / "config.json").read_text())
+    settings["text_config"]["torch_dtype"] = "bfloat16"
+    settings["vision_config"]["tokens_per_second"] = 2
+    (base / "config.json").write_text(json.dumps(settings | {"pad_token_id": 7}))
+    (base / "generation_config.json").write_text(json.dumps(published.GENERATION))
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": published.CHAT_TEMPLATE}))
+    (base / "notes.txt").write_text("mine")
+    trained = convert.read_run(workdir, model=str(base))
+    convert.write_merged(tmp_path / "merged", trained)
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert names == {path.name for path in base.iterdir()} - {"notes.txt"}
+    for name in names - {"config.json", "generation_config.json", "model.safetensors"}:
+        assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes(), name
+    got = json.loads((tmp_path / "merged" / "config.json").read_text())
+    settings["text_config"]["torch_dtype"] = "float32"
+    assert got == settings | {"pad_token_id": 7, "dtype": "float32"}
+    # Greedy, unless a server is told otherwise, and nothing that the policy was not trained with.
+    generation = torch_policy.load(tmp_path / "merged").generation_config
+    assert generation.eos_token_id == [151645, 151643]
+    assert not generation.do_sample and not generation.temperature
+    assert not generation.repetition_penalty
+
+
+@pytest.mark.parametrize("write", [convert.write_merged, convert.write_peft])
+def test_nothing_is_overwritten(workdir, tmp_path, write):
+    trained = convert.read_run(workdir)
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", trained)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match="out exists already and is not empty"):
+        write(tmp_path / "out", trained)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file exists already"):
+        write(tmp_path / "file", trained)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def flip_last_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("to", ["merged", "peft"])
+def test_what_reads_back_differently_never_gets_its_name(workdir, tmp_path, monkeypatch, to):
+    if to == "merged":
+        module, save, file = hf_checkpoint, hf_checkpoint.save, "model.safetensors"
+    else:
+        module, save, file = peft, peft.save_adapter, peft.WEIGHTS
+
+    def damaged(folder, *args, **options):
+        save(folder, *args, **options)
+        flip_last_bit(folder / file)
+
+    monkeypatch.setattr(module, save.__name__, damaged)
+    write = {"merged": convert.write_merged, "peft": convert.write_peft}[to]
+    with pytest.raises(RuntimeError, match=r"\(1 in all\) read back differently"):
+        write(tmp_path / "out", convert.read_run(workdir))
+    assert not list(tmp_path.iterdir())
+
+
+def test_adapters_that_do_not_fit_the_new_run_are_refused(
+    workdir, small_config, policy_folder, tmp_path
+):
+    trained, out = convert.read_run(workdir), tmp_path / "out"
+    for key, value, message in (
+        ("model__lora_rank", 4, "lora_rank 3, the configuration says 4; give --config.model"),
+        ("model__lora_alpha", 9.0, "lora_alpha 6.0, the configuration says 9.0"),
+        ("model__path", "emoji_tiny", "whose dimensions differ .*model.path='emoji_tiny'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert.write_run(out, trained, small_config(**{key: value}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_is_not_there_or_another_is_refused(workdir, tmp_path):
+    trained = convert.read_run(workdir)
+    convert.write_peft(tmp_path / "hub", trained, base_name="Qwen/Qwen2.5-VL-7B-Instruct")
+    with pytest.raises(ValueError, match="'Qwen/Qwen2.5-VL-7B-Instruct' .* give --model"):
+        convert.read_adapter(tmp_path / "hub")
+    assert_same_bits(
+        convert.read_adapter(tmp_path / "hub", model=str(trained.base)).lora, trained.lora
+    )
+    with pytest.raises(ValueError, match="unexpected|lacks|the base needs"):
+        convert.read_adapter(tmp_path / "hub", model="emoji_tiny")
+
+
+def test_a_run_that_is_not_there_is_refused(workdir, tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing; give the --workdir"):
+        convert.read_run(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 3, only \[2, 5\]"):
+        convert.read_run(workdir, step=3)
+
+
+def test_a_run_whose_base_has_moved_is_refused_with_the_flag_that_helps(run, tmp_path):
+    config = json.loads(run.config.to_json())
+    config["model"]["path"] = "/gone"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the base '/gone' of .* give --model"):
+        convert.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"workdir": "x", "out": "x"}, "give --to=merged|peft|run and --out"),
+        ({"workdir": "x", "to": "peft"}, "give --to=merged|peft|run and --out"),
+        ({"to": "peft", "out": "x"}, "either --workdir of a training run or --adapter"),
+        ({"workdir": "x", "adapter": "x", "to": "peft", "out": "x"}, "either --workdir"),
+        ({"adapter": "x", "step": 2, "to": "merged", "out": "x"}, "--step goes with --workdir"),
+        ({"workdir": "x", "dtype": "float32", "to": "peft", "out": "x"}, "with --to=merged"),
+        ({"workdir": "x", "base_name": "x", "to": "merged", "out": "x"}, "with --to=peft"),
+        ({"workdir": "x", "config": {}, "to": "peft", "out": "x"}, "--config goes with --to=run"),
+        ({"adapter": "x", "to": "run", "out": "x"}, "--to=run needs --config=FILE"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(given, message):
+    names = ("workdir", "step", "adapter", "model", "to", "out", "dtype", "base_name", "config")
+    with pytest.raises(app.UsageError, match=re.escape(message)):
+        convert.check_usage(types.SimpleNamespace(**dict.fromkeys(names) | given))
+
+
+def test_the_command_line(start, workdir, adapters, policy_folder, tmp_path):
+    target = tmp_path / "adapter"
+    process = start(
+        "-m",
+        "speciarl_jax.tools.convert",
+        f"--workdir={workdir}",
+        "--step=2",
+        "--to=peft",
+        f"--out={target}",
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f"{target}: peft, LoRA r=3 on {policy_folder}" in output
+    assert_same_bits(convert.read_adapter(target).lora, adapters[2])
+
+
+def rollout_tokens(run, lora, batch):
+    """Greedy answers [B, T] by this package, padded with the token that ends them."""
+    config = run.config.rollout
+    sample = jax.jit(run.sampler(1, config.max_tokens))
+    zero, one = np.float32(0), np.float32(1)
+    _, rollout = sample(lora, run.base, batch, jax.random.key(0), zero, one)
+    return np.asarray(rollout.tokens_BNT)[:, 0]
+
+
+def generated_tokens(run, model, batch):
+    """Greedy answers [B, T] by the `generate` of transformers, padded alike."""
+    length, end = run.config.rollout.max_tokens, run.model_config.eos_token_id
+    prompt = torch_policy.inputs(batch, run.model_config.image_token_id)
+    with torch.no_grad():
+        tokens = model.generate(
+            **prompt,
+            do_sample=False,
+            max_new_tokens=length,
+            eos_token_id=end,
+            pad_token_id=end,
+            suppress_tokens=np.flatnonzero(run.banned_V).tolist(),
+        )
+    answers = tokens[:, prompt["input_ids"].shape[1] :].numpy()
+    return np.pad(answers, ((0, 0), (0, length - answers.shape[1])), constant_values=end)
+
+
+def test_the_shipped_policy_answers_alike_here_in_transformers_and_in_peft(tmp_path):
+    run = prepare(quickstart.get_config())
+    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    rows = [source[i * len(source) // 50] for i in range(50)]
+    batch = run.build(rows, 50)
+    lora = random_adapters(run.lora, seed=0, size=0.12)
+    base = load_policy.model_folder("emoji_tiny")
+    adapter = peft.AdapterConfig(run.config.model.lora_rank, run.config.model.lora_alpha, "")
+    trained = convert.Trained(base, run.model_config, adapter, lora, "float32")
+    convert.write_merged(tmp_path / "merged", trained)
+    convert.write_peft(tmp_path / "adapter", trained)
+    want = rollout_tokens(run, lora, batch)
+    merged = torch_policy.load(tmp_path / "merged")
+    np.testing.assert_array_equal(generated_tokens(run, merged, batch), want)
+    theirs = hf_peft.PeftModel.from_pretrained(torch_policy.load(base), tmp_path / "adapter")
+    np.testing.assert_array_equal(generated_tokens(run, theirs, batch), want)
+    # The adapters have a say, and so has the picture.
+    assert (rollout_tokens(run, run.lora, batch) != want).any(axis=1).sum() >= 25
+    assert len(np.unique(want, axis=0)) >= 5

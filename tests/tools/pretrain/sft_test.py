@@ -1,0 +1,139 @@
+"""Supervised training from nothing to a checkpoint folder that the rest of the package loads."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import quickstart_sft
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.tools.pretrain import __main__ as pretrain
+from speciarl_jax.tools.pretrain import fit
+
+
+@pytest.fixture
+def config():
+    config = quickstart_sft.get_config()
+    config.vision.depth = 2
+    config.vision.hidden_size = 16
+    config.vision.intermediate_size = 16
+    config.vision.num_heads = 2
+    config.vision.full_attention_layers = (1,)
+    config.vision.out_hidden_size = 24
+    config.vision_stage.cycles = (1, 1)
+    config.vision_stage.batch_size = 326  # four steps an epoch
+    config.vision_stage.warmup_steps = 1
+    config.vision_stage.log_every = 2
+    config.text.hidden_size = 24
+    config.text.intermediate_size = 16
+    config.text.num_layers = 2
+    config.text.mrope_section = (1, 1, 1)
+    config.answer_stage.epochs = 1
+    config.answer_stage.batch_size = 163
+    config.answer_stage.warmup_steps = 1
+    config.answer_stage.answers = 1
+    config.answer_stage.log_every = 4
+    config.checkpoint.save_every = 2
+    return config
+
+
+def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
+    tower = pretrain.train_vision(config, tmp_path)
+    folder = pretrain.train_answers(config, tower, tmp_path)
+    dimensions, policy = hf_checkpoint.load(folder, dtype="float32", param_dtype="float32")
+    assert dataclasses.asdict(dimensions.vision)["depth"] == 2
+    # The tower is frozen while the decoder learns; both are stored in bfloat16.
+    for path, trained in nnx.to_flat_state(nnx.state(tower)):
+        loaded = dict(nnx.to_flat_state(nnx.state(policy.visual)))[path]
+        np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
+    rows = (tmp_path / "answers" / "metrics.jsonl").read_text().splitlines()
+    stage = config.answer_stage
+    pictures = len(pretrain.pictures_of(config)(config.data.split, "clean", 0))
+    steps = pictures * stage.epochs // stage.batch_size
+    logged = [n for n in range(1, steps + 1) if n % stage.log_every == 0 or n == steps]
+    assert [json.loads(row)["step"] for row in rows] == logged and len(logged) >= 2
+
+    # Finished stages are read back, not trained again.
+    again = pretrain.train_vision(config, tmp_path)
+    for a, b in zip(
+        nnx.to_flat_state(nnx.state(tower)), nnx.to_flat_state(nnx.state(again)), strict=True
+    ):
+        np.testing.assert_array_equal(a[1][...], b[1][...])
+    config.vision_stage.learning_rate *= 2
+    with pytest.raises(ValueError, match="learning_rate"):
+        pretrain.train_vision(config, tmp_path)
+
+
+def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
+    config.vision_stage.warmup_steps = 0
+    config.vision_stage.weight_decay = 0.0
+    tower = pretrain.VisionTower(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(0))
+    params = nnx.state(tower)
+    optimizer = fit.make_optimizer(config.vision_stage, 10)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for path, update in nnx.to_flat_state(updates):
+        is_matrix = update.ndim == (3 if path[0] == "blocks" else 2) and path != ("patch_embed",)
+        if is_matrix:
+            # About orthogonal, layer by layer: the singular values are alike. Those of the random
+            # gradient are not (the smallest of a square one is nearly 0 and stays small).
+            def spread(matrix):
+                values = np.linalg.svd(matrix[...], compute_uv=False)
+                return values.max(-1) / np.quantile(values, 0.1, axis=-1)
+
+            assert np.all(spread(update) < 3), path
+        else:
+            # The first step of Adam with Nesterov's momentum has one size everywhere, whatever the
+            # gradient: lr (b1 (1 - b1) / (1 - b1^2) + 1), with b1 = .9; epsilon takes a little off
+            # where the gradient is nearly 0.
+            want = config.vision_stage.learning_rate * (0.9 * 0.1 / 0.19 + 1)
+            np.testing.assert_allclose(np.abs(update[...]), want, rtol=2e-2, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    "section, key, value, said",
+    [
+        ("answer_stage", "prompt", "bass", "bass"),
+        ("answer_stage", "difficulty", "hardest", "'hardest' is unknown; choose one of"),
+        ("habits", "level_shares", (0.5, 0.5, 0.5, 0.5), "sum to 1"),
+        ("data", "watch_split", "held-out", "held-out"),
+    ],
+)
+def test_what_a_later_stage_reads_is_checked_before_the_first(config, section, key, value, said):
+    pretrain.check(config)
+    config[section][key] = value
+    with pytest.raises(ValueError, match=said):
+        pretrain.check(config)
+
+
+def test_sections_with_equal_keys_do_not_hide_each_other(config):
+    parts = ("answer_stage", "data", "vision", "text", "vision_stage.policy")
+    facts = fit.facts_of(config, parts)
+    assert facts["vision_stage.policy"] == config.vision_stage.policy
+    config.data.workers = 7
+    assert fit.facts_of(config, parts) == facts
+    for section, key, value in (("answer_stage", "difficulty", "hard"), ("vision", "depth", 9)):
+        config[section][key] = value
+        changed = {k for k, v in fit.facts_of(config, parts).items() if facts[k] != v}
+        assert f"{section}.{key}" in changed
+
+
+def test_a_decoder_on_the_tower_of_a_policy_that_exists(config, tmp_path):
+    tower = pretrain.VisionTower(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
+    first = pretrain.train_answers(config, tower, tmp_path / "first")
+    config.vision_stage.policy = str(first)
+    second = pretrain.train_answers(config, pretrain.read_tower(config), tmp_path / "second")
+    one, two = (
+        dict(nnx.to_flat_state(nnx.state(hf_checkpoint.load(f)[1].visual))) for f in (first, second)
+    )
+    for path, param in one.items():
+        np.testing.assert_array_equal(param[...], two[path][...], err_msg=str(path))
+
+    config.vision.depth = 3
+    with pytest.raises(ValueError, match="depth=2.*depth=3"):
+        pretrain.read_tower(config)

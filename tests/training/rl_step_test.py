@@ -1,0 +1,287 @@
+"""One step of the method: its metrics by hand, its mini-batches one after the other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_run import batch_of
+
+from speciarl_jax.rl import advantages
+from speciarl_jax.rl.rewards import best_prediction
+from speciarl_jax.rollout import sample_and_verify
+from speciarl_jax.rollout.types import Rollout
+from speciarl_jax.training import build_update, rl_step
+from speciarl_jax.training.state import TrainState
+from speciarl_jax.verifiers.category import Category
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+IMAGES, ANSWERS, TOKENS = 8, 4, 8
+NAMES = ["unparsed", "wrong", "abstain", "generic", "less_specific", "specific", "more_specific"]
+
+
+def made_up(seed, run, images=IMAGES):
+    """Answers, categories and validity of random content."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (images, ANSWERS, 1))
+    allowed = np.flatnonzero(~np.asarray(run.banned_V))
+    rollout = Rollout(
+        tokens_BNT=rng.choice(allowed, mask.shape).astype(np.int32),
+        mask_BNT=mask,
+        logp_BNT=rng.normal(-5, 1, mask.shape).astype(np.float32),
+    )
+    category = rng.integers(-1, 6, (images, ANSWERS)).astype(np.int32)
+    category[0] = Category.WRONG
+    return rollout, category, rng.random(category.shape) < 0.8
+
+
+def bar_reward(category):
+    """The reward of a group, written from the paper: 1 from the best category of the group on."""
+    best = min(max(category), Category.SPECIFIC)
+    bar = Category.ABSTAIN if best <= Category.WRONG else best
+    return [-1.0 if c == Category.UNPARSED else float(c >= bar) for c in category]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
+    rollout, category, valid = made_up(seed, run)
+    eos = run.model_config.eos_token_id
+    # One answer ends with the last token that it may have, one is cut short.
+    rollout.mask_BNT[1, :2], valid[1, :2] = True, True
+    rollout.tokens_BNT[1, :2, -1] = eos, (eos + 1) % 400
+    weight = np.array([1] * 6 + [0] * 2, np.float32)
+    valid &= weight[:, None] > 0
+    batch = batch_of(run).replace(weight_B=weight)
+
+    def nothing(state, base, batch):
+        return state, {"update/loss": jnp.float32(2.0)}
+
+    state = TrainState(step=0, lora={}, opt_state=(), skipped=jnp.int32(3))
+    _, metrics = rl_step.learn(
+        state,
+        None,
+        batch,
+        np.zeros((IMAGES, 1, 1)),
+        rollout,
+        jnp.asarray(category),
+        jnp.asarray(valid),
+        reward=best_prediction.reward,
+        advantages=advantages.group_advantages,
+        update=nothing,
+        mini_batches=2,
+        eos_id=eos,
+    )
+    judged, rewards, lengths, cut, flat = [], [], [], [], 0
+    for b in range(6):
+        who = np.flatnonzero(valid[b])
+        reward = bar_reward(category[b, who]) if len(who) else []
+        flat += len(set(reward)) < 2
+        rewards += reward
+        judged += category[b, who].tolist()
+        lengths += rollout.mask_BNT[b, who].sum(axis=-1).tolist()
+        cut += [rollout.mask_BNT[b, n, -1] and rollout.tokens_BNT[b, n, -1] != eos for n in who]
+    want = {f"verify/{name}": judged.count(i - 1) / len(judged) for i, name in enumerate(NAMES)}
+    want |= {
+        "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
+        "verify/groups_left_out": sum(not valid[b].any() for b in range(6)) / 6,
+        "reward/mean": np.mean(rewards),
+        "reward/groups_without_signal": flat / 6,
+        "data/left_out": IMAGES - 6,
+        "rollout/length": np.mean(lengths),
+        "rollout/truncated": np.mean(cut),
+        "update/loss": 2.0,
+        "update/skipped_in_a_row": 3.0,
+    }
+    assert metrics.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert flat >= 1 and 0 < want["verify/unverified"] < 1
+    assert 0 < sum(cut) < lengths.count(TOKENS)
+
+
+def test_a_step_without_a_verdict_has_finite_metrics(run):
+    rollout, category, _ = made_up(0, run)
+    nobody, weight = np.zeros((IMAGES, ANSWERS), bool), np.ones(IMAGES, np.float32)
+    zeros = jnp.zeros((IMAGES, ANSWERS))
+    metrics = rl_step.describe(
+        rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight, eos_id=0
+    )
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert float(metrics["verify/unverified"]) == 1.0
+    assert float(metrics["reward/groups_without_signal"]) == 1.0
+
+
+def test_a_row_that_pads_the_batch_has_no_verdict(run):
+    rollout, _, _ = made_up(0, run)
+    batch = batch_of(run).replace(weight_B=np.array([1] * 7 + [0], np.float32))
+    category, valid = sample_and_verify.verify(run.verifier, batch, rollout)
+    assert valid[:7].all() and not valid[7].any()
+    assert len(np.unique(category)) > 4
+
+
+@pytest.fixture(scope="module")
+def features(run):
+    batch, policy = batch_of(run), nnx.merge(run.graphdef, run.lora, run.base)
+    encode = jax.jit(policy.encode_images, compiler_options=QUICK)
+    return encode(batch.patches_BSC, batch.layout)
+
+
+@pytest.fixture(scope="module")
+def learner(run):
+    """The state before the first update, and the configured step with one update."""
+    optimizer, state, _ = build_update.start_state(run)
+    return state, jax.jit(build_update.learner(run, optimizer), compiler_options=QUICK)
+
+
+def pick(tree, which):
+    return jax.tree.map(lambda x: jnp.asarray(x)[which], tree)
+
+
+def largest_difference(got, want):
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+
+
+def test_mini_batches_are_updates_one_after_the_other(run, features, learner):
+    state, learn = learner
+    options = build_update.learner(run, build_update.start_state(run)[0]).keywords | {
+        "mini_batches": 2
+    }
+    program = jax.jit(functools.partial(rl_step.learn, **options), compiler_options=QUICK)
+    rollout, category, valid = made_up(1, run)
+    whole = batch_of(run), features, rollout, category, valid
+    got, got_metrics = program(state, run.base, *whole)
+    want, losses = state, []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        # Groups lie within a part, so their advantages are the same in either way.
+        want, metrics = learn(want, run.base, *pick(whole, part))
+        losses.append(float(metrics["update/loss"]))
+    assert largest_difference(got.lora, want.lora) < 1e-5
+    assert int(got.step) == int(want.step) == 2
+    np.testing.assert_allclose(got_metrics["update/loss"], np.mean(losses), rtol=1e-4, atol=1e-6)
+    at_once, _ = learn(state, run.base, *whole)
+    assert largest_difference(at_once.lora, got.lora) > 1e-3
+
+
+def test_padding_rows_take_no_part_in_learning(run, features, learner):
+    state, learn = learner
+    batch = batch_of(run).replace(weight_B=np.array([1] * 6 + [0] * 2, np.float32))
+    rollout, category, valid = made_up(2, run)
+    valid &= np.asarray(batch.weight_B)[:, None] > 0
+    got, got_metrics = learn(state, run.base, batch, features, rollout, category, valid)
+    few = slice(0, 6)
+    want, want_metrics = learn(
+        state, run.base, *pick((batch, features, rollout, category, valid), few)
+    )
+    assert largest_difference(got.lora, want.lora) < 1e-5
+    assert largest_difference(got.lora, state.lora) > 1e-3
+    assert got_metrics.pop("data/left_out") == 2 and want_metrics.pop("data/left_out") == 0
+    for name, value in want_metrics.items():
+        np.testing.assert_allclose(got_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    other, other_category, _ = made_up(3, run)
+    six = np.arange(IMAGES) < 6
+    mixed = jax.tree.map(
+        lambda a, b: np.where(six.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, other
+    )
+    mixed_category = np.where(six[:, None], category, other_category)
+    got, _ = learn(state, run.base, batch, features, mixed, mixed_category, valid)
+    assert largest_difference(got.lora, want.lora) < 1e-5
+
+
+def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
+    optimizer, state, _ = build_update.start_state(run)
+    options = build_update.learner(run, optimizer).keywords | {"mini_batches": 3}
+    learn = functools.partial(rl_step.learn, **options)
+    with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
+        learn(state, run.base, batch_of(run), features, *made_up(0, run))
+
+
+def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
+    rollout, category, _ = made_up(4, run)
+    everyone = np.ones(category.shape, bool)
+    seen = []
+
+    def reward(category_BN, valid_BN):
+        seen.append(np.asarray(category_BN))
+        return best_prediction.reward(category_BN, valid_BN)
+
+    def noise(category_BN, image_id_B, step):
+        assert image_id_B.shape == (IMAGES,) and int(step) == 7
+        return category_BN.at[0].set(Category.ABSTAIN)
+
+    state = TrainState(step=7, lora={}, opt_state=(), skipped=jnp.int32(0))
+    metrics = [
+        rl_step.learn(
+            state,
+            None,
+            batch_of(run),
+            np.zeros((IMAGES, 1, 1)),
+            rollout,
+            jnp.asarray(category),
+            jnp.asarray(everyone),
+            reward=reward,
+            advantages=advantages.group_advantages,
+            update=lambda state, base, batch: (state, {}),
+            mini_batches=1,
+            eos_id=run.model_config.eos_token_id,
+            noise=chosen,
+        )[1]
+        for chosen in (None, noise)
+    ]
+    np.testing.assert_array_equal(seen[0], category)
+    np.testing.assert_array_equal(seen[1][1:], category[1:])
+    assert (seen[1][0] == Category.ABSTAIN).all()
+    # The first group is wrong throughout, so every verdict of it moved.
+    assert float(metrics[1].pop("verify/noise")) == pytest.approx(1 / IMAGES)
+    for name in metrics[0]:
+        if name.startswith("verify/"):
+            assert metrics[0][name] == metrics[1][name]
+    assert metrics[1]["reward/mean"] > metrics[0]["reward/mean"]
+
+
+def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
+    state, _ = learner
+    options = build_update.learner(run, build_update.start_state(run)[0]).keywords
+    rollout, category, _ = made_up(5, run)
+    valid = np.ones((IMAGES, ANSWERS), bool)
+    valid[1, 0], valid[2, :3], valid[3] = False, False, False
+    left_out = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
+    seen = []
+
+    def note(state, base, batch):
+        seen.append(batch.valid_BN)
+        return state, {}
+
+    def learn(valid, share):
+        options_here = options | {"min_verified": share, "update": note, "mini_batches": 1}
+        return rl_step.learn(
+            state,
+            run.base,
+            batch_of(run),
+            features,
+            rollout,
+            jnp.asarray(category),
+            jnp.asarray(valid),
+            **options_here,
+        )[1]
+
+    with jax.disable_jit():
+        for share, groups in left_out.items():
+            metrics = learn(valid, share)
+            want = valid.copy()
+            want[groups] = False
+            np.testing.assert_array_equal(np.asarray(seen[-1]).reshape(want.shape), want)
+            assert float(metrics["verify/groups_left_out"]) == len(groups) / IMAGES
+            assert float(metrics["verify/unverified"]) == pytest.approx(8 / 32)
+            # What left is as if it had never been judged.
+            alone = learn(want, 0.0)
+            assert float(metrics["reward/mean"]) == pytest.approx(float(alone["reward/mean"]))
+
+
+def test_the_share_of_a_group_is_rounded_up_and_no_further():
+    valid = jnp.arange(10)[None] < jnp.arange(11)[:, None]
+    for share, fewest in ((0.0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (0.7, 7), (1.0, 10)):
+        kept = np.asarray(rl_step.whole_groups(valid, share))
+        np.testing.assert_array_equal(kept, valid & (np.arange(11)[:, None] >= fewest))

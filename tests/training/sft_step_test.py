@@ -1,0 +1,62 @@
+"""Supervised training: what is imitated, and that it is learned."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from speciarl_jax import train
+from speciarl_jax.training import sft_step
+
+TEMPLATE = "<think>It is some {generic}.</think> <answer>{label}</answer>"
+
+
+def test_targets_are_the_labels_in_the_policys_own_tokens(run):
+    rows = [run.source(0)[i] for i in (0, 5)]
+    found = sft_step.targets(
+        rows,
+        run.tokenizer,
+        template=TEMPLATE,
+        max_tokens=24,
+        eos_id=run.model_config.eos_token_id,
+    )
+    texts = run.answers(found.tokens_BNT, found.mask_BNT)
+    want = [
+        f"<think>It is some {r['generic']}.</think> <answer>{r['label']}</answer>" for r in rows
+    ]
+    assert texts == [[text] for text in want]
+    last = found.mask_BNT.sum(-1)[:, 0] - 1
+    assert (found.tokens_BNT[[0, 1], 0, last] == run.model_config.eos_token_id).all()
+    assert found.mask_BNT.shape == (2, 1, 24)
+
+
+@pytest.mark.parametrize(
+    "template, tokens, said",
+    [
+        ("a picture", 24, "put {label} where the answer names the label"),
+        ("{label} by {artist}", 24, "asks for 'artist', which the data set's rows lack; they have"),
+        (TEMPLATE, 3, "tokens, config.rollout.max_tokens is 3; raise it"),
+    ],
+)
+def test_what_does_not_fit_is_refused(run, template, tokens, said):
+    with pytest.raises(ValueError, match=said):
+        sft_step.targets(
+            [run.source(0)[0]], run.tokenizer, template=template, max_tokens=tokens, eos_id=0
+        )
+
+
+def test_the_labels_become_likelier(run, small_config, tmp_path):
+    config = small_config(
+        train__objective="labels",
+        train__steps=8,
+        train__log_every=1,
+        loss__kl_coefficient=0.0,
+        rollout__max_tokens=24,
+        optimizer__learning_rate=3e-2,
+        checkpoint__save_every=9,
+    )
+    train.train(dataclasses.replace(run, config=config), tmp_path, lambda: None)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    loss = [row["update/loss"] for row in rows]
+    assert np.mean(loss[-2:]) < 0.9 * loss[0]
