@@ -1,4 +1,4 @@
-"""FGVC Aircraft alone: 3,000 pictures; 100 variants with families and manufacturers.
+"""FGVC Aircraft alone: 3,000 images; 100 variants with families and manufacturers.
 
 python -m speciarl_jax.tools.prepare_data --dataset=fgvc_aircraft --data_dir=DATA
 python -m speciarl_jax.train --config=configs/aircraft.py --workdir=runs/aircraft \

@@ -1,7 +1,7 @@
 """Every key of training and evaluation. An experiment is this file plus its differences.
 
 The values are the paper's main experiment (arXiv 2603.03197): Qwen2.5-VL-7B, ten answers about each
-picture, GRPO with the best-prediction reward.
+image, GRPO with the best-prediction reward.
 """
 
 import ml_collections
@@ -11,7 +11,7 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """The complete configuration; entry points accept no key that is not here."""
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of adapters, order of pictures, augmentation and sampling
+    config.seed = 0  # of adapters, order of images, augmentation and sampling
     # Folder of compiled programs, which later runs read instead of compiling; "" for none. Runs may
     # share it; machines whose processors differ may not.
     config.compilation_cache = ""
@@ -46,7 +46,7 @@ def _model() -> ml_collections.ConfigDict:
     model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the decoder
     model.lora_alpha = 32.0  # their product is scaled by lora_alpha / lora_rank
     model.scan_unroll = 1  # layers a turn of the loop over layers
-    # Over whole sequences (prompts, pictures, answers that are learned from): "xla" makes arrays of
+    # Over whole sequences (prompts, images, answers that are learned from): "xla" makes arrays of
     # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly),
     # nor does "cudnn" on GPUs (elsewhere XLA computes the same calls). "auto": splash on TPU, xla
     # elsewhere.
@@ -65,9 +65,9 @@ def _mesh() -> ml_collections.ConfigDict:
 
 
 def _data() -> ml_collections.ConfigDict:
-    """Pictures, labels and prompts."""
+    """Images, labels and prompts."""
     data = ml_collections.ConfigDict()
-    # Pictures and labels: the name is a module of `speciarl_jax/data`; the options are those of its
+    # Images and labels: the name is a module of `speciarl_jax/data`; the options are those of its
     # `Source`, but for the seed.
     data.name = "emoji"
     data.options = ml_collections.ConfigDict()
@@ -76,32 +76,32 @@ def _data() -> ml_collections.ConfigDict:
     data.options.image_size = 48  # pixels
     data.options.concept_set = "benchmark"  # what most designers have drawn; or "all"
     data.options.domains = ()  # groups to keep; () for all
-    data.options.views = 1  # differently augmented pictures of each drawing
-    data.workers = 2  # threads that read and draw pictures
-    # A picture that cannot be read: "stop", or "leave_out": it is logged, counted (data/left_out),
+    data.options.views = 1  # differently augmented images of each drawing
+    data.workers = 2  # threads that read and draw images
+    # An image that cannot be read: "raise", or "skip": it is logged, counted (data/skipped),
     # and neither learned from nor scored.
-    data.broken_images = "stop"
+    data.on_decode_error = "raise"
     # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
     data.prompt = "base"
     data.system = ""  # system message; "" for none
     data.max_prompt_tokens = 2048  # image tokens included; a longer prompt is refused
-    # Larger pictures are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
+    # Larger images are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
     # None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
-    # Pictures of many sizes are padded to steps of a ladder of sizes, each so many times the one
-    # before, and so need a handful of compiled programs. 1: no ladder, for pictures of one size.
+    # Images of many sizes are padded to sizes of a series, each so many times the one
+    # before, and so need a handful of compiled programs. 1: exact sizes, for images of one size.
     data.bucket_growth = 1.25
-    # Features of pictures are kept, so that the frozen vision tower need not run for a picture that
+    # Features of images are kept, so that the frozen vision encoder need not run for an image that
     # was seen before: in the next epoch if nothing augments it, and in the next evaluation.
     data.vision_cache = ml_collections.ConfigDict()
     data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
     data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
     data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
-    # 0: the tower runs for the whole batch if one of its pictures is not known; otherwise for
-    # unknown pictures only, so many at a time on each device that the batch is cut over, which
+    # 0: the encoder runs for the whole batch if one of its images is not known; otherwise for
+    # unknown images only, so many at a time on each device that the batch is cut over, which
     # saves more. With 0 and batches of one shape the bits are those without the cache. The last
     # bits of features may differ that come from another shape (`bucket_growth`, or not 0 here).
-    data.vision_cache.pictures = 0
+    data.vision_cache.images_per_device = 0
     return data
 
 
@@ -109,7 +109,7 @@ def _rollout() -> ml_collections.ConfigDict:
     """Sampling of answers."""
     rollout = ml_collections.ConfigDict()
     # Sampling of the answers that are learned from.
-    rollout.num_rollouts = 10  # N, answers about each picture
+    rollout.num_rollouts = 10  # N, answers about each image
     rollout.max_tokens = 2048  # T, of one answer
     rollout.temperature = 1.0  # above 0
     rollout.top_p = 1.0  # share of the probability that is sampled from; 1: all of it
@@ -121,34 +121,34 @@ def _rollout() -> ml_collections.ConfigDict:
     rollout.merge_lora = False
     # When the answers that go on fit into half of the places, they are moved together, with the
     # caches of their prompts, and a loop of half the size goes on; and so on, so many times. Halves
-    # of the answers about a picture come first, then halves of the pictures (greedy answers). Each
+    # of the answers about an image come first, then halves of the images (greedy answers). Each
     # time is a loop to compile.
-    rollout.shrink = 2
+    rollout.num_compactions = 2
     # Memory: the answers about a batch are sampled in parts, one after the other, so that keys and
     # values of prompts and answers take at most so many bytes on a device (weights, and the copy of
-    # `merge_lora`, come on top), and parts hold at most so many pictures (of all devices). 0: no
+    # `merge_lora`, come on top), and parts hold at most so many images (of all devices). 0: no
     # limit. No answer depends on it.
     rollout.cache_bytes = 0
-    rollout.chunk_pictures = 0  # of all devices together
+    rollout.max_images_per_chunk = 0  # of all devices together
     return rollout
 
 
 def _verifier() -> ml_collections.ConfigDict:
     """Who sorts the answers."""
     verifier = ml_collections.ConfigDict()
-    # The verifier: a module of `speciarl_jax/verifiers` with a function `create`. Its options are the
-    # section of its name or, where there is none, `options`.
+    # The verifier: a module of `speciarl_jax/verifiers` with a function `create`. Its options are
+    # the section of its name or, where there is none, `options`.
     verifier.name = "taxonomy"
     # Share of a group that must have a verdict; a group with less leaves the update. An answer
     # without one might have been the best of its group, so below 1 such groups learn from a bar
     # that may be too low.
-    verifier.min_verified = 1.0
+    verifier.min_judged_fraction = 1.0
     # A step, a round of dynamic sampling or an evaluation with a larger share of answers without a
     # verdict stops the run, which saves a checkpoint first.
-    verifier.max_unverified = 0.2
+    verifier.max_unjudged_fraction = 0.2
     # Parts of a batch that are sampled one after the other when the verifier is on the host: it
     # judges one while the next is sampled. It does nothing for a verifier inside the program.
-    verifier.chunks = 1
+    verifier.num_chunks = 1
     verifier.options = ml_collections.ConfigDict()
     verifier.options.path = ""  # label tree (JSON); "" for the data set's own
     verifier.options.require_think = True  # no <think>...</think>: unparsed
@@ -164,7 +164,7 @@ def _flax_judge() -> ml_collections.ConfigDict:
     """A language model on the devices."""
     judge = ml_collections.ConfigDict()
     # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
-    # tower without LoRA, at no extra memory.
+    # encoder without LoRA, at no extra memory.
     judge.weights = "policy_base"
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
     judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
@@ -173,9 +173,9 @@ def _flax_judge() -> ml_collections.ConfigDict:
     judge.max_answer_bytes = 64  # likewise
     judge.max_response_bytes = 4096  # a longer response is unparsed
     judge.max_answer_tokens = 24  # of the judge's; a longer answer is wrong
-    judge.answers_at_once = 1  # about each picture, for memory
+    judge.rollouts_at_once = 1  # about each image, for memory
     # Where the judge has another vocabulary, answers are encoded anew on the host.
-    judge.pairs_at_once = 64
+    judge.judge_batch_size = 64
     judge.min_probability = 0.0  # a verdict that is less probable counts as none
     return judge
 
@@ -207,7 +207,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     judge.server.backoff = 1.0  # seconds; doubles with each attempt, and jitter shortens it
     judge.server.max_backoff = 60.0  # seconds
     # Seconds without any verdict after which the waiting answers stay without one.
-    judge.server.patience = 600.0
+    judge.server.give_up_after = 600.0
     return judge
 
 
@@ -259,13 +259,13 @@ def _loss() -> ml_collections.ConfigDict:
     loss.token_weights_options = ml_collections.ConfigDict()  # of that function
     loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
-    loss.kl_place = "loss"  # or "reward": summed over the answer, taken from its reward
-    # What the ratio is taken against: the "sampler"'s log-probabilities, or those that the
-    # "trainer" finds for the same weights, at the price of a forward pass if a step has several
-    # updates. metrics `update/sampler_*` say how far the two are apart.
-    loss.old_logp = "sampler"
-    # With "trainer": bound of the importance weight that corrects for the sampler; 0 for none.
-    loss.importance_cap = 0.0
+    loss.kl_in = "loss"  # or "reward": summed over the answer, taken from its reward
+    # What the ratio is taken against: the log-probabilities of the "rollout", or those "recomputed"
+    # for the same weights, at the price of a forward pass if a step has several updates. Metrics
+    # `update/sampler_*` say how far the two are apart.
+    loss.old_logprobs = "rollout"
+    # With "recomputed": bound of the importance weight that corrects for the sampler; 0 for none.
+    loss.tis_cap = 0.0
     return loss
 
 
@@ -286,38 +286,38 @@ def _optimizer() -> ml_collections.ConfigDict:
 def _train() -> ml_collections.ConfigDict:
     """Steps and their parts."""
     train = ml_collections.ConfigDict()
-    # "reward", or "labels": supervised training on `target`.
-    train.objective = "reward"
+    # "rl", or "sft": supervised training on `target`.
+    train.objective = "rl"
     # The fields of the data set's rows stand in braces.
-    train.target = "<think>This is a picture of {label}.</think> <answer>{label}</answer>"
+    train.target = "<think>This is an image of {label}.</think> <answer>{label}</answer>"
     train.steps = 165  # a step samples, verifies and updates
-    train.batch_size = 256  # pictures a step
+    train.batch_size = 256  # images a step
     train.mini_batches = 2  # optimizer updates a pass
-    train.passes = 1  # times that a step goes through its answers
+    train.ppo_epochs = 1  # times that a step goes through its answers
     train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
-    # Micro-batches are made of pictures whose longest answers are about as long, and their answers
+    # Micro-batches are made of images whose longest answers are about as long, and their answers
     # cut to the narrowest that holds them of so many widths: T, half of T, a quarter, ... That
     # changes no number, and runs less padding where answers are much shorter than
     # `rollout.max_tokens`; each width is one more program to compile.
-    train.answer_widths = 4
+    train.num_length_buckets = 4
     train.logprob_chunk = 16  # answer positions a call of the language-model head
     # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
     # the linear layers; or "full", whole layers.
     train.remat = "full"
     train.dynamic_sampling = ml_collections.ConfigDict()
-    # Dynamic sampling (DAPO): a step samples rounds of so many pictures until `train.batch_size`
+    # Dynamic sampling (DAPO): a step samples rounds of so many images until `train.batch_size`
     # groups have rewards that differ, at most `max_rounds` times; 0 for none.
     train.dynamic_sampling.max_rounds = 0
-    train.dynamic_sampling.batch_size = 768  # pictures a round
+    train.dynamic_sampling.batch_size = 768  # images a round
     # One compiled program for rollout, verify, reward and update; with a verifier on the host or
     # dynamic sampling there are always several.
     train.fused = True
     train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
     train.log_every = 1  # steps
-    # In the first step and every so many the answers about the first pictures of the batch are kept
+    # In the first step and every so many the answers about the first images of the batch are kept
     # for people to look at; 0: never.
     train.samples_every = 10  # steps
-    train.samples_pictures = 4  # so many of them
+    train.num_logged_images = 4  # so many of them
     train.profile_steps = 3  # traced when asked for (speciarl_jax/runtime/profiler.py)
     return train
 
@@ -333,9 +333,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     # What `python -m speciarl_jax.evaluate` answers about instead of that: name -> `name` of a
     # module of `speciarl_jax/data` and `options` of its `Source`.
     evaluation.sets = ml_collections.ConfigDict()
-    evaluation.batch_size = 256  # pictures a call
-    evaluation.seed = 1  # of pictures and of sampling; the same for every training seed
-    evaluation.best_of_batch_size = 16  # pictures a call of best-of-N
+    evaluation.batch_size = 256  # images a call
+    evaluation.seed = 1  # of images and of sampling; the same for every training seed
+    evaluation.best_of_batch_size = 16  # images a call of best-of-N
     evaluation.best_of_temperature = 0.6  # of its samples
     evaluation.best_of_top_p = 0.95  # likewise
     # What a correct answer adds to specificity. The paper does not state its weights.

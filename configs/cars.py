@@ -1,4 +1,4 @@
-"""Stanford Cars alone: 3,000 pictures; make, model, body and year of 196 cars.
+"""Stanford Cars alone: 3,000 images; make, model, body and year of 196 cars.
 
 python -m speciarl_jax.tools.prepare_data --dataset=cars196 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/cars.py --workdir=runs/cars \

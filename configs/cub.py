@@ -1,11 +1,11 @@
-"""The paper's training set: 3,000 pictures of CUB-200-2011, birds; evaluated on its own test split.
+"""The paper's training set: 3,000 images of CUB-200-2011, birds; evaluated on its own test split.
 
 python -m speciarl_jax.tools.prepare_data --dataset=caltech_birds2011 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/cub.py --workdir=runs/cub \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 
 The paper's 165 steps are 15 epochs of 11 batches, the rest of an epoch dropped. Here a batch may
-span two epochs, so 165 steps are 14.1 epochs, and in each every picture comes once.
+span two epochs, so 165 steps are 14.1 epochs, and in each every image comes once.
 
 Out of domain: --config.evaluation.options.dataset=oxford_iiit_pet (any of data/tfds_images.py).
 """

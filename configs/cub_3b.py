@@ -8,9 +8,9 @@ Batch, N, T and all rates are the paper's. Memory of a device, by arithmetic, no
 - weights: 3.75e9 parameters of 2 bytes over 16 devices, 0.5 GB; adapters (119.7e6) with gradient
   and two moments in float32, 0.1 GB.
 - sampling: keys and values take 36,864 bytes a token (2 x 36 layers x 2 heads x 128 x 2 bytes), so
-  a picture with a prompt of 648 tokens and ten answers of 2,048 takes 0.78 GB, and 1.16 GB while
-  its loop is made narrower. A device has 16 pictures: in two parts of 8, 9.3 GB.
-- update: a micro-batch is a picture a device, a row of 21,128 tokens: 3.1 GB of layer inputs; of
+  an image with a prompt of 648 tokens and ten answers of 2,048 takes 0.78 GB, and 1.16 GB while
+  its loop is made narrower. A device has 16 images: in two parts of 8, 9.3 GB.
+- update: a micro-batch is an image a device, a row of 21,128 tokens: 3.1 GB of layer inputs; of
   one layer that is computed again 1.4 GB of hidden units, and 3.5 GB of attention scores in
   float32, each a few times over in the backward pass.
 """

@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = cub_3b.get_config()
     config.model.base_weights = "int8"
     config.rollout.cache_bytes = 0
-    config.rollout.chunk_pictures = 4
-    config.train.micro_batches = 128  # a picture
+    config.rollout.max_images_per_chunk = 4
+    config.train.micro_batches = 128  # an image
     config.evaluation.batch_size = 16
     return config

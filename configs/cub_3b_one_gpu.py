@@ -5,10 +5,10 @@ python -m speciarl_jax.train --config=configs/cub_3b_one_gpu.py --workdir=runs/c
 
 Batch, N, T and all rates are the paper's. Memory, by arithmetic as in `cub_3b.py`, not measured:
 - weights 7.5 GB; adapters with gradient and two moments 1.9 GB.
-- pictures: the tower runs for 8 at a time, and their features are kept on the host (6.5 GB for
-  3,000 pictures of 529 tokens).
-- sampling: 1.16 GB a picture, so the 256 pictures of a step come in eight parts of 32, 37 GB.
-- update: two pictures at a time, 6.2 GB of layer inputs, and of a layer 2.8 GB and 7 GB, each a
+- images: the encoder runs for 8 at a time, and their features are kept on the host (6.5 GB for
+  3,000 images of 529 tokens).
+- sampling: 1.16 GB an image, so the 256 images of a step come in eight parts of 32, 37 GB.
+- update: two images at a time, 6.2 GB of layer inputs, and of a layer 2.8 GB and 7 GB, each a
   few times over.
 """
 
@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     """`cub.py` with a step in small parts."""
     config = cub.get_config()
     config.data.vision_cache.place = "host"
-    config.data.vision_cache.pictures = 8
+    config.data.vision_cache.images_per_device = 8
     config.rollout.cache_bytes = 40 * 2**30
     config.train.micro_batches = 64
     return config

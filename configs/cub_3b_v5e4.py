@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     # No chip gathers weights while it decodes: two chips hold a copy.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 1, 2
     config.rollout.cache_bytes = 0
-    config.rollout.chunk_pictures = 16
-    config.train.micro_batches = 64  # a picture for each copy
+    config.rollout.max_images_per_chunk = 16
+    config.train.micro_batches = 64  # an image for each copy
     config.evaluation.batch_size = 64
     return config

@@ -13,6 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = cub.get_config()
     # No chip gathers weights while it decodes: four chips hold a copy.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 4, 1, 4
-    config.rollout.chunk_pictures = 64
-    config.train.micro_batches = 32  # a picture for each copy
+    config.rollout.max_images_per_chunk = 64
+    config.train.micro_batches = 32  # an image for each copy
     return config

@@ -13,6 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = cub.get_config()
     # No chip gathers weights while it decodes: each has a copy.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 4, 1, 1
-    config.rollout.chunk_pictures = 64
-    config.train.micro_batches = 16  # two pictures a chip
+    config.rollout.max_images_per_chunk = 64
+    config.train.micro_batches = 16  # two images a chip
     return config

@@ -12,5 +12,5 @@ def get_config(parent: str = "base") -> ml_collections.ConfigDict:
     """`parent` with all of DAPO."""
     config = configs.load(f"dapo_no_dynamic:{parent}")
     config.train.dynamic_sampling.max_rounds = 10
-    config.train.dynamic_sampling.batch_size = 3 * config.train.batch_size  # 768 pictures
+    config.train.dynamic_sampling.batch_size = 3 * config.train.batch_size  # 768 images
     return config

@@ -1,4 +1,4 @@
-"""Flowers102 alone: TFDS' train split, 1,020 pictures; its test split has 6,149 (CoOp's 2,463).
+"""Flowers102 alone: TFDS' train split, 1,020 images; its test split has 6,149 (CoOp's 2,463).
 
 python -m speciarl_jax.tools.prepare_data --dataset=oxford_flowers102 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/flowers.py --workdir=runs/flowers \

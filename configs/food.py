@@ -1,4 +1,4 @@
-"""Food101 alone: 3,000 pictures; its test split has 25,250 (CoOp's 30,300).
+"""Food101 alone: 3,000 images; its test split has 25,250 (CoOp's 30,300).
 
 python -m speciarl_jax.tools.prepare_data --dataset=food101 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/food.py --workdir=runs/food \

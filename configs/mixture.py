@@ -1,4 +1,4 @@
-"""Six data sets, 500 pictures of each; evaluated on the test splits, 300 pictures of each.
+"""Six data sets, 500 images of each; evaluated on the test splits, 300 images of each.
 
 Each set is prepared once: python -m speciarl_jax.tools.prepare_data --dataset=NAME --data_dir=DATA
 
@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.options.parts = parts("train", 500)
     # Options of every part.
     config.data.options.common = ml_collections.ConfigDict({"data_dir": "", "check_sizes": True})
-    config.data.options.size = 0  # pictures an epoch; 0: as many as there are without repeating
+    config.data.options.size = 0  # images an epoch; 0: as many as there are without repeating
     config.evaluation.options = ml_collections.ConfigDict()
     config.evaluation.options.parts = parts("test", 300)
     return config

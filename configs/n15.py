@@ -1,4 +1,4 @@
-"""Fifteen answers about each picture.
+"""Fifteen answers about each image.
 
 python -m speciarl_jax.train --config=configs/n15.py --workdir=runs/n15
 """

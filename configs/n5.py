@@ -1,4 +1,4 @@
-"""Five answers about each picture.
+"""Five answers about each image.
 
 python -m speciarl_jax.train --config=configs/n5.py --workdir=runs/n5
 """

@@ -1,11 +1,11 @@
-"""Your own pictures: a folder of folders, each named after what its pictures show.
+"""Your own images: a folder of folders, each named after what its images show.
 
 python -m speciarl_jax.tools.check_data --config=configs/own_folder.py --out=runs/data_check \
     --config.data.options.path=FOLDER
 python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
     --config.model.path=CHECKPOINT --config.data.options.path=FOLDER
 
-A tenth of the pictures is held out. If yours are split already, set config.evaluation.options.path
+A tenth of the images is held out. If yours are split already, set config.evaluation.options.path
 too, and both `part` to "all". The taxonomy verifier needs to know what is above a label: nest the
 folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
 """

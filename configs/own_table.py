@@ -1,4 +1,4 @@
-"""Your own pictures: a CSV, TSV, JSONL or Parquet file with a row for each.
+"""Your own images: a CSV, TSV, JSONL or Parquet file with a row for each.
 
 python -m speciarl_jax.tools.check_data --config=configs/own_table.py --out=runs/data_check \
     --config.data.options.path=FILE
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "table"
     with config.unlocked():
         options = config.data.options
-        options.image_column = "image"  # path, or in Parquet the picture itself
+        options.image_column = "image"  # path, or in Parquet the image itself
         options.label_column = "label"
         options.label_path_column = ""  # "animal > bird > duck > mallard"; "": none
         options.id_column = ""  # "": the path is a row's identity

@@ -1,4 +1,4 @@
-"""Oxford Pets alone: 3,000 of 3,680 pictures; 37 breeds of dogs and cats.
+"""Oxford Pets alone: 3,000 of 3,680 images; 37 breeds of dogs and cats.
 
 python -m speciarl_jax.tools.prepare_data --dataset=oxford_iiit_pet --data_dir=DATA
 python -m speciarl_jax.train --config=configs/pets.py --workdir=runs/pets \

@@ -1,4 +1,4 @@
-"""SpeciaRL on pictures that ship with the package, in minutes on two CPU cores.
+"""SpeciaRL on images that ship with the package, in minutes on two CPU cores.
 
 python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.lora_rank = 16
     config.model.lora_alpha = 16.0
     config.model.scan_unroll = 3
-    config.data.bucket_growth = 1.0  # all pictures have one size
+    config.data.bucket_growth = 1.0  # all images have one size
     config.data.options.views = 2
     config.rollout.max_tokens = 24
     config.rollout.merge_lora = True
@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 32
     config.train.mini_batches = 1
     # Answers of at most 24 tokens in one micro-batch: nothing to gain, and less to compile.
-    config.train.answer_widths = 1
+    config.train.num_length_buckets = 1
     config.train.logprob_chunk = 24
     config.train.remat = "none"
     config.evaluation.options.views = 4

@@ -22,20 +22,20 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _data() -> ml_collections.ConfigDict:
-    """Pictures: drawings of the pretraining families only (data/emoji.py)."""
+    """Images: drawings of the pretraining families only (data/emoji.py)."""
     data = ml_collections.ConfigDict()
     data.image_size = 48  # pixels
     data.concept_set = "benchmark"
     data.split = "pretraining"
     data.difficulty = "pretraining"
-    data.workers = 2  # threads that draw and cut pictures
+    data.workers = 2  # threads that draw and cut images
     # Where a held-out accuracy is taken while training; decides nothing.
     data.watch_split = "held_out"
     return data
 
 
 def _vision() -> ml_collections.ConfigDict:
-    """The tower: 48 px -> 8 x 8 patches -> 16 tokens; windows of 4 x 4 patches."""
+    """The encoder: 48 px -> 8 x 8 patches -> 16 tokens; windows of 4 x 4 patches."""
     vision = ml_collections.ConfigDict()
     vision.depth = 6
     vision.hidden_size = 128
@@ -49,9 +49,9 @@ def _vision() -> ml_collections.ConfigDict:
 
 
 def _vision_stage() -> ml_collections.ConfigDict:
-    """Supervision of the tower by the levels of the label tree."""
+    """Supervision of the encoder by the levels of the label tree."""
     vision_stage = ml_collections.ConfigDict()
-    vision_stage.policy = ""  # name or folder of one whose tower is taken as it is
+    vision_stage.policy = ""  # name or folder of one whose encoder is taken as it is
     vision_stage.cycles = (220,)  # epochs of each fall of the learning rate
     vision_stage.batch_size = 128
     vision_stage.muon_learning_rate = 0.02
@@ -92,11 +92,11 @@ def _habits() -> ml_collections.ConfigDict:
 
 
 def _answer_stage() -> ml_collections.ConfigDict:
-    """Supervision of the decoder by answers in words; the tower is frozen."""
+    """Supervision of the decoder by answers in words; the encoder is frozen."""
     answer_stage = ml_collections.ConfigDict()
     answer_stage.epochs = 26
     answer_stage.batch_size = 64
-    answer_stage.answers = 4  # about each picture
+    answer_stage.answers = 4  # about each image
     answer_stage.max_tokens = 24
     answer_stage.prompt = "base"
     answer_stage.difficulty = "mixed"

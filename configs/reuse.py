@@ -12,10 +12,10 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with two passes a step."""
+    """`parent` with two PPO epochs a step."""
     config = configs.load(parent)
-    config.train.passes = 2
+    config.train.ppo_epochs = 2
     config.optimizer.decay_steps *= 2  # which counts updates
-    config.loss.old_logp = "trainer"
-    config.loss.importance_cap = 2.0
+    config.loss.old_logprobs = "recomputed"
+    config.loss.tis_cap = 2.0
     return config

@@ -14,5 +14,5 @@ def get_config(parent: str = "base") -> ml_collections.ConfigDict:
     config.advantage.baseline = "leave_one_out"
     config.advantage.normalize_by_std = False
     config.loss.kl_estimator = "k1"
-    config.loss.kl_place = "reward"
+    config.loss.kl_in = "reward"
     return config

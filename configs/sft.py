@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the true labels of the same pictures.
+"""Supervised fine-tuning on the true labels of the same images.
 
 python -m speciarl_jax.train --config=configs/sft.py --workdir=runs/sft
 """
@@ -11,6 +11,6 @@ import configs
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
     """`parent` with labels in place of rewards."""
     config = configs.load(parent)
-    config.train.objective = "labels"
+    config.train.objective = "sft"
     config.loss.kl_coefficient = 0.0
     return config

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the tiny policy that ships with the package, on pictures that ship with it, in minutes on
+# Trains the tiny policy that ships with the package, on images that ship with it, in minutes on
 # two CPU cores. Arguments go to the training command:
 #   bash launch/quickstart.sh
 #   bash launch/quickstart.sh --config.seed=1 --workdir=runs/quickstart_seed1

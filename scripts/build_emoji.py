@@ -5,7 +5,7 @@
     python -m scripts.build_emoji --out /tmp/emoji  # writes `<style>_64.png` and `index.json`
     python -m scripts.build_emoji                  # overwrites those that ship
 
-Needs npm on the path, and network access to the npm registry. `resvg-py` draws the pictures; it is
+Needs npm on the path, and network access to the npm registry. `resvg-py` draws the images; it is
 no requirement of the package.
 
 What it rebuilds: the sheets, and for each style which emoji it has. With the versions below,
@@ -129,23 +129,23 @@ def draw(icon: dict[str, Any]) -> Image.Image:
     )
     longer = "width" if box[2] >= box[3] else "height"
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, **{longer: DRAWN}))
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    y, x = np.nonzero(np.asarray(picture)[..., 3] > VISIBLE)
-    picture = picture.crop((int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1))
-    scale = FITTED / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    y, x = np.nonzero(np.asarray(image)[..., 3] > VISIBLE)
+    image = image.crop((int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1))
+    scale = FITTED / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
     frame = Image.new("RGBA", (FRAME, FRAME))
-    frame.paste(picture, ((FRAME - width) // 2, (FRAME - height) // 2))
+    frame.paste(image, ((FRAME - width) // 2, (FRAME - height) // 2))
     return frame.resize((emoji.CELL, emoji.CELL), Image.Resampling.LANCZOS)
 
 
 def build(modules: pathlib.Path, style: str, names: dict[str, list[str]], columns: int):
-    """The sheet of a style as a palette picture, and whether it has each emoji of `names`."""
+    """The sheet of a style as a palette image, and whether it has each emoji of `names`."""
     folder = modules / "@iconify-json" / style
     # The size that holds where an icon names none of its own; 16 is the format's default.
     pack = {"width": 16, "height": 16, **read_json(folder / "icons.json")}
-    # Only fxemoji runs words together; elsewhere such a name would be another picture.
+    # Only fxemoji runs words together; elsewhere such a name would be another image.
     icons = [
         find_icon(pack, spelt if style == "fxemoji" else spelt[:1]) for spelt in names.values()
     ]

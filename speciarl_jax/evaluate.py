@@ -1,4 +1,4 @@
-r"""Evaluates policies on labelled pictures; goes on where a kill stopped it.
+r"""Evaluates policies on labelled images; goes on where a kill stopped it.
 
     python -m speciarl_jax.evaluate --workdir=runs/quickstart --best_of=64
     python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/prompts \
@@ -66,8 +66,8 @@ def data_sets(
     """The configuration with each data set in turn, by the name of the set.
 
     Args:
-      config: has `evaluation.sets`; the evaluation pictures of `data` if there are none.
-      files: configurations whose evaluation pictures count instead; named after the files.
+      config: has `evaluation.sets`; the evaluation images of `data` if there are none.
+      files: configurations whose evaluation images count instead; named after the files.
 
     Raises:
       ValueError: a file is no configuration, two have one name, or a set lacks its name.
@@ -120,12 +120,12 @@ def _with_model(
 
 
 def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any]:
-    """The pictures whose labels the verifier must know; the last are those of the evaluation."""
+    """The images whose labels the verifier must know; the last are those of the evaluation."""
     if with_training:
         # The labels of the training run, so that the verdicts are those that it saw.
         return list(open_sources(config))
     source = open_source(config, config.evaluation.seed)
-    if config.data.broken_images == "stop":
+    if config.data.on_decode_error == "raise":
         images.check_files(source)
     images.check_first_row(source, config.data.name)
     return [source]
@@ -140,7 +140,7 @@ class Plan:
       sets: name -> configuration with that data set.
       prompts: names or paths.
       own_data: the sets are that of the configuration alone, and its labels those of training, too.
-      best_of: N samples a picture; 0 for none.
+      best_of: N samples an image; 0 for none.
       overwrite: as for `Predictions.begin`.
     """
 
@@ -172,7 +172,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
 
     Raises:
       ValueError: something does not fit, or the lines there were made with something else.
-      judging.JudgeAway: too many answers of a part have no verdict.
+      host_verification.JudgeUnavailable: too many answers of a part have no verdict.
     """
     labels = {}
     for model, members in plan.groups():
@@ -311,9 +311,9 @@ if __name__ == "__main__":
     flags.DEFINE_list("policies", [], "What to evaluate: base, trained, NAME=PATH (policies.py).")
     flags.DEFINE_integer("step", None, "Checkpoint of `trained`; the latest by default.")
     flags.DEFINE_bool("best", False, "Evaluate the best checkpoint (config.checkpoint.keep_best).")
-    flags.DEFINE_list("sets", [], "Configurations whose evaluation pictures are asked about.")
+    flags.DEFINE_list("sets", [], "Configurations whose evaluation images are asked about.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
-    flags.DEFINE_integer("best_of", 0, "Also draw this many samples a picture.", lower_bound=0)
+    flags.DEFINE_integer("best_of", 0, "Also draw this many samples an image.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Replace answers that another configuration gave.")
     flags.DEFINE_bool("open_world", False, "Also text inclusion.")
     flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")

@@ -1,16 +1,16 @@
-r"""Names what is in pictures: one name an image, as specific as the policy's own answers agree on.
+r"""Names what is in images: one name an image, as specific as the policy's own answers agree on.
 
     python -m speciarl_jax.predict photos/ more/eagle.jpg --workdir=runs/quickstart
     python -m speciarl_jax.predict photos/ --model=emoji_tiny --json
     python -m speciarl_jax.predict photos/ --model=exports/merged --tree=birds.json
 
-Several answers are sampled about each picture. The name is the most specific one that --confidence
+Several answers are sampled about each image. The name is the most specific one that --confidence
 of them support (the rule: `speciarl_jax/evaluation/consensus.py`);
 the path shows the support of the names above
 it. With --workdir the trained policy of a run answers, with --model a checkpoint folder or a policy
 that ships with the package. The label tree is --tree, or that of the data of the configuration;
 without one, only equal names support each other. Files and folders are read, in the order given.
-Broken pictures are reported and passed over, and the exit status is then 1.
+Broken images are reported and passed over, and the exit status is then 1.
 """
 
 import copy
@@ -39,18 +39,18 @@ from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-# Pictures of any size come here: a ladder of sizes keeps compiled programs few.
+# Images of any size come here: bucket sizes keep compiled programs few.
 _BUCKET_GROWTH = 1.25
 # Larger photographs are shrunk to so many pixels, of 28 x 28 a token, unless the configuration says
-# otherwise; further, where a prompt would be too long (`fit_pictures`).
+# otherwise; further, where a prompt would be too long (`fit_images`).
 _MAX_PIXELS = 1280 * 28 * 28
 
 
-def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
+def find_images(places: Sequence[str]) -> tuple[list[str], list[str]]:
     """The files that were asked for, each once, and what is wrong with the others.
 
     Args:
-      places: files, taken as they are, and folders, searched for pictures by their endings.
+      places: files, taken as they are, and folders, searched for images by their endings.
 
     Raises:
       ValueError: a place is a URL.
@@ -58,7 +58,7 @@ def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
     found, wrong = [], []
     for place in places:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place):
-            raise ValueError(f"{place} is a URL; download the picture and give the file")
+            raise ValueError(f"{place} is a URL; download the image and give the file")
         path = pathlib.Path(place)
         if not path.is_dir():
             found.append(str(path))
@@ -70,14 +70,14 @@ def find_pictures(places: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         found += [str(path / name) for name in names]
         if others:
-            logging.warning("%s: passed over %d files that do not end as pictures do", path, others)
+            logging.warning("%s: passed over %d files that do not end as images do", path, others)
     return list(dict.fromkeys(found)), wrong
 
 
-def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_images(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Paths and rows for the prompt builder; what is wrong with the others goes to `wrong`.
 
-    The content decides about a picture's samples, not its name or the pictures beside it.
+    The content decides about an image's samples, not its name or the images beside it.
     """
     for path in paths:
         try:
@@ -91,7 +91,7 @@ def read_pictures(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str,
 
 
 class Predictor:
-    """Samples answers about pictures; compiled once a size on the ladder."""
+    """Samples answers about images; compiled once a bucket size."""
 
     def __init__(self, run: Run, lora: Any, *, samples: int, batch_size: int, seed: int = 0):
         """Prepares the program.
@@ -99,8 +99,8 @@ class Predictor:
         Args:
           run: policy; needs no verifier.
           lora: its adapters.
-          samples: answers a picture.
-          batch_size: pictures a call.
+          samples: answers an image.
+          batch_size: images a call.
           seed: of sampling.
 
         Raises:
@@ -120,7 +120,7 @@ class Predictor:
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-        """Whole responses about each of at most `batch_size` pictures."""
+        """Whole responses about each of at most `batch_size` images."""
         run, options = self._run, self._run.config.evaluation
         batch = sharding.put_batch(run.mesh, run.builder(rows, self.batch_size))
         found = self._program(
@@ -142,7 +142,7 @@ def predict(
     confidence: float,
     wrong: list[str],
 ) -> Iterator[tuple[str, consensus.Choice]]:
-    """A name for each picture that can be read, in order.
+    """A name for each image that can be read, in order.
 
     Args:
       predictor: samples answers.
@@ -159,7 +159,7 @@ def predict(
             yield path, consensus.choose(said, tree, confidence)
         waiting.clear()
 
-    for item in read_pictures(paths, wrong):
+    for item in read_images(paths, wrong):
         waiting.append(item)
         if len(waiting) == predictor.batch_size:
             yield from answered()
@@ -235,18 +235,18 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
             config.data.prompt = given.prompt
     compilation_cache.enable(config.compilation_cache)
     run = policy_run(config, sharding.make_mesh(**config.mesh))
-    return fit_pictures(run, given.max_pixels), policy.adapters(run), about
+    return fit_images(run, given.max_pixels), policy.adapters(run), about
 
 
-def fit_pictures(run: Run, asked: int | None) -> Run:
-    """The same run; larger pictures are shrunk so far that every prompt keeps within its limit.
+def fit_images(run: Run, asked: int | None) -> Run:
+    """The same run; larger images are shrunk so far that every prompt keeps within its limit.
 
     Args:
       run: policy and prompt.
       asked: --max_pixels, if it was given.
 
     Raises:
-      ValueError: --max_pixels is above what fits, or not even the smallest picture does.
+      ValueError: --max_pixels is above what fits, or not even the smallest image does.
     """
     data, processor = run.config.data, run.builder.image_processor
     unit = run.model_config.vision.patch_size * run.model_config.vision.spatial_merge_size
@@ -257,12 +257,12 @@ def fit_pictures(run: Run, asked: int | None) -> Run:
         f"takes {text} of them"
     )
     if most < (least := processor.size["shortest_edge"]):
-        raise ValueError(f"{why}; that leaves too little for any picture ({least} pixels)")
+        raise ValueError(f"{why}; that leaves too little for any image ({least} pixels)")
     if processor.size["longest_edge"] <= most:
         return run
     if asked:
         raise ValueError(f"--max_pixels is {asked}, and at most {most} fit: {why}")
-    logging.warning("large pictures are shrunk to %d pixels: %s", most, why)
+    logging.warning("large images are shrunk to %d pixels: %s", most, why)
     builder = copy.copy(run.builder)
     place = load_policy.model_folder(run.config.model.path)
     builder.image_processor = prompt_builder.load_image_processor(place, most)
@@ -270,7 +270,7 @@ def fit_pictures(run: Run, asked: int | None) -> Run:
 
 
 def name_all(given: Any, paths: Sequence[str], wrong: list[str]) -> None:
-    """Prints a line for each picture that can be read, as the flags ask for."""
+    """Prints a line for each image that can be read, as the flags ask for."""
     run, lora, config = open_policy(given)
     predictor = Predictor(
         run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
@@ -285,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
     given = flags.FLAGS
     if len(argv) < 2 or bool(given.workdir) == bool(given.model):
         raise app.UsageError(
-            "give pictures or folders, and either --workdir=FOLDER of a training run or "
+            "give images or folders, and either --workdir=FOLDER of a training run or "
             "--model=FOLDER of a checkpoint"
         )
     if not logging.level_debug():
@@ -293,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoint.quieten_orbax()
     if not 0 < given.confidence <= 1:
         raise ValueError(f"--confidence is {given.confidence}; it must be above 0 and at most 1")
-    paths, wrong = find_pictures(argv[1:])
+    paths, wrong = find_images(argv[1:])
     try:
         if paths:
             name_all(given, paths, wrong)
@@ -314,10 +314,10 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("prompt", None, "Prompt; that of the configuration by default.")
     flags.DEFINE_float("confidence", 0.7, "Share of the answers that must support the name.")
-    flags.DEFINE_integer("samples", 16, "Answers a picture.")
+    flags.DEFINE_integer("samples", 16, "Answers an image.")
     flags.DEFINE_integer("max_tokens", None, "Of an answer; that of the configuration by default.")
-    flags.DEFINE_integer("max_pixels", None, "Larger pictures are shrunk to so many.")
-    flags.DEFINE_integer("batch_size", 8, "Pictures at once.")
+    flags.DEFINE_integer("max_pixels", None, "Larger images are shrunk to so many.")
+    flags.DEFINE_integer("batch_size", 8, "Images at once.")
     flags.DEFINE_integer("seed", 0, "Of sampling.")
     flags.DEFINE_bool("json", False, "Print JSON lines.")
     exit_codes.run_tool("predict", main)

@@ -40,7 +40,7 @@ from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.training import build_update, sample_logger, steps, train_data
 from speciarl_jax.training.state import TrainState
-from speciarl_jax.training.train_logger import Journal
+from speciarl_jax.training.train_logger import TrainLogger
 
 SUMMARY = "summary.json"
 
@@ -68,8 +68,8 @@ def train(
     Raises:
       ValueError: the checkpoint belongs to another configuration.
       FloatingPointError: the gradient was not finite too often in a row.
-      judging.JudgeAway: too many answers of a step have no verdict; a checkpoint of the step before
-        was saved.
+      host_verification.JudgeUnavailable: too many answers of a step have no verdict; a
+        checkpoint of the step before was saved.
       exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
       exit_codes.StorageError: a checkpoint cannot be written.
     """
@@ -81,7 +81,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         facts = facts_of(run)
         done, state, window = go_on(checkpoints, state, stream, clock, facts, allow_change)
-        watch = step_timer.Stopwatch()
+        watch = step_timer.StepTimer()
         stack.callback(watch.close)
         program = steps.build_step(run, optimizer, where, watch.mark)
 
@@ -89,7 +89,7 @@ def train(
             clock.step_done(done + 1)
             after_first_step()
 
-        journal = Journal(run, workdir, done, first_step_done, watch, window, gallery)
+        journal = TrainLogger(run, workdir, done, first_step_done, watch, window, gallery)
         stack.callback(journal.close)
         profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
@@ -113,7 +113,7 @@ def train(
             watch.begin()
             try:
                 state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
-            except host_verification.JudgeAway:
+            except host_verification.JudgeUnavailable:
                 # The step before is recorded here, after `position` was taken.
                 journal.flush()
                 position["window"] = journal.window
@@ -151,7 +151,7 @@ def go_on(
     stood.
 
     Returns:
-      The number of finished steps, the state after them, and `window` of the `Journal`.
+      The number of finished steps, the state after them, and `window` of the `TrainLogger`.
     """
     found = checkpoints.resume(state, facts, allow_change=allow_change)
     if found is None:

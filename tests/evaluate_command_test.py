@@ -103,10 +103,10 @@ def test_one_process_evaluates_as_two(start, config_file, calm, tmp_path):
     assert lines_of(tmp_path) == lines_of(calm)
 
 
-def test_what_was_trained_names_pictures_and_is_compared(start, config_file, calm, tmp_path):
+def test_what_was_trained_names_images_and_is_compared(start, config_file, calm, tmp_path):
     """Train, predict, compare: each reads the folder that another command wrote."""
-    picture, trained, out = tmp_path / "red.png", tmp_path / "trained", tmp_path / "compared"
-    Image.new("RGB", (40, 30), "red").save(picture)
+    image, trained, out = tmp_path / "red.png", tmp_path / "trained", tmp_path / "compared"
+    Image.new("RGB", (40, 30), "red").save(image)
 
     def command(name, *args):
         process = start("-m", f"speciarl_jax.{name}", *args, quick=True)
@@ -115,9 +115,9 @@ def test_what_was_trained_names_pictures_and_is_compared(start, config_file, cal
         return printed
 
     command("train", f"--config={config_file}", f"--workdir={trained}", "--config.train.steps=2")
-    printed = command("predict", picture, f"--workdir={trained}", "--samples=4", "--json")
+    printed = command("predict", image, f"--workdir={trained}", "--samples=4", "--json")
     (row,) = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-    assert row["image"] == str(picture)
+    assert row["image"] == str(image)
     assert sum(row["answers"].values()) + row["declined"] + row["unread"] == 4
     command("compare", trained, calm, f"--out={out}")
     found = json.loads((out / "comparison.json").read_text())

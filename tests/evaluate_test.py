@@ -91,11 +91,11 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
     table = evaluate.table(parts, dict(config.evaluation.weights))
     assert "| base, easy " in table and "| copy, hard " in table
 
-    # The report has the pictures of both, though the folder is none of a training run.
+    # The report has the images of both, though the folder is none of a training run.
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    pictures = sum(len(lines) for part, lines in parts.items() if part.policy == "base")
-    assert page.count("data:image/webp") == pictures
+    images = sum(len(lines) for part, lines in parts.items() if part.policy == "base")
+    assert page.count("data:image/webp") == images
 
     before = (tmp_path / predictions.LINES).read_bytes()
     with pytest.MonkeyPatch.context() as patch:
@@ -221,7 +221,7 @@ def test_results_are_written_before_the_open_world_metrics_and_these_stay(
         with pytest.raises(RuntimeError, match="the encoder fails"):
             command(given, LINES)
     (row,) = json.loads((tmp_path / results.FILE).read_text())["runs"]
-    assert row["pictures"] == 2 and "open_world" not in row
+    assert row["images"] == 2 and "open_world" not in row
     command(given, LINES)
     measured = (tmp_path / results.FILE).read_bytes()
     (row,) = json.loads(measured)["runs"]

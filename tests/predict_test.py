@@ -1,4 +1,4 @@
-"""Naming pictures from files of every kind, as somebody would who has just installed this."""
+"""Naming images from files of every kind, as somebody would who has just installed this."""
 
 import copy
 import dataclasses
@@ -22,14 +22,14 @@ GOOD += ["plain.png", "rgba.png", "rotated.jpg", "sub/inner.bmp", "tiny.png", "w
 BROKEN = {
     "cut.jpg": "cannot be decoded",
     "empty.webp": "is empty",
-    "text.png": "is no picture",
+    "text.png": "is no image",
     "thin.png": "is 900 x 3 px, too long and thin",
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of pictures of all kinds; some are broken."""
+    """A folder of images of all kinds; some are broken."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "sub").mkdir()
     source = emoji.Source(split="held_out", difficulty="easy", image_size=64, seed=1)
@@ -58,7 +58,7 @@ def photos(tmp_path_factory):
     whole = io.BytesIO()
     image.resize((200, 200)).save(whole, "JPEG")
     (folder / "cut.jpg").write_bytes(whole.getvalue()[:700])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "empty.webp").write_bytes(b"")
     (folder / "notes.txt").write_text("passed over")
     return folder
@@ -66,19 +66,19 @@ def photos(tmp_path_factory):
 
 def test_folders_are_searched_and_files_taken_as_they_are_each_once(photos, tmp_path):
     one = str(photos / "plain.png")
-    found, wrong = predict.find_pictures([one, str(photos), str(photos / "notes.txt"), one])
+    found, wrong = predict.find_images([one, str(photos), str(photos / "notes.txt"), one])
     assert found[0] == one and found[-1].endswith("notes.txt") and not wrong
     names = sorted(name[len(str(photos)) + 1 :] for name in found[:-1])
     assert names == sorted([*GOOD, *BROKEN])
-    assert predict.find_pictures([str(tmp_path)])[1][0].startswith(f"{tmp_path} holds no picture")
+    assert predict.find_images([str(tmp_path)])[1][0].startswith(f"{tmp_path} holds no image")
     for url in ("https://example.org/a.jpg", "file:///a.jpg"):
-        with pytest.raises(ValueError, match=f"{url} is a URL; download the picture"):
-            predict.find_pictures([one, url])
+        with pytest.raises(ValueError, match=f"{url} is a URL; download the image"):
+            predict.find_images([one, url])
 
 
-def test_pictures_that_cannot_be_read_are_told_apart_from_the_others(photos):
-    paths, wrong = predict.find_pictures([str(photos), str(photos / "missing.png")])
-    rows = {path[len(str(photos)) + 1 :]: row for path, row in predict.read_pictures(paths, wrong)}
+def test_images_that_cannot_be_read_are_told_apart_from_the_others(photos):
+    paths, wrong = predict.find_images([str(photos), str(photos / "missing.png")])
+    rows = {path[len(str(photos)) + 1 :]: row for path, row in predict.read_images(paths, wrong)}
     assert sorted(rows) == GOOD
     reasons = BROKEN | {"missing.png": "cannot be read (No such file or directory)"}
     for (name, reason), said in zip(sorted(reasons.items()), sorted(wrong), strict=True):
@@ -99,12 +99,12 @@ def predictor(run):
     return predict.Predictor(run, run.lora, samples=3, batch_size=4)
 
 
-def test_answers_depend_on_the_picture_and_not_on_its_neighbours(photos, predictor):
+def test_answers_depend_on_the_image_and_not_on_its_neighbours(photos, predictor):
     names = [str(photos / name) for name in ("plain.png", "grey.png", "deep.png", "rgba.png")]
     tree, wrong = consensus.NameTree(), []
 
     def answers(paths):
-        rows = [row for _, row in predict.read_pictures(paths, wrong)]
+        rows = [row for _, row in predict.read_images(paths, wrong)]
         return predictor(rows)
 
     together = answers(names)
@@ -115,13 +115,13 @@ def test_answers_depend_on_the_picture_and_not_on_its_neighbours(photos, predict
     five = [*names, str(photos / "text.png"), str(photos / "web.webp")]
     found = list(predict.predict(predictor, five, tree, 0.5, wrong))
     assert [path for path, _ in found] == [*names, five[-1]]
-    assert [reason.split(" ", 1)[1] for reason in wrong] == ["is no picture"]
+    assert [reason.split(" ", 1)[1] for reason in wrong] == ["is no image"]
     assert found[0][1].answers == found[-1][1].answers
 
 
 @pytest.fixture
 def fitted(run, small_config, tmp_path):
-    """(room for a picture in tokens, --max_pixels) -> `fit_pictures` of a run whose image processor
+    """(room for an image in tokens, --max_pixels) -> `fit_images` of a run whose image processor
     leaves photographs as they are."""
     name = "preprocessor_config.json"
     folder = load_policy.model_folder(run.config.model.path)
@@ -135,13 +135,13 @@ def fitted(run, small_config, tmp_path):
         builder = copy.copy(run.builder)
         builder.max_prompt_tokens = tokens
         builder.image_processor = prompt_builder.load_image_processor(tmp_path, asked)
-        return predict.fit_pictures(dataclasses.replace(run, config=config, builder=builder), asked)
+        return predict.fit_images(dataclasses.replace(run, config=config, builder=builder), asked)
 
     return fitted
 
 
 @pytest.mark.parametrize("room", [250, 100])
-def test_pictures_are_shrunk_as_far_as_the_longest_prompt_asks(fitted, room):
+def test_images_are_shrunk_as_far_as_the_longest_prompt_asks(fitted, room):
     """A photograph that is larger than the prompt has room for ends nothing."""
     builder = fitted(room).builder
     sizes = []
@@ -159,13 +159,13 @@ def test_more_pixels_than_a_prompt_has_room_for_are_refused(fitted, run):
     with pytest.raises(ValueError, match=f"--max_pixels is {most + 1}, and at most {most} fit"):
         fitted(250, asked=most + 1)
     assert fitted(250, asked=most).builder.image_processor.size["longest_edge"] == most
-    with pytest.raises(ValueError, match="max_prompt_tokens is .* too little for any picture"):
+    with pytest.raises(ValueError, match="max_prompt_tokens is .* too little for any image"):
         fitted(1)
 
 
 def test_broken_files_are_told_whatever_ends_the_command(photos, monkeypatch, capsys):
     def fail(given, paths, wrong):
-        list(predict.read_pictures(paths, wrong))
+        list(predict.read_images(paths, wrong))
         raise ValueError("something else")
 
     monkeypatch.setattr(predict, "name_all", fail)
@@ -258,7 +258,7 @@ def test_the_command_names_what_it_can_and_fails_for_the_rest(photos, start):
     # The shipped tree knows groups.
     assert {row["path"][-1]["name"] for row in rows if row["path"]} & {"animal", "food"}
     assert printed.count("; passed over") == len(BROKEN)
-    assert "passed over 1 files that do not end as pictures do" in printed
+    assert "passed over 1 files that do not end as images do" in printed
 
 
 def test_a_wrong_command_line_says_what_is_wrong(photos, start):

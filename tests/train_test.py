@@ -75,7 +75,7 @@ def finished(run, small_config, tmp_path_factory):
 def test_a_run_learns_from_its_rewards(run, finished):
     rows, first = rows_of(finished), small_run.arrays(run.lora)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(row["reward/groups_without_signal"] < 1 for row in rows)
+    assert all(row["reward/zero_std_groups"] < 1 for row in rows)
     assert rows[0]["update/kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["update/kl"] > 1e-3
     trained = restored(run, finished)
     assert int(trained[".step"]) == 6
@@ -312,9 +312,18 @@ REFUSED = {
     "verifier__options__max_words": (1, "the name .* words, and max_words is 1; raise max_words"),
     "verifier__options__path": ("/no/tree.json", "/no/tree.json"),
     "verifier__name ": ("http_judge", "set config.verifier.http_judge.model to what the server"),
-    "verifier__chunks": (3, r"batch_size 8 cannot be cut into 3 parts .config.verifier.chunks"),
-    "verifier__min_verified": (1.5, "config.verifier.min_verified is 1.5; .* from 0 to 1"),
-    "verifier__max_unverified": (-0.1, "config.verifier.max_unverified is -0.1; .* from 0 to 1"),
+    "verifier__num_chunks": (
+        3,
+        r"batch_size 8 cannot be cut into 3 parts .config.verifier.num_chunks",
+    ),
+    "verifier__min_judged_fraction": (
+        1.5,
+        "config.verifier.min_judged_fraction is 1.5; .* from 0 to 1",
+    ),
+    "verifier__max_unjudged_fraction": (
+        -0.1,
+        "config.verifier.max_unjudged_fraction is -0.1; .* from 0 to 1",
+    ),
     "reward__name": ("praise", r"'praise' is no choice for rewards; .*best_prediction"),
     "reward__options__mode": (
         "some",
@@ -324,13 +333,13 @@ REFUSED = {
     "loss__options__dual_clip": (0.5, "config.loss.options.dual_clip is 0.5; .*set it above 1"),
     "loss__token_weights": ("mean", "config.loss.token_weights is 'mean'; choose .*token_mean"),
     "loss__kl_estimator": ("k1", "'k1' has no gradient in expectation; choose 'k2' or 'k3', or"),
-    "loss__kl_place": ("advantage", "config.loss.kl_place is 'advantage'; choose one of .*reward"),
-    "loss__old_logp": ("judge", "config.loss.old_logp is 'judge'; choose one of .*trainer"),
-    "loss__importance_cap": (2.0, "cap above 0 corrects the trainer's ratio, so set old_logp to"),
+    "loss__kl_in": ("advantage", "config.loss.kl_in is 'advantage'; choose one of .*reward"),
+    "loss__old_logprobs": ("judge", "config.loss.old_logprobs is 'judge'; choose one of .*trainer"),
+    "loss__tis_cap": (2.0, "cap above 0 corrects the recomputed ratio, so set old_logprobs"),
     "advantage__baseline": ("median", "baseline 'median' is unknown; choose one of .*leave_one"),
     "reward__overlong_penalty": (1.0, "overlong_buffer is 512 .*between 0 and .*max_tokens, 8,"),
-    "train__objective": ("fun", "config.train.objective is 'fun'; choose 'reward', or 'labels'"),
-    "train__passes": (0, "config.train.passes is 0; it must be at least 1"),
+    "train__objective": ("fun", "config.train.objective is 'fun'; choose 'rl', or 'sft'"),
+    "train__ppo_epochs": (0, "config.train.ppo_epochs is 0; it must be at least 1"),
     "optimizer__decay_steps": (2, "is 2, but .*steps 3 make 3 updates.* raise it to 3 or more"),
     "optimizer__learning_rate": (0.0, "config.optimizer.learning_rate is 0.0; .* above 0"),
     "optimizer__warmup_steps": (-3, "config.optimizer.warmup_steps is -3; .* at least 0"),
@@ -342,7 +351,7 @@ REFUSED = {
     "data__max_prompt_tokens": (0, "config.data.max_prompt_tokens is 0; it must be at least 1"),
     "train__logprob_chunk": (0, "config.train.logprob_chunk is 0; it must be at least 1"),
     "train__dynamic_sampling__batch_size": (0, "dynamic_sampling.batch_size is 0; .* at least 1"),
-    "train__batch_size": (640, "[0-9]+ pictures and config.train.batch_size is 640; lower"),
+    "train__batch_size": (640, "[0-9]+ images and config.train.batch_size is 640; lower"),
     "train__mini_batches": (3, "batch_size 8 cannot be cut into 3 mini-batches"),
     "train__micro_batches": (5, "1 mini-batches of 5 micro-batches; make it a multiple of 5"),
     "train__steps": (-1, "config.train.steps is -1; it must be at least 0"),

@@ -1,1 +1,1 @@
-"""Pictures, labels, prompts and the order in which they come."""
+"""Images, labels, prompts and the order in which they come."""

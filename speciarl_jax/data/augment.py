@@ -1,4 +1,4 @@
-"""Seeded augmentation: from a drawing on a transparent ground to a picture of chosen difficulty."""
+"""Seeded augmentation: from a drawing on a transparent ground to an image of chosen difficulty."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ class AugmentParams:
     """Ranges that are drawn from uniformly; a fixed value is a range of no width.
 
     Attributes:
-      scale: side of the drawing as a share of the picture's.
+      scale: side of the drawing as a share of the image's.
       rotation: largest turn either way, degrees.
       flip: probability of a left-right flip.
       background: "white", "plain" (one colour) or "busy" (gradients, stripes, noise as well).
       downscale: factor by which detail is lost (down and up again).
-      occlusion: share of the picture's area that opaque blocks cover.
+      occlusion: share of the image's area that opaque blocks cover.
       colour: strength of the change of hue, brightness and contrast, 0 to 1.
       restyle: probability of a change of drawing style (grey, outline only, few tones, blur).
     """
@@ -51,7 +51,7 @@ LEVELS = {
         occlusion=(0.2, 0.5),
     ),
 }
-# Not a level of evaluation: what a vision tower is trained on, so that style is no clue.
+# Not a level of evaluation: what a vision encoder is trained on, so that style is no clue.
 PRETRAINING = AugmentParams(
     scale=(0.6, 1.05),
     rotation=20,
@@ -62,13 +62,13 @@ PRETRAINING = AugmentParams(
     colour=0.5,
     restyle=0.3,
 )
-# "mixed" draws a level for each picture.
+# "mixed" draws a level for each image.
 MIXED = {"clean": 0.3, "easy": 0.35, "moderate": 0.25, "hard": 0.1}
 DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 
 def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentParams]:
-    """The level a picture gets, and its ranges.
+    """The level an image gets, and its ranges.
 
     Raises:
       ValueError: an unknown name.
@@ -85,11 +85,11 @@ def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentP
 def compose(
     rgba: np.ndarray, rng: np.random.Generator, params: AugmentParams, image_size: int
 ) -> np.ndarray:
-    """Puts a drawing into a picture.
+    """Puts a drawing into an image.
 
     Args:
       rgba: uint8 [h, w, 4].
-      rng: consumed; the same state gives the same picture.
+      rng: consumed; the same state gives the same image.
       params: what may happen to it.
       image_size: side of the result, pixels.
 
@@ -107,17 +107,17 @@ def compose(
     drawing = np.concatenate([rgb * alpha, alpha * 255], axis=-1).clip(0, 255).astype(np.uint8)
     placed = _place(drawing, rng, params, image_size).astype(np.float32)
     ground = _background(rng, params.background, image_size)
-    picture = placed[..., :3] + ground * (1 - placed[..., 3:] / 255)
-    picture = picture.clip(0, 255).astype(np.uint8)
+    image = placed[..., :3] + ground * (1 - placed[..., 3:] / 255)
+    image = image.clip(0, 255).astype(np.uint8)
     factor = rng.uniform(*params.downscale)
     if factor > 1.05:
         small = max(4, round(image_size / factor))
-        picture = np.asarray(
-            Image.fromarray(picture)
+        image = np.asarray(
+            Image.fromarray(image)
             .resize((small, small), Image.Resampling.BOX)
             .resize((image_size, image_size), Image.Resampling.BILINEAR)
         )
-    return _occlude(picture, rng, rng.uniform(*params.occlusion))
+    return _occlude(image, rng, rng.uniform(*params.occlusion))
 
 
 def _place(drawing, rng, params, image_size):
@@ -140,7 +140,7 @@ def _background(rng, kind, size):
     if kind == "white":
         return np.full((size, size, 3), 255, np.float32)
     first, second = rng.uniform(0, 255, (2, 3))
-    if rng.random() < 0.5:  # mostly light, as pictures are
+    if rng.random() < 0.5:  # mostly light, as images are
         first = 255 - first / 3
     pattern = rng.integers(4) if kind == "busy" else 0
     if pattern == 0:
@@ -159,20 +159,20 @@ def _background(rng, kind, size):
     return (first + (second - first) * mix[..., None]).astype(np.float32)
 
 
-def _occlude(picture, rng, share):
-    """Covers about `share` of the picture with blocks of one colour each."""
+def _occlude(image, rng, share):
+    """Covers about `share` of the image with blocks of one colour each."""
     if share < 0.02:
-        return picture
-    picture = picture.copy()
-    size = picture.shape[0]
+        return image
+    image = image.copy()
+    size = image.shape[0]
     covered = np.zeros((size, size), bool)
     while covered.mean() < share:
         # Blocks of up to a third of the side; the last ones may overshoot by a little.
         height, width = rng.integers(size // 8, size // 3 + 1, 2)
         y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
-        picture[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+        image[y : y + height, x : x + width] = rng.integers(0, 256, 3)
         covered[y : y + height, x : x + width] = True
-    return picture
+    return image
 
 
 def _change_colour(rgb, rng, strength):

@@ -1,6 +1,6 @@
 """The embedded benchmark: drawings of everyday things by six designers in nine styles.
 
-Emoji are drawings, not photographs. A label tree comes with them. Designers never share pictures,
+Emoji are drawings, not photographs. A label tree comes with them. Designers never share images,
 so a style family that was held out is new to a policy that has learned from the others. See
 `emoji_assets/LICENSES.md`.
 """
@@ -31,7 +31,7 @@ STYLE_FAMILIES = {
     "fxemoji": ("fxemoji",),
     "twemoji": ("twemoji",),
 }
-# Families, never styles, are split: two styles of one designer are nearly the same picture.
+# Families, never styles, are split: two styles of one designer are nearly the same image.
 SPLITS = {
     "pretraining": ("noto", "fluent", "emojione", "openmoji"),
     "reinforcement": ("fxemoji",),
@@ -179,9 +179,9 @@ def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> 
 
 
 class Source:
-    """Random access to augmented pictures (a Grain `RandomAccessDataSource`).
+    """Random access to augmented images (a Grain `RandomAccessDataSource`).
 
-    A picture depends on the seed and on its own identity (style, emoji, view) and on nothing else:
+    An image depends on the seed and on its own identity (style, emoji, view) and on nothing else:
     not on the order, the process, or which other concepts are in the set.
 
     Attributes:
@@ -202,7 +202,7 @@ class Source:
         domains: Sequence[str] | None = None,
         views: int = 1,
     ):
-        """Lists the pictures.
+        """Lists the images.
 
         Args:
           split: one of `SPLITS`.
@@ -211,7 +211,7 @@ class Source:
           seed: of the augmentation.
           concept_set: "benchmark" or "all".
           domains: groups to keep; all when None.
-          views: differently augmented pictures of each drawing.
+          views: differently augmented images of each drawing.
 
         Raises:
           ValueError: an unknown name, or a damaged file of the benchmark.
@@ -247,7 +247,7 @@ class Source:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A picture with its label: `image` uint8 [S, S, 3], `image_id`, names and difficulty."""
+        """An image with its label: `image` uint8 [S, S, 3], `image_id`, names and difficulty."""
         style, key, cell, concept, view = self._rows[index]
         image_id = _stable_id(style, key, view)
         rng = np.random.default_rng([self._seed, image_id])
@@ -265,6 +265,6 @@ class Source:
 
 
 def _stable_id(style: str, key: str, view: int) -> int:
-    """31 bits that name a picture, the same in every process and release."""
+    """31 bits that name an image, the same in every process and release."""
     digest = hashlib.sha256(f"{style}/{key}/{view}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -35,7 +35,7 @@ _GROUP = ["aircraft", "airplane", "aeroplane", "plane"]
 
 
 class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
-    """Pictures with variant (the label), family and manufacturer; needs no TensorFlow."""
+    """Images with variant (the label), family and manufacturer; needs no TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The archive of 2013."}
@@ -89,10 +89,10 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
-    """Number of a picture -> its variant, family and manufacturer, for a part of the archive.
+    """Number of an image -> its variant, family and manufacturer, for a part of the archive.
 
     Raises:
-      ValueError: a list is missing or damaged, or the lists name different pictures.
+      ValueError: a list is missing or damaged, or the lists name different images.
     """
     found: dict[str, list[str]] = {}
     for level in _LEVELS:
@@ -107,7 +107,7 @@ def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
     uneven = [image for image, names in found.items() if len(names) != len(_LEVELS)]
     if uneven:
         raise ValueError(
-            f"{data}: picture {uneven[0]} is not once in each of the lists of variants, families "
+            f"{data}: image {uneven[0]} is not once in each of the lists of variants, families "
             f"and manufacturers of {part!r}; download the archive again"
         )
     return found

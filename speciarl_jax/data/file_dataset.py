@@ -15,7 +15,7 @@ PARTS = ("all", "training", "held_out")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """A labelled picture that has not been read.
+    """A labelled image that has not been read.
 
     Attributes:
       key: names it within its data set, the same on every machine (relative path, file name).
@@ -37,14 +37,14 @@ def stable_hash(text: str) -> int:
 
 
 def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> list[Entry]:
-    """The pictures of one part of a data set that has no split of its own.
+    """The images of one part of a data set that has no split of its own.
 
-    The key decides, so that a picture stays in its part when others come or go.
+    The key decides, so that an image stays in its part when others come or go.
 
     Args:
       entries: the data set.
       part: one of `PARTS`.
-      held_out_share: of the pictures, about.
+      held_out_share: of the images, about.
 
     Raises:
       ValueError: an unknown part, or a share that is none.
@@ -66,10 +66,10 @@ def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> l
 
 
 def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry]:
-    """`count` pictures with as many of each label as possible, in the order of `entries`.
+    """`count` images with as many of each label as possible, in the order of `entries`.
 
     Neither the order nor the machine matters, and a smaller subset lies within a larger one of the
-    same seed: 128 pictures are among the 1,024.
+    same seed: 128 images are among the 1,024.
 
     Args:
       entries: the data set.
@@ -84,7 +84,7 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
     if not 0 < count <= len(entries):
         raise ValueError(
             f"config.data.options.subset (or that of config.evaluation.options) is {count}, but "
-            f"there are {len(entries)} pictures; lower it, or set it to 0 for all"
+            f"there are {len(entries)} images; lower it, or set it to 0 for all"
         )
     by_label = collections.defaultdict(list)
     for i, entry in enumerate(entries):
@@ -99,7 +99,7 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
 
 
 class Listing:
-    """Random access to listed pictures (a Grain `RandomAccessDataSource`).
+    """Random access to listed images (a Grain `RandomAccessDataSource`).
 
     Rows do not depend on the seed, so all epochs share one object (`with_seed`).
 
@@ -120,20 +120,20 @@ class Listing:
         subset: int = 0,
         subset_seed: int = 0,
     ):
-        """Chooses the pictures.
+        """Chooses the images.
 
         Args:
           entries: the whole data set.
           read: an entry to uint8 [height, width, 3].
           label_tree: of the labels, or None.
-          name: of the data set; part of the pictures' identity.
+          name: of the data set; part of the images' identity.
           part: as for `choose_part`.
           held_out_share: as for `choose_part`.
           subset: as for `choose_subset`.
           subset_seed: as for `choose_subset`.
 
         Raises:
-          ValueError: no picture is left, or an option does not fit.
+          ValueError: no image is left, or an option does not fit.
         """
         try:
             chosen = choose_part(entries, part, held_out_share)
@@ -142,7 +142,7 @@ class Listing:
             raise ValueError(f"{name}: {error}") from None
         if not self.entries:
             raise ValueError(
-                f"{name}: none of its {len(entries)} pictures is in part {part!r}; add pictures, "
+                f"{name}: none of its {len(entries)} images is in part {part!r}; add images, "
                 "or change held_out_share"
             )
         self.label_tree = label_tree
@@ -152,15 +152,15 @@ class Listing:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A picture with its label: `image` uint8 [height, width, 3], and what `describe` gives.
+        """An image with its label: `image` uint8 [height, width, 3], and what `describe` gives.
 
         Raises:
-          BrokenImageError: the picture cannot be read.
+          BrokenImageError: the image cannot be read.
         """
         return {"image": self._read(self.entries[index]), **self.describe(index)}
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A row without its picture: `image_id`, `label_id`, `label` and `key`."""
+        """A row without its image: `image_id`, `label_id`, `label` and `key`."""
         entry = self.entries[index]
         return {
             "image_id": stable_hash(f"{self._name}/{entry.key}") >> 33,
@@ -170,13 +170,13 @@ class Listing:
         }
 
     def with_seed(self, seed: int) -> "Listing":
-        """The same pictures: no seed changes them."""
+        """The same images: no seed changes them."""
         del seed
         return self
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when a picture or label is added, removed, renamed or moved in the order."""
+        """Changes when an image or label is added, removed, renamed or moved in the order."""
         digest = hashlib.sha256()
         for entry in self.entries:
             line = f"{entry.key}\0{entry.label_id}\n"

@@ -1,4 +1,4 @@
-"""A user's own pictures: a folder of folders, each named after what its pictures show.
+"""A user's own images: a folder of folders, each named after what its images show.
 
 birds/albatross/one.jpg
 birds/albatross/two.png
@@ -17,18 +17,18 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 
 
 def scan(path: str | os.PathLike) -> tuple[list[str], int]:
-    """The pictures below a folder, relative, sorted, `/` between; and how many files are none.
+    """The images below a folder, relative, sorted, `/` between; and how many files are none.
 
     Links are followed, each folder once. Names that begin with a dot are passed over.
 
     Raises:
-      ValueError: there is no such folder, or no picture in it.
+      ValueError: there is no such folder, or no image in it.
     """
     root = pathlib.Path(path or "")
     if not path or not root.is_dir():
         raise ValueError(
             f"config.data.options.path is {path!r}, which is no folder; give one that holds a "
-            "folder of pictures for each label"
+            "folder of images for each label"
         )
     found, others, seen = [], 0, set()
     for folder, inner, files in os.walk(root, followlinks=True):
@@ -45,14 +45,14 @@ def scan(path: str | os.PathLike) -> tuple[list[str], int]:
             else:
                 others += 1
     if not found:
-        raise ValueError(f"{root} holds no picture; pictures end in one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{root} holds no image; images end in one of {', '.join(SUFFIXES)}")
     return sorted(found), others
 
 
 class Source(file_dataset.Listing):
-    """Random access to the pictures of a folder of folders.
+    """Random access to the images of a folder of folders.
 
-    A picture's label is its folder; the folders above, if any, are less specific names, the
+    An image's label is its folder; the folders above, if any, are less specific names, the
     outermost the group.
     """
 
@@ -67,7 +67,7 @@ class Source(file_dataset.Listing):
         subset: int = 0,
         subset_seed: int = 0,
     ):
-        """Lists the folder; reads no picture.
+        """Lists the folder; reads no image.
 
         Args:
           path: of the outermost folder, which is no label itself.
@@ -79,16 +79,16 @@ class Source(file_dataset.Listing):
           subset_seed: as for `file_dataset.choose_subset`.
 
         Raises:
-          ValueError: no folder, no pictures, or pictures outside of a label's folder.
+          ValueError: no folder, no images, or images outside of a label's folder.
         """
         del seed
         found, others = scan(path)
         if others:
-            logging.info("%s: passed over %d files that are no pictures", path, others)
+            logging.info("%s: passed over %d files that are no images", path, others)
         loose = [name for name in found if "/" not in name]
         if loose:
             raise ValueError(
-                f"{path} holds {len(loose)} pictures outside of a label's folder ({loose[0]!r}); "
+                f"{path} holds {len(loose)} images outside of a label's folder ({loose[0]!r}); "
                 "put each into a folder named after what it shows"
             )
         paths, entries = {}, []

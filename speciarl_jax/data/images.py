@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to pixels, and what happens to pictures that are broken."""
+"""From the bytes of an image file to pixels, and what happens to images that are broken."""
 
 import io
 import threading
@@ -10,10 +10,10 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-ON_BROKEN = ("stop", "leave_out")
-# The image processor refuses pictures that are longer than so many times their width.
+ON_BROKEN = ("raise", "skip")
+# The image processor refuses images that are longer than so many times their width.
 MOST_ASPECT = 200
-# So many broken pictures, or this share of the set if it is more, are an accident of the set.
+# So many broken images, or this share of the set if it is more, are an accident of the set.
 _TOLERATED, _TOLERATED_SHARE = 10, 0.1
 # What a row has at least.
 _FIELDS = ("image", "image_id", "label_id", "label")
@@ -21,23 +21,23 @@ _BLANK = np.full((56, 56, 3), 128, np.uint8)
 
 
 class BrokenImageError(ValueError):
-    """A picture that cannot be read; the message names the file and what to do.
+    """An image that cannot be read; the message names the file and what to do.
 
     Attributes:
       reason: the message without what to do about it in training.
     """
 
     def __init__(self, where: str, what: str):
-        """Args: where: names the picture. what: is wrong with it, a verb first."""
+        """Args: where: names the image. what: is wrong with it, a verb first."""
         self.reason = f"{where} {what}"
         super().__init__(
-            f"{self.reason}; restore or remove it, or set config.data.broken_images='leave_out' to "
-            "go on without such pictures (python -m speciarl_jax.tools.check_data lists them all)"
+            f"{self.reason}; restore or remove it, or set config.data.on_decode_error='skip' to "
+            "go on without such images (python -m speciarl_jax.tools.check_data lists them all)"
         )
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Pixels of an encoded picture, upright, on white where it is transparent.
+    """Pixels of an encoded image, upright, on white where it is transparent.
 
     Args:
       data: a file that Pillow can read (JPEG, PNG, WebP, GIF, BMP, TIFF, ...); of several frames
@@ -48,7 +48,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
       uint8 [height, width, 3].
 
     Raises:
-      BrokenImageError: no picture, cut short, far too large, or far too long and thin.
+      BrokenImageError: no image, cut short, far too large, or far too long and thin.
     """
     try:
         with warnings.catch_warnings():
@@ -58,7 +58,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
             with Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError:
-        found = "is empty" if not data else "is no picture"
+        found = "is empty" if not data else "is no image"
         raise BrokenImageError(where, found) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = f"{Image.MAX_IMAGE_PIXELS:,}"
@@ -72,7 +72,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 def read(path: str) -> np.ndarray:
-    """Pixels of a picture file, as `decode`.
+    """Pixels of an image file, as `decode`.
 
     Raises:
       BrokenImageError: the file is missing or broken.
@@ -100,7 +100,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def describe(source: Any, index: int) -> dict[str, Any]:
-    """A row without its picture; not decoded where the source can tell without."""
+    """A row without its image; not decoded where the source can tell without."""
     if hasattr(source, "describe"):
         return source.describe(index)
     return {key: value for key, value in source[index].items() if key != "image"}
@@ -120,7 +120,7 @@ def check_files(source: Any) -> None:
 def check_first_row(source: Any, name: str) -> None:
     """Refuses a source whose rows are not what batches, verdicts and reports need.
 
-    Reads one picture, that of the first row.
+    Reads one image, that of the first row.
 
     Args:
       source: random access to rows.
@@ -129,10 +129,10 @@ def check_first_row(source: Any, name: str) -> None:
     Raises:
       ValueError: there is no row, or the first lacks a field or has an `image_id` that does not fit
         into 32 bits.
-      BrokenImageError: the picture cannot be read.
+      BrokenImageError: the image cannot be read.
     """
     if not len(source):
-        raise ValueError(f"the data set {name!r} has no pictures; check its options")
+        raise ValueError(f"the data set {name!r} has no images; check its options")
     row = source[0]
     if missing := [field for field in _FIELDS if field not in row]:
         raise ValueError(
@@ -148,21 +148,21 @@ def check_first_row(source: Any, name: str) -> None:
 
 
 class WithoutBroken:
-    """A source whose broken pictures become rows of weight 0 (`left_out`), in their place.
+    """A source whose broken images become rows of weight 0 (`skipped`), in their place.
 
     So the order, the batches and the share of each process are what they would be without the
     damage, and a resumed run sees the same. A left-out row is never answered, judged, learned from
     or scored.
 
     Attributes:
-      left_out: the errors seen so far, by row.
+      skipped: the errors seen so far, by row.
     """
 
     def __init__(self, source: Any):
-        """Args: source: random access to rows; a broken picture raises `BrokenImageError`."""
+        """Args: source: random access to rows; a broken image raises `BrokenImageError`."""
         self._source = source
         self._lock = threading.Lock()
-        self.left_out: dict[int, str] = {}
+        self.skipped: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -172,34 +172,34 @@ class WithoutBroken:
         return (lambda seed: self._another(found(seed))) if name == "with_seed" else found
 
     def _another(self, source: Any) -> "WithoutBroken":
-        """Of another epoch; what was left out of the same pictures is remembered."""
+        """Of another epoch; what was left out of the same images is remembered."""
         return self if source is self._source else WithoutBroken(source)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A row without its picture."""
+        """A row without its image."""
         return describe(self._source, index)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """A row; with `left_out` and a blank picture where the picture is broken.
+        """A row; with `skipped` and a blank image where the image is broken.
 
         Raises:
-          ValueError: more pictures are broken than can be an accident.
+          ValueError: more images are broken than can be an accident.
         """
         try:
             return self._source[index]
         except BrokenImageError as error:
             self._note(index, str(error))
-        return {**self.describe(index), "image": _BLANK, "left_out": True}
+        return {**self.describe(index), "image": _BLANK, "skipped": True}
 
     def _note(self, index, error):
         with self._lock:
-            new = index not in self.left_out
-            self.left_out[index] = error
-            count = len(self.left_out)
+            new = index not in self.skipped
+            self.skipped[index] = error
+            count = len(self.skipped)
         if new:
-            logging.warning("left out picture %d (%d so far): %s", index, count, error)
+            logging.warning("left out image %d (%d so far): %s", index, count, error)
         if count > max(_TOLERATED, _TOLERATED_SHARE * len(self)):
             raise ValueError(
-                f"{count} of {len(self)} pictures are broken, too many to leave out; check the "
+                f"{count} of {len(self)} images are broken, too many to leave out; check the "
                 f"data with python -m speciarl_jax.tools.check_data. The last one: {error}"
             )

@@ -1,4 +1,4 @@
-"""Several data sets as one, each with a share of the pictures.
+"""Several data sets as one, each with a share of the images.
 
 config.data.name = "mixture"
 config.data.options = ConfigDict({
@@ -21,12 +21,12 @@ from speciarl_jax.runtime import plugins
 
 
 def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
-    """How many pictures of each part are in an epoch.
+    """How many images of each part are in an epoch.
 
     Args:
-      weights: of the parts, above 0; relative to each other. All None: every picture once.
+      weights: of the parts, above 0; relative to each other. All None: every image once.
       lengths: of the parts.
-      size: of an epoch; 0 for the largest in which no picture comes twice.
+      size: of an epoch; 0 for the largest in which no image comes twice.
 
     Returns:
       Whole numbers whose sum is `size`; the largest remainders are rounded up.
@@ -55,7 +55,7 @@ def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
 class Source:
     """Random access to a mixture.
 
-    Where a part has more pictures than its share, each seed (so each epoch) draws other ones; where
+    Where a part has more images than its share, each seed (so each epoch) draws other ones; where
     it has fewer, all come equally often, give or take one.
 
     Attributes:
@@ -74,10 +74,10 @@ class Source:
 
         Args:
           parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
-            `weight` (None or left out: every picture once).
+            `weight` (None or left out: every image once).
           seed: of the parts and the choice.
           common: options of every part; its own come first.
-          size: pictures of an epoch; 0 for the largest in which none comes twice.
+          size: images of an epoch; 0 for the largest in which none comes twice.
 
         Raises:
           ValueError: no part, a part that cannot be opened, or weights that do not fit.
@@ -118,7 +118,7 @@ class Source:
         return self._ends[-1]
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Number of the part and of the picture within it."""
+        """Number of the part and of the image within it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect.bisect_right(self._ends, index)
@@ -131,7 +131,7 @@ class Source:
         return self._named(self._sources[part][place], part)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A row without its picture."""
+        """A row without its image."""
         part, place = self._find(index)
         return self._named(images.describe(self._sources[part], place), part)
 
@@ -155,7 +155,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the pictures of a part, its share, and the order."""
+        """Changes with the images of a part, its share, and the order."""
         digest = hashlib.sha256(str(self._ends).encode())
         for name, source in zip(self._names, self._sources, strict=True):
             digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}\n".encode())

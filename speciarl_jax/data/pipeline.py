@@ -1,4 +1,4 @@
-"""The order in which pictures come: shuffled every epoch, cut by process, resumable."""
+"""The order in which images come: shuffled every epoch, cut by process, resumable."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ def check_length(length: int, batch_size: int) -> None:
     """
     if length < batch_size:
         raise ValueError(
-            f"the data set has {length} pictures and config.train.batch_size is {batch_size}; "
-            "lower the batch size, or give more pictures (config.data.options)"
+            f"the data set has {length} images and config.train.batch_size is {batch_size}; "
+            "lower the batch size, or give more images (config.data.options)"
         )
 
 
@@ -33,21 +33,21 @@ def training_batches(
 ) -> grain.DatasetIterator:
     """Batches without end; the iterator's `get_state` and `set_state` resume it exactly.
 
-    Every epoch has an order of its own and holds each picture once. All processes agree on the
+    Every epoch has an order of its own and holds each image once. All processes agree on the
     batches; each builds its own share of the rows.
 
     Args:
-      source_of_epoch: epoch -> random access to its pictures, all of one length.
+      source_of_epoch: epoch -> random access to its images, all of one length.
       build: rows of this process -> batch.
-      batch_size: pictures of a batch over all processes.
+      batch_size: images of a batch over all processes.
       seed: of the order.
-      workers: threads that read pictures.
+      workers: threads that read images.
       process: number of this process.
       processes: how many there are; must divide `batch_size`.
       buffer: batches read ahead.
 
     Raises:
-      ValueError: no picture, fewer than a batch, or an indivisible batch.
+      ValueError: no image, fewer than a batch, or an indivisible batch.
     """
     length = len(source_of_epoch(0))
     check_length(length, batch_size)
@@ -104,11 +104,11 @@ def evaluation_batches(
     processes: int = 1,
     start: int = 0,
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Each picture once, in order: the indices of a batch and this process's rows of it.
+    """Each image once, in order: the indices of a batch and this process's rows of it.
 
     Process p has the p-th of `processes` neighbouring parts, so a batch put together from all
     processes is in order. The last batch may be short, and a process's part of it empty. The first
-    picture is number `start`.
+    image is number `start`.
     """
     share = batch_size // processes
     for first in range(start, len(source), batch_size):

@@ -1,4 +1,4 @@
-"""From pictures to what the policy reads: chat prompt, tokens, patches, layouts, positions."""
+"""From images to what the policy reads: chat prompt, tokens, patches, layouts, positions."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.runtime import multihost
 
-# Prompts of a batch that stands on the ladder of sizes are a multiple of this many tokens long.
+# Prompts of a batch that has a bucket size are a multiple of this many tokens long.
 PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
 _MEND_TEMPLATE = (
@@ -49,7 +49,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     Args:
       folder: holds `preprocessor_config.json`, or the `processor_config.json` that processors of
         transformers 5 save, with the same settings under `image_processor`.
-      max_pixels: larger pictures are shrunk to so many; if None or above the checkpoint's own
+      max_pixels: larger images are shrunk to so many; if None or above the checkpoint's own
         limit, that one holds.
 
     Raises:
@@ -69,7 +69,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
         ) from error
     if not isinstance(processor, Qwen2VLImageProcessorPil):
         raise ValueError(
-            f"{path} describes a {type(processor).__name__}; Qwen2.5-VL reads pictures with "
+            f"{path} describes a {type(processor).__name__}; Qwen2.5-VL reads images with "
             "Qwen2VLImageProcessor, so take the file of its checkpoint"
         )
     if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
@@ -78,7 +78,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     if max_pixels < fewest:
         raise ValueError(
             f"config.data.max_pixels is {max_pixels}, but the image processor of {folder} enlarges "
-            f"pictures to {fewest} pixels (min_pixels); raise max_pixels to at least that"
+            f"images to {fewest} pixels (min_pixels); raise max_pixels to at least that"
         )
     return load(max_pixels=max_pixels)
 
@@ -98,15 +98,15 @@ def _processor_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 def most_pixels(tokens: int, unit: int, aspect: int) -> int:
-    """The `max_pixels` with which no picture takes more than so many tokens; 0 for none.
+    """The `max_pixels` with which no image takes more than so many tokens; 0 for none.
 
-    The image processor gives a thin picture at least one token across, so that one of few pixels
+    The image processor gives a thin image at least one token across, so that one of few pixels
     may take more tokens than `max_pixels` would allow: up to sqrt(aspect * max_pixels / unit**2).
 
     Args:
-      tokens: of a picture, at most.
+      tokens: of an image, at most.
       unit: pixels a side that become one token.
-      aspect: pictures are at most so many times as long as wide.
+      aspect: images are at most so many times as long as wide.
     """
     tokens = max(tokens, 0)
     return (tokens if tokens >= aspect else tokens**2 // aspect) * unit**2
@@ -117,7 +117,7 @@ class BatchSizes(NamedTuple):
 
     Attributes:
       windows: W, slots of attention windows a row.
-      image_tokens: M, of all pictures of a row.
+      image_tokens: M, of all images of a row.
       prompt_tokens: P.
     """
 
@@ -127,12 +127,11 @@ class BatchSizes(NamedTuple):
 
 
 class PromptBuilder:
-    """Turns pictures into a `PromptBatch`.
+    """Turns images into a `PromptBatch`.
 
-    One instruction serves all rows. Shapes depend on the largest row alone: batches of pictures of
-    one size have one shape. For pictures of many sizes, `bucket_growth` makes the shapes steps of a
-    ladder, so that they run through a handful of compiled programs; what is padded changes no
-    number.
+    One instruction serves all rows. Shapes depend on the largest row alone: batches of images of
+    one size have one shape. For images of many sizes, `bucket_growth` makes the shapes bucket
+    sizes, so that they run through a handful of compiled programs; padding changes no number.
     """
 
     def __init__(
@@ -146,16 +145,16 @@ class PromptBuilder:
         max_prompt_tokens: int = 2048,
         bucket_growth: float = 1.0,
     ):
-        """Prepares the text around pictures.
+        """Prepares the text around images.
 
         Args:
           config: dimensions of the model.
           tokenizer: of the checkpoint; its chat template is used.
           image_processor: of the checkpoint.
-          instruction: what the policy is asked about each row's pictures.
+          instruction: what the policy is asked about each row's images.
           system: system message, left out when empty.
           max_prompt_tokens: longer prompts are refused.
-          bucket_growth: from one step of the ladder of sizes to the next; 1 for no ladder.
+          bucket_growth: from one bucket size to the next; 1 for exact sizes.
         """
         for key, wanted in (
             ("patch_size", config.vision.patch_size),
@@ -164,7 +163,7 @@ class PromptBuilder:
         ):
             if (found := getattr(image_processor, key)) != wanted:
                 raise ValueError(
-                    f"the image processor has {key} {found}, the model's vision tower {wanted}; "
+                    f"the image processor has {key} {found}, the model's vision encoder {wanted}; "
                     "take preprocessor_config.json and config.json of one checkpoint"
                 )
         if bucket_growth < 1:
@@ -180,14 +179,14 @@ class PromptBuilder:
         self._instruction, self._system = instruction, system
         self._pad_id = tokenizer_lib.token_id(tokenizer, "<|endoftext|>")
         self._pieces: dict[int, list[list[int]]] = {}
-        self.text = self._text(pictures=1)
+        self.text = self._text(images=1)
         self.prompt_ids(1)  # refuses a template that does not fit
 
     def prompt_ids(self, *image_tokens: int) -> list[int]:
-        """The tokens of a prompt whose pictures take so many tokens each; of text alone for none.
+        """The tokens of a prompt whose images take so many tokens each; of text alone for none.
 
         Raises:
-          ValueError: the chat template does not give each picture one placeholder.
+          ValueError: the chat template does not give each image one placeholder.
         """
         count = len(image_tokens)
         if count not in self._pieces:
@@ -202,7 +201,7 @@ class PromptBuilder:
         """Builds a batch; missing rows repeat the last example with weight 0.
 
         Args:
-          examples: each with `image` (uint8 [height, width, 3], or a list of such pictures, or an
+          examples: each with `image` (uint8 [height, width, 3], or a list of such images, or an
             empty list for a row of text alone), `image_id` and `label_index`.
           batch_size: B, at least `len(examples)`.
 
@@ -222,7 +221,7 @@ class PromptBuilder:
         if length > self.max_prompt_tokens:
             raise ValueError(
                 f"a prompt takes {length} tokens, config.data.max_prompt_tokens is "
-                f"{self.max_prompt_tokens}; lower the picture size (config.data.max_pixels) or "
+                f"{self.max_prompt_tokens}; lower the image size (config.data.max_pixels) or "
                 "raise the limit"
             )
         tokens_BP = np.full((batch_size, length), self._pad_id, np.int32)
@@ -250,17 +249,17 @@ class PromptBuilder:
         """This process's share of a batch, as large as the largest share of all processes.
 
         All processes must call it together, from their main threads. Where sizes are exact, all
-        pictures have one, and nothing has to be agreed upon.
+        images have one, and nothing has to be agreed upon.
         """
         if jax.process_count() == 1 or self.bucket_growth == 1:
             return batch
-        all_sizes = multihost.gather([int(size) for size in batch_sizes(batch)])
+        all_sizes = multihost.allgather([int(size) for size in batch_sizes(batch)])
         sizes = BatchSizes(*map(max, zip(*all_sizes, strict=True)))
         return enlarge(batch, sizes, self._pad_id)
 
-    def _text(self, pictures: int) -> str:
+    def _text(self, images: int) -> str:
         messages = [{"role": "system", "content": self._system}] if self._system else []
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": self._instruction}]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": self._instruction}]
         messages.append({"role": "user", "content": content})
         try:
             return self.tokenizer.apply_chat_template(
@@ -269,23 +268,23 @@ class PromptBuilder:
         except (TypeError, jinja2.TemplateError) as error:
             raise ValueError(
                 f"the chat template of {self.tokenizer.name_or_path} cannot write a prompt with "
-                f"{pictures} picture(s) ({error}); {_MEND_TEMPLATE}"
+                f"{images} image(s) ({error}); {_MEND_TEMPLATE}"
             ) from error
 
-    def _cut(self, text: str, pictures: int) -> list[list[int]]:
+    def _cut(self, text: str, images: int) -> list[list[int]]:
         """The tokens before, between and after the placeholders."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         holes = [i for i, token in enumerate(ids) if token == self.config.image_token_id]
-        if len(holes) != pictures:
+        if len(holes) != images:
             raise ValueError(
                 f"the chat template puts {len(holes)} image placeholders into a prompt with "
-                f"{pictures} picture(s): {text!r}; {_MEND_TEMPLATE}"
+                f"{images} image(s): {text!r}; {_MEND_TEMPLATE}"
             )
         starts, ends = [0, *(hole + 1 for hole in holes)], [*holes, len(ids)]
         return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _read(self, images: Sequence[Any]) -> tuple[list[list[window_layout.Grid]], np.ndarray]:
-        """Grids of the pictures of each row, and their patches [B, S, C], zeros behind them."""
+        """Grids of the images of each row, and their patches [B, S, C], zeros behind them."""
         rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
         vision, flat = self.config.vision, [image for row in rows for image in row]
         thw, pixels = np.zeros((0, 3), int), np.zeros((0, vision.patch_dim), np.float32)
@@ -304,7 +303,7 @@ class PromptBuilder:
         return grids, patches_BSC
 
     def _bucket(self, grids, prompts) -> BatchSizes:
-        """Where a batch stands on the ladder; image tokens decide about all sizes but windows."""
+        """The bucket sizes of a batch; image tokens decide about all sizes but windows."""
         growth, length = self.bucket_growth, max(map(len, prompts))
         windows, image_tokens = window_layout.vision_sizes(grids, self.config.vision, growth)
         if growth > 1:

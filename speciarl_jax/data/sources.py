@@ -12,7 +12,7 @@ from speciarl_jax.runtime import plugins
 def open_source(
     config: ml_collections.ConfigDict, seed: int, **changes: Any
 ) -> Sequence[Mapping[str, Any]]:
-    """Pictures of `config.data` with some options changed.
+    """Images of `config.data` with some options changed.
 
     Raises:
       ValueError: an unknown data set, one that does not hold what it should, or missing files.
@@ -20,9 +20,9 @@ def open_source(
     """
     options = {**config.data.options, **changes}
     source = plugins.find("data", config.data.name, "Source")(seed=seed, **options)
-    broken = config.data.broken_images
+    broken = config.data.on_decode_error
     if broken not in images.ON_BROKEN:
         raise ValueError(
-            f"config.data.broken_images is {broken!r}; choose one of {images.ON_BROKEN}"
+            f"config.data.on_decode_error is {broken!r}; choose one of {images.ON_BROKEN}"
         )
-    return source if broken == "stop" else images.WithoutBroken(source)
+    return source if broken == "raise" else images.WithoutBroken(source)

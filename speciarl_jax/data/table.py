@@ -1,10 +1,10 @@
-"""A user's own pictures: a CSV, JSONL or Parquet file with a row for each.
+"""A user's own images: a CSV, JSONL or Parquet file with a row for each.
 
     image,label,label_path
     photos/1.jpg,eagle,animal > bird > bird of prey > eagle
 
 A label path, from the most general name to the label, makes the label tree. In JSONL and Parquet it
-may be a list. Parquet may hold the pictures themselves: bytes, or the `{bytes, path}` that
+may be a list. Parquet may hold the images themselves: bytes, or the `{bytes, path}` that
 `datasets` writes.
 """
 
@@ -123,7 +123,7 @@ def _label_path(value: Any, label: str, where: str) -> list[str]:
 
 
 class Source(file_dataset.Listing):
-    """Random access to the pictures of a table."""
+    """Random access to the images of a table."""
 
     def __init__(
         self,
@@ -141,15 +141,15 @@ class Source(file_dataset.Listing):
         subset: int = 0,
         subset_seed: int = 0,
     ):
-        """Reads the table; opens no picture.
+        """Reads the table; opens no image.
 
         Args:
           path: of the table.
           seed: changes nothing.
-          image_column: paths of pictures, or the pictures themselves.
+          image_column: paths of images, or the images themselves.
           label_column: what each shows, in words.
           label_path_column: names above the label, the most general first; "" for none.
-          id_column: names each row; "" for the picture's path.
+          id_column: names each row; "" for the image's path.
           root: folder that relative paths start from; "" for the table's own.
           group: what all labels are ("bird"), for the label tree; "" for the first of the path.
           part: "all", or "training" or "held_out" of a table without a split of its own.
@@ -158,7 +158,7 @@ class Source(file_dataset.Listing):
           subset_seed: as for `file_dataset.choose_subset`.
 
         Raises:
-          ValueError: the table is damaged, lacks a column, or a row has no label, no picture, a
+          ValueError: the table is damaged, lacks a column, or a row has no label, no image, a
             path that contradicts another row's, or the identity of another row; names the line.
         """
         del seed
@@ -170,7 +170,7 @@ class Source(file_dataset.Listing):
         for number, row in rows_of(path, columns):
             where = f"{path}, row {number}"
             label = _label(row[label_column], label_column, where)
-            key, place = _picture(row, image_column, id_column, folder, where)
+            key, place = _image(row, image_column, id_column, folder, where)
             if key in lines:
                 raise ValueError(
                     f"{where}: {key!r} was in row {lines[key]} already; remove one of them, or set "
@@ -186,7 +186,7 @@ class Source(file_dataset.Listing):
                 )
             entries.append(file_dataset.Entry(key, label, label, place))
         if not entries:
-            raise ValueError(f"{path} has no row; add pictures")
+            raise ValueError(f"{path} has no row; add images")
         super().__init__(
             entries,
             _read,
@@ -213,10 +213,10 @@ def _label(value: Any, column: str, where: str) -> str:
     return label
 
 
-def _picture(
+def _image(
     row: Mapping[str, Any], image_column: str, id_column: str, folder: pathlib.Path, where: str
 ) -> tuple[str, Any]:
-    """The key of a row, and the path or bytes of its picture."""
+    """The key of a row, and the path or bytes of its image."""
     value, key = row[image_column], ""
     if isinstance(value, Mapping):
         key, value = value.get("path") or "", value.get("bytes") or value.get("path")
@@ -224,7 +224,7 @@ def _picture(
         key, value = value, str(folder / value)
     elif not isinstance(value, bytes):
         raise ValueError(
-            f"{where}, column {image_column!r}: got {value!r}; write the path of a picture"
+            f"{where}, column {image_column!r}: got {value!r}; write the path of an image"
         )
     if id_column:
         key = str(row[id_column] if row[id_column] is not None else "").strip()
@@ -235,5 +235,5 @@ def _picture(
 
 def _read(entry: file_dataset.Entry):
     if isinstance(entry.place, bytes):
-        return images.decode(entry.place, f"picture {entry.key!r}")
+        return images.decode(entry.place, f"image {entry.key!r}")
     return images.read(entry.place)

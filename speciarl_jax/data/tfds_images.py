@@ -2,7 +2,7 @@
 
 Splits and sizes are those of TFDS. Two differ from the paper's, which follows CoOp: the test splits
 of Flowers102 (6,149 here, 2,463 there) and Food101 (25,250 here, 30,300 there).
-`split_file` takes CoOp's own list of pictures.
+`split_file` takes CoOp's own list of images.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class Published:
 
     Attributes:
       builder: name and version of the TFDS builder.
-      sizes: pictures of each split.
+      sizes: images of each split.
       classes: how many labels.
-      name_feature: what names a picture in TFDS.
+      name_feature: what names an image in TFDS.
       aliases: other names of splits.
-      crop_bottom: rows of pixels at the lower edge that are no picture.
-      coop_test: pictures of CoOp's test split, where it is not the one of `sizes`.
+      crop_bottom: rows of pixels at the lower edge that are no image.
+      coop_test: images of CoOp's test split, where it is not the one of `sizes`.
     """
 
     builder: str
@@ -112,16 +112,16 @@ class Source(file_dataset.Listing):
         subset: int = 0,
         subset_seed: int = 0,
     ):
-        """Opens the records; decodes no picture.
+        """Opens the records; decodes no image.
 
         Args:
           dataset: one of `PUBLISHED`.
           split: of the data set, or of `split_file`.
           seed: changes nothing.
           data_dir: where it was prepared; "" for TFDS' own folder (~/tensorflow_datasets).
-          check_sizes: refuse a split that has not as many pictures as were published, and a test
+          check_sizes: refuse a split that has not as many images as were published, and a test
             split of `split_file` that has not as many as CoOp's.
-          split_file: CoOp's list of pictures (`split_zhou_*.json`); "" for the splits of TFDS.
+          split_file: CoOp's list of images (`split_zhou_*.json`); "" for the splits of TFDS.
           subset: as for `file_dataset.choose_subset`.
           subset_seed: as for `file_dataset.choose_subset`.
 
@@ -147,7 +147,7 @@ class Source(file_dataset.Listing):
             entries = _pick(entries, wanted, split_file)
             if check_sizes and split == "test" and published.coop_test not in (0, len(entries)):
                 raise ValueError(
-                    f"{split_file} has {len(entries)} pictures in 'test', CoOp's of {dataset} "
+                    f"{split_file} has {len(entries)} images in 'test', CoOp's of {dataset} "
                     f"{published.coop_test}; take the file from CoOp's own page, or set "
                     "config.data.options.check_sizes=False if it is meant to be another"
                 )
@@ -179,7 +179,7 @@ def _tree(dataset: str, builder: Any) -> Mapping[str, Any]:
 def _open(
     builder: Any, dataset: str, data_dir: str, split: str, check_sizes: bool
 ) -> Sequence[Mapping[str, Any]]:
-    """The records of a split with their pictures encoded.
+    """The records of a split with their images encoded.
 
     Raises:
       ValueError: it was not prepared, in another format, or has another size than published.
@@ -203,7 +203,7 @@ def _open(
         ) from error
     if check_sizes and len(records) != published.sizes[split]:
         raise ValueError(
-            f"{dataset} in {builder.data_dir} has {len(records)} pictures in {split!r}, the "
+            f"{dataset} in {builder.data_dir} has {len(records)} images in {split!r}, the "
             f"published set {published.sizes[split]}; delete it and run {again}, or set "
             "config.data.options.check_sizes=False if it is meant to be another"
         )
@@ -293,7 +293,7 @@ def _entries(
 
 
 def _read_split_file(path: str, split: str) -> list[str]:
-    """The pictures of a split in CoOp's format: split -> [[file, class number, class name], ...].
+    """The images of a split in CoOp's format: split -> [[file, class number, class name], ...].
 
     Raises:
       ValueError: the file is missing or damaged, or has no such split.
@@ -314,26 +314,26 @@ def _read_split_file(path: str, split: str) -> list[str]:
 def _pick(
     entries: Sequence[file_dataset.Entry], names: Sequence[str], path: str
 ) -> list[file_dataset.Entry]:
-    """The entries of the pictures that a split file names, in its order.
+    """The entries of the images that a split file names, in its order.
 
     Raises:
-      ValueError: the file names a picture that is not there.
+      ValueError: the file names an image that is not there.
     """
     by_name = {_stem(entry.key): entry for entry in entries}
     if len(by_name) < len(entries):
         raise ValueError(
-            f"split_file={path!r}: pictures of this data set have the same name in several "
+            f"split_file={path!r}: images of this data set have the same name in several "
             "splits; use its own splits"
         )
     lost = [name for name in names if _stem(name) not in by_name]
     if lost:
         raise ValueError(
-            f"{path} names {len(lost)} pictures that the data set has not ({lost[0]!r}); it "
+            f"{path} names {len(lost)} images that the data set has not ({lost[0]!r}); it "
             "belongs to another data set, or the data set was prepared without file names"
         )
     return [by_name[_stem(name)] for name in names]
 
 
 def _stem(name: str) -> str:
-    """A picture's name without folders above its class and without suffix."""
+    """An image's name without folders above its class and without suffix."""
     return "/".join(name.split("/")[-2:]).rsplit(".jpg", 1)[0]

@@ -25,7 +25,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
     """Reads the tokenizer of a checkpoint folder; `key` is what errors tell to mend.
 
     Its chat template is that of `chat_template.jinja`, else of `chat_template.json`, else of
-    `tokenizer_config.json`. The published Qwen2.5-VL folders have two: the second writes pictures,
+    `tokenizer_config.json`. The published Qwen2.5-VL folders have two: the second writes images,
     and is read by the processors of transformers only; the third is Qwen2.5's, for text alone.
 
     Raises:
@@ -159,7 +159,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
     tokenizer.save_pretrained(folder)
 
 
-# The turns of Qwen's chat format; a picture is one placeholder between its two markers.
+# The turns of Qwen's chat format; an image is one placeholder between its two markers.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"

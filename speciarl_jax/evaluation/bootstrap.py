@@ -1,8 +1,8 @@
 """How sure the figures of an evaluation are: intervals, paired tests, best-of-n, calibration.
 
-Every measure depends on one category a picture, so drawing pictures with replacement is drawing
+Every measure depends on one category an image, so drawing images with replacement is drawing
 counts of categories from a multinomial distribution: the bootstrap (Efron and Tibshirani, 1993)
-without a loop over pictures.
+without a loop over images.
 """
 
 import math
@@ -59,10 +59,10 @@ def intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap intervals over pictures.
+    """Percentile bootstrap intervals over images.
 
     Args:
-      categories_B: int `Category`, one a picture; at least one.
+      categories_B: int `Category`, one an image; at least one.
       weights: as for `metrics.score`.
       resamples: how many.
       level: share of the distribution between the ends.
@@ -90,16 +90,16 @@ def paired(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Paired bootstrap of b - a on the same pictures.
+    """Paired bootstrap of b - a on the same images.
 
-    Pictures are drawn with replacement, each with both of its verdicts. `p` is two-sided, by
+    Images are drawn with replacement, each with both of its verdicts. `p` is two-sided, by
     inversion of the interval: twice the smaller share of differences that are not above, or not
     below, zero, each with one added (Davison and Hinkley, 1997, section 4.2), at most 1. So the
     interval leaves 0 out if and (but for the one added) only if p < 1 - `level`.
 
     Args:
-      a_B: int `Category` of the reference, one a picture.
-      b_B: int `Category`, of the same pictures in the same order.
+      a_B: int `Category` of the reference, one an image.
+      b_B: int `Category`, of the same images in the same order.
       weights: as for `metrics.score`.
       resamples: as for `intervals`.
       level: as for `intervals`.
@@ -109,13 +109,13 @@ def paired(
       measure -> {"value", "interval", "p"}.
 
     Raises:
-      ValueError: the lengths differ, or there is no picture.
+      ValueError: the lengths differ, or there is no image.
     """
     a_B, b_B = np.asarray(a_B), np.asarray(b_B)
     if a_B.shape != b_B.shape or not a_B.size:
         raise ValueError(
             f"{a_B.size} verdicts cannot be paired with {b_B.size}; both runs must have judged the "
-            "same pictures, at least one"
+            "same images, at least one"
         )
     joint_KK = np.zeros((_KINDS, _KINDS), int)
     np.add.at(joint_KK, (a_B - _FIRST, b_B - _FIRST), 1)
@@ -142,13 +142,13 @@ def paired(
 def best_of(
     categories_BN: np.ndarray, weights: Mapping[str, float]
 ) -> list[dict[str, float | int]]:
-    """What the best of n answers scores, for n = 1, 2, 4, ... and N, from N samples a picture.
+    """What the best of n answers scores, for n = 1, 2, 4, ... and N, from N samples an image.
 
-    The best answer of a set is that of the largest category. With the samples of a picture sorted,
+    The best answer of a set is that of the largest category. With the samples of an image sorted,
     x_1 <= ... <= x_N, the largest of n drawn without replacement is x_i with probability
     C(i - 1, n - 1) / C(N, n). So the expected counts of categories are exact over all subsets, and
     unbiased for n new samples (as pass@k of arXiv 2107.03374 is). Correctness is such an expected
-    count over the pictures; specificity is the ratio of two, and HM a function of these two values.
+    count over the images; specificity is the ratio of two, and HM a function of these two values.
 
     Args:
       categories_BN: int `Category`, all with a verdict.
@@ -182,12 +182,12 @@ def calibration(
     """Whether agreement among samples predicts correctness: both averaged over bins of agreement.
 
     Args:
-      agreement_B: in [0, 1], share of a picture's samples that give its most frequent name.
+      agreement_B: in [0, 1], share of an image's samples that give its most frequent name.
       correct_B: whether that name is correct.
       bins: of equal width; a value on an edge belongs to the bin above, 1 to the last.
 
     Returns:
-      Rows {"low", "high", "pictures", "agreement", "correctness"} of the bins that hold pictures.
+      Rows {"low", "high", "images", "agreement", "correctness"} of the bins that hold images.
     """
     agreement_B, correct_B = np.asarray(agreement_B, float), np.asarray(correct_B, bool)
     bin_B = np.minimum((agreement_B * bins + 1e-9).astype(int), bins - 1)
@@ -199,7 +199,7 @@ def calibration(
                 {
                     "low": i / bins,
                     "high": (i + 1) / bins,
-                    "pictures": int(inside_B.sum()),
+                    "images": int(inside_B.sum()),
                     "agreement": float(agreement_B[inside_B].mean()),
                     "correctness": float(correct_B[inside_B].mean()),
                 }
@@ -209,9 +209,9 @@ def calibration(
 
 def calibration_error(rows: Sequence[Mapping[str, float | int]]) -> float | None:
     """Expected calibration error (Naeini et al., AAAI 2015) of the rows of `calibration`: the mean
-    distance between agreement and correctness over pictures; None without pictures."""
-    total = sum(row["pictures"] for row in rows)
+    distance between agreement and correctness over images; None without images."""
+    total = sum(row["images"] for row in rows)
     if not total:
         return None
-    gaps = (row["pictures"] * abs(row["agreement"] - row["correctness"]) for row in rows)
+    gaps = (row["images"] * abs(row["agreement"] - row["correctness"]) for row in rows)
     return sum(gaps) / total

@@ -1,4 +1,4 @@
-"""From several answers about one picture to one name: as specific as the answers agree on.
+"""From several answers about one image to one name: as specific as the answers agree on.
 
 The rule: an answer supports the name that it gives and, where a label tree is known, all that
 stands above that name ("eagle" supports "bird of prey", "bird" and "animal" too). The support of a
@@ -48,7 +48,7 @@ def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One name for a picture.
+    """One name for an image.
 
     Attributes:
       name: None where the answers agree on nothing.
@@ -127,7 +127,7 @@ class NameTree:
 
 
 def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choice:
-    """One name for a picture from several responses, by the rule of this module.
+    """One name for an image from several responses, by the rule of this module.
 
     Args:
       responses: at least one; whole responses, tags included.

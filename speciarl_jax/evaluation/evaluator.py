@@ -1,4 +1,4 @@
-"""Answers and verdicts of a policy about the evaluation pictures."""
+"""Answers and verdicts of a policy about the evaluation images."""
 
 import collections
 import dataclasses
@@ -26,11 +26,11 @@ _AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Answers of a policy about the evaluation pictures.
+    """Answers of a policy about the evaluation images.
 
     Attributes:
-      rows: the pictures' own rows, without the pixels.
-      responses: N texts a picture.
+      rows: the images' own rows, without the pixels.
+      responses: N texts an image.
       category_BN: int32 `Category`.
       valid_BN: bool, a verdict exists; only a judge leaves answers without one.
       probability_BN: float, of the verdict; NaN where no judge was asked, or none has any.
@@ -44,16 +44,16 @@ class Judged:
 
     @property
     def verified(self) -> np.ndarray:
-        """Categories [B', N] of the pictures all of whose answers have a verdict."""
+        """Categories [B', N] of the images all of whose answers have a verdict."""
         return self.category_BN[self.valid_BN.all(axis=1)]
 
 
 class Evaluator:
-    """Samples and verifies answers about the evaluation pictures; compiled once.
+    """Samples and verifies answers about the evaluation images; compiled once.
 
     Attributes:
       run: policy, verifier, data.
-      source: the pictures.
+      source: the images.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Evaluator:
         batch_size: int | None = None,
         source: Any = None,
     ):
-        """Lists the pictures.
+        """Lists the images.
 
         Args:
           run: policy, verifier, data.
-          num_rollouts: N answers a picture.
-          batch_size: pictures a call; `config.evaluation.batch_size` when None.
-          source: the pictures; those of `config.data` and `config.evaluation.options` when None.
+          num_rollouts: N answers an image.
+          batch_size: images a call; `config.evaluation.batch_size` when None.
+          source: the images; those of `config.data` and `config.evaluation.options` when None.
 
         Raises:
           ValueError: unknown options, or a batch that the mesh cannot cut.
@@ -102,14 +102,14 @@ class Evaluator:
     def __call__(
         self, lora: Any, *, temperature: float = 0.0, top_p: float = 1.0, name: str = "evaluation"
     ) -> Judged:
-        """Answers and verdicts with these adapters; the same pictures and keys in every call.
+        """Answers and verdicts with these adapters; the same images and keys in every call.
 
         Raises:
-          judging.JudgeAway: too many answers have no verdict.
+          host_verification.JudgeUnavailable: too many answers have no verdict.
         """
         found = list(self.batches(lora, temperature=temperature, top_p=top_p, name=name))
         if not any(part.rows for _, part in found):
-            raise ValueError("not one picture of the evaluation set can be read")
+            raise ValueError("not one image of the evaluation set can be read")
         judged = Judged(
             rows=[row for _, part in found for row in part.rows],
             responses=[said for _, part in found for said in part.responses],
@@ -130,7 +130,7 @@ class Evaluator:
         name: str = "evaluation",
         start: int = 0,
     ) -> Iterator[tuple[list[int], Judged]]:
-        """Numbers of pictures and what was said about them, batch after batch, in order.
+        """Numbers of images and what was said about them, batch after batch, in order.
 
         A host verifier judges a batch while the next ones are sampled.
 
@@ -139,7 +139,7 @@ class Evaluator:
           temperature: 0 is greedy.
           top_p: 1 for the whole distribution.
           name: of the progress bar.
-          start: earlier pictures are neither sampled nor judged; the batches are cut as if they
+          start: earlier images are neither sampled nor judged; the batches are cut as if they
             were, so that the others get the same answers.
         """
         if start >= len(self.source):
@@ -155,7 +155,7 @@ class Evaluator:
         )
         waiting: collections.deque[tuple] = collections.deque()
         bar = tqdm(
-            total=len(self.source), initial=start, desc=name, unit="pictures", disable=process > 0
+            total=len(self.source), initial=start, desc=name, unit="images", disable=process > 0
         )
         with bar:
             for count, local in stream:
@@ -190,7 +190,7 @@ class Evaluator:
         if jax.process_count() > 1:
             found = multihost_utils.process_allgather(found, tiled=True)
         tokens, mask, *verdict, weight = (np.asarray(x)[: len(count)] for x in found)
-        kept = weight > 0  # not the pictures that were left out, or are done already
+        kept = weight > 0  # not the images that were left out, or are done already
         if sent is None:
             verdicts = [x[kept] for x in verdict]
         else:
@@ -210,7 +210,7 @@ class Evaluator:
         share = self._batch_size // processes
         rows = local or [self.source[0]]
         batch = self.run.build(rows, share)
-        # Rows of pictures that are done already weigh nothing.
+        # Rows of images that are done already weigh nothing.
         wanted_B = np.zeros_like(batch.weight_B)
         for place, index in enumerate(count[process * share : (process + 1) * share]):
             wanted_B[place] = index >= start
@@ -229,12 +229,12 @@ def answer_part(
     top_p: float = 1.0,
     overwrite: bool = False,
 ) -> None:
-    """Writes a policy's answers and verdicts about all pictures, going on with what is there.
+    """Writes a policy's answers and verdicts about all images, going on with what is there.
 
     All processes call it together. Answers whose judging failed in an earlier run are judged again.
 
     Args:
-      evaluator: of the pictures.
+      evaluator: of the images.
       lora: adapters.
       store: where the lines go; None in all processes but the first.
       part: what the lines are.
@@ -244,8 +244,9 @@ def answer_part(
       overwrite: as for `Predictions.begin`.
 
     Raises:
-      ValueError: the lines there were made with something else, or no picture can be read.
-      judging.JudgeAway: too many answers have no verdict; the next call asks for them again.
+      ValueError: the lines there were made with something else, or no image can be read.
+      host_verification.JudgeUnavailable: too many answers have no verdict; the next call
+        asks for them again.
     """
     run, start = evaluator.run, 0
     if store is not None:
@@ -270,7 +271,7 @@ def answer_part(
         missing, total = said.count(predictions.UNVERIFIED), len(said)
     missing, total = (int(x) for x in _told(np.array([missing, total])))
     if not total:
-        raise ValueError(f"not one picture of the evaluation set {part.data!r} can be read")
+        raise ValueError(f"not one image of the evaluation set {part.data!r} can be read")
     if host_verification.is_host(run):
         host_verification.check_verified(run, str(part), np.arange(total) >= missing)
 
@@ -303,7 +304,7 @@ def judge_again(run: Run, store: predictions.Predictions, part: predictions.Part
 
 
 def lines_of(judged: Judged, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """A line a picture for `Predictions.append`: its row, number, answers, verdicts and, where a
+    """A line an image for `Predictions.append`: its row, number, answers, verdicts and, where a
     judge was asked about any of it, how probable they were."""
     found = judged.category_BN, judged.valid_BN, judged.probability_BN
     for row, index, said, category, valid, probability in zip(

@@ -7,7 +7,7 @@
 
 The answer is what stands between the answer tags; where no answer can be read, the whole response.
 Noun chunks are found by a stated rule, not by a parser: runs of words between function words,
-frequent verbs of picture descriptions, and punctuation (`noun_chunks`).
+frequent verbs of image descriptions, and punctuation (`noun_chunks`).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from speciarl_jax.verifiers.judge import judge_prompt, verdict_cache
 from speciarl_jax.verifiers.judge.http_client import JudgeClient, NoVerdict
 
 # No part of a noun chunk: articles, pronouns, prepositions, conjunctions, auxiliaries, and verbs
-# with which pictures are described.
+# with which images are described.
 _BETWEEN = frozenset(
     "a an the this that these those it its he she they them his her their i you we my your our "
     "one some any each every no none not and or but nor so than then as if of in on at by for "
@@ -217,7 +217,7 @@ def measure(
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
     judge: Judge | None = None,
 ) -> dict[str, float]:
-    """The metrics of greedy answers, averaged over pictures.
+    """The metrics of greedy answers, averaged over images.
 
     Args:
       lines: of `predictions.jsonl`; at least one.

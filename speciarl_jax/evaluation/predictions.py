@@ -1,8 +1,8 @@
 """The answers and verdicts of an evaluation on disk, written as they come and kept after a kill.
 
-`predictions.jsonl` has a line for each policy, data set, prompt, decoding and picture:
+`predictions.jsonl` has a line for each policy, data set, prompt, decoding and image:
 
-    {... the picture's row ..., "index": 0, "policy": "base", "data": "emoji", "prompt": "base",
+    {... the image's row ..., "index": 0, "policy": "base", "data": "emoji", "prompt": "base",
      "decoding": "greedy", "responses": ["..."], "categories": ["specific"]}
 
 `predictions_facts.json` says what each part was made with; a part of another configuration is
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime import jsonl, renamed
 from speciarl_jax.verifiers.category import Category
 
 LINES, FACTS = "predictions.jsonl", "predictions_facts.json"
@@ -206,7 +206,7 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
       ValueError: the file is damaged.
     """
     remedy = f"delete it and {LINES} beside it, and start again"
-    return jsonl.read_object(epath.Path(folder) / FACTS, remedy)
+    return renamed.results(jsonl.read_object(epath.Path(folder) / FACTS, remedy))
 
 
 def read_configs(folder: str | os.PathLike) -> dict[str, Any]:
@@ -216,7 +216,8 @@ def read_configs(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: the file is damaged.
     """
-    return jsonl.read_object(epath.Path(folder) / CONFIGS, "delete it, and start again")
+    found = jsonl.read_object(epath.Path(folder) / CONFIGS, "delete it, and start again")
+    return {data: renamed.config(config) for data, config in found.items()}
 
 
 def _grouped(lines: Iterable[dict[str, Any]]) -> dict[Part, list[dict[str, Any]]]:

@@ -23,7 +23,7 @@ from speciarl_jax.runtime import checksum
 from speciarl_jax.verifiers.judge import judge_prompt
 
 # Options of verifiers that change no verdict, or are known by what they bring.
-_FREE = ("cache", "server", "path", "pairs_at_once", "answers_at_once")
+_FREE = ("cache", "server", "path", "judge_batch_size", "rollouts_at_once")
 # Small files of a checkpoint that answers depend on.
 _SMALL = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
@@ -48,7 +48,7 @@ def of_part(
 
     Args:
       run: verifier and prompt.
-      source: the pictures.
+      source: the images.
       policy: `of_base` and `of_adapters`.
       decoding: greedy or samples.
       num_rollouts: N.
@@ -66,7 +66,7 @@ def of_part(
             "name": config.data.name,
             "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
         },
-        "pictures": getattr(source, "fingerprint", len(source)),
+        "images": getattr(source, "fingerprint", len(source)),
         "max_pixels": config.data.max_pixels,
         "prompt": _hash(run.builder.text),
         "seed": evaluation.seed,

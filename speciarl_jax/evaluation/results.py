@@ -19,7 +19,7 @@ from speciarl_jax.evaluation.predictions import (
     differing,
     verified,
 )
-from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime import jsonl, renamed
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
@@ -28,7 +28,7 @@ Lines = Sequence[Mapping[str, Any]]
 # Name of a part -> what it was made with.
 Facts = Mapping[str, Mapping[str, Any]]
 # Where these facts of two runs differ, a difference of their scores says nothing about policies.
-PICTURES, VERDICTS = ("data", "pictures", "seed"), ("verifier", "labels")
+IMAGES, VERDICTS = ("data", "images", "seed"), ("verifier", "labels")
 # These may differ on purpose.
 _ASKING = ("prompt", "max_pixels", "max_tokens")
 # Of `consensus.choose`; what `choices` is computed for.
@@ -85,7 +85,7 @@ def _earlier_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The runs in the `metrics.json` of a folder, if there is a whole one."""
     path = epath.Path(folder) / FILE
     try:
-        return json.loads(path.read_text())["runs"] if path.exists() else []
+        return renamed.results(json.loads(path.read_text()))["runs"] if path.exists() else []
     except (ValueError, LookupError, TypeError):
         return []  # it is about to be written anew
 
@@ -147,7 +147,7 @@ def of_run(
     Args:
       part: of the greedy answers.
       greedy: its lines, at least one with a verdict.
-      samples: lines of the samples about the same pictures; may be empty.
+      samples: lines of the samples about the same images; may be empty.
       weights: as for `of_parts`.
       labels: the names around the labels of the data set; only a `Taxonomy` can judge `choices`.
     """
@@ -160,7 +160,7 @@ def of_run(
     }
     row = {
         **{name: getattr(part, name) for name in ("policy", "data", "prompt")},
-        "pictures": len(judged),
+        "images": len(judged),
         "score": {
             **{name: getattr(score, name) for name in bootstrap.MEASURES},
             "histogram": score.histogram,
@@ -177,7 +177,7 @@ def of_run(
     sampled = verified(samples)
     if sampled:
         row["samples"] = len(sampled[0]["responses"])
-        row["sampled_pictures"] = len(sampled)
+        row["sampled_images"] = len(sampled)
         row["best_of"] = bootstrap.best_of(categories(sampled), weights)
         row["calibration"] = bootstrap.calibration(*agreement(sampled))
         row["calibration_error"] = bootstrap.calibration_error(row["calibration"])
@@ -187,9 +187,9 @@ def of_run(
 
 
 def agreement(samples: Lines) -> tuple[list[float], list[bool]]:
-    """Share of each picture's samples that give the most frequent name, and whether it is correct.
+    """Share of each image's samples that give the most frequent name, and whether it is correct.
 
-    What the verifier could not read names nothing, and counts in the share of no name. Pictures
+    What the verifier could not read names nothing, and counts in the share of no name. Images
     whose samples mostly decline, or cannot be read, are left out. Where a judge was of several
     minds about answers that give one name, the more frequent opinion counts, and a tie is wrong.
     """
@@ -222,9 +222,9 @@ def choices(
       weights: as for `metrics.score`.
 
     Returns:
-      A row for each of `CONFIDENCES`: {"confidence", "named", share of the pictures that get a
+      A row for each of `CONFIDENCES`: {"confidence", "named", share of the images that get a
       name, "agreement", mean support of these names, "correctness", share of them that are correct,
-      "specificity", mean weight of those}; None in the last three where no picture gets a name.
+      "specificity", mean weight of those}; None in the last three where no image gets a name.
     """
     tree = consensus.NameTree(labels.data)
     paths = [(line["label_id"], consensus.path_of(line["responses"], tree)) for line in samples]
@@ -253,7 +253,7 @@ def _by_class(judged: Lines, weights: Mapping[str, float]) -> dict[str, dict[str
     table = {}
     for label in sorted(groups):
         score = metrics.score(categories(groups[label]), weights)
-        table[label] = {"pictures": len(groups[label])} | {
+        table[label] = {"images": len(groups[label])} | {
             name: getattr(score, name) for name in bootstrap.MEASURES
         }
     return table
@@ -262,7 +262,7 @@ def _by_class(judged: Lines, weights: Mapping[str, float]) -> dict[str, dict[str
 def comparisons(
     greedy: Mapping[Part, Lines], weights: Mapping[str, float], facts: Facts
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each run but the first of its data set against that one, b - a on the same pictures.
+    """Each run but the first of its data set against that one, b - a on the same images.
 
     Returns:
       Rows of `compare`, and rows {"a", "b", "because"} of pairs that cannot be compared.
@@ -274,7 +274,7 @@ def comparisons(
         if part == reference:
             continue
         known = [facts.get(str(one), {}) for one in (reference, part)]
-        if why := unlike(*known, PICTURES + VERDICTS):
+        if why := unlike(*known, IMAGES + VERDICTS):
             refused.append({"a": _named(reference), "b": _named(part), "because": why})
         elif row := compare(reference, greedy[reference], part, lines, weights, *known):
             found.append(row)
@@ -302,7 +302,7 @@ def compare(
     a_facts: Mapping[str, Any] | None = None,
     b_facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Paired bootstrap of b - a; None if they have no picture in common.
+    """Paired bootstrap of b - a; None if they have no image in common.
 
     "differs" is what else differs between the two than the policy and the prompt's name, if they
     were made with something else (facts).
@@ -315,7 +315,7 @@ def compare(
     return {
         "a": _named(a),
         "b": _named(b),
-        "pictures": len(pairs),
+        "images": len(pairs),
         "differs": unlike(a_facts or {}, b_facts or {}, asking),
         "differences": bootstrap.paired(*sides, weights),
     }
@@ -348,7 +348,7 @@ def refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each pair of "not_compared", and what to do."""
     return [
         f"{_pair(row)} are not compared: {_both(row['because'])}. Evaluate both with the same "
-        "verifier, labels and pictures (--overwrite replaces the answers that are there)."
+        "verifier, labels and images (--overwrite replaces the answers that are there)."
         + (_OWN_JUDGE if "verifier.weights" in row["because"] else "")
         for row in rows
     ]
@@ -370,13 +370,13 @@ def _both(found: Mapping[str, Sequence[Any]]) -> str:
 
 
 def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Lines about the same pictures with the same true labels, both with a verdict."""
+    """Lines about the same images with the same true labels, both with a verdict."""
 
     def keyed(lines):
         found, seen = {}, {}
         for line in lines:
             key = (line["image_id"], line["label"])
-            # A mixture may show a picture twice.
+            # A mixture may show an image twice.
             seen[key] = seen.get(key, 0) + 1
             found[*key, seen[key]] = line
         return found

@@ -19,7 +19,7 @@ from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
 
 
-class JudgeAway(exit_codes.RestartNeeded):
+class JudgeUnavailable(exit_codes.RestartNeeded):
     """Too many answers have no verdict to go on; the message says why, and what to do.
 
     A judge that was only away for a while answers the next start, which waits for it anew.
@@ -125,17 +125,17 @@ def check_verified(run: Run, what: str, valid_BN: np.ndarray) -> None:
       valid_BN: bool, of the answers that were sent.
 
     Raises:
-      JudgeAway: shows the share, its limit, and what the verifier complained about.
+      JudgeUnavailable: shows the share, its limit, and what the verifier complained about.
     """
-    limit = run.config.verifier.max_unverified
+    limit = run.config.verifier.max_unjudged_fraction
     share = 1 - np.mean(valid_BN)
-    troubles = run.verifier.troubles()
+    errors = run.verifier.errors()
     if share > limit:
-        raise JudgeAway(
+        raise JudgeUnavailable(
             f"{what}: {share:.1%} of the answers got no verdict, and "
-            f"config.verifier.max_unverified is {limit:.1%}. "
-            f"{troubles or 'Other processes may know why'}. Mend the judge and start the same "
+            f"config.verifier.max_unjudged_fraction is {limit:.1%}. "
+            f"{errors or 'Other processes may know why'}. Mend the judge and start the same "
             "command again: it goes on from the last checkpoint."
         )
-    if troubles:
-        logging.warning("%s: %.2f%% of the answers unverified; %s", what, 100 * share, troubles)
+    if errors:
+        logging.warning("%s: %.2f%% of the answers unverified; %s", what, 100 * share, errors)

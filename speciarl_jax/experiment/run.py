@@ -18,7 +18,7 @@ from speciarl_jax.data import images, label_tree, pipeline, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm
-from speciarl_jax.experiment.validate_config import check, sampled_pictures
+from speciarl_jax.experiment.validate_config import check, sampled_images
 from speciarl_jax.models import load_policy, vision_feature_cache
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
@@ -42,7 +42,7 @@ class Run:
       lora: fresh adapters.
       base: frozen weights.
       tokenizer: of the checkpoint.
-      builder: pictures to batches.
+      builder: images to batches.
       labels: the names on the host; its `leaf_index` numbers the labels.
       verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
       banned_V: tokens that are never sampled.
@@ -63,14 +63,14 @@ class Run:
     vision_cache: vision_feature_cache.VisionCache | None = None
 
     def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
-        """Pictures of `config.data` with some options changed."""
+        """Images of `config.data` with some options changed."""
         return open_source(self.config, seed, **changes)
 
     def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
         """A batch of this process's rows, numpy; a row that was left out weighs nothing."""
         rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
         batch = self.builder(rows, batch_size)
-        kept_B = np.array([not row.get("left_out") for row in rows])
+        kept_B = np.array([not row.get("skipped") for row in rows])
         kept_B = np.pad(kept_B, (0, batch_size - len(rows)))
         return batch.replace(weight_B=batch.weight_B * kept_B.astype(np.float32))
 
@@ -93,7 +93,7 @@ class Run:
         """`kv_cache_budget.chunks` but for (B, P).
 
         Raises:
-          ValueError: the caches of one picture with the longest prompt are too large.
+          ValueError: the caches of one image with the longest prompt are too large.
         """
         config, text = self.config, self.model_config.text
         devices = sharding.batch_parts(self.mesh)
@@ -102,10 +102,10 @@ class Run:
             token=kv_cache_budget.token_bytes(text, load_policy.dtypes(config)["dtype"]),
             answers=num_rollouts,
             tokens=max_tokens,
-            shrink=config.rollout.shrink,
+            num_compactions=config.rollout.num_compactions,
             devices=devices,
             cache_bytes=config.rollout.cache_bytes,
-            chunk_pictures=config.rollout.chunk_pictures,
+            max_images_per_chunk=config.rollout.max_images_per_chunk,
         )
         counted(devices, config.data.max_prompt_tokens)
         return counted
@@ -125,7 +125,7 @@ class Run:
             eos_id=self.model_config.eos_token_id,
             banned_V=self.banned_V,
             merge_lora=self.config.rollout.merge_lora,
-            shrink=self.config.rollout.shrink,
+            num_compactions=self.config.rollout.num_compactions,
         )
 
     def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
@@ -141,15 +141,15 @@ class Run:
 
 
 def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-    """The pictures of training and of evaluation, checked as far as that reads only one of them.
+    """The images of training and of evaluation, checked as far as that reads only one of them.
 
     Raises:
       ValueError: as for `open_source`, there are fewer than a batch, or rows lack a field.
     """
     training = open_source(config, config.seed)
-    pipeline.check_length(len(training), sampled_pictures(config))
+    pipeline.check_length(len(training), sampled_images(config))
     evaluation = open_source(config, config.evaluation.seed, **config.evaluation.options)
-    if config.data.broken_images == "stop":
+    if config.data.on_decode_error == "raise":
         for source in (training, evaluation):
             images.check_files(source)
     images.check_first_row(training, config.data.name)
@@ -167,7 +167,7 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
       ValueError: something does not fit; says what, and how to mend it.
       TypeError: an option that a part does not have.
     """
-    load_policy.model_folder(config.model.path)  # before the pictures are listed
+    load_policy.model_folder(config.model.path)  # before the images are listed
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
     algorithm.try_parts(config)
@@ -187,7 +187,7 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     Raises:
       ValueError: something does not fit; says what, and how to mend it.
     """
-    sharding.meet(mesh)
+    sharding.barrier(mesh)
     folder = load_policy.model_folder(config.model.path)
     model_config = hf_checkpoint.read_config(folder)
     tokenizer = tokenizer_lib.load(folder)
@@ -240,7 +240,7 @@ def make_prompt_builder(
 
 
 def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
-    """The same policy with the labels of these pictures and the verifier of the configuration.
+    """The same policy with the labels of these images and the verifier of the configuration.
 
     Raises:
       ValueError: an option of the verifier, or a label tree, does not fit.
@@ -287,7 +287,7 @@ def make_verifier(
       tokenizer: of the policy.
       vocabulary: rows of the policy's head.
       mesh: over all devices.
-      policy: whose tower a judge may use; None reads it if the verifier's `create` asks for it.
+      policy: whose encoder a judge may use; None reads it if the verifier's `create` asks for it.
     """
     create = plugins.find("verifiers", name, "create")
     extra = {}
@@ -310,7 +310,7 @@ def make_verifier(
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """`resume_config.of_config`, and which pictures there are where the source can tell."""
-    pictures = run.source(run.config.seed)
-    known = {"data.pictures": pictures.fingerprint} if hasattr(pictures, "fingerprint") else {}
+    """`resume_config.of_config`, and which images there are where the source can tell."""
+    source = run.source(run.config.seed)
+    known = {"data.images": source.fingerprint} if hasattr(source, "fingerprint") else {}
     return resume_config.of_config(run.config) | known

@@ -17,24 +17,24 @@ _LEAST = {
     "data.max_prompt_tokens": 1,
     "rollout.num_rollouts": 2,
     "rollout.max_tokens": 1,
-    "rollout.shrink": 0,
+    "rollout.num_compactions": 0,
     "rollout.cache_bytes": 0,
-    "rollout.chunk_pictures": 0,
-    "verifier.chunks": 1,
+    "rollout.max_images_per_chunk": 0,
+    "verifier.num_chunks": 1,
     "optimizer.warmup_steps": 0,
     "train.steps": 0,
     "train.batch_size": 1,
     "train.mini_batches": 1,
     "train.micro_batches": 1,
-    "train.passes": 1,
-    "train.answer_widths": 1,
+    "train.ppo_epochs": 1,
+    "train.num_length_buckets": 1,
     "train.logprob_chunk": 1,
     "train.dynamic_sampling.max_rounds": 0,
     "train.dynamic_sampling.batch_size": 1,
     "train.max_skipped": 1,
     "train.log_every": 1,
     "train.samples_every": 0,
-    "train.samples_pictures": 1,
+    "train.num_logged_images": 1,
     "train.profile_steps": 1,
     "evaluation.best_of_batch_size": 1,
     "checkpoint.save_every": 1,
@@ -52,17 +52,17 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     check_ranges(config)
     check_cuts(config, mesh)
     train = config.train
-    if train.objective not in ("reward", "labels"):
+    if train.objective not in ("rl", "sft"):
         raise ValueError(
-            f"config.train.objective is {train.objective!r}; choose 'reward', or 'labels' for "
+            f"config.train.objective is {train.objective!r}; choose 'rl', or 'sft' for "
             "supervised training"
         )
-    if train.objective == "labels" and train.dynamic_sampling.max_rounds:
+    if train.objective == "sft" and train.dynamic_sampling.max_rounds:
         raise ValueError(
-            "supervised training (config.train.objective 'labels') samples nothing; set "
+            "supervised training (config.train.objective 'sft') samples nothing; set "
             "config.train.dynamic_sampling.max_rounds to 0"
         )
-    updates = train.steps * train.mini_batches * train.passes
+    updates = train.steps * train.mini_batches * train.ppo_epochs
     if 0 < config.optimizer.decay_steps < updates:
         raise ValueError(
             f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but "
@@ -101,14 +101,16 @@ def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
     )
     sharding.check_batch(mesh, "config.evaluation.batch_size", evaluation.batch_size)
     key = "dynamic_sampling.batch_size" if train.dynamic_sampling.max_rounds else "batch_size"
-    sampled, chunks = sampled_pictures(config), config.verifier.chunks
+    sampled, chunks = sampled_images(config), config.verifier.num_chunks
     sharding.check_batch(mesh, f"config.train.{key}", sampled)
     if sampled % chunks:
         raise ValueError(
             f"config.train.{key} {sampled} cannot be cut into {chunks} parts "
-            "(config.verifier.chunks)"
+            "(config.verifier.num_chunks)"
         )
-    sharding.check_batch(mesh, f"config.train.{key} / config.verifier.chunks", sampled // chunks)
+    sharding.check_batch(
+        mesh, f"config.train.{key} / config.verifier.num_chunks", sampled // chunks
+    )
 
 
 def check_best_of(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -141,7 +143,7 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
                 f"config.{key} is {value}; it is a share of the probability, so choose a number "
                 "above 0 and at most 1, which leaves all tokens"
             )
-    for key in ("min_verified", "max_unverified"):
+    for key in ("min_judged_fraction", "max_unjudged_fraction"):
         if not 0 <= config.verifier[key] <= 1:
             raise ValueError(
                 f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
@@ -162,25 +164,26 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
     for key, choices in (
         ("token_weights", ("token_mean", "sequence_mean", "constant")),
         ("kl_estimator", kl.ESTIMATORS),
-        ("kl_place", ("loss", "reward")),
-        ("old_logp", importance.OLD_LOGP),
+        ("kl_in", ("loss", "reward")),
+        ("old_logprobs", importance.OLD_LOGPROBS),
     ):
         if loss[key] not in choices:
             raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
-    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_place == "loss":
+    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_in == "loss":
         raise ValueError(
             "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
-            "config.loss.kl_place 'reward'"
+            "config.loss.kl_in 'reward'"
         )
-    if loss.importance_cap < 0 or (loss.importance_cap and loss.old_logp != "trainer"):
+    if loss.tis_cap < 0 or (loss.tis_cap and loss.old_logprobs != "recomputed"):
         raise ValueError(
-            f"config.loss.importance_cap is {loss.importance_cap} and config.loss.old_logp "
-            f"{loss.old_logp!r}; a cap above 0 corrects the trainer's ratio, so set old_logp to "
-            "'trainer', and with 'sampler' the cap to 0, for the ratio holds the mismatch itself"
+            f"config.loss.tis_cap is {loss.tis_cap} and config.loss.old_logprobs "
+            f"{loss.old_logprobs!r}; a cap above 0 corrects the recomputed ratio, so set "
+            "old_logprobs to 'recomputed', and with 'rollout' the cap to 0, where the ratio holds "
+            "the mismatch itself"
         )
 
 
-def sampled_pictures(config: ml_collections.ConfigDict) -> int:
-    """Pictures that are sampled at once: a step's batch, or a round of dynamic sampling."""
+def sampled_images(config: ml_collections.ConfigDict) -> int:
+    """Images that are sampled at once: a step's batch, or a round of dynamic sampling."""
     dynamic = config.train.dynamic_sampling
     return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size

@@ -1,4 +1,4 @@
-"""The norm of decoder and vision tower."""
+"""The norm of decoder and vision encoder."""
 
 import jax
 import jax.numpy as jnp

@@ -8,21 +8,21 @@ import jax
 
 @flax.struct.dataclass
 class PromptBatch:
-    """A batch of pictures with their prompts, ready for the policy.
+    """A batch of images with their prompts, ready for the policy.
 
     Attributes:
       patches_BSC: float32, normalised patches in the order of the published image processor; None
-        once the vision tower has run.
-      layout: `VisionLayout` of the pictures; likewise.
+        once the vision encoder has run.
+      layout: `VisionLayout` of the images; likewise.
       tokens_BP: int32 prompt tokens, padded on the left.
       mask_BP: bool, true where `tokens_BP` is a token.
       positions_B3P: int32 rotary positions (temporal, height, width).
       next_position_B: int32, the position of the first token of an answer.
-      image_id_B: uint32, stable identity of a picture; folded into its sampling keys.
+      image_id_B: uint32, stable identity of an image; folded into its sampling keys.
       label_index_B: int32, index of the true label in the verifier's tables.
-      weight_B: float32, 1 for a picture and 0 for a row that only pads the batch.
-      target: `Rollout` of one given answer about each picture, for supervised training; else None.
-      features_BMD: of the pictures, where they come from the cache of features; else None.
+      weight_B: float32, 1 for an image and 0 for a row that only pads the batch.
+      target: `Rollout` of one given answer about each image, for supervised training; else None.
+      features_BMD: of the images, where they come from the cache of features; else None.
     """
 
     patches_BSC: jax.Array
@@ -37,6 +37,6 @@ class PromptBatch:
     target: Any = None
     features_BMD: jax.Array | None = None
 
-    def without_pictures(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
-        """The prompts alone, or with features in place of the pictures."""
+    def without_images(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
+        """The prompts alone, or with features in place of the images."""
         return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)

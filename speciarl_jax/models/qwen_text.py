@@ -1,7 +1,7 @@
-"""Text models of the Qwen2, Qwen2.5 and Qwen3 families (dense): the decoder without pictures.
+"""Text models of the Qwen2, Qwen2.5 and Qwen3 families (dense): the decoder without images.
 
 `load` gives a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE; a
-cached continuation is `prefill` and `decode_step`, as in a model with pictures.
+cached continuation is `prefill` and `decode_step`, as in a model with images.
 """
 
 import pathlib
@@ -119,7 +119,7 @@ def load(
 
     decoder = nnx.eval_shape(make)
     state = dict(nnx.to_flat_state(nnx.state(decoder)))
-    # The table of names has the decoder inside a model with pictures.
+    # The table of names has the decoder inside a model with images.
     placed = {("decoder", *path): variable for path, variable in state.items()}
     reader = safetensors_io.Reader(folder)
     hf_checkpoint.fill(placed, reader, hf_names.text_sources(config), param_dtype, put)

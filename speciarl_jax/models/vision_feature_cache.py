@@ -1,12 +1,12 @@
-"""Features of pictures that were seen before: the frozen tower runs once a picture, not an epoch.
+"""Features of images that were seen before: the frozen encoder runs once an image, not an epoch.
 
-A feature is known by what the tower reads, and by the tower: a hash of patches, grids and
-fingerprint. With the cache the tower is a program of its own, and the others take features as an
-input. It runs for a whole batch when one of its pictures is not known, in the shape that it has
-without the cache; or for the pictures that are not known, a fixed number at a time. Either way
+A feature is known by what the encoder reads, and by the encoder: a hash of patches, grids and
+fingerprint. With the cache the encoder is a program of its own, and the others take features as an
+input. It runs for a whole batch when one of its images is not known, in the shape that it has
+without the cache; or for the images that are not known, a fixed number at a time. Either way
 nothing is compiled anew for the number that is missing. What was computed in a batch of the same
 shape has the bits that it has without the cache; where a feature comes from another shape (another
-bucket of sizes, another number of pictures at a time), its last bits may differ.
+bucket of sizes, another number of images at a time), its last bits may differ.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.runtime import checksum, multihost, sharding
 from speciarl_jax.runtime.byte_store import DiskStore, HostStore
 
@@ -27,27 +27,29 @@ PLACES = ("none", "host", "disk")
 
 
 class VisionCache:
-    """Turns batches on the host into batches on the devices, with features for their pictures.
+    """Turns batches on the host into batches on the devices, with features for their images.
 
-    Every process keeps the features of its own rows. Processes run the tower together, for as many
-    calls as the one with the most missing pictures needs.
+    Every process keeps the features of its own rows. Processes run the encoder together, for as
+    many calls as the one with the most missing images needs.
     """
 
-    def __init__(self, store: HostStore | DiskStore, tower: VisionTower, mesh: Any, pictures: int):
-        """Takes the fingerprint of the tower.
+    def __init__(
+        self, store: HostStore | DiskStore, encoder: VisionEncoder, mesh: Any, images: int
+    ):
+        """Takes the fingerprint of the encoder.
 
         Args:
           store: of the values.
-          tower: its weights lie on the mesh, and never change.
+          encoder: its weights lie on the mesh, and never change.
           mesh: over all devices.
-          pictures: of a call of the tower, on each device that the batch is cut over; 0 for the
+          images: of a call of the encoder, on each device that the batch is cut over; 0 for the
             whole batch.
         """
         self._store, self._mesh = store, mesh
-        graphdef, self._weights = nnx.split(tower)
-        self._fingerprint = fingerprint(tower)
-        self._dtype, self._width = np.dtype(tower.dtype), tower.config.out_hidden_size
-        self._rows = pictures * sharding.batch_parts(mesh) // jax.process_count()
+        graphdef, self._weights = nnx.split(encoder)
+        self._fingerprint = fingerprint(encoder)
+        self._dtype, self._width = np.dtype(encoder.dtype), encoder.config.out_hidden_size
+        self._rows = images * sharding.batch_parts(mesh) // jax.process_count()
 
         def encode(weights, patches_BSC, layout):
             return nnx.merge(graphdef, weights)(patches_BSC, layout)
@@ -68,7 +70,7 @@ class VisionCache:
         missing = {key: wanted[key] for key in wanted if known[key] is None}
         kept_B = batch.weight_B > 0
         found = sum(known[key] is not None for key, kept in zip(keys, kept_B, strict=True) if kept)
-        counts = multihost.gather((len(missing), found, int(kept_B.sum())))
+        counts = multihost.allgather((len(missing), found, int(kept_B.sum())))
         missed, found, asked = zip(*counts, strict=True)
         self._found += sum(found)
         self._asked += sum(asked)
@@ -79,17 +81,17 @@ class VisionCache:
         for row, key in enumerate(keys):
             value = np.frombuffer(known[key], self._dtype).reshape(-1, self._width)
             features_BMD[row, : len(value)] = value
-        batch = batch.without_pictures(features_BMD)
+        batch = batch.without_images(features_BMD)
         return sharding.put_batch(self._mesh, batch)
 
     def metrics(self) -> dict[str, float]:
-        """The share of the pictures that were known, since this was last asked."""
+        """The share of the images that were known, since this was last asked."""
         share = self._found / max(self._asked, 1)
         self._found = self._asked = 0
         return {"data/vision_cache_hits": share}
 
     def _compute(self, batch: PromptBatch, missing: dict[str, int], most: int) -> dict[str, bytes]:
-        """Runs the tower for rows of the batch, and keeps what comes out.
+        """Runs the encoder for rows of the batch, and keeps what comes out.
 
         Args:
           batch: numpy.
@@ -99,13 +101,13 @@ class VisionCache:
         whole = np.arange(len(batch.weight_B))
         share = self._rows or len(whole)
         tokens_B = np.sum(batch.layout.token_index_BM >= 0, axis=1)
-        pictures = batch.patches_BSC, batch.layout
+        images = batch.patches_BSC, batch.layout
         calls = []
         for start in range(0, most, share):
             keys = list(missing)[start : start + share]
             wanted = [missing[key] for key in keys]
             rows = np.resize(wanted or [0], share) if self._rows else whole
-            part = jax.tree.map(lambda x, rows=rows: x[rows], pictures)
+            part = jax.tree.map(lambda x, rows=rows: x[rows], images)
             part = sharding.put_batch(self._mesh, part)
             calls.append((keys, self._encode(self._weights, *part)))
         computed = {}
@@ -130,15 +132,15 @@ class VisionCache:
         return key.hexdigest()
 
 
-def fingerprint(tower: VisionTower) -> bytes:
-    """Says which tower it is, on any mesh: weights, dimensions, precision, kernels, and kind of
+def fingerprint(encoder: VisionEncoder) -> bytes:
+    """Says which encoder it is, on any mesh: weights, dimensions, precision, kernels, and kind of
     device."""
-    _, weights = nnx.split(tower)
+    _, weights = nnx.split(encoder)
     facts = (
-        tower.config,
-        tower.attention,
-        tower.scan_unroll,
-        str(jnp.dtype(tower.dtype)),
+        encoder.config,
+        encoder.attention,
+        encoder.scan_unroll,
+        str(jnp.dtype(encoder.dtype)),
         [(x.shape, str(x.dtype)) for x in jax.tree.leaves(weights)],
         [int(x) for x in checksum.of_arrays(weights)],
         jax.devices()[0].device_kind,
@@ -147,7 +149,9 @@ def fingerprint(tower: VisionTower) -> bytes:
     return hashlib.blake2b(repr(facts).encode(), digest_size=32).digest()
 
 
-def make(options: ml_collections.ConfigDict, tower: VisionTower, mesh: Any) -> VisionCache | None:
+def make(
+    options: ml_collections.ConfigDict, encoder: VisionEncoder, mesh: Any
+) -> VisionCache | None:
     """The cache of `config.data.vision_cache`; None where there is none.
 
     Raises:
@@ -159,11 +163,11 @@ def make(options: ml_collections.ConfigDict, tower: VisionTower, mesh: Any) -> V
         )
     if options.place == "none":
         return None
-    for key, least in (("bytes", 1), ("pictures", 0)):
+    for key, least in (("bytes", 1), ("images", 0)):
         if options[key] < least:
             raise ValueError(
                 f"config.data.vision_cache.{key} is {options[key]}; it must be at least {least}"
             )
     host = options.place == "host"
     store = HostStore(options.bytes) if host else DiskStore(options.path, options.bytes)
-    return VisionCache(store, tower, mesh, options.pictures)
+    return VisionCache(store, encoder, mesh, options.images)

@@ -9,17 +9,17 @@ from speciarl_jax.verifiers.category import Category
 def noisy(
     category_BN: jax.Array, image_id_B: jax.Array, step: jax.Array, *, rate: float, seed: int
 ) -> jax.Array:
-    """Moves a verdict one rank up or down the ladder with probability `rate`.
+    """Moves a verdict one rank up or down the ordered categories with probability `rate`.
 
-    Both ways are equally likely; at an end of the ladder there is only one. An answer that could
+    Both ways are equally likely; at either end there is only one. An answer that could
     not be parsed has no rank and stays. Whether and where a verdict moves depends on the seed, the
-    step, the picture and the number of the answer, and neither on the verdict nor on where it lies
+    step, the image and the number of the answer, and neither on the verdict nor on where it lies
     in the batch or on the mesh. Pure, and the same for every verifier.
 
     Args:
       category_BN: int32 `Category`.
-      image_id_B: uint32, of the pictures.
-      step: int32 scalar, so that the noise of a picture differs from epoch to epoch.
+      image_id_B: uint32, of the images.
+      step: int32 scalar, so that the noise of an image differs from epoch to epoch.
       rate: q; 0 changes nothing.
       seed: of the noise alone.
 

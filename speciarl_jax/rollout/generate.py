@@ -1,4 +1,4 @@
-"""Sampling N answers about each picture: prefill once a picture, decode N against the prefix."""
+"""Sampling N answers about each image: prefill once an image, decode N against the prefix."""
 
 import functools
 from typing import Any
@@ -29,27 +29,28 @@ def generate(
     top_p: jax.Array | float = 1.0,
     use_lora: bool = True,
     merge_lora: bool = False,
-    shrink: int = 0,
+    num_compactions: int = 0,
     weights: Any = None,
 ) -> Rollout:
     """Samples answers until each has ended or holds `max_tokens` tokens.
 
-    The prompt is prefilled once a picture, and its keys and values lie there once: the N answers
+    The prompt is prefilled once an image, and its keys and values lie there once: the N answers
     are N queries against one prefix (`Qwen25VL.decode_step`). The loop stops when all have ended.
-    When those that go on find room in half of the places (`compaction`), they are moved together
-    with their prompts' caches, and a loop of half the size goes on; and so on, `shrink` times. That
-    changes no answer: what is drawn depends on the number of an answer, not on where it lies.
+    When those that go on find room in half of the decode slots (`slot_compaction`), they are moved
+    there with their prompts' caches, and a loop of half the size goes on; so `num_compactions`
+    times. That changes no answer: what is drawn depends on the number of an answer, not on its
+    slot.
 
-    In the smaller loops each slot has a copy of its picture's prompt, and a picture with many
-    answers that go on takes several slots. There are never more slots than pictures, so no loop
+    In the smaller loops each slot has a copy of its image's prompt, and an image with many
+    answers that go on takes several slots. There are never more slots than images, so no loop
     holds more than B prompts; while answers move, the caches of both loops exist
-    (`memory.picture_bytes`).
+    (`memory.image_bytes`).
 
     Args:
       policy: the model.
-      batch: pictures and prompts, padded on the left.
-      features_BMD: `policy.encode_images` of the pictures.
-      key: key of this step; the picture, rollout and position are folded in here.
+      batch: images and prompts, padded on the left.
+      features_BMD: `policy.encode_images` of the images.
+      key: key of this step; the image, rollout and position are folded in here.
       num_rollouts: N.
       max_tokens: T, the longest answer, end-of-sequence token included.
       eos_id: the token that ends an answer; it belongs to the answer.
@@ -58,7 +59,7 @@ def generate(
       top_p: nucleus, 1 for none. Traced.
       use_lora: False samples from the reference policy.
       merge_lora: decode with a copy of the linear layers to which the adapters are added.
-      shrink: how often the loop is halved; each time is one more compiled loop.
+      num_compactions: how often the loop is halved; each time is one more compiled loop.
       weights: `policy.decode_weights` of these options; made here when None.
 
     Returns:
@@ -90,12 +91,12 @@ def generate(
             top_p=top_p,
         )
 
-    def advance(pictures, answers):
+    def advance(images, answers):
         step, token_BN = answers.step, answers.token_BN
-        position_BN = pictures.next_position_B[:, None] + step - 1
+        position_BN = images.next_position_B[:, None] + step - 1
         position_BN = jnp.broadcast_to(position_BN, token_BN.shape)
         hidden_BND, suffix = policy.decode_step(
-            token_BN, position_BN, step - 1, pictures.prefix, answers.suffix, weights=weights
+            token_BN, position_BN, step - 1, images.prefix, answers.suffix, weights=weights
         )
         token_BN, logp_BN = draw(hidden_BND, answers.keys_BN, step)
         return answers.replace(suffix=suffix).append(token_BN, logp_BN, eos_id)
@@ -104,33 +105,33 @@ def generate(
     done_BN = jnp.broadcast_to(batch.weight_B[:, None] == 0, keys_BN.shape)
     answers = _Answers.empty(keys_BN, done_BN, suffix, max_tokens, eos_id)
     answers = answers.append(*draw(hidden_BND, keys_BN, 0), eos_id)
-    pictures = _Pictures(prefix, jnp.asarray(batch.next_position_B))
+    images = _Images(prefix, jnp.asarray(batch.next_position_B))
     parts = activation_sharding.parts(batch_size, "batch")
-    sizes = slot_compaction.ladder(batch_size // parts, num_rollouts, shrink)
-    return _finish(answers, pictures, advance, parts, sizes[1:], max_tokens)
+    sizes = slot_compaction.slot_sizes(batch_size // parts, num_rollouts, num_compactions)
+    return _finish(answers, images, advance, parts, sizes[1:], max_tokens)
 
 
-def _finish(answers, pictures, advance, parts, sizes, max_tokens: int) -> Rollout:
+def _finish(answers, images, advance, parts, sizes, max_tokens: int) -> Rollout:
     """Runs answers to their end, in a loop of their own size and then in loops of `sizes`."""
 
     def go_on(answers):
         room = sizes[0] if sizes else (0, 1)
         return (answers.step < max_tokens) & ~slot_compaction.fits(answers.done_BN, parts, room)
 
-    answers = jax.lax.while_loop(go_on, functools.partial(advance, pictures), answers)
+    answers = jax.lax.while_loop(go_on, functools.partial(advance, images), answers)
     if not sizes:
         return answers.found()
     # At the last token nothing goes on: the places stay empty. A branch would keep both caches.
     done_BN = answers.done_BN | (answers.step >= max_tokens)
     places = slot_compaction.places(done_BN, parts, sizes[0])
-    rest = answers.take(places), pictures.take(places)
+    rest = answers.take(places), images.take(places)
     moved = _finish(*rest, advance, parts, sizes[1:], max_tokens)
     return jax.tree.map(places.put_back, answers.found(), moved)
 
 
 @flax.struct.dataclass
-class _Pictures:
-    """What answers read of their pictures.
+class _Images:
+    """What answers read of their images.
 
     Attributes:
       prefix: `PrefixCache`.
@@ -140,11 +141,9 @@ class _Pictures:
     prefix: PrefixCache
     next_position_B: jax.Array
 
-    def take(self, places: slot_compaction.Places) -> "_Pictures":
-        """The pictures of the slots."""
-        return _Pictures(
-            self.prefix.over_batch(places.pictures), places.pictures(self.next_position_B)
-        )
+    def take(self, places: slot_compaction.Places) -> "_Images":
+        """The images of the slots."""
+        return _Images(self.prefix.over_batch(places.images), places.images(self.next_position_B))
 
 
 @flax.struct.dataclass

@@ -15,17 +15,17 @@ def sizes(length: int, count: int) -> list[int]:
 
 
 def by_length(mask_BNT: jax.Array, parts: int) -> jax.Array:
-    """Puts pictures whose longest answers are about as long into one part of `update.cut`.
+    """Puts images whose longest answers are about as long into one part of `update.cut`.
 
-    Otherwise one long answer in every part would make all of them wide. Pictures stay on their
+    Otherwise one long answer in every part would make all of them wide. Images stay on their
     device, and every part has as many of each device as before.
 
     Args:
       mask_BNT: bool, true at the tokens of the answers.
-      parts: that the pictures will be cut into, every `parts`-th into one.
+      parts: that the images will be cut into, every `parts`-th into one.
 
     Returns:
-      int32 [S, B / S] for `compaction.take_pictures`: the order within each of the S shares of the
+      int32 [S, B / S] for `compaction.take_images`: the order within each of the S shares of the
       batch that devices hold.
     """
     longest_B = jnp.max(jnp.sum(mask_BNT, axis=-1), axis=-1)

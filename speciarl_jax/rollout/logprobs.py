@@ -40,16 +40,16 @@ def answer_logprobs(
     frozen_head: bool = False,
     reference: bool = False,
 ) -> AnswerScores:
-    """Log-probability and entropy at each token of N answers about each picture.
+    """Log-probability and entropy at each token of N answers about each image.
 
-    The prompt is run once a picture and the answers attend to it (`Qwen25VL.forward_shared`). The
+    The prompt is run once an image and the answers attend to it (`Qwen25VL.forward_shared`). The
     head sees answer positions only, `chunk_size` of them at a time: logits of the whole batch never
     exist, in the backward pass neither.
 
     Args:
       policy: the model.
-      batch: pictures and prompts, padded on the left.
-      features_BMD: `policy.encode_images` of the pictures.
+      batch: images and prompts, padded on the left.
+      features_BMD: `policy.encode_images` of the images.
       tokens_BNT: the answers, padded on the right.
       banned_V: bool, the tokens that sampling banned.
       temperature: of the distribution; 0 means 1, as in `sampling.scaled_logits`.

@@ -9,7 +9,7 @@ from flax import nnx
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
 from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.runtime.batching import cut, join
+from speciarl_jax.runtime.batching import merge_strided, split_strided
 
 
 def answer_logp(
@@ -22,7 +22,7 @@ def answer_logp(
     graphdef: nnx.GraphDef,
     parts: int,
     use_lora: bool,
-    answer_widths: int = 1,
+    num_length_buckets: int = 1,
     **options: Any,
 ) -> jax.Array:
     """The trainer's log-probability of each token; no gradient flows through it.
@@ -30,14 +30,14 @@ def answer_logp(
     Args:
       lora: adapters.
       base: frozen weights.
-      prompt: pictures and prompts.
-      features_BMD: of the pictures.
+      prompt: images and prompts.
+      features_BMD: of the images.
       rollout: the answers.
       graphdef: joins `lora` and `base` into the policy.
-      parts: the pictures are scored in so many parts, one after the other, as updates do; must
+      parts: the images are scored in so many parts, one after the other, as updates do; must
         divide B.
       use_lora: False scores with the reference policy.
-      answer_widths: how many widths a part is compiled for (`rollout.widths`); above 1, pictures
+      num_length_buckets: how many widths a part is compiled for (`rollout.widths`); above 1, images
         with answers of like length share one.
       **options: of `logprobs.answer_logprobs`.
 
@@ -57,17 +57,21 @@ def answer_logp(
             return jnp.pad(scores.logp_BNT, [(0, 0), (0, 0), (0, behind)])
 
         return length_buckets.at_narrowest(
-            narrow, rollout.tokens_BNT, rollout.mask_BNT, answer_widths
+            narrow, rollout.tokens_BNT, rollout.mask_BNT, num_length_buckets
         )
 
-    bare = prompt.without_pictures()
+    bare = prompt.without_images()
     whole = bare, features_BMD, rollout
     order_SR = (
-        length_buckets.by_length(rollout.mask_BNT, parts) if min(parts, answer_widths) > 1 else None
+        length_buckets.by_length(rollout.mask_BNT, parts)
+        if min(parts, num_length_buckets) > 1
+        else None
     )
     if order_SR is not None:
-        whole = jax.tree.map(lambda x: slot_compaction.take_pictures(x, order_SR), whole)
-    found_BNT = join(jax.lax.map(score, jax.tree.map(lambda x: cut(x, parts), whole)))
+        whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
+    found_BNT = merge_strided(
+        jax.lax.map(score, jax.tree.map(lambda x: split_strided(x, parts), whole))
+    )
     if order_SR is not None:
-        found_BNT = slot_compaction.take_pictures(found_BNT, jnp.argsort(order_SR, axis=1))
+        found_BNT = slot_compaction.take_images(found_BNT, jnp.argsort(order_SR, axis=1))
     return jax.lax.stop_gradient(found_BNT)

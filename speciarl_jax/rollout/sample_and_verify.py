@@ -11,7 +11,7 @@ from flax import nnx
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.runtime.batching import cut, join
+from speciarl_jax.runtime.batching import merge_strided, split_strided
 
 
 def sample(
@@ -26,12 +26,12 @@ def sample(
     chunks: Callable[[int, int], int] | None = None,
     **options: Any,
 ) -> tuple[jax.Array, Rollout]:
-    """Runs the vision tower once a picture and samples N answers about each.
+    """Runs the vision encoder once an image and samples N answers about each.
 
     Args:
       lora: adapters.
       base: frozen weights.
-      batch: pictures and prompts.
+      batch: images and prompts.
       key: of this step.
       temperature: 0 is greedy.
       top_p: 1 for the whole distribution.
@@ -57,12 +57,12 @@ def sample(
         features_BMD = encode(policy, part)
         return features_BMD, answer(part, features_BMD, weights=weights)
 
-    stacked = jax.tree.map(lambda x: cut(x, parts), batch)
-    return jax.tree.map(join, jax.lax.map(answer_part, stacked))
+    stacked = jax.tree.map(lambda x: split_strided(x, parts), batch)
+    return jax.tree.map(merge_strided, jax.lax.map(answer_part, stacked))
 
 
 def encode(policy: Any, batch: PromptBatch) -> jax.Array:
-    """Features [B, M, D] of the pictures: those that the batch brings, or the vision tower's."""
+    """Features [B, M, D] of the images: those that the batch brings, or the vision encoder's."""
     if batch.features_BMD is not None:
         return batch.features_BMD
     return policy.encode_images(batch.patches_BSC, batch.layout)

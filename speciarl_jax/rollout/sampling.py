@@ -48,7 +48,7 @@ def keep_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
 def rollout_keys(key: jax.Array, image_id_B: jax.Array, num_rollouts: int) -> jax.Array:
     """One key an answer, from what the answer is and not from where it lies.
 
-    The key depends on the step (already in `key`), the picture and the number of the rollout, so a
+    The key depends on the step (already in `key`), the image and the number of the rollout, so a
     sample is the same on any mesh, in any batch layout and in any process.
 
     Returns:

@@ -1,6 +1,6 @@
 """Answers that go on, moved together, so that decoding stops paying for those that have ended.
 
-Pictures are moved within their own part of the batch, one part for each device that the batch is
+Images are moved within their own part of the batch, one part for each device that the batch is
 cut over (axis S), so that no cache travels between devices.
 """
 
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 
-def ladder(pictures: int, answers: int, count: int) -> list[tuple[int, int]]:
+def slot_sizes(images: int, answers: int, count: int) -> list[tuple[int, int]]:
     """Sizes (slots, answers in a slot) of a part's loops: the whole, and at most `count` halves.
 
-    Answers are halved first: when half of them have ended, most pictures have some that go on.
+    Answers are halved first: when half of them have ended, most images have some that go on.
     """
-    sizes = [(pictures, answers)]
+    sizes = [(images, answers)]
     while len(sizes) <= count and sizes[-1] != (1, 1):
         slots, width = sizes[-1]
         sizes.append((slots, -(-width // 2)) if width > 1 else (-(-slots // 2), 1))
@@ -29,40 +29,40 @@ def fits(done_BN: jax.Array, parts: int, size: tuple[int, int]) -> jax.Array:
 
 
 def places(done_BN: jax.Array, parts: int, size: tuple[int, int]) -> "Places":
-    """Gives each picture as many slots of `size` as the answers need that go on.
+    """Gives each image as many slots of `size` as the answers need that go on.
 
-    A picture all of whose answers have ended gets none, one with many of them several: so no
-    picture holds up the others. A slot holds answers about one picture, whose prompt it reads.
+    An image all of whose answers have ended gets none, one with many of them several: so no
+    image holds up the others. A slot holds answers about one image, whose prompt it reads.
 
     Args:
       done_BN: bool, answers that have ended.
-      parts: S, that the pictures are cut into.
+      parts: S, that the images are cut into.
       size: slots of a part, and answers in a slot; the answers must fit (`fits`).
     """
     _, answers = done_BN.shape
     index = jax.vmap(lambda done_bN: _part_places(done_bN, *size))
     answer_SRW = index(done_BN.reshape(parts, -1, answers))
-    pictures = len(done_BN) // parts
+    images = len(done_BN) // parts
     # The first place of a slot is never empty, unless the slot is.
-    picture_SR = jnp.minimum(answer_SRW[..., 0] // answers, pictures - 1)
-    return Places(answer_SRW, picture_SR, answer_SRW < pictures * answers)
+    image_SR = jnp.minimum(answer_SRW[..., 0] // answers, images - 1)
+    return Places(answer_SRW, image_SR, answer_SRW < images * answers)
 
 
 def _part_places(done_BN: jax.Array, slots: int, width: int) -> jax.Array:
     """int32 [slots, width], the number b N + n of an answer, or B N for none."""
-    pictures, answers = done_BN.shape
+    images, answers = done_BN.shape
     running_B = jnp.sum(~done_BN, axis=1)
     needed_B = -(-running_B // width)
     end_B = jnp.cumsum(needed_B)
     slot_R = jnp.arange(slots)
-    picture_R = jnp.minimum(jnp.searchsorted(end_B, slot_R, side="right"), pictures - 1)
-    # Which of the picture's running answers: the first slots come first.
-    turn_R = slot_R - (end_B - needed_B)[picture_R]
+    image_R = jnp.minimum(jnp.searchsorted(end_B, slot_R, side="right"), images - 1)
+    # Which of the image's running answers: the first slots come first.
+    turn_R = slot_R - (end_B - needed_B)[image_R]
     rank_RW = turn_R[:, None] * width + jnp.arange(width)
     order_BN = jnp.argsort(done_BN, axis=1, stable=True)
-    number_RW = jnp.take_along_axis(order_BN[picture_R], jnp.minimum(rank_RW, answers - 1), axis=1)
-    taken_RW = rank_RW < running_B[picture_R][:, None]
-    index_RW = jnp.where(taken_RW, picture_R[:, None] * answers + number_RW, pictures * answers)
+    number_RW = jnp.take_along_axis(order_BN[image_R], jnp.minimum(rank_RW, answers - 1), axis=1)
+    taken_RW = rank_RW < running_B[image_R][:, None]
+    index_RW = jnp.where(taken_RW, image_R[:, None] * answers + number_RW, images * answers)
     return index_RW.astype(jnp.int32)
 
 
@@ -73,12 +73,12 @@ class Places:
     Attributes:
       answer_SRW: int32, the number b N + n of an answer within its part; past the end for an empty
         place.
-      picture_SR: int32, the picture of a slot within its part.
+      image_SR: int32, the image of a slot within its part.
       taken_SRW: bool, false at empty places.
     """
 
     answer_SRW: jax.Array
-    picture_SR: jax.Array
+    image_SR: jax.Array
     taken_SRW: jax.Array
 
     def answers(self, x: jax.Array, axis: int = 0) -> jax.Array:
@@ -89,9 +89,9 @@ class Places:
         taken = _take(x, self.answer_SRW.reshape(parts, -1), axis)
         return taken.reshape(*lead, parts * slots, width, *rest)
 
-    def pictures(self, x: jax.Array, axis: int = 0) -> jax.Array:
+    def images(self, x: jax.Array, axis: int = 0) -> jax.Array:
         """[..., B, ...] to [..., S R, ...]; `axis` is that of B."""
-        return take_pictures(x, self.picture_SR, axis)
+        return take_images(x, self.image_SR, axis)
 
     def empty(self) -> jax.Array:
         """bool [S R, W], places without an answer."""
@@ -109,8 +109,8 @@ class Places:
         return jax.vmap(put)(parts, index_SK, moved.reshape(split)).reshape(whole.shape)
 
 
-def take_pictures(x: jax.Array, index_SR: jax.Array, axis: int = 0) -> jax.Array:
-    """[..., B, ...] to [..., S R, ...]: `index_SR` of each part's pictures; `axis` is that of B."""
+def take_images(x: jax.Array, index_SR: jax.Array, axis: int = 0) -> jax.Array:
+    """[..., B, ...] to [..., S R, ...]: `index_SR` of each part's images; `axis` is that of B."""
     lead, rest = x.shape[:axis], x.shape[axis + 1 :]
     x = x.reshape(*lead, len(index_SR), -1, *rest)
     return _take(x, index_SR, axis).reshape(*lead, index_SR.size, *rest)

@@ -8,7 +8,7 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 
 @flax.struct.dataclass
 class Rollout:
-    """N sampled answers about each picture.
+    """N sampled answers about each image.
 
     Attributes:
       tokens_BNT: int32, padded with the end-of-sequence token.
@@ -24,12 +24,12 @@ class Rollout:
 
 @flax.struct.dataclass
 class Samples:
-    """The answers about the first K pictures of a step, for people to look at.
+    """The answers about the first K images of a step, for people to look at.
 
     Attributes:
       image_id_K: uint32.
       label_index_K: int32, index of the true label.
-      weight_K: float32, 0 for a row without a picture.
+      weight_K: float32, 0 for a row without an image.
       tokens_KNT: int32.
       mask_KNT: bool.
       category_KN: int32, the verdicts.
@@ -52,8 +52,8 @@ class UpdateBatch:
     """Everything an update needs; no array depends on the policy that is updated.
 
     Attributes:
-      prompt: the pictures and prompts.
-      features_BMD: output of the frozen vision tower for `prompt`.
+      prompt: the images and prompts.
+      features_BMD: output of the frozen vision encoder for `prompt`.
       rollout: the answers.
       advantage_BN: float32.
       valid_BN: bool, answers that take part in the update.

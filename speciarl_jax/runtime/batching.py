@@ -12,6 +12,6 @@ def cut(x: jax.Array, parts: int) -> jax.Array:
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
 
-def join(x: jax.Array) -> jax.Array:
-    """[parts, B / parts, ...] to [B, ...]: undoes `cut`."""
+def merge_strided(x: jax.Array) -> jax.Array:
+    """[parts, B / parts, ...] to [B, ...]: undoes `split_strided`."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

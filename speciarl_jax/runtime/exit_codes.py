@@ -28,7 +28,7 @@ REFUSED = 78
 # What a person can do where a device has too little memory.
 MEMORY = (
     "a device has too little memory for this configuration; where it was sampling, set or lower "
-    "config.rollout.cache_bytes or config.rollout.chunk_pictures (0: no limit); where it was "
+    "config.rollout.cache_bytes or config.rollout.max_images_per_chunk (0: no limit); where it was "
     "learning, raise config.train.micro_batches or set config.train.remat to 'full'; or take more "
     "devices"
 )

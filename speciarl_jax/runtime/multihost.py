@@ -97,7 +97,7 @@ def _report() -> None:
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
-def gather(value: Any) -> list[Any]:
+def allgather(value: Any) -> list[Any]:
     """Small values of all processes, in the order of their numbers; with one process `[value]`.
 
     They go through JAX's coordination service. `multihost_utils.process_allgather` is a program on

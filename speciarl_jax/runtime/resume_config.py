@@ -7,13 +7,20 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from speciarl_jax.runtime import renamed
+
 # What may differ between a checkpoint and the run that goes on from it.
 _FREE = (
     *("train.steps", "train.log_every", "train.profile_steps"),
     *("checkpoint.", "evaluation.", "data.workers", "mesh."),
-    *("verifier.max_unverified", "verifier.http_judge.cache", "verifier.http_judge.server."),
-    *("data.vision_cache.", "rollout.cache_bytes", "rollout.chunk_pictures", "compilation_cache"),
-    "train.answer_widths",
+    *("verifier.max_unjudged_fraction", "verifier.http_judge.cache", "verifier.http_judge.server."),
+    *(
+        "data.vision_cache.",
+        "rollout.cache_bytes",
+        "rollout.max_images_per_chunk",
+        "compilation_cache",
+    ),
+    "train.num_length_buckets",
     "train.samples_",
 )
 
@@ -39,6 +46,7 @@ def agree(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
     Raises:
       ValueError: they differ.
     """
+    saved = renamed.flat_config(saved)
     lines = [
         f"  {key}: {saved.get(key)!r} -> {value!r}"
         for key, value in now.items()

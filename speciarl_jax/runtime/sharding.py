@@ -15,7 +15,7 @@ from orbax.checkpoint import multihost
 from speciarl_jax.runtime import activation_sharding
 
 AXES = ("data", "fsdp", "tensor")
-# The batch of pictures is cut over both.
+# The batch of images is cut over both.
 BATCH_AXES = ("data", "fsdp")
 
 # Seconds that processes wait for each other at the start.
@@ -72,7 +72,7 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh
     )
 
 
-def meet(mesh: Mesh) -> None:
+def barrier(mesh: Mesh) -> None:
     """Waits for all processes, and lets their devices exchange once along every axis.
 
     XLA's CPU backend connects the devices of an exchange at the first one, and gives up on a
@@ -136,7 +136,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch(mesh: Mesh, what: str, size: int) -> None:
-    """Refuses a number of pictures that the mesh cannot cut evenly.
+    """Refuses a number of images that the mesh cannot cut evenly.
 
     Raises:
       ValueError: names `what` and both numbers.

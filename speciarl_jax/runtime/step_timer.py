@@ -17,16 +17,16 @@ def ignore(stage: str, arrays: Any = None) -> None:
     del stage, arrays
 
 
-class Stopwatch:
+class StepTimer:
     """Times of the stages of each step.
 
     A thread waits for the arrays that end a stage, in the order in which the devices make them, and
     looks at the clock. The main thread goes on handing out work meanwhile. A stage lasts from the
     end of the one before, or from when the step was handed out if that was later: then the devices
-    stood idle in between, which is `time/wait`.
+    stood idle in between, which is `time/device_idle`.
 
     Where a step is one compiled program, its stages cannot be told apart: there are only
-    `time/step` and `time/wait`.
+    `time/step` and `time/device_idle`.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Stopwatch:
     def row(self) -> dict[str, float]:
         """Metrics of the oldest step not asked for yet, in seconds; waits for its end.
 
-        `time/step` lasts from the end of the step before, and `time/wait` is the part of it in
-        which the devices had nothing to do.
+        `time/step` lasts from the end of the step before, and `time/device_idle` is the part of it
+        in which the devices had nothing to do.
         """
         return self._rows.get()
 
@@ -84,4 +84,4 @@ class Stopwatch:
                 spent["update"] += done - last
             last = done
             row = {f"time/{name}": spent[name] for name in STAGES if name in spent}
-            self._rows.put({"time/step": done - begun, "time/wait": wait} | row)
+            self._rows.put({"time/step": done - begun, "time/device_idle": wait} | row)

@@ -56,7 +56,7 @@ class Found(NamedTuple):
     Attributes:
       category: int `Category` [R].
       valid: bool [R], a verdict exists.
-      probability: float [R, 6] of the ladder's verdicts, or None where the verifier has none.
+      probability: float [R, 6] of the six verdicts, or None where the verifier has none.
     """
 
     category: np.ndarray
@@ -121,7 +121,7 @@ class Maker:
     def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
         """Labels and verifier (`make_verifier`).
 
-        Pictures are listed only where the verifier needs their label tree.
+        Images are listed only where the verifier needs their label tree.
         """
         known = options.get("path")
         tree = None if known else label_tree.path_of(open_sources(self.config))
@@ -279,7 +279,7 @@ def audit(
         require_think = verifier_options(config, name)["require_think"]
         found[name] = judge(verifier, make.tokenizer, rows, label, require_think)
         if isinstance(verifier, HostVerifier):
-            lines += [f"{name}: {said}" for said in [verifier.troubles()] if said]
+            lines += [f"{name}: {said}" for said in [verifier.errors()] if said]
             verifier.close()
         figures["verifiers"][name], said = compare(rows, name, found[name])
         lines += said
@@ -299,13 +299,13 @@ def write(
     """Writes `audit.json` and `verdicts.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(figures, indent=2) + "\n")
-    ladder = agreement.NAMES[1:]
+    verdicts = agreement.NAMES[1:]
     with (folder / "verdicts.csv").open("w", encoding="utf-8", newline="") as file:
         columns = list(rows[0])
         for name, result in found.items():
             columns.append(f"{name}: verdict")
             if result.probability is not None:
-                columns += [f"{name}: {verdict}" for verdict in ladder]
+                columns += [f"{name}: {verdict}" for verdict in verdicts]
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for i, row in enumerate(rows):
@@ -314,7 +314,7 @@ def write(
                 verdict = Category(int(result.category[i])).name.lower()
                 row[f"{name}: verdict"] = verdict if result.valid[i] else "unverified"
                 if result.probability is not None:
-                    pairs = zip(ladder, result.probability[i], strict=True)
+                    pairs = zip(verdicts, result.probability[i], strict=True)
                     row |= {f"{name}: {verdict}": f"{p:.6f}" for verdict, p in pairs}
             writer.writerow(row)
 

@@ -7,7 +7,7 @@
 The CSV has a row a label, from the group to the label, a node a cell, the names of a node between
 bars (`verify/taxonomy_build.py`). With WordNet, `labels.txt` has a word a line, or an id, a tab and
 a word; "mouse#4" is the fourth sense. Read the tree before you train with it: WordNet's senses and
-hypernyms are not always what a picture shows.
+hypernyms are not always what an image shows.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Looks at every picture and label of a configuration before a run does.
+"""Looks at every image and label of a configuration before a run does.
 
     python -m speciarl_jax.tools.check_data --config=configs/own_folder.py \
         --config.data.options.path=FOLDER --out=runs/data_check
 
-Prints counts, unreadable pictures, odd labels and pictures that stand twice, and writes
-`data_check.md` and `contact_sheet.png`. Exits with 1 if a picture cannot be read or the labels do
+Prints counts, unreadable images, odd labels and images that stand twice, and writes
+`data_check.md` and `contact_sheet.png`. Exits with 1 if an image cannot be read or the labels do
 not fit the verifier.
 """
 
@@ -31,8 +31,8 @@ from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.label_tree import word_forms
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
-_CELL, _CAPTION, _COLUMNS = 128, 16, 10  # pixels, pixels, pictures
-_PICTURE = 120  # pixels, the longer side in its cell
+_CELL, _CAPTION, _COLUMNS = 128, 16, 10  # pixels, pixels, images
+_IMAGE = 120  # pixels, the longer side in its cell
 _FEW = 5
 _CATCH_ALL = {"background", "clutter", "misc", "miscellaneous", "mixed", "other", "others", "test"}
 _LISTED = 20
@@ -40,15 +40,15 @@ _LISTED = 20
 
 @dataclasses.dataclass
 class Findings:
-    """What was seen in the pictures of one source.
+    """What was seen in the images of one source.
 
     Attributes:
       name: "training" or "evaluation".
-      counts: pictures of each label that can be read.
-      sizes: (width, height) of each picture that can be read.
+      counts: images of each label that can be read.
+      sizes: (width, height) of each image that can be read.
       broken: key of a row -> error.
       hashes: digest of the pixels -> keys.
-      samples: label -> small pictures of it.
+      samples: label -> small images of it.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Findings:
 
 
 def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findings:
-    """Reads every picture once.
+    """Reads every image once.
 
     Args:
       name: of the result.
@@ -83,7 +83,7 @@ def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findin
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         small = Image.fromarray(image)
         size = small.size
-        small.thumbnail((_PICTURE, _PICTURE))
+        small.thumbnail((_IMAGE, _IMAGE))
         return row, None, digest, size, small
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -108,7 +108,7 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
     """Labels that a person would not say so, each with the reason.
 
     Args:
-      counts: label -> pictures.
+      counts: label -> images.
       max_words: `config.verifier.options.max_words`.
     """
     odd = []
@@ -126,7 +126,7 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
                 ("ends in a mark", bool(re.search(r"[^\w)]$", label))),
                 ("is a catch-all, not a thing", key in _CATCH_ALL),
                 ("means that there is no answer", key in _abstentions()),
-                (f"has fewer than {_FEW} pictures", counts[label] < _FEW),
+                (f"has fewer than {_FEW} images", counts[label] < _FEW),
             )
             if found
         ]
@@ -145,7 +145,7 @@ def _abstentions() -> set[str]:
 
 
 def contact_sheet(found: Findings, path: pathlib.Path, rows: int = 12) -> None:
-    """Writes a sheet of small pictures with their labels, spread over the labels.
+    """Writes a sheet of small images with their labels, spread over the labels.
 
     Args:
       found: of one source.
@@ -168,8 +168,8 @@ def contact_sheet(found: Findings, path: pathlib.Path, rows: int = 12) -> None:
     draw, font = ImageDraw.Draw(sheet), _font()
     for i, (label, small) in enumerate(chosen):
         x, y = i % _COLUMNS * _CELL, i // _COLUMNS * (_CELL + _CAPTION)
-        # Small pictures are enlarged, pixel by pixel, so that they can be seen.
-        small = ImageOps.contain(small, (_PICTURE, _PICTURE), Image.Resampling.NEAREST)
+        # Small images are enlarged, pixel by pixel, so that they can be seen.
+        small = ImageOps.contain(small, (_IMAGE, _IMAGE), Image.Resampling.NEAREST)
         left, top = x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2
         sheet.paste(small, (left, top))
         draw.rectangle((x + 2, y + 2, x + _CELL - 3, y + _CELL - 3), outline="lightgrey")
@@ -186,7 +186,7 @@ def _font() -> Any:
 
 
 def _caption(label: str, font: Any) -> str:
-    """The label as far as it fits under a picture; what the font cannot draw as a code point."""
+    """The label as far as it fits under an image; what the font cannot draw as a code point."""
     missing = bytes(font.getmask("\uffff"))
     text = "".join(
         c if c.isspace() or c.isascii() or bytes(font.getmask(c)) != missing else f"<{ord(c):x}>"
@@ -208,13 +208,13 @@ def describe(found: Findings, max_words: int) -> list[str]:
     """Lines of the report about one source; `max_words` as for `odd_labels`."""
     readable = sum(found.counts.values())
     lines = [f"## {found.name}", ""]
-    lines += [f"{readable} pictures of {len(found.counts)} labels; {len(found.broken)} unreadable."]
+    lines += [f"{readable} images of {len(found.counts)} labels; {len(found.broken)} unreadable."]
     if readable:
         per_label = sorted(found.counts.values())
         middle = per_label[len(per_label) // 2]
         widths, heights = np.array(found.sizes).T
         lines += [
-            f"Pictures of a label: {per_label[0]} to {per_label[-1]}, median {middle}.",
+            f"Images of a label: {per_label[0]} to {per_label[-1]}, median {middle}.",
             f"Width {widths.min()} to {widths.max()} px, height {heights.min()} to "
             f"{heights.max()} px, median {int(np.median(widths))} x {int(np.median(heights))}.",
         ]
@@ -223,7 +223,7 @@ def describe(found: Findings, max_words: int) -> list[str]:
         lines += _listed([f"- {error}" for error in found.broken.values()])
     twice = [keys for keys in found.hashes.values() if len(keys) > 1]
     if twice:
-        lines += ["", f"{len(twice)} pictures stand more than once:", ""]
+        lines += ["", f"{len(twice)} images stand more than once:", ""]
         lines += _listed([f"- {' = '.join(keys)}" for keys in twice])
     odd = odd_labels(found.counts, max_words)
     if odd:
@@ -237,7 +237,7 @@ def compare(training: Findings, evaluation: Findings) -> list[str]:
     shared = set(training.hashes) & set(evaluation.hashes)
     new = sorted(set(evaluation.counts) - set(training.counts))
     lines = ["## Together", ""]
-    lines += [f"{len(shared)} pictures of the evaluation are in training too."]
+    lines += [f"{len(shared)} images of the evaluation are in training too."]
     lines += _listed([f"- {training.hashes[h][0]} = {evaluation.hashes[h][0]}" for h in shared])
     lines += [f"{len(new)} of {len(evaluation.counts)} evaluation labels are not in training."]
     return [*lines, ""]
@@ -278,7 +278,7 @@ def main(argv: Sequence[str]) -> None:
     config, out = given.config, pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     with config.unlocked():
-        config.data.broken_images = "stop"
+        config.data.on_decode_error = "raise"
     sources = [
         open_source(config, config.seed),
         open_source(config, config.evaluation.seed, **config.evaluation.options),

@@ -1,4 +1,4 @@
-"""Compares evaluations: a table with intervals, and paired tests on the same pictures.
+"""Compares evaluations: a table with intervals, and paired tests on the same images.
 
     python -m speciarl_jax.tools.compare runs/quickstart runs/other --out=runs/comparison
 
@@ -86,7 +86,7 @@ def compare(
       and side with its folder as "run".
 
     Raises:
-      ValueError: under one name of a data set, two runs were asked about other pictures, or judged
+      ValueError: under one name of a data set, two runs were asked about other images, or judged
         by another verifier or other names.
     """
     rows, tests = [], []
@@ -118,7 +118,7 @@ def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
 
 def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     for keys, what in (
-        (results.PICTURES, "asked about other pictures"),
+        (results.IMAGES, "asked about other images"),
         (results.VERDICTS, "judged by another verifier, or other names of the labels"),
     ):
         for key, (one, other) in results.unlike(mine, theirs, keys).items():
@@ -130,7 +130,7 @@ def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -
 
 def to_markdown(found: Mapping[str, Any]) -> str:
     """Tables: figures with 95% intervals, differences with theirs, and the best of n samples."""
-    lines = ["# Comparison", "", "| run | pictures | " + " | ".join(_HEADS) + " |"]
+    lines = ["# Comparison", "", "| run | images | " + " | ".join(_HEADS) + " |"]
     lines.append("|---|---:|" + "---|" * len(_HEADS))
     for row in found["runs"]:
         cells = [
@@ -138,18 +138,18 @@ def to_markdown(found: Mapping[str, Any]) -> str:
             for m in bootstrap.MEASURES
         ]
         shares = [f"{100 * row[name]:.1f}%" for name in ("abstain", "unparsed", "unverified")]
-        head = [_name(row, found), str(row["pictures"])]
+        head = [_name(row, found), str(row["images"])]
         lines.append("| " + " | ".join([*head, *cells, *shares]) + " |")
     if found["comparisons"]:
-        lines += ["", "| b - a, paired | pictures | " + " | ".join(_HEADS[:3]) + " |"]
+        lines += ["", "| b - a, paired | images | " + " | ".join(_HEADS[:3]) + " |"]
         lines.append("|---|---:|" + "---|" * 3)
     for row in found["comparisons"]:
         cells = [markdown.difference(row["differences"][m]) for m in bootstrap.MEASURES]
         name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
-        lines.append("| " + " | ".join([name, str(row["pictures"]), *cells]) + " |")
+        lines.append("| " + " | ".join([name, str(row["images"]), *cells]) + " |")
     for best_of in markdown.best_of({_name(row, found): row for row in found["runs"]}):
         lines += ["", best_of]
-    lines += ["", "95% percentile bootstrap over pictures; p two-sided, not corrected for the"]
+    lines += ["", "95% percentile bootstrap over images; p two-sided, not corrected for the"]
     lines.append("number of comparisons.")
     if remarks := results.remarks(found):
         lines += ["", *(f"- {remark}" for remark in remarks)]

@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
         source = tfds_images.Source(
             dataset=given.dataset, split=split, seed=0, data_dir=given.data_dir or ""
         )
-        logging.info("%s: %d of %d pictures", split, len(source), count)
+        logging.info("%s: %d of %d images", split, len(source), count)
     print(f"{given.dataset}: {folder}")
 
 

@@ -64,10 +64,10 @@ def summary(rows: Iterator[Row]) -> str:
     for row in rows:
         judge = (row.model, row.prompt[:_DIGEST], row.settings)
         counts.setdefault(judge, collections.Counter())[row.category] += 1
-    ladder = sorted((c for c in Category if c >= Category.WRONG), reverse=True)
+    verdicts = sorted((c for c in Category if c >= Category.WRONG), reverse=True)
     lines = []
     for (model, prompt, settings), count in sorted(counts.items()):
-        shares = ", ".join(f"{c.name.lower()} {count[c]}" for c in ladder)
+        shares = ", ".join(f"{c.name.lower()} {count[c]}" for c in verdicts)
         lines.append(f"{model}  prompt {prompt}  {settings}\n  {count.total()} verdicts: {shares}")
     return "\n".join(lines) or "no verdicts"
 

@@ -26,15 +26,15 @@ def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
         "policy_loss": parts["policy_loss"],
         "token_weights": parts["token_weights"],
         "banned_V": run.banned_V,
-        "kl_coefficient": config.loss.kl_coefficient if config.loss.kl_place == "loss" else 0.0,
+        "kl_coefficient": config.loss.kl_coefficient if config.loss.kl_in == "loss" else 0.0,
         "kl_estimator": getattr(kl, config.loss.kl_estimator),
-        "old_logp": config.loss.old_logp,
-        "importance_cap": config.loss.importance_cap,
+        "old_logprobs": config.loss.old_logprobs,
+        "tis_cap": config.loss.tis_cap,
         "temperature": config.rollout.temperature,
         "micro_batches": config.train.micro_batches,
         "logprob_chunk": config.train.logprob_chunk,
         "remat": config.train.remat,
-        "answer_widths": config.train.answer_widths,
+        "num_length_buckets": config.train.num_length_buckets,
     }
     return functools.partial(sharding.on_mesh(run.mesh, update_lib.update), **options | changes)
 
@@ -42,7 +42,7 @@ def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
 def learner(run: Run, optimizer_: Any) -> Any:
     """`rl_step.learn` but for (state, base, batch, features, rollout, category, valid)."""
     config, parts = run.config, algorithm.parts_of(run.config)
-    loss, updates = config.loss, config.train.mini_batches * config.train.passes
+    loss, updates = config.loss, config.train.mini_batches * config.train.ppo_epochs
     score = functools.partial(
         rescore.answer_logp,
         graphdef=run.graphdef,
@@ -50,7 +50,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         banned_V=run.banned_V,
         temperature=config.rollout.temperature,
         chunk_size=config.train.logprob_chunk,
-        answer_widths=config.train.answer_widths,
+        num_length_buckets=config.train.num_length_buckets,
     )
 
     def divergence(lora, base, batch, features_BMD, rollout, logp_BNT):
@@ -61,7 +61,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
         return loss.kl_coefficient * jnp.sum(kl_BNT, axis=-1)
 
     # The only update of a step is its own trainer before the update.
-    rescored = loss.old_logp == "trainer" and updates > 1
+    rescored = loss.old_logprobs == "recomputed" and updates > 1
     return functools.partial(
         sharding.on_mesh(run.mesh, rl_step.learn),
         reward=parts["reward"],
@@ -70,12 +70,12 @@ def learner(run: Run, optimizer_: Any) -> Any:
         mini_batches=config.train.mini_batches,
         eos_id=run.model_config.eos_token_id,
         noise=algorithm.noise_of(config),
-        min_verified=config.verifier.min_verified,
-        passes=config.train.passes,
+        min_judged_fraction=config.verifier.min_judged_fraction,
+        ppo_epochs=config.train.ppo_epochs,
         overlong=parts["overlong"] if config.reward.overlong_penalty else None,
         old_logp=functools.partial(score, use_lora=True) if rescored else None,
-        divergence=divergence if loss.kl_place == "reward" and loss.kl_coefficient else None,
-        shown=config.train.samples_pictures if config.train.samples_every else 0,
+        divergence=divergence if loss.kl_in == "reward" and loss.kl_coefficient else None,
+        shown=config.train.num_logged_images if config.train.samples_every else 0,
     )
 
 

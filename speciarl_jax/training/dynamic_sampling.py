@@ -31,8 +31,8 @@ class Groups:
     """Answers with their verdicts. A group that is not to be learned from has `weight_B` 0.
 
     Attributes:
-      prompt: without patches and layout, since the tower has run.
-      features_BMD: of the pictures.
+      prompt: without patches and layout, since the encoder has run.
+      features_BMD: of the images.
       rollout: the answers.
       category_BN: their categories.
       valid_BN: whether a verdict exists.
@@ -131,7 +131,7 @@ def describe(
         for c in Category
     }
     return shares | {
-        "sampled/unverified": 1 - judged / asked,
+        "sampled/unjudged": 1 - judged / asked,
         "sampled/reward": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "sampled/groups_with_signal": jnp.mean(signal_B.astype(jnp.float32)),
     }
@@ -175,7 +175,7 @@ def build_step(
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """(state, base, verifier, next_batch, step) -> (state, metrics).
 
-    `next_batch()` gives `config.train.dynamic_sampling.batch_size` pictures. A step asks for more
+    `next_batch()` gives `config.train.dynamic_sampling.batch_size` images. A step asks for more
     until `config.train.batch_size` groups have signal, `max_rounds` times at most. What is too much
     is dropped; what is missing then stays empty, is counted in the metrics and warned of.
 
@@ -189,13 +189,16 @@ def build_step(
     """
     size, options = run.config.train.batch_size, run.config.train.dynamic_sampling
     rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    reward, min_verified = algorithm.reward_of(run.config), run.config.verifier.min_verified
+    reward, min_judged_fraction = (
+        algorithm.reward_of(run.config),
+        run.config.verifier.min_judged_fraction,
+    )
 
     noise = algorithm.noise_of(run.config)
 
     def keep(pool, fresh, learned):
         # A group that lacks verdicts would leave the update, so it must not take a place in it.
-        taken_BN = rl_step.whole_groups(fresh.valid_BN, min_verified)
+        taken_BN = rl_step.whole_groups(fresh.valid_BN, min_judged_fraction)
         image_id_B, category_BN = fresh.prompt.image_id_B, fresh.category_BN
         # The verdicts that `learn` will reward.
         rewarded_BN = noise(category_BN, image_id_B, learned) if noise else category_BN
@@ -227,11 +230,11 @@ def build_step(
         pool, filled, summaries, said = None, 0, [], []
         while filled < size and len(summaries) < options.max_rounds:
             batch = next_batch()
-            # A picture that comes twice in a step is answered anew.
+            # An image that comes twice in a step is answered anew.
             draw = np.uint32(int(number) * options.max_rounds + len(summaries))
             *found, verdicts = answer(state, base, verifier, batch, draw)
             said.append(verdicts)
-            bare = batch.without_pictures()
+            bare = batch.without_images()
             fresh = Groups(bare, *found)
             if pool is not None:
                 pool, fresh = alike(pool, fresh, pad_program)
@@ -240,7 +243,7 @@ def build_step(
             summaries.append(summary)
         if filled < size:
             logging.warning(
-                "step %d: %d rounds of %d pictures gave %d of %d groups whose rewards differ; the "
+                "step %d: %d rounds of %d images gave %d of %d groups whose rewards differ; the "
                 "update is that much smaller (config.train.dynamic_sampling)",
                 *(int(number), len(summaries), options.batch_size, filled, size),
             )

@@ -14,7 +14,7 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Rollout
 from speciarl_jax.runtime import sharding, step_timer
-from speciarl_jax.runtime.batching import cut, join
+from speciarl_jax.runtime.batching import merge_strided, split_strided
 from speciarl_jax.verifiers.base import Verdicts
 
 
@@ -45,9 +45,9 @@ def answerer(
 ) -> Callable[..., Answered]:
     """(lora, base, batch, number) -> `Answered`.
 
-    The batch is sampled in `config.verifier.chunks` parts, and a part is judged while the next one
-    is sampled. No sample depends on the number of parts. It raises `JudgeAway` where too many
-    answers have no verdict.
+    The batch is sampled in `config.verifier.num_chunks` parts, and a part is judged while the
+    next one is sampled. No sample depends on the number of parts. It raises `JudgeUnavailable`
+    where too many answers have no verdict.
 
     Args:
       run: with a host verifier.
@@ -55,7 +55,7 @@ def answerer(
       name: number -> what messages call this batch.
       mark: told when a stage ends (`stopwatch`).
     """
-    chunks, rows = run.config.verifier.chunks, sharding.batch_sharding(run.mesh)
+    chunks, rows = run.config.verifier.num_chunks, sharding.batch_sharding(run.mesh)
     cut_program = jax.jit(lambda batch: _cut(batch, chunks), out_shardings=rows)
     rollout_program = jax.jit(rollout_of, out_shardings=rows)
 
@@ -150,10 +150,10 @@ def _send(
 
 
 def _cut(batch: PromptBatch, parts: int) -> list[PromptBatch]:
-    stacked = jax.tree.map(lambda x: cut(x, parts), batch)
+    stacked = jax.tree.map(lambda x: split_strided(x, parts), batch)
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
 
 
 def join_parts(parts: Sequence[Any]) -> Any:
-    """Pytrees of the parts of a batch to one of the batch: undoes `update.cut`."""
-    return jax.tree.map(lambda *x: join(jnp.stack(x)), *parts)
+    """Pytrees of the parts of a batch to one of the batch: undoes `split_strided`."""
+    return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)

@@ -27,7 +27,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.rl import optimizer
-from speciarl_jax.runtime import checkpoint
+from speciarl_jax.runtime import checkpoint, renamed
 from speciarl_jax.training import build_update
 
 BASE, TRAINED, BEST = "base", "trained", "best"
@@ -59,8 +59,7 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise ValueError(
             f"{path} is missing; give the --workdir of a run of python -m speciarl_jax.train"
         )
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    return config
+    return ml_collections.ConfigDict(renamed.config(json.loads(path.read_text())))
 
 
 def config_from_file(path: epath.Path) -> ml_collections.ConfigDict:

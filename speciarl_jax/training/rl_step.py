@@ -10,7 +10,7 @@ from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout.types import Rollout, Samples, UpdateBatch
-from speciarl_jax.runtime.batching import cut
+from speciarl_jax.runtime.batching import split_strided
 from speciarl_jax.training.state import TrainState
 from speciarl_jax.verifiers.category import Category
 
@@ -18,7 +18,7 @@ from speciarl_jax.verifiers.category import Category
 SAMPLES = "samples"
 
 
-def whole_groups(valid_BN: jax.Array, min_verified: float) -> jax.Array:
+def whole_groups(valid_BN: jax.Array, min_judged_fraction: float) -> jax.Array:
     """Answers that take part: those with a verdict, if enough of their group have one.
 
     The bar is the best answer of the group. One without a verdict might have set it, so at 1 a
@@ -26,9 +26,9 @@ def whole_groups(valid_BN: jax.Array, min_verified: float) -> jax.Array:
 
     Args:
       valid_BN: bool, whether a verdict exists.
-      min_verified: share of a group that must have one, in [0, 1].
+      min_judged_fraction: share of a group that must have one, in [0, 1].
     """
-    needed = math.ceil(min_verified * valid_BN.shape[1] - 1e-6)
+    needed = math.ceil(min_judged_fraction * valid_BN.shape[1] - 1e-6)
     return valid_BN & (jnp.sum(valid_BN, axis=1, keepdims=True) >= needed)
 
 
@@ -47,8 +47,8 @@ def learn(
     mini_batches: int,
     eos_id: int,
     noise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
-    min_verified: float = 0.0,
-    passes: int = 1,
+    min_judged_fraction: float = 0.0,
+    ppo_epochs: int = 1,
     overlong: Callable[[jax.Array], jax.Array] | None = None,
     old_logp: Callable[..., jax.Array] | None = None,
     divergence: Callable[..., jax.Array] | None = None,
@@ -59,8 +59,8 @@ def learn(
     Args:
       state: what changes.
       base: frozen weights.
-      batch: pictures and prompts.
-      features_BMD: of the pictures.
+      batch: images and prompts.
+      features_BMD: of the images.
       rollout: the answers.
       category_BN: their categories.
       valid_BN: whether a verdict exists.
@@ -71,14 +71,14 @@ def learn(
       eos_id: token that ends an answer.
       noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the
         study of verifiers that err (`verify.label_noise`).
-      min_verified: as for `whole_groups`.
-      passes: how often the step goes through its answers.
+      min_judged_fraction: as for `whole_groups`.
+      ppo_epochs: how often the step goes through its answers.
       overlong: length_BN -> what long answers lose of their reward, or None.
       old_logp: (lora, base, batch, features, rollout) -> the trainer's log-probabilities before the
         first update, or None if updates do not need them (`update.update`).
       divergence: the same and `old_logp`'s result, or the sampler's -> what answers lose for their
         divergence from the reference, or None.
-      shown: pictures of which the answers are handed back; see `SAMPLES`.
+      shown: images of which the answers are handed back; see `SAMPLES`.
 
     Returns:
       The new state and float32 metrics named `stage/name`; those of the updates are averaged, but
@@ -88,7 +88,7 @@ def learn(
     Raises:
       ValueError: `mini_batches` does not divide B.
     """
-    taken_BN = whole_groups(valid_BN, min_verified)
+    taken_BN = whole_groups(valid_BN, min_judged_fraction)
     rewarded_BN = noise(category_BN, batch.image_id_B, state.step) if noise else category_BN
     reward_BN = reward(rewarded_BN, taken_BN)
     costs = {}
@@ -109,7 +109,7 @@ def learn(
         valid_BN=taken_BN,
         old_logp_BNT=old_logp_BNT,
     )
-    state, metrics = run_updates(state, base, whole, update, mini_batches, passes)
+    state, metrics = run_updates(state, base, whole, update, mini_batches, ppo_epochs)
     summary = describe(
         rollout, category_BN, valid_BN, taken_BN, reward_BN, advantage_BN, batch.weight_B, eos_id
     )
@@ -135,7 +135,7 @@ def samples_of(
     reward_BN: jax.Array,
     shown: int,
 ) -> Samples:
-    """The first `shown` pictures of a batch, or all if there are fewer."""
+    """The first `shown` images of a batch, or all if there are fewer."""
     whole = Samples(
         image_id_K=batch.image_id_B,
         label_index_K=batch.label_index_B,
@@ -155,9 +155,9 @@ def run_updates(
     whole: UpdateBatch,
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     mini_batches: int,
-    passes: int,
+    ppo_epochs: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Updates on every mini-batch in turn, and so `passes` times; see `learn`.
+    """Updates on every mini-batch in turn, and so `ppo_epochs` times; see `learn`.
 
     Raises:
       ValueError: `mini_batches` does not divide B.
@@ -167,15 +167,15 @@ def run_updates(
         raise ValueError(
             f"config.train.batch_size {images} cannot be cut into {mini_batches} mini-batches"
         )
-    parts = jax.tree.map(lambda x: cut(x, mini_batches), whole)
+    parts = jax.tree.map(lambda x: split_strided(x, mini_batches), whole)
 
     def one_pass(state, _):
         return jax.lax.scan(lambda state, part: update(state, base, part), state, parts)
 
-    if passes == 1:
+    if ppo_epochs == 1:
         state, metrics = one_pass(state, None)
     else:
-        state, metrics = jax.lax.scan(one_pass, state, length=passes)
+        state, metrics = jax.lax.scan(one_pass, state, length=ppo_epochs)
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
     metrics = {
         name: x[0] if name.startswith("update/sampler_") else jnp.mean(x)
@@ -212,12 +212,12 @@ def describe(
     left_out_B = ~jnp.any(taken_BN, axis=1) & (weight_B > 0)
     shares = {f"verify/{c.name.lower()}": mean(category_BN == c) for c in Category}
     return shares | {
-        "verify/unverified": 1 - judged / asked,
-        "verify/groups_left_out": jnp.sum(left_out_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "verify/unjudged": 1 - judged / asked,
+        "verify/groups_dropped": jnp.sum(left_out_B) / jnp.maximum(jnp.sum(weight_B), 1),
         "reward/mean": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
-        "reward/groups_without_signal": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
-        "data/left_out": jnp.sum(weight_B == 0, dtype=jnp.float32),
-        "rollout/length": mean(length_BN),
+        "reward/zero_std_groups": jnp.sum(flat_B) / jnp.maximum(jnp.sum(weight_B), 1),
+        "data/skipped": jnp.sum(weight_B == 0, dtype=jnp.float32),
+        "rollout/completion_length": mean(length_BN),
         "rollout/truncated": mean(
             rollout.mask_BNT[..., -1] & (rollout.tokens_BNT[..., -1] != eos_id)
         ),

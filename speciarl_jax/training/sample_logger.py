@@ -1,4 +1,4 @@
-"""Samples of training for people to look at: pictures, their N answers, categories and rewards."""
+"""Samples of training for people to look at: images, their N answers, categories and rewards."""
 
 import collections
 import threading
@@ -20,20 +20,20 @@ from speciarl_jax.verifiers.category import Category
 
 FILE = "rollout_samples.jsonl"
 
-_SIDE = 96  # pixels of a kept picture's longer side
-# Pictures are read some batches ahead of the step that learns from them.
+_SIDE = 96  # pixels of a kept image's longer side
+# Images are read some batches ahead of the step that learns from them.
 _BATCHES = 64
 
 
 class Gallery:
-    """Small copies of the first pictures of each batch of this process, until they are written."""
+    """Small copies of the first images of each batch of this process, until they are written."""
 
     def __init__(self, train: ml_collections.ConfigDict):
         """Args: train: `config.train`."""
-        # Dynamic sampling learns from a choice of the pictures that it samples.
+        # Dynamic sampling learns from a choice of the images that it samples.
         chosen = 4 if train.dynamic_sampling.max_rounds else 1
-        wanted = train.samples_every and train.objective == "reward"
-        self._each = train.samples_pictures * chosen if wanted else 0
+        wanted = train.samples_every and train.objective == "rl"
+        self._each = train.num_logged_images * chosen if wanted else 0
         self._rows: collections.OrderedDict[int, dict[str, Any]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -48,7 +48,7 @@ class Gallery:
                     self._rows.popitem(last=False)
 
     def row(self, image_id: int) -> Mapping[str, Any]:
-        """What is known of a picture; empty if it was not among those that were kept."""
+        """What is known of an image; empty if it was not among those that were kept."""
         with self._lock:
             return self._rows.get(image_id, {})
 
@@ -65,7 +65,7 @@ class SampleWriter:
           path: of the file.
           first_step: rows of this step and later are dropped: a resumed run writes them again.
           run: its tokenizer, labels and configuration.
-          gallery: the pictures.
+          gallery: the images.
           board: a `tensorboardX.SummaryWriter`.
         """
         self._run, self._gallery, self._board = run, gallery, board
@@ -82,8 +82,8 @@ class SampleWriter:
             described = {key: value for key, value in known.items() if key != "image"}
             row = {"step": step, **row, **described}
             if "image" in known:
-                row["picture"] = thumbnails.data_uri(known["image"])
-                tag = f"rollout_pictures/{place}"
+                row["image"] = thumbnails.data_uri(known["image"])
+                tag = f"rollout_images/{place}"
                 self._board.add_image(tag, known["image"], step, dataformats="HWC")
             self._lines.add(row)
             self._board.add_text(f"rollout_samples/{place}", as_markdown(row), step)
@@ -100,7 +100,7 @@ class SampleWriter:
 
 
 def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
-    """`image_id`, `label`, `responses`, `categories` and `rewards` of each picture; numpy in.
+    """`image_id`, `label`, `responses`, `categories` and `rewards` of each image; numpy in.
 
     A reward is None where the answer takes no part in the update. The label is its id.
     """
@@ -126,7 +126,7 @@ def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
 def as_markdown(row: Mapping[str, Any]) -> str:
     """A row as a table in which nothing that the model said is markup."""
     lines = [
-        f"**{markdown.escape(row['label'])}** (picture {row['image_id']})",
+        f"**{markdown.escape(row['label'])}** (image {row['image_id']})",
         "",
         "| answer | category | reward |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the policy on true labels: the baseline on the same pictures.
+"""Supervised fine-tuning of the policy on true labels: the baseline on the same images.
 
 Everything but the answers is as in reinforcement: adapters, optimizer, prompts, data, checkpoints,
 evaluation. The answers are not sampled but written from the labels.
@@ -23,10 +23,10 @@ from speciarl_jax.training.state import TrainState
 
 
 def response(row: Mapping[str, Any], template: str) -> str:
-    """What the policy shall say about a picture.
+    """What the policy shall say about an image.
 
     Args:
-      row: of the data set; `label` is the name of what the picture shows.
+      row: of the data set; `label` is the name of what the image shows.
       template: with fields of the row in braces; `{label}` must be one.
 
     Raises:
@@ -54,7 +54,7 @@ def targets(
     max_tokens: int,
     eos_id: int,
 ) -> Rollout:
-    """One answer about each picture, as if it had been sampled; numpy.
+    """One answer about each image, as if it had been sampled; numpy.
 
     Raises:
       ValueError: as for `response`, or an answer does not fit into `max_tokens`.
@@ -75,7 +75,7 @@ def targets(
 
 
 def builder(run: Run) -> Callable[[Sequence[Mapping[str, Any]], int], PromptBatch]:
-    """`run.build`, with a target for every picture.
+    """`run.build`, with a target for every image.
 
     Raises:
       ValueError: the template does not fit the data set's first row.
@@ -109,8 +109,8 @@ def build_step(
         policy_loss=likelihood.policy_loss,
         token_weights=token_weights.token_mean,
         temperature=1.0,
-        old_logp="trainer",
-        importance_cap=0.0,
+        old_logprobs="recomputed",
+        tis_cap=0.0,
     )
 
     def program(state, base, verifier, batch, number):
@@ -124,7 +124,7 @@ def build_step(
             valid_BN=batch.weight_B[:, None] > 0,
         )
         state, metrics = rl_step.run_updates(
-            state, base, whole, update, train.mini_batches, train.passes
+            state, base, whole, update, train.mini_batches, train.ppo_epochs
         )
         # Nothing was sampled.
         return state, {k: v for k, v in metrics.items() if not k.startswith("update/sampler_")}

@@ -42,7 +42,7 @@ def build_step(
     batch instead of a batch. Where there are several, `mark` is told when a stage ends.
     """
     config = run.config
-    if config.train.objective == "labels":
+    if config.train.objective == "sft":
         return sft_step.build_step(run, optimizer, where)
     rollout_of, learn = rollout_function(run), build_update.learner(run, optimizer)
     copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)

@@ -14,15 +14,15 @@ from speciarl_jax.training import sft_step
 def training_stream(run: Run, see: Callable[[Sequence], None] = lambda rows: None):
     """This process's share of the batches, epoch after epoch; `see` is shown the rows of each."""
     config, processes = run.config, jax.process_count()
-    first, size = run.source(config.seed), validate_config.sampled_pictures(config)
-    build = sft_step.builder(run) if config.train.objective == "labels" else run.build
+    first, size = run.source(config.seed), validate_config.sampled_images(config)
+    build = sft_step.builder(run) if config.train.objective == "sft" else run.build
 
     def build_batch(rows):
         see(rows)
         return build(rows, size // processes)
 
     def source_of_epoch(epoch):
-        # Of both, or neighbouring seeds would share most of their pictures.
+        # Of both, or neighbouring seeds would share most of their images.
         seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
         return first.with_seed(seed) if hasattr(first, "with_seed") else run.source(seed)
 

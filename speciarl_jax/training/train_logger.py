@@ -14,7 +14,7 @@ from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.training import rl_step, sample_logger
 
 
-class Journal:
+class TrainLogger:
     """Metric files and progress bar. It reads a step's metrics when the next step has been handed
     to the devices, so that they never wait for the host."""
 
@@ -24,7 +24,7 @@ class Journal:
         workdir: epath.Path,
         done: int,
         after_first_step: Callable[[], None],
-        watch: step_timer.Stopwatch,
+        watch: step_timer.StepTimer,
         window: tuple[float, int],
         gallery: sample_logger.Gallery,
     ):
@@ -38,7 +38,7 @@ class Journal:
           watch: has a row for each step.
           window: sum and number of the values of `config.checkpoint.best_metric` since the last
             checkpoint.
-          gallery: the pictures of the samples.
+          gallery: the images of the samples.
         """
         config = run.config
         self.window, self._watch, self._kept = window, watch, config.checkpoint

@@ -12,7 +12,7 @@ from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.rl.losses import token_weights as token_weights_lib
 from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
 from speciarl_jax.rollout.types import UpdateBatch
-from speciarl_jax.runtime.batching import cut
+from speciarl_jax.runtime.batching import split_strided
 from speciarl_jax.training.state import TrainState
 
 # (logp_BNT, old_logp_BNT, advantage_BN, weight_BNT) -> (loss, metrics); see `losses/`.
@@ -35,14 +35,14 @@ def update(
     logprob_chunk: int,
     remat: str,
     kl_estimator: Callable[[jax.Array, jax.Array], jax.Array] = kl.k3,
-    old_logp: str = "sampler",
-    importance_cap: float = 0.0,
-    answer_widths: int = 1,
+    old_logprobs: str = "rollout",
+    tis_cap: float = 0.0,
+    num_length_buckets: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Policy loss plus `kl_coefficient` times the divergence from the reference, which is the same
     weights with LoRA off.
 
-    The weights of the tokens hold the whole batch's denominator before the batch is cut, so the
+    The weights of the tokens hold the whole batch's denominator before the batch is split, so the
     gradient does not depend on `micro_batches`.
 
     Args:
@@ -60,12 +60,12 @@ def update(
       logprob_chunk: answer positions a call of the head.
       remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
       kl_estimator: from `losses.kl`.
-      old_logp: one of `OLD_LOGP`. "trainer" takes `batch.old_logp_BNT`, or, where that is None, the
-        policy of this very update: right for the only update of a step, and free.
-      importance_cap: with "trainer", bound of the truncated importance weight that corrects for the
+      old_logprobs: one of `OLD_LOGPROBS`. "recomputed" takes `batch.old_logp_BNT`, or, where that
+        is None, the policy of this very update: right for the only update of a step, and free.
+      tis_cap: with "recomputed", bound of the truncated importance weight that corrects for the
         sampler (`losses.importance`); 0 leaves it out.
-      answer_widths: how many widths a micro-batch is compiled for (`rollout.widths`); above 1,
-        pictures with answers of like length share one.
+      num_length_buckets: how many widths a micro-batch is compiled for (`rollout.widths`); above 1,
+        images with answers of like length share one.
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
@@ -96,21 +96,21 @@ def update(
         policy_loss=policy_loss,
         kl_coefficient=kl_coefficient,
         kl_estimator=kl_estimator,
-        old_logp=old_logp,
-        importance_cap=importance_cap,
+        old_logprobs=old_logprobs,
+        tis_cap=tis_cap,
     )
 
     def loss_of(lora, *part):
         return loss(nnx.merge(graphdef, lora, base), *part)
 
-    # Nothing below looks at the pictures again.
-    bare = batch.prompt.without_pictures()
+    # Nothing below looks at the images again.
+    bare = batch.prompt.without_images()
     whole = batch.replace(prompt=bare), *weights
-    if min(micro_batches, answer_widths) > 1:
+    if min(micro_batches, num_length_buckets) > 1:
         order_SR = length_buckets.by_length(batch.rollout.mask_BNT, micro_batches)
-        whole = jax.tree.map(lambda x: slot_compaction.take_pictures(x, order_SR), whole)
-    parts = jax.tree.map(lambda x: cut(x, micro_batches), whole)
-    grads, metrics = _sum_over_parts(loss_of, state.lora, parts, answer_widths)
+        whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
+    parts = jax.tree.map(lambda x: split_strided(x, micro_batches), whole)
+    grads, metrics = _sum_over_parts(loss_of, state.lora, parts, num_length_buckets)
     return _step(state, grads, metrics, optimizer)
 
 
@@ -124,8 +124,8 @@ def _loss(
     policy_loss,
     kl_coefficient,
     kl_estimator,
-    old_logp,
-    importance_cap,
+    old_logprobs,
+    tis_cap,
 ):
     """Loss and metrics of some images: policy loss, and KL to the policy with LoRA off."""
 
@@ -139,19 +139,19 @@ def _loss(
     trainer_BNT, sampler_BNT = part.old_logp_BNT, part.rollout.logp_BNT
     if trainer_BNT is None:
         trainer_BNT = jax.lax.stop_gradient(logp_BNT)
-    old_BNT = trainer_BNT if old_logp == "trainer" else sampler_BNT
+    old_BNT = trainer_BNT if old_logprobs == "recomputed" else sampler_BNT
     corrected_BNT = weight_BNT
-    if importance_cap:
-        importance_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=importance_cap)
+    if tis_cap:
+        importance_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=tis_cap)
         corrected_BNT = jnp.where(weight_BNT > 0, weight_BNT * importance_BNT, 0.0)
     loss, _ = policy_loss(logp_BNT, old_BNT, part.advantage_BN, corrected_BNT)
     _, metrics = policy_loss(logp_BNT, old_BNT, part.advantage_BN, mean_BNT)
     metrics["entropy"] = jnp.sum(mean_BNT * entropy_BNT)
     metrics |= importance.mismatch(trainer_BNT, sampler_BNT, mean_BNT)
-    if importance_cap:
+    if tis_cap:
         capped_BNT = jnp.where(mean_BNT > 0, importance_BNT, 0.0)
         metrics["importance"] = jnp.sum(mean_BNT * capped_BNT)
-        metrics["importance_capped"] = jnp.sum(mean_BNT * (capped_BNT >= importance_cap))
+        metrics["importance_capped"] = jnp.sum(mean_BNT * (capped_BNT >= tis_cap))
     if kl_coefficient:
         taken_BNT = weight_BNT > 0
         kl_BNT = kl_estimator(
@@ -162,7 +162,7 @@ def _loss(
     return loss, {"loss": loss, **metrics}
 
 
-def _sum_over_parts(loss_of, lora, parts, answer_widths):
+def _sum_over_parts(loss_of, lora, parts, num_length_buckets):
     """Gradients and metrics of `loss_of(lora, *part)`, added over the leading axis of `parts`."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -177,7 +177,9 @@ def _sum_over_parts(loss_of, lora, parts, answer_widths):
 
         arrays = batch.rollout, batch.old_logp_BNT, *weights
         mask_BNT = batch.rollout.mask_BNT
-        (_, metrics), grads = length_buckets.at_narrowest(narrow, arrays, mask_BNT, answer_widths)
+        (_, metrics), grads = length_buckets.at_narrowest(
+            narrow, arrays, mask_BNT, num_length_buckets
+        )
         return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
     first = jax.tree.map(lambda x: x[0], parts)
@@ -203,6 +205,6 @@ def _step(state: TrainState, grads, metrics, optimizer):
         skipped=jnp.where(finite, 0, state.skipped + 1),
     )
     metrics = {f"update/{name}": value for name, value in metrics.items()}
-    metrics["update/gradient_norm"] = norm
+    metrics["update/grad_norm"] = norm
     metrics["update/skipped"] = (~finite).astype(jnp.float32)
     return state, metrics

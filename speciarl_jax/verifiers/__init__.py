@@ -1,1 +1,1 @@
-"""Verifiers: from an answer and a true label to a category of the ladder."""
+"""Verifiers: from an answer and a true label to one of the ordered categories."""

@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """Verdicts on N responses about each of B pictures; numpy arrays.
+    """Verdicts on N responses about each of B images; numpy arrays.
 
     Attributes:
       category_BN: int32 `Category`; `UNPARSED` where there is no verdict.
@@ -44,15 +44,15 @@ class HostVerifier(abc.ABC):
         """Starts judging and returns at once.
 
         Args:
-          responses: N texts about each of B pictures; whole responses, tags included.
-          label_index: of the true label of each picture.
+          responses: N texts about each of B images; whole responses, tags included.
+          label_index: of the true label of each image.
 
         Returns:
           A future. What cannot be judged is not valid; a judge's failure raises nothing.
         """
 
     @abc.abstractmethod
-    def troubles(self) -> str:
+    def errors(self) -> str:
         """What went wrong since the last call, for people; "" for nothing."""
 
     @abc.abstractmethod

@@ -7,7 +7,7 @@ class Category(enum.IntEnum):
     """How an answer relates to the true label (SpeciaRL, arXiv 2603.03197, section 3).
 
     The values are ordered: a larger one is the better answer. `UNPARSED` is not a verdict of the
-    ladder; it marks an answer from which no label could be read.
+    ordered categories; it marks an answer from which no label could be read.
     """
 
     UNPARSED = -1

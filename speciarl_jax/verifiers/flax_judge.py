@@ -27,11 +27,16 @@ from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
 from speciarl_jax.verifiers.judge.retokenizing_judge import ReencodingJudge
 from speciarl_jax.verifiers.judge.token_reuse import Reuse
-from speciarl_jax.verifiers.judge.verdict_logprobs import Scorer, decide, frozen_tower, make_scorer
+from speciarl_jax.verifiers.judge.verdict_logprobs import (
+    Scorer,
+    decide,
+    frozen_decoder,
+    make_scorer,
+)
 from speciarl_jax.verifiers.label_tree import label_names
 from speciarl_jax.verifiers.parsing_on_device import TokenBytes
 
-# `weights` that mean the policy's own text tower without LoRA.
+# `weights` that mean the policy's own language model without LoRA.
 POLICY_BASE = "policy_base"
 
 
@@ -40,7 +45,7 @@ class Policy:
     """What a judge may take from the policy.
 
     Attributes:
-      decoder: its text tower, LoRA and all.
+      decoder: its language model, LoRA and all.
       tokenizer: of its checkpoint.
       put: places a judge's own parameters on the mesh (`hf_checkpoint.Put`).
       put_alone: places them on the devices of this process, for programs that it runs alone.
@@ -65,7 +70,7 @@ class FlaxJudge:
       reuse: from the policy's tokens to the judge's.
       max_answer_tokens: static, A; an answer that takes more is WRONG.
       max_response_bytes: static; a longer response is UNPARSED.
-      answers_at_once: static, answers to each picture that are judged together, for memory.
+      rollouts_at_once: static, answers to each image that are judged together, for memory.
       min_probability: static; a verdict below it counts as none.
     """
 
@@ -75,7 +80,7 @@ class FlaxJudge:
     reuse: Reuse
     max_answer_tokens: int = flax.struct.field(pytree_node=False)
     max_response_bytes: int = flax.struct.field(pytree_node=False)
-    answers_at_once: int = flax.struct.field(pytree_node=False)
+    rollouts_at_once: int = flax.struct.field(pytree_node=False)
     min_probability: float = flax.struct.field(pytree_node=False)
 
     def verify(
@@ -99,7 +104,7 @@ class FlaxJudge:
     def judge(
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, label_index_B: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`verify`, and the probabilities [B, N, K] of the verdicts, in the order of the ladder.
+        """`verify`, and the probabilities [B, N, K] of the verdicts, in order of the categories.
 
         Args:
           tokens_BNT: int32 responses in the policy's tokens.
@@ -107,7 +112,7 @@ class FlaxJudge:
           label_index_B: int32; a row whose index is no label is not valid.
 
         Returns:
-          Category, validity and float32 probabilities: those of one verdict of the ladder against
+          Category, validity and float32 probabilities: those of one verdict against
           the others. A stated verdict has probability 1; what is UNPARSED has none at all.
         """
         return self._judge(tokens_BNT, mask_BNT, label_index_B)[1:]
@@ -123,7 +128,7 @@ class FlaxJudge:
         logp_NBK = jax.lax.map(
             lambda pair: self.scorer.logp(decoder, prefix, *pair),
             (tokens_BNC.swapaxes(0, 1), context_BNC.swapaxes(0, 1)),
-            batch_size=self.answers_at_once,
+            batch_size=self.rollouts_at_once,
         )
         category_BN, valid_BN, probability_BNK = decide(
             stated_BN, logp_NBK.swapaxes(0, 1), self.min_probability
@@ -160,8 +165,8 @@ def create(
     max_answer_bytes: int,
     max_response_bytes: int,
     max_answer_tokens: int,
-    answers_at_once: int,
-    pairs_at_once: int,
+    rollouts_at_once: int,
+    judge_batch_size: int,
     min_probability: float,
     require_think: bool,
 ) -> tuple[label_names.LabelNames, FlaxJudge | ReencodingJudge]:
@@ -170,7 +175,7 @@ def create(
     Args:
       token_bytes: of the policy's vocabulary.
       dataset_path: label tree that the data set brings, or None.
-      policy: whose text tower, tokenizer and mesh may be used.
+      policy: whose language model, tokenizer and mesh may be used.
       path: names of the labels (`label_names.read`); "" for the data set's own tree.
       prompt: name or path (`load`).
       weights: folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint, or "policy_base".
@@ -178,8 +183,8 @@ def create(
       max_answer_bytes: a longer answer is WRONG.
       max_response_bytes: a longer response is UNPARSED (in-graph only).
       max_answer_tokens: an answer of more of the judge's tokens is WRONG.
-      answers_at_once: answers to each picture judged together (in-graph), for memory.
-      pairs_at_once: pairs judged together where answers are encoded anew on the host.
+      rollouts_at_once: answers to each image judged together (in-graph), for memory.
+      judge_batch_size: pairs judged together where answers are encoded anew on the host.
       min_probability: a verdict less probable than this is none; 0 takes all.
       require_think: as for `answer.extract`.
 
@@ -195,8 +200,8 @@ def create(
             "this data set brings no label tree; set config.verifier.flax_judge.path to a file of "
             "label names (verify/label_names.py)"
         )
-    _check(max_answer_tokens=max_answer_tokens, answers_at_once=answers_at_once)
-    _check(pairs_at_once=pairs_at_once, max_response_bytes=max_response_bytes)
+    _check(max_answer_tokens=max_answer_tokens, rollouts_at_once=rollouts_at_once)
+    _check(judge_batch_size=judge_batch_size, max_response_bytes=max_response_bytes)
     if not 0 <= min_probability <= 1:
         raise ValueError(
             f"config.verifier.flax_judge.min_probability is {min_probability}; it must lie between "
@@ -216,7 +221,7 @@ def create(
     if not agree:
         logging.info("flax_judge: the judge has another vocabulary; answers are encoded anew")
         return labels, ReencodingJudge(
-            scorer, labels.names, tokenizer, pairs_at_once=pairs_at_once, **limits, **both
+            scorer, labels.names, tokenizer, judge_batch_size=judge_batch_size, **limits, **both
         )
     return labels, FlaxJudge(
         scorer=scorer,
@@ -224,7 +229,7 @@ def create(
         screen=prefilter.Screen.create(labels.names, **limits),
         reuse=reuse,
         max_response_bytes=max_response_bytes,
-        answers_at_once=answers_at_once,
+        rollouts_at_once=rollouts_at_once,
         **both,
     )
 
@@ -250,6 +255,6 @@ def _vocabulary(weights: str, policy: Policy) -> tuple[Any, int]:
 
 def _decoder(weights: str, policy: Policy, put: Any) -> Decoder:
     if weights == POLICY_BASE:
-        return frozen_tower(policy.decoder)
+        return frozen_decoder(policy.decoder)
     _, decoder = qwen_text.load(weights, put=put, **policy.dtypes)
     return decoder

@@ -90,9 +90,9 @@ class HttpJudge(HostVerifier):
         ]
         return asyncio.run_coroutine_threadsafe(self._fill(rows), self._loop)
 
-    def troubles(self) -> str:
+    def errors(self) -> str:
         """See `HostVerifier`."""
-        return self._client.troubles()
+        return self._client.errors()
 
     def close(self) -> None:
         """See `HostVerifier`."""

@@ -3,12 +3,12 @@
     python tests/benchmarks/torch_baseline.py --shapes=short,paper
 
 Needs torch, transformers and peft (`launch/test.sh` installs them). The model has the dimensions
-of `workload.SMALL` (speciarl_jax/tools/bench) and random weights; the pictures and prompts are
+of `workload.SMALL` (speciarl_jax/tools/bench) and random weights; the images and prompts are
 those of the bench.
 
-- rollout: `generate(num_return_sequences=N)` on B pictures; no answer ends early.
+- rollout: `generate(num_return_sequences=N)` on B images; no answer ends early.
 - update: LoRA by peft on the linear layers of the language model; B x N whole sequences with their
-  pictures in micro-batches of 32, logits at answer positions only, clipped surrogate, AdamW. With a
+  images in micro-batches of 32, logits at answer positions only, clipped surrogate, AdamW. With a
   --kl_coefficient, both sides also run the reference policy.
 
 Ours is measured by `python -m speciarl_jax.tools.bench` in processes between the rounds of torch's.
@@ -36,7 +36,7 @@ MICRO_BATCH = 32
 
 
 def inputs_of(config, shape, copies, seed):
-    """The bench's pictures and prompts as transformers reads them, each `copies` times."""
+    """The bench's images and prompts as transformers reads them, each `copies` times."""
     batch = workload.random_batch(config, shape, seed)
     tokens = torch.tensor(np.repeat(batch.tokens_BP, copies, axis=0)).long()
     patches = np.repeat(batch.patches_BSC, copies, axis=0)
@@ -70,7 +70,7 @@ def rollout(model, config, shape, inputs):
 
 
 def logprobs(model, inputs, answers):
-    """Log-probabilities [rows, T] of the answers; each row is a whole sequence with its picture."""
+    """Log-probabilities [rows, T] of the answers; each row is a whole sequence with its image."""
     extended = {
         **inputs,
         "input_ids": torch.cat([inputs["input_ids"], answers], dim=1),

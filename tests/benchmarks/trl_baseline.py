@@ -1,4 +1,4 @@
-"""A whole step of TRL's GRPOTrainer on the bench's pictures and model, beside ours.
+"""A whole step of TRL's GRPOTrainer on the bench's images and model, beside ours.
 
 In an environment of its own, whose torch is the build for CPUs:
 
@@ -7,7 +7,7 @@ In an environment of its own, whose torch is the build for CPUs:
     trl/bin/python tests/benchmarks/trl_baseline.py --shape=short --python=.venv/bin/python
 
 The dimensions are those of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and random
-weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random pictures and prompts
+weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random images and prompts
 of P tokens, N answers of T tokens. A step samples with `generate`, rewards and updates once, in
 micro-batches of 32 answers. The first step is left out. Ours is measured before and after,
 by `python -m speciarl_jax.tools.bench` with the interpreter --python.
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-# images, answers, prompt, tokens, side of the picture in merged tokens; as in
+# images, answers, prompt, tokens, side of the image in merged tokens; as in
 # `speciarl_jax.tools.bench`.
 SHAPES = {"short": (16, 10, 98, 64, 4), "paper": (16, 10, 300, 96, 8)}
 IMAGE, VIDEO, START, END, EOS, PAD = range(4090, 4096)
@@ -81,7 +81,7 @@ def tokenizer_of():
 
 
 class Processor(ProcessorMixin):
-    """Pictures and words to inputs; transformers' own wants a video processor with torchvision."""
+    """Images and words to inputs; transformers' own wants a video processor with torchvision."""
 
     def __init__(self, image_processor, tokenizer):
         self.image_processor, self.tokenizer = image_processor, tokenizer
@@ -90,11 +90,11 @@ class Processor(ProcessorMixin):
 
     def __call__(self, images=None, text=None, padding=False, return_tensors=None, **_):
         text = [text] if isinstance(text, str) else list(text)
-        pictures = {}
+        pixels = {}
         if images is not None:
             flat = [x for row in images for x in (row if isinstance(row, list) else [row])]
-            pictures = dict(self.image_processor(images=flat, return_tensors="pt"))
-            counts = iter((pictures["image_grid_thw"].prod(dim=1) // 4).tolist())
+            pixels = dict(self.image_processor(images=flat, return_tensors="pt"))
+            counts = iter((pixels["image_grid_thw"].prod(dim=1) // 4).tolist())
             text = [
                 "".join(
                     piece if i == 0 else f"w{IMAGE} " * next(counts) + piece
@@ -108,7 +108,7 @@ class Processor(ProcessorMixin):
             kinds = (ids == IMAGE).int()
         else:
             kinds = [[int(i == IMAGE) for i in row] for row in ids]
-        return transformers.BatchFeature({**found, "mm_token_type_ids": kinds, **pictures})
+        return transformers.BatchFeature({**found, "mm_token_type_ids": kinds, **pixels})
 
     def apply_chat_template(self, conversation, tokenize=False, return_dict=False, **_):
         single = isinstance(conversation[0], dict)
@@ -127,7 +127,7 @@ class Processor(ProcessorMixin):
 
 
 def processor_of(side):
-    """Pictures of `side` x `side` merged tokens stay as they are."""
+    """Images of `side` x `side` merged tokens stay as they are."""
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
 
     pixels = (28 * side) ** 2
@@ -138,7 +138,7 @@ def processor_of(side):
 
 
 def rows_of(shape):
-    """Prompts of random words around a random picture; their tokens are P with the picture's."""
+    """Prompts of random words around a random image; their tokens are P with the image's."""
     images, _, prompt, _, side = shape
     rng = np.random.default_rng(0)
     rows = []

@@ -8,7 +8,7 @@ In an environment of its own, which holds neither torch nor this package's other
 The decoder has the dimensions of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and
 random weights; LoRA of rank 16 by qwix on the same linear layers; B prompts of P random tokens, N
 answers, T tokens at most, which answers of random weights nearly always reach. Tunix has no
-pictures in RL, so it runs no vision tower, and text stands where ours has a picture. A learner step
+images in RL, so it runs no vision encoder, and text stands where ours has an image. A learner step
 samples, rewards, scores the reference (unless --kl_coefficient=0) and updates. `rollout` is the
 call of the cluster's `generate`, `rest` is all else. The first step compiles and is left out. Ours
 is measured before and after, by `python -m speciarl_jax.tools.bench` with the interpreter --python.

@@ -42,7 +42,7 @@ DEVICES = {
     "cub_v5p8": 4,
     "cub_v6e8": 8,
 }
-# What decides the programs of a step, but for the size of the pictures.
+# What decides the programs of a step, but for the size of the images.
 SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
 
 
@@ -121,7 +121,7 @@ def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
     _, greedy = shapes["evaluate"]
     assert greedy.tokens_BNT.shape == (config.evaluation.batch_size, 1, length)
     if "rollout" in shapes:
-        sampled = validate_config.sampled_pictures(config)
+        sampled = validate_config.sampled_images(config)
         assert shapes["rollout"][1].logp_BNT.shape == (sampled, rollouts, length)
         assert shapes["verify"][0].shape == (sampled, rollouts)
     if "keep" in shapes:
@@ -132,7 +132,7 @@ def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)
     samples = metrics.pop(rl_step.SAMPLES, None)
-    assert samples is None or samples.reward_KN.shape == (config.train.samples_pictures, rollouts)
+    assert samples is None or samples.reward_KN.shape == (config.train.num_logged_images, rollouts)
     assert all(value.shape == () for value in metrics.values())
     adapters = sum(x.size for x in jax.tree.leaves(state.lora))
     if not of_quickstart(name) and "3b" not in name:

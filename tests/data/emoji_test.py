@@ -1,4 +1,4 @@
-"""The embedded benchmark: what is in it, what a picture depends on, and what is refused."""
+"""The embedded benchmark: what is in it, what an image depends on, and what is refused."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_ancestors_come_nearest_first():
             assert not any(below[name] > below[later] for later in names[i + 1 :]), key
 
 
-def test_every_picture_has_a_label_of_the_verifier():
+def test_every_image_has_a_label_of_the_verifier():
     taxonomy = Taxonomy.from_file(emoji.Source.TAXONOMY_PATH)
     rows = list(source(concept_set="all", difficulty="clean", image_size=8))
     labels = {taxonomy.leaf_index(row["label_id"]) for row in rows}
@@ -87,15 +87,15 @@ def test_every_picture_has_a_label_of_the_verifier():
 
 @pytest.mark.parametrize("split", sorted(emoji.SPLITS))
 def test_the_benchmark_is_large_and_every_split_shows_all_of_it(split):
-    pictures = source(split=split, difficulty="clean", image_size=8)
-    labels = {concept.label_id for concept in pictures.concepts}
-    shown = {row[3].label_id for row in pictures._rows}
+    images = source(split=split, difficulty="clean", image_size=8)
+    labels = {concept.label_id for concept in images.concepts}
+    shown = {row[3].label_id for row in images._rows}
     assert len(shown) >= 150
     # One designer drew no more than these of the concepts that are reinforced on.
     assert shown < labels if split == "reinforcement" else shown == labels
 
 
-def test_a_picture_depends_on_its_identity_and_the_seed_alone():
+def test_an_image_depends_on_its_identity_and_the_seed_alone():
     few, all_of_them = source(domains=["animal"]), source(concept_set="all", views=2)
     by_id = {}
     for i in reversed(range(len(all_of_them))):
@@ -124,14 +124,14 @@ def test_image_ids_are_the_same_in_every_release():
     assert emoji._stable_id("twemoji", "1f985", 0) == 1384074205
 
 
-def test_pictures_have_the_size_and_type_that_are_promised():
+def test_images_have_the_size_and_type_that_are_promised():
     row = source(image_size=40)[0]
     assert row["image"].shape == (40, 40, 3) and row["image"].dtype == np.uint8
     assert row["style"] == "twemoji" and row["difficulty"] == "moderate"
     assert 0 <= row["image_id"] < 2**31
 
 
-def test_mixed_difficulty_says_which_level_a_picture_got():
+def test_mixed_difficulty_says_which_level_an_image_got():
     levels = [row["difficulty"] for row in source(difficulty="mixed", views=3, image_size=8)]
     for level, share in augment.MIXED.items():
         assert abs(levels.count(level) / len(levels) - share) < 0.08

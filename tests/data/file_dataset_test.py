@@ -1,4 +1,4 @@
-"""Parts and subsets: chosen by the pictures' own names, the same everywhere, one within another."""
+"""Parts and subsets: chosen by the images' own names, the same everywhere, one within another."""
 
 import collections
 
@@ -11,7 +11,7 @@ from speciarl_jax.data import file_dataset
 
 
 def entries(*counts):
-    """Labels 0, 1, ... with so many pictures each."""
+    """Labels 0, 1, ... with so many images each."""
     return [
         file_dataset.Entry(f"{label}/{i}.jpg", str(label), str(label), f"/x/{label}/{i}.jpg")
         for label, count in enumerate(counts)
@@ -59,7 +59,7 @@ def test_the_subsets_of_the_paper_are_the_same_in_every_release():
     assert sorted(keys(found[128]))[:3] == ["0/9.jpg", "100/10.jpg", "101/23.jpg"]
 
 
-def test_parts_are_disjoint_complete_and_stable_when_pictures_come():
+def test_parts_are_disjoint_complete_and_stable_when_images_come():
     few, many = entries(400, 300), entries(400, 300, 200)
     held_out = file_dataset.choose_part(few, "held_out", 0.1)
     training = file_dataset.choose_part(few, "training", 0.1)
@@ -79,11 +79,11 @@ def make(rows, **options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(subset=9), r"x: config.data.options.subset .*is 9, but there are 8 pictures"),
+        (dict(subset=9), r"x: config.data.options.subset .*is 9, but there are 8 images"),
         (dict(subset=-1), "config.data.options.subset .* is -1"),
         (dict(part="test"), "config.data.options.part .* is 'test'; choose one of .*held_out"),
         (dict(part="training", held_out_share=1.0), "config.data.options.held_out_share .* is 1.0"),
-        (dict(part="held_out", held_out_share=1e-9), "none of its 8 pictures is in part"),
+        (dict(part="held_out", held_out_share=1e-9), "none of its 8 images is in part"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -91,7 +91,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
         make(entries(4, 4), **options)
 
 
-def test_the_fingerprint_changes_with_any_picture_label_or_place():
+def test_the_fingerprint_changes_with_any_image_label_or_place():
     rows = entries(3, 3)
     first = make(rows).fingerprint
     assert first == make(entries(3, 3)).fingerprint

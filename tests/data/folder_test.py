@@ -11,7 +11,7 @@ from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
 def fill(root, *names, size=(8, 6)):
-    """Pictures at those places, each of one colour that its place decides."""
+    """Images at those places, each of one colour that its place decides."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def test_links_are_followed_once_and_other_files_passed_over(tmp_path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ((), "holds no picture; pictures end in one of .jpg"),
-        (("1.png", "rose/2.png"), "1 pictures outside of a label's folder .'1.png'"),
+        ((), "holds no image; images end in one of .jpg"),
+        (("1.png", "rose/2.png"), "1 images outside of a label's folder .'1.png'"),
         (("rose/1.png", "___/1.png"), "label '___' .* without any letter or digit"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture to upright RGB, and damage that is named or left out."""
+"""Decoding: every kind of image to upright RGB, and damage that is named or left out."""
 
 import io
 
@@ -69,7 +69,7 @@ def test_every_mode_becomes_rgb(mode):
     "data, message",
     [
         (b"", "photos/a.jpg is empty"),
-        (b"<html>not found</html>", "photos/a.jpg is no picture"),
+        (b"<html>not found</html>", "photos/a.jpg is no image"),
         (encode(Image.fromarray(PIXELS), "JPEG")[:400], "photos/a.jpg cannot be decoded"),
         (encode(Image.fromarray(PIXELS))[:-500], "photos/a.jpg cannot be decoded"),
         (encode(Image.new("RGB", (801, 4))), "801 x 4 px, too long and thin"),
@@ -78,11 +78,11 @@ def test_every_mode_becomes_rgb(mode):
 def test_damage_is_named_with_what_to_do(data, message):
     with pytest.raises(images.BrokenImageError, match=message) as error:
         images.decode(data, "photos/a.jpg")
-    assert "broken_images='leave_out'" in str(error.value)
+    assert "on_decode_error='skip'" in str(error.value)
     assert "speciarl_jax.tools.check_data" in str(error.value)
 
 
-def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(monkeypatch):
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(images.BrokenImageError, match="has more than 500 pixels, too many"):
         decode(Image.fromarray(PIXELS))
@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 3000), st.binary(min_size=0, max_size=40))
-def test_any_damage_is_a_broken_image_or_a_picture(where, noise):
+def test_any_damage_is_a_broken_image_or_an_image(where, noise):
     data = bytearray(encode(Image.fromarray(PIXELS), "JPEG"))
     data[where : where + len(noise)] = noise
     try:
@@ -121,7 +121,7 @@ class Rows:
     def __getitem__(self, index):
         self.read += 1
         if index in self.broken:
-            raise images.BrokenImageError(f"picture {index}", "is empty")
+            raise images.BrokenImageError(f"image {index}", "is empty")
         return {"image": PIXELS, **self.describe(index)}
 
     def describe(self, index):
@@ -132,11 +132,11 @@ def test_broken_rows_keep_their_place_and_weigh_nothing():
     source = images.WithoutBroken(Rows({3, 7}))
     rows = [source[i] for i in range(20)]
     assert [row["image_id"] for row in rows] == list(range(20))
-    assert [i for i, row in enumerate(rows) if row.get("left_out")] == [3, 7]
-    assert set(source.left_out) == {3, 7} and "picture 3" in source.left_out[3]
+    assert [i for i, row in enumerate(rows) if row.get("skipped")] == [3, 7]
+    assert set(source.skipped) == {3, 7} and "image 3" in source.skipped[3]
     assert rows[3]["image"].shape[2] == 3
     source[3]
-    assert len(source.left_out) == 2
+    assert len(source.skipped) == 2
 
 
 class OneRow:
@@ -176,16 +176,16 @@ def test_an_image_id_that_does_not_fit_is_refused(image_id):
         images.check_first_row(OneRow({**GOOD_ROW, "image_id": image_id}), "own")
 
 
-def test_a_set_without_pictures_is_refused():
-    with pytest.raises(ValueError, match="the data set 'own' has no pictures"):
+def test_a_set_without_images_is_refused():
+    with pytest.raises(ValueError, match="the data set 'own' has no images"):
         images.check_first_row(OneRow({}), "own")
 
 
-def test_too_many_broken_pictures_are_no_accident():
+def test_too_many_broken_images_are_no_accident():
     source = images.WithoutBroken(Rows(range(20)))
     for i in range(10):
         source[i]
-    with pytest.raises(ValueError, match="11 of 20 pictures are broken.*data_check.*picture 10"):
+    with pytest.raises(ValueError, match="11 of 20 images are broken.*data_check.*image 10"):
         source[10]
 
 
@@ -199,7 +199,7 @@ def test_what_the_source_has_not_the_wrapper_has_not():
         del Rows.with_seed
 
 
-def test_describing_a_row_reads_no_picture_where_the_source_can_tell():
+def test_describing_a_row_reads_no_image_where_the_source_can_tell():
     rows = Rows(())
     assert images.describe(rows, 4) == {"image_id": 4, "label_id": "a"} and rows.read == 0
     plain = [{"image": PIXELS, "label_id": "b"}]

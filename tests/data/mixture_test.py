@@ -1,4 +1,4 @@
-"""Mixtures: shares by weight, every picture in its turn, labels of all parts."""
+"""Mixtures: shares by weight, every image in its turn, labels of all parts."""
 
 import collections
 
@@ -24,7 +24,7 @@ def test_shares_follow_the_weights(parts, size):
     if size:
         assert sum(counts) == size
     else:
-        # No picture twice, and one more would need some.
+        # No image twice, and one more would need some.
         assert all(count <= length for count, length in zip(counts, lengths, strict=True))
         more = (sum(counts) + len(parts) + 1) / total
         assert any(more * w > n for w, n in zip(weights, lengths, strict=True))
@@ -47,7 +47,7 @@ def test_weights_that_are_none_are_refused(weights):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two folders: 12 pictures of birds, 4 of flowers; a file name stands in both."""
+    """Two folders: 12 images of birds, 4 of flowers; a file name stands in both."""
     for name, labels, count in (("birds", ["eagle", "gull"], 6), ("flowers", ["rose"], 4)):
         for label in labels:
             (tmp_path / name / label).mkdir(parents=True)
@@ -74,7 +74,7 @@ def seen(source):
     )
 
 
-def test_without_weights_every_picture_comes_once(folders):
+def test_without_weights_every_image_comes_once(folders):
     source = mix(folders)
     assert len(source) == 16 and set(seen(source).values()) == {1}
     ids = {row["image_id"] for row in source}

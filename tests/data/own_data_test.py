@@ -1,10 +1,10 @@
-"""A user's own pictures from the folder to the update: many sizes, damage, resuming, processes."""
+"""A user's own images from the folder to the update: many sizes, damage, resuming, processes."""
 
 import json
 
 import numpy as np
 import pytest
-from own_pictures import BATCH, LABELS, fill, own
+from own_images import BATCH, LABELS, fill, own
 from PIL import Image
 
 from speciarl_jax import evaluate, train
@@ -19,7 +19,7 @@ BROKEN = "bird/gull/3.png"
 
 @pytest.fixture
 def folder(tmp_path):
-    return fill(tmp_path / "pictures")
+    return fill(tmp_path / "images")
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def damaged(folder):
 
 @pytest.fixture(scope="module")
 def prepared(small_config, tmp_path_factory):
-    """A run on whole pictures of many sizes."""
-    root = fill(tmp_path_factory.mktemp("whole") / "pictures")
+    """A run on whole images of many sizes."""
+    root = fill(tmp_path_factory.mktemp("whole") / "images")
     return run_lib.prepare(own(small_config, root))
 
 
@@ -52,7 +52,7 @@ def keys(rows):
     return [row["key"] for row in rows]
 
 
-def test_pictures_of_many_sizes_become_batches_of_few_shapes(prepared):
+def test_images_of_many_sizes_become_batches_of_few_shapes(prepared):
     stream = train_data.training_stream(prepared)
     shapes = set()
     merge = prepared.model_config.vision.spatial_merge_size**2
@@ -67,7 +67,7 @@ def test_pictures_of_many_sizes_become_batches_of_few_shapes(prepared):
     assert 1 <= len(shapes) <= 4
 
 
-def test_two_epochs_show_each_picture_twice_whatever_the_workers_and_processes(prepared):
+def test_two_epochs_show_each_image_twice_whatever_the_workers_and_processes(prepared):
     whole = [keys(next(stream_of(prepared))) for _ in range(1)]
     stream = stream_of(prepared)
     batches = [keys(next(stream)) for _ in range(9)]
@@ -84,7 +84,7 @@ def test_two_epochs_show_each_picture_twice_whatever_the_workers_and_processes(p
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("done", [0, 2, 5])
-def test_a_resumed_run_sees_exactly_the_pictures_that_were_left(prepared, processes, done):
+def test_a_resumed_run_sees_exactly_the_images_that_were_left(prepared, processes, done):
     seen, left = [], []
     for process in range(processes):
         stream = stream_of(prepared, process, processes)
@@ -98,15 +98,15 @@ def test_a_resumed_run_sees_exactly_the_pictures_that_were_left(prepared, proces
     assert sorted(seen + left) == sorted(everything * 2)
 
 
-def test_a_broken_picture_stops_the_run_by_name(damaged, small_config):
+def test_a_broken_image_stops_the_run_by_name(damaged, small_config):
     run = run_lib.prepare(own(small_config, damaged))
     stream = train_data.training_stream(run)
-    with pytest.raises(ValueError, match=f"{BROKEN} cannot be decoded.*leave_out"):
+    with pytest.raises(ValueError, match=f"{BROKEN} cannot be decoded.*skip"):
         for _ in range(9):
             next(stream)
 
 
-def test_a_missing_picture_is_refused_before_the_policy_is_loaded(tmp_path, folder, small_config):
+def test_a_missing_image_is_refused_before_the_policy_is_loaded(tmp_path, folder, small_config):
     rows = [{"image": f"{label}/0.png", "label": label.split("/")[-1]} for label in LABELS]
     path = tmp_path / "table.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*rows, *[]]))
@@ -136,16 +136,16 @@ def test_rows_without_a_label_are_refused_before_the_policy_is_loaded(small_conf
     assert read == [0, 0]
 
 
-def test_a_left_out_picture_is_neither_learned_from_nor_scored(
+def test_a_left_out_image_is_neither_learned_from_nor_scored(
     damaged, small_config, tmp_path, caplog
 ):
-    config = own(small_config, damaged, data__broken_images="leave_out", train__steps=5)
+    config = own(small_config, damaged, data__on_decode_error="skip", train__steps=5)
     run = run_lib.prepare(config)
     train.train(run, tmp_path, lambda: None)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    # 20 pictures of 18: an epoch, in which the broken one is once, and two more.
-    assert sum(row["data/left_out"] for row in rows) in (1, 2)
+    # 20 images of 18: an epoch, in which the broken one is once, and two more.
+    assert sum(row["data/skipped"] for row in rows) in (1, 2)
     assert BROKEN in caplog.text
     assert all(np.isfinite(row["update/loss"]) for row in rows)
     judged = evaluator.Evaluator(run)(run.lora)
@@ -154,17 +154,17 @@ def test_a_left_out_picture_is_neither_learned_from_nor_scored(
     assert keys(judged.rows) == [e.key for e in run.source(0).entries if e.key != BROKEN]
 
 
-def test_a_run_on_other_pictures_does_not_go_on(folder, small_config, tmp_path):
+def test_a_run_on_other_images_does_not_go_on(folder, small_config, tmp_path):
     config = own(small_config, folder, train__steps=1)
     train.train(run_lib.prepare(config), tmp_path, lambda: None)
     (folder / "bird/gull/5.png").unlink()
-    with pytest.raises(ValueError, match="data.pictures"):
+    with pytest.raises(ValueError, match="data.images"):
         train.train(run_lib.prepare(config), tmp_path, lambda: None)
 
 
-def test_unknown_ways_with_broken_pictures_are_refused(folder, small_config):
-    with pytest.raises(ValueError, match="broken_images is 'skip'; choose one of .*leave_out"):
-        run_lib.prepare(own(small_config, folder, data__broken_images="skip"))
+def test_unknown_ways_with_broken_images_are_refused(folder, small_config):
+    with pytest.raises(ValueError, match="on_decode_error is 'ignore'; choose one of .*skip"):
+        run_lib.prepare(own(small_config, folder, data__on_decode_error="ignore"))
 
 
 def test_labels_that_only_the_evaluation_has_are_in_the_tree(folder, small_config, tmp_path):

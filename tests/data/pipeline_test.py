@@ -1,4 +1,4 @@
-"""The order of pictures: whole epochs, the same for any number of processes, resumable."""
+"""The order of images: whole epochs, the same for any number of processes, resumable."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def take(stream, count):
     return [next(stream) for _ in range(count)]
 
 
-def test_every_epoch_holds_each_picture_once_in_an_order_of_its_own():
+def test_every_epoch_holds_each_image_once_in_an_order_of_its_own():
     stream = batches()
     orders = []
     for epoch in range(4):
@@ -89,7 +89,7 @@ def test_sources_of_past_epochs_are_let_go():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(batch_size=13), "12 pictures and config.train.batch_size is 13.*more pictures"),
+        (dict(batch_size=13), "12 images and config.train.batch_size is 13.*more images"),
         (dict(processes=3), "batch_size 4 cannot be cut over 3 processes"),
     ],
 )
@@ -99,14 +99,14 @@ def test_unfit_batches_are_refused_with_both_numbers(changes, message):
 
 
 def test_an_empty_data_set_is_refused():
-    with pytest.raises(ValueError, match="0 pictures.*batch_size is 4"):
+    with pytest.raises(ValueError, match="0 images.*batch_size is 4"):
         pipeline.training_batches(lambda epoch: [], list, batch_size=4, seed=0, workers=1)
 
 
 @pytest.mark.parametrize("length", [12, 13, 15, 2])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_evaluation_covers_each_picture_once_in_order(length, processes):
-    source = [f"picture {i}" for i in range(length)]
+def test_evaluation_covers_each_image_once_in_order(length, processes):
+    source = [f"image {i}" for i in range(length)]
     parts = [
         list(pipeline.evaluation_batches(source, BATCH, process=p, processes=processes))
         for p in range(processes)

@@ -1,4 +1,4 @@
-"""From pictures to a `PromptBatch`: shapes, padding, placeholders, and what is refused."""
+"""From images to a `PromptBatch`: shapes, padding, placeholders, and what is refused."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from transformers import Qwen2VLImageProcessorPil
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions
 
 PATCH, MERGE = 4, 2
@@ -115,7 +115,7 @@ def test_a_system_message_comes_first(config, tokenizer):
     assert told.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
 
 
-def test_pictures_of_several_sizes_are_padded_on_the_left(builder, config):
+def test_images_of_several_sizes_are_padded_on_the_left(builder, config):
     sizes = [(16, 16), (24, 32), (8, 8)]
     batch = builder([example(h, w) for h, w in sizes], 3)
     counts = [h * w // (PATCH * MERGE) ** 2 for h, w in sizes]
@@ -133,7 +133,7 @@ def test_pictures_of_several_sizes_are_padded_on_the_left(builder, config):
         assert np.all(batch.patches_BSC[row, count * MERGE**2 :] == 0)
 
 
-def test_a_picture_is_the_same_alone_and_among_larger_ones(builder):
+def test_an_image_is_the_same_alone_and_among_larger_ones(builder):
     small = example(16, 16)
     alone, among = builder([small], 1), builder([example(24, 32), small], 2)
     length = alone.tokens_BP.shape[1]
@@ -149,7 +149,7 @@ def test_patches_are_those_of_the_image_processor(builder):
     np.testing.assert_array_equal(builder([row], 1).patches_BSC[0], want)
 
 
-def test_rows_may_have_several_pictures_or_none(builder, config, tokenizer):
+def test_rows_may_have_several_images_or_none(builder, config, tokenizer):
     a, b = example(16, 16, 1)["image"], example(24, 32, 2)["image"]
     rows = [{"image": image, "image_id": 0, "label_index": 0} for image in ([a, b], [], [b], a)]
     batch = builder(rows, 4)
@@ -176,29 +176,29 @@ def test_a_batch_of_text_alone_has_no_image_tokens(builder):
     np.testing.assert_array_equal(batch.positions_B3P[0, 0], np.arange(batch.tokens_BP.shape[1]))
 
 
-def make_ladder(config, tokenizer, growth=1.25, **options):
+def make_bucketed(config, tokenizer, growth=1.25, **options):
     processor = make_processor(most_pixels=160 * 160)
     return prompt_builder.PromptBuilder(
         config, tokenizer, processor, INSTRUCTION, bucket_growth=growth, **options
     )
 
 
-def programs(builder, tower, batches):
-    """Compiled programs of the vision tower for those batches, and the shares of padding.
+def programs(builder, encoder, batches):
+    """Compiled programs of the vision encoder for those batches, and the shares of padding.
 
-    The shares are of image tokens: padding of smaller pictures to the largest of their batch, and
-    of that to the ladder. The arrays of the prompt get no other shapes than the tower's.
+    The shares are of image tokens: padding of smaller images to the largest of their batch, and
+    of that to the bucket size. The arrays of the prompt get no other shapes than the encoder's.
     """
     traced, shapes, real, largest, held = [], set(), 0, 0, 0
 
     @random_policy.quick_jit
-    def encode(tower, patches_BSC, layout):
+    def encode(encoder, patches_BSC, layout):
         traced.append(patches_BSC.shape)
-        return tower(patches_BSC, layout)
+        return encoder(patches_BSC, layout)
 
     for rows in batches:
         batch = builder(rows, len(rows))
-        features = np.asarray(encode(tower, batch.patches_BSC, batch.layout))
+        features = np.asarray(encode(encoder, batch.patches_BSC, batch.layout))
         count = (batch.layout.token_index_BM >= 0).sum(axis=1)
         assert np.isfinite(features).all() and features[0, : count[0]].any()
         shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
@@ -212,40 +212,40 @@ def programs(builder, tower, batches):
     "growth, size, most_programs, most_padding",
     [(1.25, 1, 13, 0.15), (1.5, 1, 9, 0.25), (1.25, 4, 6, 0.15)],
 )
-def test_pictures_of_random_sizes_need_a_handful_of_programs(
+def test_images_of_random_sizes_need_a_handful_of_programs(
     config, tokenizer, growth, size, most_programs, most_padding
 ):
-    """40 pictures of 40 to 160 pixels a side: 25 to 400 image tokens, almost all differ."""
+    """40 images of 40 to 160 pixels a side: 25 to 400 image tokens, almost all differ."""
     rng = np.random.default_rng(0)
     rows = [example(*rng.integers(40, 161, 2), number) for number in range(40)]
     batches = [rows[i : i + size] for i in range(0, 40, size)]
-    tower = VisionTower(VISION, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    count, between_rows, to_ladder = programs(
-        make_ladder(config, tokenizer, growth), tower, batches
+    encoder = VisionEncoder(VISION, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    count, between_rows, to_bucket = programs(
+        make_bucketed(config, tokenizer, growth), encoder, batches
     )
-    print(f"{count} programs, padding {between_rows:.3f} between rows, {to_ladder:.3f} to ladder")
-    assert count <= most_programs and to_ladder < most_padding, (count, to_ladder)
+    print(f"{count} programs, padding {between_rows:.3f} between rows, {to_bucket:.3f} to bucket")
+    assert count <= most_programs and to_bucket < most_padding, (count, to_bucket)
     assert (between_rows == 0) == (size == 1)
 
 
-def test_pictures_of_one_size_are_not_padded(config, tokenizer):
+def test_images_of_one_size_are_not_padded(config, tokenizer):
     rows = [example(40, 72, number) for number in range(3)]
-    exact = make_ladder(config, tokenizer, growth=1.0)
+    exact = make_bucketed(config, tokenizer, growth=1.0)
     for batch in (exact(rows, 3), exact(rows[:1], 3)):
         assert batch.mask_BP.all() and (batch.layout.token_index_BM >= 0).all()
         assert prompt_builder.batch_sizes(batch) == (12, 45, len(exact.prompt_ids(45)))
         assert batch.patches_BSC.shape[1] == 45 * 4
 
 
-def test_the_ladder_stays_within_the_limit_of_prompts(config, tokenizer):
-    length = len(make_ladder(config, tokenizer).prompt_ids(20 * 20))
-    builder = make_ladder(config, tokenizer, max_prompt_tokens=length)
+def test_bucket_sizes_stay_within_the_limit_of_prompts(config, tokenizer):
+    length = len(make_bucketed(config, tokenizer).prompt_ids(20 * 20))
+    builder = make_bucketed(config, tokenizer, max_prompt_tokens=length)
     batch = builder([example(160, 160)], 1)
     assert batch.tokens_BP.shape == (1, length) and batch.layout.token_index_BM.shape[1] > 400
 
 
 def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkeypatch):
-    builder = make_ladder(config, tokenizer)
+    builder = make_bucketed(config, tokenizer)
     shares = [builder([example(*size)], 1) for size in ((40, 40), (150, 90), (16, 160))]
     assert len({prompt_builder.batch_sizes(share) for share in shares}) == 3
     assert builder.agree(shares[0]) is shares[0]
@@ -261,9 +261,9 @@ def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkey
         assert after.tokens_BP[after.mask_BP].tolist() == before.tokens_BP[before.mask_BP].tolist()
 
 
-def test_a_ladder_must_grow(config, tokenizer):
+def test_bucket_sizes_must_grow(config, tokenizer):
     with pytest.raises(ValueError, match="config.data.bucket_growth is 0.8"):
-        make_ladder(config, tokenizer, growth=0.8)
+        make_bucketed(config, tokenizer, growth=0.8)
 
 
 @random_policy.quick_jit
@@ -357,7 +357,9 @@ def test_an_image_processor_of_another_model_is_refused(config, tokenizer):
     ):
         processor = make_processor()
         setattr(processor, key, value)
-        with pytest.raises(ValueError, match=f" {key} {value}, the model's vision tower {wanted};"):
+        with pytest.raises(
+            ValueError, match=f" {key} {value}, the model's vision encoder {wanted};"
+        ):
             prompt_builder.PromptBuilder(config, tokenizer, processor, INSTRUCTION)
 
 
@@ -430,8 +432,8 @@ def test_the_published_template_makes_a_prompt(config, tokenizer):
 @pytest.mark.parametrize(
     "template, said",
     [
-        (published.TEXT_TEMPLATE, r"cannot write a prompt with 1 picture\(s\) \(can only concat"),
-        ("{{ raise_exception('no pictures') }}", r"cannot write .* \(no pictures\)"),
+        (published.TEXT_TEMPLATE, r"cannot write a prompt with 1 image\(s\) \(can only concat"),
+        ("{{ raise_exception('no images') }}", r"cannot write .* \(no images\)"),
         ("{% for", "cannot write a prompt"),
         ("hello", "puts 0 image placeholders"),
     ],
@@ -480,7 +482,7 @@ def published_folder(tmp_path_factory):
 
 
 def size_by_the_rule(height, width, fewest, most):
-    """Sides are multiples of 28 pixels, nearest to the picture's, with an area within the limits.
+    """Sides are multiples of 28 pixels, nearest to the image's, with an area within the limits.
 
     (Qwen2-VL's rule, which Qwen2.5-VL keeps; written down from its description.)
     """
@@ -541,7 +543,7 @@ def test_pixels_are_those_of_the_published_image_processor(
     np.testing.assert_allclose(batch.patches_BSC[0], want, atol=1e-5)
 
 
-def test_a_limit_below_what_small_pictures_are_enlarged_to_is_refused(published_folder):
+def test_a_limit_below_what_small_images_are_enlarged_to_is_refused(published_folder):
     assert prompt_builder.load_image_processor(published_folder).size["longest_edge"] == 12845056
     assert prompt_builder.load_image_processor(published_folder, 3136).size["longest_edge"] == 3136
     assert (

@@ -1,6 +1,6 @@
-"""Processes that are killed in the middle of an epoch and resumed: every picture once an epoch.
+"""Processes that are killed in the middle of an epoch and resumed: every image once an epoch.
 
-Each process reads with several workers and saves the state of its stream with the pictures it has
+Each process reads with several workers and saves the state of its stream with the images it has
 had, as a training run does with its checkpoint; what it read afterwards is read again.
 """
 
@@ -53,7 +53,7 @@ def read(folder, process, workers, batches, seconds):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_killed_and_resumed_processes_see_every_picture_once_an_epoch(start, tmp_path, workers):
+def test_killed_and_resumed_processes_see_every_image_once_an_epoch(start, tmp_path, workers):
     batches = EPOCHS * LENGTH // BATCH
     files = [tmp_path / f"process_{process}.json" for process in range(PROCESSES)]
 

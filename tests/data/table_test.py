@@ -71,7 +71,7 @@ def test_label_paths_may_be_lists_and_ids_a_column(tmp_path):
 
 
 @pytest.mark.parametrize("as_struct", [True, False])
-def test_parquet_may_hold_the_pictures(tmp_path, as_struct):
+def test_parquet_may_hold_the_images(tmp_path, as_struct):
     rows = [
         {"image": {"bytes": encoded(i), "path": f"{i}.png"} if as_struct else encoded(i)}
         | {"label": "eagle"}

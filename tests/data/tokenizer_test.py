@@ -14,7 +14,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 VOCABULARY = 320
 TEXTS = [
     "<think>It is some animal.</think> <answer>bird of prey</answer>",
-    "Which thing does this picture show? Reason, then give one label.",
+    "Which thing does this image show? Reason, then give one label.",
     "a jalape\u00f1o, a pi\u00f1ata and 12 eagles\n",
 ] * 5
 

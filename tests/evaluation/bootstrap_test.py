@@ -40,14 +40,14 @@ def test_measures_of_many_sets_are_those_of_each(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_intervals_are_those_of_pictures_drawn_one_by_one(seed):
+def test_intervals_are_those_of_images_drawn_one_by_one(seed):
     categories = drawn(seed, 60).tolist()
     rng = random.Random(seed)
     resampled = [slow(rng.choices(categories, k=60)) for _ in range(2000)]
     found = bootstrap.intervals(np.array(categories), WEIGHTS, seed=seed)
     for name, values in zip(bootstrap.MEASURES, zip(*resampled, strict=True), strict=True):
         want = np.quantile(values, [0.025, 0.975])
-        # Both ends are estimates; a wrong level or a wrong number of pictures is further off.
+        # Both ends are estimates; a wrong level or a wrong number of images is further off.
         np.testing.assert_allclose(found[name], want, atol=0.025)
         assert (
             found[name][0]
@@ -56,7 +56,7 @@ def test_intervals_are_those_of_pictures_drawn_one_by_one(seed):
         )
 
 
-def test_an_interval_narrows_with_more_pictures_and_widens_with_the_level():
+def test_an_interval_narrows_with_more_images_and_widens_with_the_level():
     categories = drawn(3, 100)
 
     def width(x, level):
@@ -70,7 +70,7 @@ def test_an_interval_narrows_with_more_pictures_and_widens_with_the_level():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_paired_differences_are_those_of_pictures_drawn_one_by_one(seed):
+def test_paired_differences_are_those_of_images_drawn_one_by_one(seed):
     a, b = drawn(seed, 50), drawn(seed + 50, 50)
     b = np.where(np.arange(50) % 2, a, b)  # half of them the same
     rng, differences = random.Random(seed), []
@@ -124,8 +124,8 @@ def test_the_best_of_n_is_the_mean_over_all_subsets(samples):
     for row in rows:
         subsets = list(itertools.combinations(range(samples), row["n"]))
         correct = worth = 0.0
-        for picture in categories.tolist():
-            bests = [max(picture[i] for i in subset) for subset in subsets]
+        for image in categories.tolist():
+            bests = [max(image[i] for i in subset) for subset in subsets]
             correct += sum(c in WORTH for c in bests) / len(subsets)
             worth += sum(WORTH.get(c, 0.0) for c in bests) / len(subsets)
         correctness, specificity = correct / 7, worth / correct if correct else 0.0
@@ -148,7 +148,7 @@ def test_calibration_is_a_mean_over_each_bin(seed):
     shares = rng.integers(1, 17, 200) / 16
     correct = rng.random(200) < shares
     rows = bootstrap.calibration(shares, correct)
-    assert sum(row["pictures"] for row in rows) == 200
+    assert sum(row["images"] for row in rows) == 200
     error = 0.0
     for row in rows:
         inside = [
@@ -156,7 +156,7 @@ def test_calibration_is_a_mean_over_each_bin(seed):
             for i, share in enumerate(shares)
             if row["low"] <= share < row["high"] or (share == 1 and row["high"] == 1)
         ]
-        assert len(inside) == row["pictures"] > 0
+        assert len(inside) == row["images"] > 0
         assert row["agreement"] == pytest.approx(np.mean(shares[inside]))
         assert row["correctness"] == pytest.approx(np.mean(correct[inside]))
         error += len(inside) / 200 * abs(row["agreement"] - row["correctness"])
@@ -165,7 +165,7 @@ def test_calibration_is_a_mean_over_each_bin(seed):
 
 def test_a_share_on_an_edge_belongs_to_the_bin_above():
     rows = bootstrap.calibration([0.3, 0.7, 0.6, 1.0], [True] * 4)
-    assert [(row["low"], row["pictures"]) for row in rows] == [
+    assert [(row["low"], row["images"]) for row in rows] == [
         (0.3, 1),
         (0.6, 1),
         (0.7, 1),
@@ -176,5 +176,5 @@ def test_a_share_on_an_edge_belongs_to_the_bin_above():
 
 def test_verdicts_that_cannot_be_paired_are_refused():
     for a, b in (([1], [1, 2]), ([], [])):
-        with pytest.raises(ValueError, match="the same pictures, at least one"):
+        with pytest.raises(ValueError, match="the same images, at least one"):
             bootstrap.paired(np.array(a, int), np.array(b, int), WEIGHTS)

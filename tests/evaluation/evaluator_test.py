@@ -1,4 +1,4 @@
-"""Evaluation: every picture once, in order, whatever the batch; the same in every call."""
+"""Evaluation: every image once, in order, whatever the batch; the same in every call."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def judged(run, evaluator):
     return evaluator(run.lora)
 
 
-def test_every_picture_is_judged_once_and_in_order(run, evaluator, judged):
+def test_every_image_is_judged_once_and_in_order(run, evaluator, judged):
     source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
     # The last batch is short, so some rows of it only pad.
     assert len(source) % run.config.evaluation.batch_size and len(source) > 2 * 16
@@ -33,7 +33,7 @@ def test_every_picture_is_judged_once_and_in_order(run, evaluator, judged):
     assert judged.category_BN.shape == (len(source), 1) == (len(judged.responses), 1)
 
 
-def test_answers_differ_between_pictures_and_carry_no_special_tokens(judged):
+def test_answers_differ_between_images_and_carry_no_special_tokens(judged):
     texts = [text for group in judged.responses for text in group]
     assert len(set(texts)) > 3
     assert not any("<|" in text for text in texts)
@@ -77,7 +77,7 @@ def test_a_score_uses_the_configured_weights(run, small_config, evaluator):
     assert other.score(verdicts).specificity == pytest.approx(0.75)
 
 
-def test_answers_are_written_a_line_a_picture(judged, tmp_path):
+def test_answers_are_written_a_line_an_image(judged, tmp_path):
     small_run.write_answers(tmp_path / "answers.jsonl", judged)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == len(judged.rows)

@@ -142,7 +142,7 @@ def evaluator(run):
 
 
 def answered(evaluator, folder, kill_after=None, monkeypatch=None):
-    """The bytes of the lines, and the numbers of the pictures that were sampled."""
+    """The bytes of the lines, and the numbers of the images that were sampled."""
     store, sampled = Predictions(folder), []
     append, build = store.append, evaluator._build
 
@@ -211,7 +211,7 @@ class Ill(HostVerifier):
         )
         return future
 
-    def troubles(self):
+    def errors(self):
         return "it is ill"
 
     def close(self):
@@ -225,7 +225,9 @@ def test_failed_verdicts_are_asked_for_again_and_nothing_else(run, tmp_path):
     want, _ = answered(evaluator, tmp_path / "well")
     assert judge.asked
     judge.asked, judge.ill = [], lambda text: len(text) % 3 == 0
-    with pytest.raises(host_verification.JudgeAway, match="base/emoji/base/greedy: .* it is ill"):
+    with pytest.raises(
+        host_verification.JudgeUnavailable, match="base/emoji/base/greedy: .* it is ill"
+    ):
         answered(evaluator, tmp_path / "ill")
     failed = sorted(filter(judge.ill, judge.asked))
     text = (tmp_path / "ill" / predictions.LINES).read_text()

@@ -59,7 +59,7 @@ def test_the_base_is_known_by_its_numbers(run):
         assert {key for key in same if same[key] != found[key]} == {"weights"}
 
 
-def test_the_tokenizer_and_the_size_of_pictures_belong_to_the_base(run, small_config, tmp_path):
+def test_the_tokenizer_and_the_size_of_images_belong_to_the_base(run, small_config, tmp_path):
     folder = tmp_path / "policy"
     folder.mkdir()
     for path in load_policy.model_folder(run.config.model.path).iterdir():

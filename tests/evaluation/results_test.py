@@ -20,7 +20,7 @@ SAMPLES = GREEDY._replace(decoding="samples")
 
 
 def answers(seed, count=40, samples=1, unverified=0.0):
-    """Lines of random verdicts about pictures of four labels."""
+    """Lines of random verdicts about images of four labels."""
     rng = np.random.default_rng(seed)
     lines = []
     for i in range(count):
@@ -62,7 +62,7 @@ def test_a_run_is_what_a_count_by_hand_finds(seed):
     said = [line["categories"][0] for line in greedy]
     known = [name for name in said if name != predictions.UNVERIFIED]
     assert (row["policy"], row["data"], row["prompt"]) == ("base", "emoji", "base")
-    assert row["pictures"] == len(known) < 40
+    assert row["images"] == len(known) < 40
     np.testing.assert_allclose(three(row["score"]), slow(known), rtol=1e-12)
     assert row["score"]["histogram"] == {name: known.count(name) for name in NAMES}
     assert row["abstain"] == known.count("abstain") / len(known)
@@ -76,11 +76,11 @@ def test_a_run_is_what_a_count_by_hand_finds(seed):
             by_class[line["label"]].append(line["categories"][0])
     assert list(row["by_class"]) == sorted(by_class)
     for label, names in by_class.items():
-        assert row["by_class"][label]["pictures"] == len(names)
+        assert row["by_class"][label]["images"] == len(names)
         np.testing.assert_allclose(three(row["by_class"][label]), slow(names), rtol=1e-12)
     whole = [line for line in samples if predictions.UNVERIFIED not in line["categories"]]
     best = [max(line["categories"], key=NAMES.index) for line in whole]
-    assert row["samples"] == 5 and row["sampled_pictures"] == len(whole) < 40
+    assert row["samples"] == 5 and row["sampled_images"] == len(whole) < 40
     assert [point["n"] for point in row["best_of"]] == [1, 2, 4, 5]
     np.testing.assert_allclose(three(row["best_of"][-1]), slow(best), rtol=1e-12)
     every = [name for line in whole for name in line["categories"]]
@@ -130,8 +130,8 @@ TREE = {
 }
 
 
-def picture(label, said):
-    """Samples about a picture: "2 eagle, 1 None"."""
+def image(label, said):
+    """Samples about an image: "2 eagle, 1 None"."""
     names = [n for part in said.split(", ") for n in [part.split()[1]] * int(part.split()[0])]
     return {
         "label_id": label,
@@ -143,11 +143,11 @@ def picture(label, said):
 
 def test_choices_are_what_predict_would_name_judged_by_the_tree():
     samples = [
-        picture("eagle", "7 eagle, 2 hawk, 1 None"),  # eagle .7, bird .9
-        picture("hawk", "7 eagle, 2 hawk, 1 None"),  # the same, of a hawk
-        picture("mouse", "10 mouse"),
-        picture("mouse", "10 gadget"),
-        picture("mouse", "4 mouse, 3 None, 3 eagle"),  # animal .7
+        image("eagle", "7 eagle, 2 hawk, 1 None"),  # eagle .7, bird .9
+        image("hawk", "7 eagle, 2 hawk, 1 None"),  # the same, of a hawk
+        image("mouse", "10 mouse"),
+        image("mouse", "10 gadget"),
+        image("mouse", "4 mouse, 3 None, 3 eagle"),  # animal .7
     ]
     rows = results.choices(samples, taxonomy.Taxonomy(TREE), WEIGHTS)
     assert [row["confidence"] for row in rows] == list(results.CONFIDENCES)
@@ -174,8 +174,8 @@ def test_choices_are_what_predict_would_name_judged_by_the_tree():
 
 
 def test_choices_are_in_the_metrics_where_a_taxonomy_judges():
-    greedy = [picture("eagle", "1 eagle"), picture("mouse", "1 mouse")]
-    samples = [picture("eagle", "3 eagle"), picture("mouse", "3 mouse")]
+    greedy = [image("eagle", "1 eagle"), image("mouse", "1 mouse")]
+    samples = [image("eagle", "3 eagle"), image("mouse", "3 mouse")]
     for i, line in enumerate(greedy + samples):
         line["image_id"] = i % 2
     parts = {GREEDY: greedy, SAMPLES: samples}
@@ -193,7 +193,7 @@ def test_what_was_measured_on_the_same_lines_stays_in_the_metrics(tmp_path):
     other = GREEDY._replace(policy="trained")
     for part, lines in (
         (GREEDY, answers(1)),
-        (SAMPLES, [picture("eagle", "3 eagle") | {"index": i} for i in range(3)]),
+        (SAMPLES, [image("eagle", "3 eagle") | {"index": i} for i in range(3)]),
         (other, answers(2)),
     ):
         store.begin(part, {"policy": part.policy})
@@ -226,7 +226,7 @@ def test_what_was_measured_on_the_same_lines_stays_in_the_metrics(tmp_path):
 def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     other, third = (GREEDY._replace(policy=name) for name in ("trained", "merged"))
     judge = {"name": "flax_judge", "weights": "a", "max_words": 8}
-    known = {"verifier": judge, "labels": "x", "pictures": 40, "max_tokens": 16, "prompt": "p"}
+    known = {"verifier": judge, "labels": "x", "images": 40, "max_tokens": 16, "prompt": "p"}
     parts = {part: answers(i) for i, part in enumerate((GREEDY, other, third))}
     facts = {
         str(GREEDY): known,
@@ -249,7 +249,7 @@ def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     assert results.of_parts(parts, WEIGHTS)["not_compared"] == []
 
 
-def test_runs_are_compared_on_the_pictures_that_both_have_verdicts_for():
+def test_runs_are_compared_on_the_images_that_both_have_verdicts_for():
     a, b = answers(1, unverified=0.1), answers(2, unverified=0.1)
     b = [line for line in b if line["image_id"] != 3]
     b[5] = {**b[5], "label": "another"}
@@ -264,13 +264,13 @@ def test_runs_are_compared_on_the_pictures_that_both_have_verdicts_for():
         if (line["image_id"], line["label"]) in theirs
     ]
     pairs = [pair for pair in pairs if predictions.UNVERIFIED not in pair]
-    assert row["pictures"] == len(pairs) < 38
+    assert row["images"] == len(pairs) < 38
     before, after = (slow(side) for side in zip(*pairs, strict=True))
     got = [row["differences"][name]["value"] for name in ("correctness", "specificity", "hm")]
     np.testing.assert_allclose(got, np.subtract(after, before), rtol=1e-9, atol=1e-12)
 
 
-def test_a_picture_that_comes_twice_is_paired_twice():
+def test_an_image_that_comes_twice_is_paired_twice():
     a = answers(1, 3) * 2
     assert len(results.paired_lines(a, a)) == 6
     assert len(results.paired_lines(a, a[:4])) == 4
@@ -279,7 +279,7 @@ def test_a_picture_that_comes_twice_is_paired_twice():
 ABOUT = {
     "data": {"name": "emoji", "options": {}},
     "seed": 1,
-    "pictures": 40,
+    "images": 40,
     "max_tokens": 16,
     "verifier": {"name": "taxonomy"},
 }
@@ -385,7 +385,7 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     (folders[1] / "predictions_facts.json").write_text(
         json.dumps({str(GREEDY): {**ABOUT, "seed": 2}})
     )
-    with pytest.raises(ValueError, match="asked about other pictures: seed is 1 in one and 2"):
+    with pytest.raises(ValueError, match="asked about other images: seed is 1 in one and 2"):
         compared(folders)
     (folders[1] / "predictions_facts.json").write_text(
         json.dumps({str(GREEDY): {**ABOUT, "verifier": {"name": "http_judge"}}})

@@ -34,13 +34,13 @@ METHODS = {
     "sft": (),
 }
 ALL = {
-    *("update/loss", "update/entropy", "update/gradient_norm", "update/skipped"),
+    *("update/loss", "update/entropy", "update/grad_norm", "update/skipped"),
     *("update/skipped_in_a_row",),
 }
 SAMPLED = {
-    *("update/clip_fraction", "update/approx_kl", "update/ratio", "update/sampler_gap"),
-    *("update/sampler_kl", "reward/mean", "reward/groups_without_signal", "rollout/length"),
-    *("rollout/truncated", "verify/unverified"),
+    *("update/clip_frac", "update/approx_kl", "update/ratio", "update/sampler_gap"),
+    *("update/sampler_kl", "reward/mean", "reward/zero_std_groups", "rollout/completion_length"),
+    *("rollout/truncated", "verify/unjudged"),
     *(f"verify/{category.name.lower()}" for category in Category),
 }
 
@@ -88,13 +88,13 @@ def test_every_algorithm_trains(run, config_of, quick_to_compile, tmp_path, name
     assert [row["step"] for row in rows] == [1, 2]
     wanted = ALL | set(METHODS[name]) | (SAMPLED if name != "sft" else set())
     if config.loss.kl_coefficient:
-        wanted |= {{"loss": "update/kl", "reward": "reward/kl_penalty"}[config.loss.kl_place]}
+        wanted |= {{"loss": "update/kl", "reward": "reward/kl_penalty"}[config.loss.kl_in]}
     for row in rows:
         assert wanted <= row.keys()
         assert all(np.isfinite(value) for value in row.values())
-        assert row["update/skipped"] == 0 and row["update/gradient_norm"] > 0
+        assert row["update/skipped"] == 0 and row["update/grad_norm"] > 0
         if name != "sft":
             shares = [row[f"verify/{category.name.lower()}"] for category in Category]
-            assert sum(shares) == pytest.approx(1, abs=1e-5) and row["verify/unverified"] == 0
+            assert sum(shares) == pytest.approx(1, abs=1e-5) and row["verify/unjudged"] == 0
     after = small_run.arrays(lora)
     assert min(np.abs(after[k] - before[k]).max() for k in before) > 1e-4

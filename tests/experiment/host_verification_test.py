@@ -66,12 +66,12 @@ def test_a_policy_learns_from_what_a_judge_says(calm):
     rows, lora = calm
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
-        assert row["verify/unverified"] == row["verify/groups_left_out"] == 0
+        assert row["verify/unjudged"] == row["verify/groups_dropped"] == 0
         assert (
             row["verify/asked"] > 0 and row["verify/latency_p95"] >= row["verify/latency_p50"] > 0
         )
     assert rows[0]["verify/cache_hits"] == 0
-    assert max(row["update/gradient_norm"] for row in rows) > 0
+    assert max(row["update/grad_norm"] for row in rows) > 0
     assert max(np.abs(value).max() for name, value in lora.items() if "_b" in name) > 1e-4
 
 
@@ -125,16 +125,19 @@ def test_a_run_whose_judge_stays_away_saves_and_stops_and_goes_on_later(calm, tm
         seen.append(body)
         return judge_server.status(500) if len(seen) > first else None
 
-    with JudgeServer(script) as server, pytest.raises(host_verification.JudgeAway) as stopped:
+    with (
+        JudgeServer(script) as server,
+        pytest.raises(host_verification.JudgeUnavailable) as stopped,
+    ):
         trained(
             tmp_path,
             server.url,
             checkpoint__save_every=100,
-            verifier__max_unverified=0.0,
+            verifier__max_unjudged_fraction=0.0,
             verifier__http_judge__server__attempts=3,
         )
     said = str(stopped.value)
-    assert said.startswith("step 2: ") and "config.verifier.max_unverified is 0.0%" in said
+    assert said.startswith("step 2: ") and "config.verifier.max_unjudged_fraction is 0.0%" in said
     assert server.url in said and "HTTP 500" in said and "start the same command again" in said
     assert [row["step"] for row in rows_of(tmp_path)] == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
@@ -156,18 +159,18 @@ def test_unverified_groups_are_counted_and_leave_the_update(calm, tmp_path):
         rows, lora = trained(
             tmp_path,
             server.url,
-            verifier__max_unverified=1.0,
+            verifier__max_unjudged_fraction=1.0,
             verifier__http_judge__server__attempts=2,
         )
     row = rows[0]
-    assert 0 < row["verify/unverified"] < 1
-    assert row["verify/groups_left_out"] * 4 >= row["verify/unverified"] > 0
+    assert 0 < row["verify/unjudged"] < 1
+    assert row["verify/groups_dropped"] * 4 >= row["verify/unjudged"] > 0
     assert any(np.any(lora[name] != value) for name, value in calm[1].items())
 
 
 def test_a_batch_in_parts_gives_the_same(calm, tmp_path):
     with JudgeServer() as server:
-        rows, lora = trained(tmp_path, server.url, verifier__chunks=2)
+        rows, lora = trained(tmp_path, server.url, verifier__num_chunks=2)
     for got, want in zip(without_own(rows), without_own(calm[0]), strict=True):
         assert got == pytest.approx(want, rel=1e-3, abs=1e-5)
     for name, value in calm[1].items():
@@ -184,7 +187,7 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         return judge_server.status(404) if sick(judge_server.pair_of(body)) else None
 
     with JudgeServer(script) as server:
-        run = prepare(judged_config(server.url, "", verifier__max_unverified=0.9))
+        run = prepare(judged_config(server.url, "", verifier__max_unjudged_fraction=0.9))
         evaluator = Evaluator(run)
         judged = evaluator(run.lora)
         unverified = 0
@@ -213,8 +216,8 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         said = [json.loads(line)["categories"][0] for line in lines]
         assert said.count(predictions.UNVERIFIED) == unverified
         assert set(said) <= {c.name.lower() for c in Category} | {predictions.UNVERIFIED}
-        run.config.verifier.max_unverified = 0.0
-        with pytest.raises(host_verification.JudgeAway, match="^evaluation: .*'judge'"):
+        run.config.verifier.max_unjudged_fraction = 0.0
+        with pytest.raises(host_verification.JudgeUnavailable, match="^evaluation: .*'judge'"):
             evaluator(run.lora)
         run.verifier.close()
 
@@ -240,7 +243,7 @@ def test_two_processes_judge_their_own_rows_and_learn_the_same(start, tmp_path):
                 "processes": processes,
                 "port": port,
                 # One loop to decode in, not three: it is what takes longest to compile.
-                "config": {"mesh__data": 2, "train__steps": 1, "rollout__shrink": 0},
+                "config": {"mesh__data": 2, "train__steps": 1, "rollout__num_compactions": 0},
             }
             running += [
                 start(

@@ -188,10 +188,10 @@ def planned(config, chip, chips):
 
 
 def test_the_image_gets_neither_history_nor_runs_nor_what_git_ignores():
-    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    skipped = (ROOT / ".dockerignore").read_text().splitlines()
     ignored = (ROOT / ".gitignore").read_text().split()
     wanted = {".git", *(name.strip("/") for name in ignored)}
-    assert wanted <= {line.removeprefix("**/") for line in left_out}
+    assert wanted <= {line.removeprefix("**/") for line in skipped}
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_the_notebook_installs_all_that_its_data_set_asks_for(notebook, monkeypa
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     installer = types.SimpleNamespace(run=lambda command, check: ran.append(command[1:]))
     given = {"configs": configs, "jax": jax, "sys": sys, "subprocess": installer}
-    scope = given | {"STEPS": 2, "PICTURES": 24}
+    scope = given | {"STEPS": 2, "IMAGES": 24}
     exec(definitions, scope)
     config, _ = scope["online_config"]()
     assert config.model.path == "hub/Qwen/Qwen2.5-VL-3B-Instruct"
@@ -58,7 +58,7 @@ def test_the_notebook_installs_all_that_its_data_set_asks_for(notebook, monkeypa
 def test_the_notebook_runs_offline_from_top_to_bottom(notebook, tmp_path, compilation_cache):
     (first,) = (i for i, c in enumerate(notebook.cells) if c.metadata.get("tags") == ["parameters"])
     workdir = tmp_path / "run"
-    given = f"OFFLINE, STEPS, PICTURES, WORKDIR = True, 2, 24, {str(workdir)!r}"
+    given = f"OFFLINE, STEPS, IMAGES, WORKDIR = True, 2, 24, {str(workdir)!r}"
     # As papermill does: behind the cell of the defaults.
     notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(given))
     client = NotebookClient(
@@ -69,8 +69,8 @@ def test_the_notebook_runs_offline_from_top_to_bottom(notebook, tmp_path, compil
     outputs = [output for cell in of_kind(notebook, "code") for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert text.count("| base ") == 2 and text.count("| trained") == 1
-    assert text.count("truth: ") == 3 and "the best of 10 about these pictures: HM" in text
+    assert text.count("truth: ") == 3 and "the best of 10 about these images: HM" in text
     shown = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(shown) == 3  # curves, trade-off and shares, pictures
+    assert len(shown) == 3  # curves, trade-off and shares, images
     rows = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

@@ -1,4 +1,4 @@
-"""Features of pictures that were seen before: the same bits, whatever was known already."""
+"""Features of images that were seen before: the same bits, whatever was known already."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_run
 from flax import nnx
-from own_pictures import fill, own
+from own_images import fill, own
 
 from speciarl_jax import train
 from speciarl_jax.data import prompt_builder
@@ -21,19 +21,19 @@ SIZES = [(24, 24), (40, 20), (20, 40), (36, 36), (24, 40), (24, 24), (30, 20), (
 
 
 @pytest.fixture(scope="module")
-def tower(run, policy_folder):
+def encoder(run, policy_folder):
     return load_policy.load(run.config, policy_folder, run.mesh)[1].visual
 
 
 def options_of(small_config, **changes):
     options = small_config().data.vision_cache
     with options.unlocked():
-        options.update({"place": "host", "bytes": 2**20, "pictures": 0} | changes)
+        options.update({"place": "host", "bytes": 2**20, "images": 0} | changes)
     return options
 
 
-def ladder(run, small_config, growth=1.5):
-    """The run with a ladder of sizes."""
+def with_buckets(run, small_config, growth=1.5):
+    """The run with bucket sizes."""
     data = run.config.data
     builder = prompt_builder.PromptBuilder(
         run.model_config,
@@ -47,18 +47,18 @@ def ladder(run, small_config, growth=1.5):
 
 
 def batch_of(run, sizes, seeds, rows=8):
-    """Random pictures, numpy; a seed decides about the pixels."""
-    pictures = [
+    """Random images, numpy; a seed decides about the pixels."""
+    images = [
         np.random.default_rng([*size, seed]).integers(0, 256, (*size, 3), np.uint8)
         for size, seed in zip(sizes, seeds, strict=True)
     ]
-    examples = [{"image": x, "image_id": i, "label_index": 0} for i, x in enumerate(pictures)]
+    examples = [{"image": x, "image_id": i, "label_index": 0} for i, x in enumerate(images)]
     return run.builder(examples, rows)
 
 
 @pytest.fixture(scope="module")
 def plain(run):
-    """Features by the tower of the whole batch, as without a cache."""
+    """Features by the encoder of the whole batch, as without a cache."""
     encode = jax.jit(
         lambda base, batch: sample_and_verify.encode(nnx.merge(run.graphdef, run.lora, base), batch)
     )
@@ -80,17 +80,17 @@ class Counted:
 
 
 def assert_features(got, want, exact):
-    """The same bits where the tower ran in the shape of this batch."""
+    """The same bits where the encoder ran in the shape of this batch."""
     if exact:
         np.testing.assert_array_equal(got, want)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("pictures", [0, 3])
-def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain, pictures):
-    laddered = ladder(run, small_config)
+@pytest.mark.parametrize("images", [0, 3])
+def test_features_are_the_same_whatever_is_known(run, small_config, encoder, plain, images):
+    bucketed = with_buckets(run, small_config)
     store = Counted(HostStore(2**20))
-    cache = vision_feature_cache.VisionCache(store, tower, run.mesh, pictures)
+    cache = vision_feature_cache.VisionCache(store, encoder, run.mesh, images)
     rounds = [
         (SIZES, range(8), 0.0, 8),
         (SIZES, range(8), 1.0, 0),
@@ -100,11 +100,11 @@ def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain
     ]
     sizes = set()
     for sizes_, seeds, share, computed in rounds:
-        builds = laddered if sizes_ is not rounds[-1][0] else run
+        builds = bucketed if sizes_ is not rounds[-1][0] else run
         batch, before = batch_of(builds, sizes_, seeds), len(store.put_keys)
         placed = cache.place(batch)
         assert placed.patches_BSC is None and placed.layout is None
-        exact = builds is laddered and not pictures
+        exact = builds is bucketed and not images
         assert_features(placed.features_BMD, plain(batch), exact)
         assert np.any(np.asarray(placed.features_BMD))
         assert cache.metrics() == {"data/vision_cache_hits": share}
@@ -116,13 +116,13 @@ def test_features_are_the_same_whatever_is_known(run, small_config, tower, plain
 @pytest.mark.parametrize("place", ["host", "disk"])
 def test_bfloat16_features_keep_their_bits(run, small_config, policy_folder, tmp_path, place):
     config = small_config(model__dtype="bfloat16", model__param_dtype="bfloat16")
-    tower = load_policy.load(config, policy_folder, run.mesh)[1].visual
-    graphdef, weights = nnx.split(tower)
-    batch = batch_of(ladder(run, small_config), SIZES, range(8))
-    encode = jax.jit(lambda weights, *pictures: nnx.merge(graphdef, weights)(*pictures))
+    encoder = load_policy.load(config, policy_folder, run.mesh)[1].visual
+    graphdef, weights = nnx.split(encoder)
+    batch = batch_of(with_buckets(run, small_config), SIZES, range(8))
+    encode = jax.jit(lambda weights, *images: nnx.merge(graphdef, weights)(*images))
     want = np.asarray(encode(weights, batch.patches_BSC, batch.layout))
     cache = vision_feature_cache.make(
-        options_of(small_config, place=place, path=str(tmp_path)), tower, run.mesh
+        options_of(small_config, place=place, path=str(tmp_path)), encoder, run.mesh
     )
     for share in (0.0, 1.0):
         got = np.asarray(cache.place(batch).features_BMD)
@@ -132,9 +132,9 @@ def test_bfloat16_features_keep_their_bits(run, small_config, policy_folder, tmp
 
 
 def test_rows_that_pad_a_batch_count_neither_as_known_nor_as_unknown(
-    run, small_config, tower, plain
+    run, small_config, encoder, plain
 ):
-    cache = vision_feature_cache.make(options_of(small_config), tower, run.mesh)
+    cache = vision_feature_cache.make(options_of(small_config), encoder, run.mesh)
     batch = batch_of(run, SIZES[:1] * 3, range(3))
     for share in (0.0, 1.0):
         placed = cache.place(batch)
@@ -142,10 +142,10 @@ def test_rows_that_pad_a_batch_count_neither_as_known_nor_as_unknown(
         assert cache.metrics()["data/vision_cache_hits"] == share
 
 
-def test_a_full_store_computes_again_and_changes_nothing(run, small_config, tower, plain):
+def test_a_full_store_computes_again_and_changes_nothing(run, small_config, encoder, plain):
     batch = batch_of(run, SIZES[:1] * 8, range(8))
     row = plain(batch)[0].nbytes
-    cache = vision_feature_cache.make(options_of(small_config, bytes=3 * row), tower, run.mesh)
+    cache = vision_feature_cache.make(options_of(small_config, bytes=3 * row), encoder, run.mesh)
     for share in (0, 3 / 8):
         np.testing.assert_array_equal(cache.place(batch).features_BMD, plain(batch))
         assert cache.metrics()["data/vision_cache_hits"] == share
@@ -156,29 +156,29 @@ def test_a_full_store_computes_again_and_changes_nothing(run, small_config, towe
 
 
 def test_damaged_files_are_computed_again_and_other_processes_files_are_read(
-    run, small_config, tower, plain, tmp_path
+    run, small_config, encoder, plain, tmp_path
 ):
     options = options_of(small_config, place="disk", path=str(tmp_path))
     batch = batch_of(run, SIZES[:1] * 8, range(8))
-    vision_feature_cache.make(options, tower, run.mesh).place(batch)
+    vision_feature_cache.make(options, encoder, run.mesh).place(batch)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert len(files) == 8
     for path in files[:3]:
         content = bytearray(path.read_bytes())
         content[-1] ^= 4
         path.write_bytes(content)
-    other = vision_feature_cache.make(options, tower, run.mesh)
+    other = vision_feature_cache.make(options, encoder, run.mesh)
     np.testing.assert_array_equal(other.place(batch).features_BMD, plain(batch))
     assert other.metrics()["data/vision_cache_hits"] == 5 / 8
     other.place(batch)
     assert other.metrics()["data/vision_cache_hits"] == 1
 
 
-def test_the_key_knows_pixels_shape_and_tower(run, small_config, tower):
-    cache = vision_feature_cache.make(options_of(small_config), tower, run.mesh)
-    laddered = ladder(run, small_config)
+def test_the_key_knows_pixels_shape_and_encoder(run, small_config, encoder):
+    cache = vision_feature_cache.make(options_of(small_config), encoder, run.mesh)
+    bucketed = with_buckets(run, small_config)
     key = cache._key
-    batch = batch_of(laddered, SIZES, range(8))
+    batch = batch_of(bucketed, SIZES, range(8))
     keys = [key(batch, row) for row in range(8)]
     assert len(set(keys)) == 8
     alone = batch_of(run, SIZES[:1], [0], rows=1)  # without padding
@@ -186,25 +186,25 @@ def test_the_key_knows_pixels_shape_and_tower(run, small_config, tower):
     patches = alone.patches_BSC.copy()
     patches[0, -1, -1] += 1e-3
     assert key(alone.replace(patches_BSC=patches), 0) != keys[0]
-    # The same patches as a picture of another shape.
+    # The same patches as an image of another shape.
     hw = alone.layout.hw_BS2[..., ::-1] + 1
     assert key(alone.replace(layout=alone.layout.replace(hw_BS2=hw)), 0) != keys[0]
-    before = vision_feature_cache.fingerprint(tower)
-    bias = tower.merger_out_bias
+    before = vision_feature_cache.fingerprint(encoder)
+    bias = encoder.merger_out_bias
     saved = bias[...]
     bias.set_value(saved.at[3].add(1e-6))
-    assert vision_feature_cache.fingerprint(tower) != before
+    assert vision_feature_cache.fingerprint(encoder) != before
     bias.set_value(saved)
-    assert vision_feature_cache.fingerprint(tower) == before
+    assert vision_feature_cache.fingerprint(encoder) == before
 
 
 @pytest.mark.parametrize("changes", [{"attention": "splash"}, {"scan_unroll": 2}])
-def test_features_by_another_program_are_not_served(tower, changes):
-    other = nnx.clone(tower)
-    assert vision_feature_cache.fingerprint(other) == vision_feature_cache.fingerprint(tower)
+def test_features_by_another_program_are_not_served(encoder, changes):
+    other = nnx.clone(encoder)
+    assert vision_feature_cache.fingerprint(other) == vision_feature_cache.fingerprint(encoder)
     for name, value in changes.items():
         setattr(other, name, value)
-    assert vision_feature_cache.fingerprint(other) != vision_feature_cache.fingerprint(tower)
+    assert vision_feature_cache.fingerprint(other) != vision_feature_cache.fingerprint(encoder)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_features_by_another_program_are_not_served(tower, changes):
     [
         ({"place": "cloud"}, "vision_cache.place is 'cloud'; choose one of"),
         ({"bytes": 0}, "vision_cache.bytes is 0; it must be at least 1"),
-        ({"pictures": -1}, "vision_cache.pictures is -1; it must be at least 0"),
+        ({"images": -1}, "vision_cache.images_per_device is -1; it must be at least 0"),
     ],
 )
-def test_a_bad_option_is_refused(run, small_config, tower, changes, said):
+def test_a_bad_option_is_refused(run, small_config, encoder, changes, said):
     with pytest.raises(ValueError, match=said):
-        vision_feature_cache.make(options_of(small_config, **changes), tower, run.mesh)
+        vision_feature_cache.make(options_of(small_config, **changes), encoder, run.mesh)
 
 
 def rows_of(workdir):
@@ -226,10 +226,10 @@ def rows_of(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["reward", "labels"])
+@pytest.mark.parametrize("objective", ["rl", "sft"])
 def test_training_gives_the_same_bits_and_finds_the_second_epoch(small_config, tmp_path, objective):
-    """A folder of pictures, in one program a step; a picture is missing only in its first epoch."""
-    folder = fill(tmp_path / "pictures", 24, 24)
+    """A folder of images, in one program a step; an image is missing only in its first epoch."""
+    folder = fill(tmp_path / "images", 24, 24)
     found = {}
     for place in ("none", "host"):
         config = own(
@@ -237,7 +237,7 @@ def test_training_gives_the_same_bits_and_finds_the_second_epoch(small_config, t
             folder,
             train__objective=objective,
             train__target="<answer>{label}</answer>",
-            train__steps=9,  # two epochs of 18 pictures, 4 a step
+            train__steps=9,  # two epochs of 18 images, 4 a step
             rollout__max_tokens=16,
             data__vision_cache__place=place,
         )

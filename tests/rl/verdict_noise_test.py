@@ -31,7 +31,7 @@ def test_verdicts_move_one_rank_at_the_rate(rate):
         assert abs(np.mean(here != 0) - rate) < 4 * np.sqrt(rate * (1 - rate) / here.size)
 
 
-def test_noise_follows_the_picture_and_not_its_place():
+def test_noise_follows_the_image_and_not_its_place():
     def run(category, images, step=3, seed=1):
         return np.asarray(noisy(jnp.asarray(category), images, step, rate=0.25, seed=seed))
 

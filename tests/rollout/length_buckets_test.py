@@ -39,20 +39,20 @@ def test_parts_hold_answers_of_like_length_and_as_many_of_every_device(shares, m
     mask_BNT = np.arange(24) < np.stack([lengths // 2, lengths], axis=1)[..., None]
     order_SR = length_buckets.by_length(jnp.asarray(mask_BNT), 3)
     whole = {"length": jnp.asarray(lengths), "device": jnp.repeat(jnp.arange(shares), 24 // shares)}
-    whole = jax.tree.map(lambda x: slot_compaction.take_pictures(x, order_SR), whole)
-    parts = jax.tree.map(lambda x: np.asarray(batching.cut(x, 3)), whole)
+    whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
+    parts = jax.tree.map(lambda x: np.asarray(batching.split_strided(x, 3)), whole)
     assert sorted(parts["length"].ravel()) == list(range(24))
     for device in range(shares):
         own = [part[parts["device"][i] == device] for i, part in enumerate(parts["length"])]
         assert [len(part) for part in own] == [8 // shares] * 3
         assert max(own[0]) < min(own[1]) and max(own[1]) < min(own[2])
     # The order is undone by sorting it.
-    back = slot_compaction.take_pictures(whole["length"], jnp.argsort(order_SR, axis=1))
+    back = slot_compaction.take_images(whole["length"], jnp.argsort(order_SR, axis=1))
     np.testing.assert_array_equal(back, lengths)
 
 
 def cut_short(rollout, lengths):
-    """Answers that end after so many tokens, by picture."""
+    """Answers that end after so many tokens, by image."""
     kept = np.arange(rollout.mask_BNT.shape[-1]) < np.array(lengths)[:, None, None]
     return dataclasses.replace(
         rollout,
@@ -65,8 +65,8 @@ def cut_short(rollout, lengths):
     "changes",
     [
         {},
-        {"loss__token_weights": "sequence_mean", "train__mini_batches": 2, "train__passes": 2},
-        {"loss__old_logp": "trainer", "train__mini_batches": 2, "loss__kl_place": "reward"},
+        {"loss__token_weights": "sequence_mean", "train__mini_batches": 2, "train__ppo_epochs": 2},
+        {"loss__old_logprobs": "recomputed", "train__mini_batches": 2, "loss__kl_in": "reward"},
     ],
     ids=str,
 )
@@ -82,7 +82,7 @@ def test_an_update_does_not_depend_on_the_number_of_widths(run, small_config, ch
     found = []
     for count in (1, 4):
         cuts = {"train__micro_batches": 4 // changes.get("train__mini_batches", 1)}
-        config = small_config(train__answer_widths=count, **cuts, **changes)
+        config = small_config(train__num_length_buckets=count, **cuts, **changes)
         other = dataclasses.replace(run, config=config)
         optimizer, state, _ = build_update.start_state(other)
         learn = jax.jit(build_update.learner(other, optimizer))

@@ -269,14 +269,14 @@ def scored(num_rollouts, max_tokens, ends, temperature, **options):
     "num_rollouts, max_tokens, ends, options",
     [
         (6, 9, "often", {}),
-        (6, 9, "often", {"shrink": 9}),
-        (1, 9, "often", {"shrink": 3, "merge_lora": True}),
-        (3, 1, "often", {"shrink": 3}),
+        (6, 9, "often", {"num_compactions": 9}),
+        (1, 9, "often", {"num_compactions": 3, "merge_lora": True}),
+        (3, 1, "often", {"num_compactions": 3}),
         (1, 1, "never", {"scan_unroll": 2}),
         (4, 9, "never", {"scan_unroll": 2, "merge_lora": True}),
         (2, 70, "never", {}),
-        (5, 70, "rarely", {"shrink": 2}),
-        (5, 70, "rarely", {"shrink": 2, "merge_lora": True, "scan_unroll": 2}),
+        (5, 70, "rarely", {"num_compactions": 2}),
+        (5, 70, "rarely", {"num_compactions": 2, "merge_lora": True, "scan_unroll": 2}),
     ],
     ids=str,
 )
@@ -306,11 +306,11 @@ def assert_same_answers(got, want):
 @pytest.mark.parametrize(
     "options",
     [
-        {"shrink": 1},
-        {"shrink": 9},
+        {"num_compactions": 1},
+        {"num_compactions": 9},
         {"merge_lora": True},
         {"scan_unroll": 2},
-        {"scan_unroll": 2, "merge_lora": True, "shrink": 2},
+        {"scan_unroll": 2, "merge_lora": True, "num_compactions": 2},
     ],
     ids=str,
 )
@@ -323,24 +323,24 @@ def test_decoding_with_less_work_gives_the_same_answers(options):
 
 
 def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_never_end():
-    assert_same_answers(sampled(num_rollouts=1, shrink=3), sampled(num_rollouts=1))
-    one = sampled(max_tokens=1, shrink=3)
+    assert_same_answers(sampled(num_rollouts=1, num_compactions=3), sampled(num_rollouts=1))
+    one = sampled(max_tokens=1, num_compactions=3)
     assert_same_answers(one, sampled(max_tokens=1))
     assert one.tokens_BNT.shape[-1] == 1
-    endless = sampled(ends="never", shrink=3)
+    endless = sampled(ends="never", num_compactions=3)
     assert_same_answers(endless, sampled(ends="never"))
     assert endless.mask_BNT[:2].all()
 
 
 def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
-    """The answers of the tests above pass through loops of 6, 3, 2 and 1 a picture."""
+    """The answers of the tests above pass through loops of 6, 3, 2 and 1 an image."""
     done = np.array([sampled().mask_BNT.sum(axis=-1) <= t for t in range(1, 9)])
-    sizes = slot_compaction.ladder(IMAGES, 6, 9)
+    sizes = slot_compaction.slot_sizes(IMAGES, 6, 9)
     smallest = [next(s for s in reversed(sizes) if slot_compaction.fits(d, 1, s)) for d in done]
     assert {(3, 6), (3, 3), (3, 1)} <= set(smallest) and smallest[-1] != (3, 6)
     graphdef, lora, base = make_policy()
 
-    def sizes_of(shrink):
+    def sizes_of(num_compactions):
         def program(lora, base, batch):
             policy = nnx.merge(graphdef, lora, base)
             features = jnp.zeros((IMAGES, 4, 32))
@@ -353,7 +353,7 @@ def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
                 max_tokens=9,
                 eos_id=EOS,
                 banned_V=BANNED,
-                shrink=shrink,
+                num_compactions=num_compactions,
             )
 
         jaxpr = jax.make_jaxpr(program)(lora, base, make_batch())

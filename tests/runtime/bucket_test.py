@@ -70,7 +70,7 @@ def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
     assert [(row["step"], row["reward/mean"]) for row in rows] == [(1, 0.5), (2, 0.7)]
     assert boards == ["gs://bucket/run/tensorboard"] * 2
     assert len(list(bucket.rglob("metrics.jsonl"))) == 1
-    report_folder.make(workdir, pictures=8)
+    report_folder.make(workdir, images=8)
     written = report.write(workdir)
     assert all(str(path).startswith("gs://bucket/run/") for path in written)
     names = {path.name for path in bucket.rglob("*") if path.is_file()}

@@ -72,7 +72,7 @@ def test_a_damaged_file_counts_as_none_and_may_be_written_again(tmp_path, damage
         "flip": content[:50] + bytes([content[50] ^ 1]) + content[51:],
         "cut": content[:70],
         "empty": b"",
-        "swap": other.read_bytes(),  # sound, but of another picture
+        "swap": other.read_bytes(),  # sound, but of another image
     }
     path.write_bytes(changed[damage])
     assert store.get(KEYS[0]) is None and not path.exists()

@@ -111,7 +111,7 @@ def test_a_kill_while_rows_are_dropped_loses_no_earlier_row(tmp_path, monkeypatc
 
 def test_numbers_that_are_not_finite_are_written_and_read_back(tmp_path):
     writer = MetricWriter(tmp_path)
-    writer.write(1, {"update/loss": float("nan"), "update/gradient_norm": np.float32("inf")})
+    writer.write(1, {"update/loss": float("nan"), "update/grad_norm": np.float32("inf")})
     writer.close()
     (row,) = rows(tmp_path)
-    assert np.isnan(row["update/loss"]) and np.isinf(row["update/gradient_norm"])
+    assert np.isnan(row["update/loss"]) and np.isinf(row["update/grad_norm"])

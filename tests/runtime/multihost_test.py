@@ -15,7 +15,7 @@ from jax._src.distributed import global_state
 from speciarl_jax.runtime import exit_codes, multihost
 process, port = map(int, sys.argv[1:])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-found = [multihost.gather({"process": process, "sizes": (number, 7)}) for number in range(3)]
+found = [multihost.allgather({"process": process, "sizes": (number, 7)}) for number in range(3)]
 print("RESULT", json.dumps(found))
 if process:
     global_state.client.wait_at_barrier("over", 60000)
@@ -24,7 +24,7 @@ else:
     print("KEPT", json.dumps(sorted({key.split("/")[2] for key, _ in kept})))
     multihost.PATIENCE = 1
     try:
-        multihost.gather(0)
+        multihost.allgather(0)
     except exit_codes.RestartNeeded as error:
         print("LATE", error)
     global_state.client.wait_at_barrier("over", 60000)
@@ -39,7 +39,7 @@ def said(printed, word):
 
 def test_one_process_has_only_its_own_value():
     value = {"sizes": (1, 2)}
-    assert multihost.gather(value) == [value]
+    assert multihost.allgather(value) == [value]
 
 
 @pytest.fixture(scope="module")

@@ -94,8 +94,8 @@ def test_profiles_are_written_when_a_signal_or_a_file_asks(run_with, calm, tmp_p
 
 def test_the_stages_of_a_step_add_up_to_it(run_with, calm, tmp_path):
     for row in rows_of(calm):
-        assert {k for k in row if k.startswith("time/")} == {"time/step", "time/wait"}
-        assert 0 <= row["time/wait"] <= row["time/step"]
+        assert {k for k in row if k.startswith("time/")} == {"time/step", "time/device_idle"}
+        assert 0 <= row["time/device_idle"] <= row["time/step"]
     train.train(run_with(train__fused=False, train__steps=3), tmp_path, lambda: None)
     for row in rows_of(tmp_path):
         parts = [row[f"time/{name}"] for name in (*step_timer.STAGES, "wait")]
@@ -116,7 +116,7 @@ def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
             Clock.now = max(Clock.now, self.moment)
 
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: Clock.now)
-    watch = step_timer.Stopwatch()
+    watch = step_timer.StepTimer()
 
     def step(begun, *ends):
         Clock.now = begun
@@ -126,18 +126,23 @@ def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
         watch.end(Later(ends[-1]))
         return watch.row()
 
-    assert step(10.0, 12.0) == {"time/step": 2.0, "time/wait": 0.0}
+    assert step(10.0, 12.0) == {"time/step": 2.0, "time/device_idle": 0.0}
     # Handed out three seconds after the devices had finished.
     row = step(15.0, 16.0, 20.0, 21.0)
-    assert row == {"time/step": 9.0, "time/wait": 3.0, "time/rollout": 5.0, "time/update": 1.0}
+    assert row == {
+        "time/step": 9.0,
+        "time/device_idle": 3.0,
+        "time/rollout": 5.0,
+        "time/update": 1.0,
+    }
     watch.close()
 
 
 def test_the_best_checkpoints_stay_and_a_wrong_metric_is_refused(run, run_with, tmp_path):
     best = {"checkpoint__save_every": 1, "checkpoint__keep": 1, "checkpoint__keep_best": 1}
-    best |= {"checkpoint__best_metric": "rollout/length", "checkpoint__best_mode": "min"}
+    best |= {"checkpoint__best_metric": "rollout/completion_length", "checkpoint__best_mode": "min"}
     train.train(run_with(**best), tmp_path, lambda: None)
-    lengths = {row["step"]: row["rollout/length"] for row in rows_of(tmp_path)}
+    lengths = {row["step"]: row["rollout/completion_length"] for row in rows_of(tmp_path)}
     shortest = min(lengths, key=lengths.get)
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
     assert kept == {shortest, 4} or (shortest == 4 and kept == {4})
@@ -229,8 +234,8 @@ FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "proc
             exit_codes.REFUSED,
         ),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), True, exit_codes.REFUSED),
-        (host_verification.JudgeAway("no verdict"), False, exit_codes.RESTART),
-        (host_verification.JudgeAway("no verdict"), True, exit_codes.RESTART),
+        (host_verification.JudgeUnavailable("no verdict"), False, exit_codes.RESTART),
+        (host_verification.JudgeUnavailable("no verdict"), True, exit_codes.RESTART),
         (RuntimeError(), True, 1),
     ],
 )
@@ -273,7 +278,12 @@ def test_a_program_ends_with_these_codes():
         "memory": exit_codes.REFUSED,
     }, said
     for key in (
-        *("rollout.cache_bytes", "rollout.chunk_pictures", "train.micro_batches", "train.remat"),
+        *(
+            "rollout.cache_bytes",
+            "rollout.max_images_per_chunk",
+            "train.micro_batches",
+            "train.remat",
+        ),
     ):
         assert f"config.{key}" in said["memory"] and key not in said["late"]
     assert "ValueError: too big" in said["value"] and "Traceback" not in said["left"]

@@ -14,8 +14,8 @@ from scipy.io import savemat
 from speciarl_jax.tools import prepare_data
 
 
-def picture(seed, height=36, width=52, kind="JPEG"):
-    """An encoded picture and its pixels."""
+def image(seed, height=36, width=52, kind="JPEG"):
+    """An encoded image and its pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -54,7 +54,7 @@ def birds(folder):
         f"{root}train_test_split.txt": "".join(f"{i} {s}\n" for i, s in enumerate(split, 1)),
         f"{root}bounding_boxes.txt": "".join(f"{i} 1.0 2.0 30.0 20.0\n" for i in (1, 2, 3)),
     }
-    files |= {f"{root}images/{name}": picture(i) for i, name in enumerate(names)}
+    files |= {f"{root}images/{name}": image(i) for i, name in enumerate(names)}
     tar(folder / "CUB_200_2011.tgz", files)
     masks = {f"segmentations/{name[:-4]}.png": mask() for name in names}
     tar(folder / "segmentations.tgz", masks)
@@ -67,8 +67,8 @@ def birds(folder):
 
 def flowers(folder):
     # The published archive ends in .tgz and is not compressed.
-    pictures = {f"jpg/image_{i:05}.jpg": picture(i) for i in (1, 2, 3, 4)}
-    tar(folder / "102flowers.tgz", pictures, mode="w")
+    images = {f"jpg/image_{i:05}.jpg": image(i) for i in (1, 2, 3, 4)}
+    tar(folder / "102flowers.tgz", images, mode="w")
     mat(folder / "imagelabels.mat", labels=np.array([[60, 77, 1, 60]], np.uint8))
     mat(
         folder / "setid.mat",
@@ -91,7 +91,7 @@ def food(folder):
     root = "food-101/"
     files = {f"{root}meta/{name}.json": json.dumps(value) for name, value in meta.items()}
     for name in ("apple_pie/1", "apple_pie/2", "pho/3", "apple_pie/4"):
-        files[f"{root}images/{name}.jpg"] = picture(int(name[-1]))
+        files[f"{root}images/{name}.jpg"] = image(int(name[-1]))
     tar(folder / "food-101.tar.gz", files)
     return {
         "train": {"apple_pie/1": (1, "apple pie"), "apple_pie/2": (2, "apple pie")}
@@ -108,11 +108,10 @@ def pets(folder):
         "test": "german_shorthaired_2 15 2 10\n",
     }
     names = [line.split()[0] for text in lists.values() for line in text.splitlines()]
-    pictures = {
-        f"images/{name}.jpg": picture(i, kind=kinds.get(name, "JPEG"))
-        for i, name in enumerate(names)
+    images = {
+        f"images/{name}.jpg": image(i, kind=kinds.get(name, "JPEG")) for i, name in enumerate(names)
     }
-    tar(folder / "images.tar.gz", pictures)
+    tar(folder / "images.tar.gz", images)
     box = (
         "<annotation><size><width>52</width><height>36</height></size><object><bndbox>"
         "<xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>"
@@ -135,8 +134,8 @@ def cars(folder):
             found[0, i] = (1, 2, 30, 20, label, name)
         return found
 
-    tar(folder / "cars_train.tgz", {f"cars_train/0000{i}.jpg": picture(i) for i in (1, 2)})
-    tar(folder / "cars_test.tgz", {"cars_test/00001.jpg": picture(3)})
+    tar(folder / "cars_train.tgz", {f"cars_train/0000{i}.jpg": image(i) for i in (1, 2)})
+    tar(folder / "cars_test.tgz", {"cars_test/00001.jpg": image(3)})
     file = io.BytesIO()
     mat(file, annotations=annotations([(1, "00001.jpg"), (196, "00002.jpg")]))
     tar(folder / "car_devkit.tgz", {"devkit/cars_train_annos.mat": file.getvalue()})
@@ -165,7 +164,7 @@ def aircraft(folder):
         for k, level in enumerate(("variant", "family", "manufacturer"), 1):
             lines = "".join(f"{row[0]} {row[k]}\n" for row in rows)
             files[f"{root}images_{level}_{split}.txt"] = lines
-        files |= {f"{root}images/{row[0]}.jpg": picture(int(row[0]), 60, 52) for row in rows}
+        files |= {f"{root}images/{row[0]}.jpg": image(int(row[0]), 60, 52) for row in rows}
     tar(folder / "fgvc-aircraft-2013b.tar.gz", files)
     names = {"train": "train", "val": "validation", "test": "test"}
     return {
@@ -186,7 +185,7 @@ NO_TENSORFLOW = ("food101", "fgvc_aircraft")
 
 
 def write(dataset, folder):
-    """Writes the archives; returns split -> name -> (seed of the picture, label)."""
+    """Writes the archives; returns split -> name -> (seed of the image, label)."""
     folder.mkdir(parents=True, exist_ok=True)
     return WRITERS[dataset](folder)
 

@@ -46,7 +46,7 @@ class HostTaxonomy(HostVerifier):
         )
         return future
 
-    def troubles(self):
+    def errors(self):
         return "the tree is ill"
 
     def close(self):
@@ -54,14 +54,14 @@ class HostTaxonomy(HostVerifier):
 
 
 def dynamic_config(**changes):
-    """Rounds of four pictures, until four groups have signal."""
+    """Rounds of four images, until four groups have signal."""
     defaults = {
         "verifier__name": "taxonomy",
         "train__steps": 3,
         "train__dynamic_sampling__max_rounds": 4,
         "train__dynamic_sampling__batch_size": 4,
         "rollout__num_rollouts": 3,
-        "rollout__shrink": 0,  # one loop to compile, not three
+        "rollout__num_compactions": 0,  # one loop to compile, not three
     }
     return judged_config("http://127.0.0.1:1/v1", "", **defaults | changes)
 

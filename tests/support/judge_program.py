@@ -18,7 +18,7 @@ ANSWERS += ["<answer>car or bus</answer>", "<answer>a vehicle</answer>"]
 
 
 def responses(tokenizer, images, size=32):
-    """Tokens [B, N, T] and mask of `ANSWERS` about each picture."""
+    """Tokens [B, N, T] and mask of `ANSWERS` about each image."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ANSWERS]
     tokens = np.zeros((images, len(ids), size), np.int32)
     mask = np.zeros(tokens.shape, bool)
@@ -35,7 +35,7 @@ def main(policy, prompt, out, data, fsdp, tensor):
         "verifier__name": "flax_judge",
         "verifier__flax_judge__prompt": prompt,
         "verifier__flax_judge__require_think": False,
-        "verifier__flax_judge__answers_at_once": 4,
+        "verifier__flax_judge__rollouts_at_once": 4,
     }
     run = prepare(small_run.small_config(policy, **changes))
     tokens, mask = responses(run.tokenizer, 8)

@@ -46,7 +46,7 @@ class FunctionVerifier(HostVerifier):
         future.set_result(found)
         return future
 
-    def troubles(self):
+    def errors(self):
         return "the judge is ill"
 
     def close(self):
@@ -86,7 +86,7 @@ def answers(tokens_BNT, mask_BNT):
 
 def step(mesh, verifier, *, chunks=1, limit=1.0):
     """State before, state after, metrics."""
-    options = types.SimpleNamespace(chunks=chunks, max_unverified=limit)
+    options = types.SimpleNamespace(chunks=chunks, max_unjudged_fraction=limit)
     config = types.SimpleNamespace(verifier=options)
     run = types.SimpleNamespace(mesh=mesh, verifier=verifier, answers=answers, config=config)
     copies = sharding.replicated(mesh)

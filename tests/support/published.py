@@ -21,7 +21,7 @@ _ROOT = {
     "use_cache": True,
     "use_sliding_window": False,
 }
-# The small sizes spell out their towers.
+# The small sizes spell out their encoders.
 _SMALL_VISION = {
     "depth": 32,
     "hidden_act": "silu",
@@ -107,7 +107,7 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
     "{% set image_count.value = image_count.value + 1 %}"
-    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
+    "{% if add_vision_id %}Image {{ image_count.value }}: {% endif %}"
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}"
     "{% set video_count.value = video_count.value + 1 %}"

@@ -44,7 +44,7 @@ class Case:
     """A policy, its twin in torch (both float32), and a batch.
 
     Attributes:
-      grids: for each row of the batch the grids of its pictures, in patches.
+      grids: for each row of the batch the grids of its images, in patches.
       batch: padded on the left.
     """
 
@@ -117,7 +117,7 @@ def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
 
 
 def random_grids(rng: np.random.Generator, rows: int) -> list[list[tuple[int, int]]]:
-    """Text-only rows, rows with a picture, and rows with several; one row at least has some."""
+    """Text-only rows, rows with an image, and rows with several; one row at least has some."""
     counts = [int(rng.integers(0, 4)) for _ in range(rows - 1)] + [int(rng.integers(1, 4))]
     return [
         [tuple(2 * int(side) for side in rng.integers(1, 8, 2)) for _ in range(count)]
@@ -126,7 +126,7 @@ def random_grids(rng: np.random.Generator, rows: int) -> list[list[tuple[int, in
 
 
 def random_batch(rng, config: ModelConfig, grids) -> PromptBatch:
-    """Text of random length around each picture, padded on the left."""
+    """Text of random length around each image, padded on the left."""
     rows = []
     for row in grids:
         ids = rng.integers(0, IMAGE, rng.integers(2, 12)).tolist()

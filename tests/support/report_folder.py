@@ -32,7 +32,7 @@ def score(categories):
 
 def make(
     folder: pathlib.Path,
-    pictures: int = 60,
+    images: int = 60,
     hostile: bool = True,
     samples: int = 8,
     sets: tuple[str, ...] = ("emoji",),
@@ -44,7 +44,7 @@ def make(
             # The second set: what the policies became there is the reverse.
             number = (policy_number + set_number) % 2
             greedy = []
-            for i in range(pictures):
+            for i in range(images):
                 category = CYCLE[(i // (1 + number)) % len(CYCLE)]
                 said = (
                     HOSTILE[i % len(HOSTILE)] if hostile and i < 2 * len(HOSTILE) else f"thing {i}"
@@ -67,7 +67,7 @@ def make(
                 many = [f"<answer>{said}{n % 3}</answer>" for n in range(samples)]
                 sampled = {"decoding": "samples", "responses": many, "categories": others}
                 predictions.append(row | sampled)
-            runs.append(_run(policy, data, score(greedy), pictures, number))
+            runs.append(_run(policy, data, score(greedy), images, number))
     steps = [{"step": s, "time": 0.0, **_training(s)} for s in range(1, 31)]
     shown = [
         {
@@ -91,7 +91,7 @@ def make(
         {
             "a": {"policy": "base", "data": data, "prompt": "base"},
             "b": {"policy": "trained", "data": data, "prompt": "base"},
-            "pictures": pictures,
+            "images": images,
             "differences": {k: difference for k in ("correctness", "specificity", "hm")},
         }
         for data in sets
@@ -101,13 +101,13 @@ def make(
     (folder / "summary.json").write_text(json.dumps({"steps": 30, "wall_seconds": 90.0}))
 
 
-def _run(policy, data, found, pictures, number):
+def _run(policy, data, found, images, number):
     values = {k: found[k] for k in ("correctness", "specificity", "hm")}
     return {
         "policy": policy,
         "data": data,
         "prompt": "base",
-        "pictures": pictures,
+        "images": images,
         "score": found,
         "intervals": {k: [v - 0.03, v + 0.03] for k, v in values.items()},
         "abstain": 0.1,
@@ -118,14 +118,14 @@ def _run(policy, data, found, pictures, number):
             {
                 "low": i / 5,
                 "high": (i + 1) / 5,
-                "pictures": 5 * i,
+                "images": 5 * i,
                 "agreement": 0.1 + i / 5,
                 "correctness": 0.2 + i / 10,
             }
             for i in range(5)
         ],
         "by_class": {
-            label: {"pictures": 6, "correctness": 0.5, "specificity": 0.25 + number / 4, "hm": 0.4}
+            label: {"images": 6, "correctness": 0.5, "specificity": 0.25 + number / 4, "hm": 0.4}
             for label in ("label 1", "label 2", HOSTILE[0])
         },
     }

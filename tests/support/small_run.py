@@ -68,7 +68,7 @@ def make_policy(folder: pathlib.Path) -> None:
     config.vision.out_hidden_size = 48
     config.data.image_size = 24
     builder, policy = pretrain.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
-    # Large enough that the picture and the tokens before decide what is said.
+    # Large enough that the image and the tokens before decide what is said.
     rng = np.random.default_rng(0)
     for path, weight in nnx.to_flat_state(nnx.state(policy)):
         if weight.ndim > 1:
@@ -138,13 +138,13 @@ def arrays(tree) -> dict[str, np.ndarray]:
 
 
 def batch_of(run, first=0):
-    """A batch of `config.train.batch_size` pictures, on the devices."""
+    """A batch of `config.train.batch_size` images, on the devices."""
     source, size = run.source(0), run.config.train.batch_size
     return sharding.put_batch(run.mesh, run.build([source[first + i] for i in range(size)], size))
 
 
 def write_answers(path, judged):
-    """One JSON line a picture: what it is, what was said, and the verdicts."""
+    """One JSON line an image: what it is, what was said, and the verdicts."""
     lines = lines_of(judged, range(len(judged.rows)))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -17,7 +17,7 @@ def load(folder):
 def inputs(batch, image_token_id, grids=None):
     """A `PromptBatch` as what the torch model reads.
 
-    `grids`: for each row those of its pictures, in patches; None for a square picture a row.
+    `grids`: for each row those of its images, in patches; None for a square image a row.
     """
     patches_BSC = np.asarray(batch.patches_BSC)
     if grids is None:

@@ -60,14 +60,14 @@ def test_two_verifiers_are_compared_with_the_pairs_and_with_each_other(config, t
 
 def test_the_tree_of_any_data_set_judges_and_a_judge_needs_none(config, tmp_path):
     for number, name in enumerate(("bird/eagle", "bird/gull", "car/van")):
-        folder = tmp_path / "pictures" / name
+        folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (9 + i, 9), (number, 0, 0)).save(folder / f"{i}.png")
     with config.unlocked():
         config.data = own_folder.get_config().data
         config.evaluation.options = own_folder.get_config().evaluation.options
-    config.data.options.path = str(tmp_path / "pictures")
+    config.data.options.path = str(tmp_path / "images")
     config.data.options.held_out_share = 0.3
     config.train.batch_size = 2
     columns = ["truth", "prediction", "category"]
@@ -76,7 +76,7 @@ def test_the_tree_of_any_data_set_judges_and_a_judge_needs_none(config, tmp_path
     figures, found, *_ = audit_verifier.audit(config, path, ["taxonomy"])
     assert found["taxonomy"].category.tolist() == [2, 0, 4]
     assert figures["verifiers"]["taxonomy"]["accuracy"] == 1
-    # A judge takes the names of the pairs; the pictures need not be there.
+    # A judge takes the names of the pairs; the images need not be there.
     config.data.options.path = str(tmp_path / "gone")
     _, found, *_ = audit_verifier.audit(config, path, ["flax_judge"])
     assert found["flax_judge"].valid.all()

@@ -1,4 +1,4 @@
-"""The check of a user's pictures: what is counted, what is odd, and what ends it with an error."""
+"""The check of a user's images: what is counted, what is odd, and what ends it with an error."""
 
 import collections
 
@@ -12,7 +12,7 @@ from speciarl_jax.tools import check_data
 
 
 def fill(root, counts):
-    """`counts` pictures of each label, all different."""
+    """`counts` images of each label, all different."""
     number = 0
     for label, count in counts.items():
         (root / label).mkdir(parents=True)
@@ -25,11 +25,11 @@ def fill(root, counts):
 
 @pytest.fixture
 def folder(tmp_path):
-    return fill(tmp_path / "pictures", {"bird/eagle": 7, "bird/gull": 6, "car/van": 8})
+    return fill(tmp_path / "images", {"bird/eagle": 7, "bird/gull": 6, "car/van": 8})
 
 
 def test_what_is_there_is_counted(folder):
-    (folder / "bird/eagle/0.png").write_bytes(b"not a picture")
+    (folder / "bird/eagle/0.png").write_bytes(b"not an image")
     (folder / "car/van/1.png").write_bytes((folder / "car/van/2.png").read_bytes())
     source = folder_source.Source(path=str(folder), seed=0)
     found = check_data.look("training", source, workers=3)
@@ -37,14 +37,14 @@ def test_what_is_there_is_counted(folder):
     assert list(found.broken) == ["bird/eagle/0.png"]
     assert len(found.sizes) == 20 and set(found.sizes) <= {(20, 10 + i) for i in range(8)}
     report = "\n".join(check_data.describe(found, 8))
-    assert "20 pictures of 3 labels; 1 unreadable" in report
-    assert "Pictures of a label: 6 to 8, median 6" in report
-    assert "bird/eagle/0.png is no picture" in report
+    assert "20 images of 3 labels; 1 unreadable" in report
+    assert "Images of a label: 6 to 8, median 6" in report
+    assert "bird/eagle/0.png is no image" in report
     assert "car/van/1.png = car/van/2.png" in report
     assert "Odd labels" not in report
 
 
-def test_pictures_in_both_parts_and_new_labels_are_told(folder, tmp_path):
+def test_images_in_both_parts_and_new_labels_are_told(folder, tmp_path):
     other = fill(tmp_path / "other", {"bird/eagle": 1, "bird/owl": 1})
     (other / "bird/eagle/0.png").write_bytes((folder / "bird/gull/3.png").read_bytes())
     one, two = (
@@ -70,7 +70,7 @@ def test_pictures_in_both_parts_and_new_labels_are_told(folder, tmp_path):
         ("unknown", "no answer"),
         ("Eagles", "is 'Eagles' but for case"),
         ("EAGLE", "is 'EAGLE' but for case"),
-        ("rare", "fewer than 5 pictures"),
+        ("rare", "fewer than 5 images"),
     ],
 )
 def test_odd_labels_are_told_with_the_reason(label, reason):
@@ -89,7 +89,7 @@ def test_the_sheet_shows_every_label(folder, tmp_path):
     found = check_data.look("training", folder_source.Source(path=str(folder), seed=0), 2)
     check_data.contact_sheet(found, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
-    assert sheet.shape == (3 * 144, 1280, 3)  # 21 pictures, ten in a row
+    assert sheet.shape == (3 * 144, 1280, 3)  # 21 images, ten in a row
     shown = {tuple(colour) for colour in sheet.reshape(-1, 3)}
     assert {(n, n, n) for n in range(1, 22)} <= shown
 
@@ -124,12 +124,12 @@ def test_the_program_passes_what_is_whole(folder, tmp_path, monkeypatch, capsys)
     assert (tmp_path / "out" / "contact_sheet.png").exists()
 
 
-def test_the_program_fails_with_a_broken_picture(folder, tmp_path, monkeypatch, capsys):
+def test_the_program_fails_with_a_broken_image(folder, tmp_path, monkeypatch, capsys):
     (folder / "car/van/1.png").write_bytes(b"")
     config = own_folder.get_config()
     config.data.options.path = str(folder)
     config.data.options.held_out_share = 0.3
-    config.data.broken_images = "leave_out"
+    config.data.on_decode_error = "skip"
     with pytest.raises(SystemExit) as error:
         run_check(config, tmp_path / "out", monkeypatch)
     assert error.value.code == 1
@@ -173,12 +173,12 @@ def test_captions_are_cut_where_it_shows_and_never_boxes():
     font = check_data.ImageFont.load_default(11)
     assert check_data._caption("green woodpecker", font) == "green woodpecker"
     assert check_data._caption("真鴨", font) == "<771f><9d28>"
-    cut = check_data._caption("a name that is much longer than a picture is wide", font)
+    cut = check_data._caption("a name that is much longer than an image is wide", font)
     assert cut.startswith("a name that") and cut.endswith("...")
     assert font.getlength(cut) <= 124
 
 
-def test_pictures_of_any_shape_are_seen_on_the_sheet(tmp_path):
+def test_images_of_any_shape_are_seen_on_the_sheet(tmp_path):
     found = check_data.Findings("training")
     for n, size in enumerate([(1, 1), (60, 1), (1, 60), (48, 48)]):
         found.samples[f"label {n}"].append(Image.new("RGB", size, (200, 0, n)))

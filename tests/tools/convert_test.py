@@ -342,6 +342,6 @@ def test_the_shipped_policy_answers_alike_here_in_transformers_and_in_peft(tmp_p
     np.testing.assert_array_equal(generated_tokens(run, merged, batch), want)
     theirs = hf_peft.PeftModel.from_pretrained(torch_policy.load(base), tmp_path / "adapter")
     np.testing.assert_array_equal(generated_tokens(run, theirs, batch), want)
-    # The adapters have a say, and so has the picture.
+    # The adapters have a say, and so has the image.
     assert (rollout_tokens(run, run.lora, batch) != want).any(axis=1).sum() >= 25
     assert len(np.unique(want, axis=0)) >= 5

@@ -42,7 +42,7 @@ def open_split(dataset, data, split, **options):
     )
 
 
-def test_every_picture_comes_back_with_its_name_and_label(one):
+def test_every_image_comes_back_with_its_name_and_label(one):
     dataset, data, wanted = one
     for split, rows in wanted.items():
         source = open_split(dataset, data, split)
@@ -57,7 +57,7 @@ def test_every_picture_comes_back_with_its_name_and_label(one):
             assert taxonomy.category(label, row["label_id"]).name == "SPECIFIC"
             if seed is not None:
                 height = 60 if dataset == "fgvc_aircraft" else 36
-                image = images.decode(archives.picture(seed, height, 52), "")
+                image = images.decode(archives.image(seed, height, 52), "")
                 # The banner below an aircraft is cut off.
                 image = image[:40] if dataset == "fgvc_aircraft" else image
                 np.testing.assert_array_equal(row["image"], image)
@@ -69,7 +69,7 @@ def test_every_picture_comes_back_with_its_name_and_label(one):
 def test_the_sizes_of_the_published_set_are_checked(one):
     dataset, data, wanted = one
     published = tfds_images.PUBLISHED[dataset].sizes["train"]
-    message = f"has {len(wanted['train'])} pictures in 'train', the published set {published}"
+    message = f"has {len(wanted['train'])} images in 'train', the published set {published}"
     with pytest.raises(ValueError, match=message):
         tfds_images.Source(dataset=dataset, split="train", seed=0, data_dir=data)
 
@@ -93,7 +93,7 @@ def test_the_index_beside_the_records_changes_nothing(prepared):
     assert open_split("food101", data, "train").entries == first.entries
 
 
-def test_the_pictures_of_a_split_file_are_taken_from_all_splits(prepared, tmp_path):
+def test_the_images_of_a_split_file_are_taken_from_all_splits(prepared, tmp_path):
     data, wanted = prepared["food101"]
     path = tmp_path / "split_zhou_Food101.json"
     rows = [["pho/3.jpg", 1, "pho"], ["apple_pie/4.jpg", 0, "apple pie"]]
@@ -102,17 +102,17 @@ def test_the_pictures_of_a_split_file_are_taken_from_all_splits(prepared, tmp_pa
     assert [row["key"] for row in found] == ["pho/3", "apple_pie/4"]
     assert [row["label"] for row in found] == ["pho", "apple pie"]
     for seed, row in zip((3, 4), found, strict=True):
-        np.testing.assert_array_equal(row["image"], images.decode(archives.picture(seed), ""))
+        np.testing.assert_array_equal(row["image"], images.decode(archives.image(seed), ""))
     published = tfds_images.PUBLISHED["food101"]
     sizes = {published.aliases.get(split, split): len(names) for split, names in wanted.items()}
     with pytest.MonkeyPatch.context() as patch:
         whole = dataclasses.replace(published, sizes=sizes)
         patch.setitem(tfds_images.PUBLISHED, "food101", whole)
         options = {"dataset": "food101", "data_dir": data, "split_file": str(path)}
-        with pytest.raises(ValueError, match="has 2 pictures in 'test', CoOp's .* food101 30300"):
+        with pytest.raises(ValueError, match="has 2 images in 'test', CoOp's .* food101 30300"):
             tfds_images.Source(split="test", seed=0, **options)
     path.write_text(json.dumps({"test": [["pho/9.jpg", 1, "pho"]]}))
-    with pytest.raises(ValueError, match="names 1 pictures that the data set has not.*pho/9"):
+    with pytest.raises(ValueError, match="names 1 images that the data set has not.*pho/9"):
         open_split("food101", data, "test", split_file=str(path))
     with pytest.raises(ValueError, match="holds no split 'val'"):
         open_split("food101", data, "val", split_file=str(path))

@@ -63,7 +63,7 @@ def test_a_tree_on_the_host_gives_the_run_of_the_tree_on_the_devices(
     rows, _ = in_graph
     assert len(rows) == 3 and max(row["dynamic_sampling/rounds"] for row in rows) > 1
     assert any(0 < row["sampled/groups_with_signal"] < 1 for row in rows)
-    assert all(row["update/gradient_norm"] > 0 for row in rows)
+    assert all(row["update/grad_norm"] > 0 for row in rows)
     full = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     for row in full:
         # Verdicts of all rounds are counted, not only those of the last.
@@ -102,20 +102,20 @@ def test_a_judge_that_stays_away_in_some_round_stops_the_run_which_goes_on_later
 
     run.verifier.submit = ill
     said = f"^step {last + 1}, round 2: 100.0% .*the tree is ill"
-    with pytest.raises(host_verification.JudgeAway, match=said):
+    with pytest.raises(host_verification.JudgeUnavailable, match=said):
         train.train(run, tmp_path, lambda: None)
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, last + 1))
     assert_same(trained(on_host(dynamic_run), tmp_path), in_graph)
 
 
 def test_groups_without_verdicts_take_no_place_in_the_batch(dynamic_run, in_graph, tmp_path):
-    config = dynamic_config(verifier__max_unverified=1.0, train__steps=1)
+    config = dynamic_config(verifier__max_unjudged_fraction=1.0, train__steps=1)
     run = on_host(dynamic_run, unknown=lambda text: sum(map(ord, text)) % 2 == 0)
     rows, _ = trained(dataclasses.replace(run, config=config), tmp_path)
     row, calm = rows[0], in_graph[0][0]
-    assert row["sampled/unverified"] > 0 == calm["sampled/unverified"]
+    assert row["sampled/unjudged"] > 0 == calm["sampled/unjudged"]
     # What is learned from has all its verdicts.
-    assert row["verify/unverified"] == row["verify/groups_left_out"] == 0
+    assert row["verify/unjudged"] == row["verify/groups_dropped"] == 0
     assert row["sampled/groups_with_signal"] < calm["sampled/groups_with_signal"]
     assert row["dynamic_sampling/rounds"] >= calm["dynamic_sampling/rounds"]
 

@@ -21,7 +21,7 @@ ANSWERS, TOKENS, PAD = 3, 4, 9
 
 
 def groups(first, count, prompt=5, features=2, weight=None):
-    """Groups whose every array tells which picture it belongs to, numbered from `first`."""
+    """Groups whose every array tells which image it belongs to, numbered from `first`."""
     number = np.arange(first, first + count)
 
     def filled(*shape):
@@ -52,7 +52,7 @@ def groups(first, count, prompt=5, features=2, weight=None):
 
 
 def assert_rows_belong_together(pool):
-    """Every array of a row is of the same picture, behind whatever pads it."""
+    """Every array of a row is of the same image, behind whatever pads it."""
     number = np.asarray(pool.prompt.image_id_B)
     for x in (pool.rollout.tokens_BNT, pool.rollout.logp_BNT, pool.category_BN):
         np.testing.assert_array_equal(
@@ -99,7 +99,7 @@ def test_the_summary_is_of_all_sampled_answers():
     shares = {c: float(found[f"sampled/{c.name.lower()}"]) for c in Category}
     assert shares == {c: pytest.approx((category[valid] == c).mean()) for c in Category}
     assert float(found["sampled/reward"]) == pytest.approx(1 / 3)
-    assert float(found["sampled/unverified"]) == pytest.approx(1 / 6)
+    assert float(found["sampled/unjudged"]) == pytest.approx(1 / 6)
     assert float(found["sampled/groups_with_signal"]) == 0.5
 
 
@@ -163,7 +163,7 @@ def test_the_rounds_are_bounded_and_what_is_missing_is_reported(step_of, caplog)
     assert metrics["valid"].tolist() == [[True] * 3, [False] * 3, [False] * 3]
     assert metrics["dynamic_sampling/rounds"] == 2
     assert metrics["dynamic_sampling/filled"] == pytest.approx(1 / 3)
-    assert "2 rounds of 4 pictures gave 1 of 3 groups" in caplog.text
+    assert "2 rounds of 4 images gave 1 of 3 groups" in caplog.text
 
 
 def test_a_group_is_kept_for_the_verdicts_that_are_rewarded(step_of):
@@ -176,8 +176,8 @@ def test_a_group_is_kept_for_the_verdicts_that_are_rewarded(step_of):
     assert 0 < odd.sum() < 8 and 0 < (odd == 0).sum() < 8
 
 
-def test_rounds_need_pictures_to_sample(small_config):
+def test_rounds_need_images_to_sample(small_config):
     config = small_config(train__dynamic_sampling__max_rounds=2)
-    assert validate_config.sampled_pictures(config) == 768
-    with pytest.raises(ValueError, match="pictures and config.train.batch_size is 768; lower"):
+    assert validate_config.sampled_images(config) == 768
+    with pytest.raises(ValueError, match="images and config.train.batch_size is 768; lower"):
         prepare(config)

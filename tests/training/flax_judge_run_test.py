@@ -1,4 +1,4 @@
-"""Training with the policy's own frozen tower as the judge, and the judge on several devices."""
+"""Training with the policy's own frozen encoder as the judge, and the judge on several devices."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def judged_config(small_config, prompt):
     return lambda **changes: small_config(**defaults | changes)
 
 
-def test_two_steps_with_the_tower_of_the_tiny_policy(judged_config, tmp_path):
+def test_two_steps_with_the_encoder_of_the_tiny_policy(judged_config, tmp_path):
     config = judged_config()
     run = prepare(config)
     assert isinstance(run.verifier, FlaxJudge)
@@ -58,7 +58,7 @@ def test_two_steps_with_the_tower_of_the_tiny_policy(judged_config, tmp_path):
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert all(np.isfinite(value) for value in row.values())
-        assert row["verify/unverified"] == 0 and row["update/skipped_in_a_row"] == 0
+        assert row["verify/unjudged"] == 0 and row["update/skipped_in_a_row"] == 0
         # This policy writes answers that can be read.
         assert row["verify/unparsed"] < 0.5
         assert 1 / 6 <= row["verify/probability_mean"] <= 1
@@ -89,8 +89,8 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
     text_judge.make_judge(tmp_path / "judge", "qwen2", policy_folder)
     config = judged_config(
         verifier__flax_judge__weights=str(tmp_path / "judge"),
-        verifier__max_unverified=1.0,
-        verifier__chunks=2,
+        verifier__max_unjudged_fraction=1.0,
+        verifier__num_chunks=2,
         evaluation__batch_size=24,
     )
     sure = prepare(config).verifier
@@ -106,8 +106,8 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert 1 / 6 <= row["verify/probability_mean"] <= 1
-        assert (row["verify/unverified"] > 0) == (row["verify/below_min_probability"] > 0)
-        assert row["verify/unverified"] <= row["verify/below_min_probability"] <= 1
+        assert (row["verify/unjudged"] > 0) == (row["verify/below_min_probability"] > 0)
+        assert row["verify/unjudged"] <= row["verify/below_min_probability"] <= 1
     judged = evaluator.Evaluator(run)(run.lora)
     run.verifier.close()
     small_run.write_answers(tmp_path / "answers.jsonl", judged)
@@ -145,7 +145,7 @@ def test_two_processes_judge_with_another_vocabulary(start, policy_folder, promp
                 "mesh__fsdp": 4,
                 "train__steps": 2,
                 "verifier__name": "flax_judge",
-                "verifier__chunks": 1,
+                "verifier__num_chunks": 1,
                 "verifier__flax_judge__prompt": str(prompt),
                 "verifier__flax_judge__weights": str(tmp_path / "judge"),
             },

@@ -34,8 +34,10 @@ def test_too_many_answers_without_a_verdict_stop_the_step_before_it_learns(mesh)
     share = len(unknown) / 18  # rows that pad the batch do not count
     before, after, _ = judged_step.step(mesh, verifier, limit=share + 1e-6)
     assert int(after.lora) == judged_step.LORA + 1
-    said = r"step 7: 16.7% of the answers .*max_unverified is 16.0%. the judge is ill. .* same"
-    with pytest.raises(host_verification.JudgeAway, match=said):
+    said = (
+        r"step 7: 16.7% of the answers .*max_unjudged_fraction is 16.0%. the judge is ill. .* same"
+    )
+    with pytest.raises(host_verification.JudgeUnavailable, match=said):
         judged_step.step(mesh, verifier, limit=0.16)
 
 

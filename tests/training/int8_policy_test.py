@@ -57,7 +57,7 @@ def test_it_samples_and_learns_nearly_the_same(run, run8):
         metrics.append(found)
     cosine = moved[0] @ moved[1] / np.linalg.norm(moved[0]) / np.linalg.norm(moved[1])
     assert 0.95 < cosine < 1 - 1e-6, cosine
-    norms = [m["update/gradient_norm"] for m in metrics]
+    norms = [m["update/grad_norm"] for m in metrics]
     np.testing.assert_allclose(norms[1], norms[0], rtol=0.05)
 
 

@@ -14,7 +14,7 @@ STEPS = {
     "data__bucket_growth": 1.25,
     "data__vision_cache__place": "host",
     "train__samples_every": 1,
-    "train__samples_pictures": 8,
+    "train__num_logged_images": 8,
 }
 
 
@@ -92,9 +92,9 @@ def test_two_processes_write_the_samples_of_the_whole_batch_once(both):
     )
     assert len(got) == len(lines(two / "rollout_samples.jsonl")) == 2 * 8
     assert got.keys() == want.keys()
-    # The processes deal the rows out in turns, and only the first one's pictures are at hand.
-    pictures = ["picture" in row for row in got.values()]
-    assert sum(pictures) == 8 and all("picture" in row for row in want.values())
+    # The processes deal the rows out in turns, and only the first one's images are at hand.
+    images = ["image" in row for row in got.values()]
+    assert sum(images) == 8 and all("image" in row for row in want.values())
     first = [key for key in want if key[0] == 1]
     for key in first:
         for name in ("responses", "categories", "rewards"):

@@ -117,7 +117,7 @@ def test_the_trainers_ratio_does_not_see_the_sampler(batch, score, gradient_of):
     want, want_metrics = gradient_of(dataclasses.replace(batch, rollout=honest))
     known = dataclasses.replace(batch, old_logp_BNT=trainer)
     for case in (known, batch):
-        got, metrics = gradient_of(case, old_logp="trainer")
+        got, metrics = gradient_of(case, old_logprobs="recomputed")
         assert largest(got, want) < 1e-5
         assert float(metrics["update/ratio"]) == pytest.approx(1, abs=1e-5)
         mask = np.asarray(batch.rollout.mask_BNT)
@@ -136,8 +136,8 @@ def test_importance_weights_multiply_the_loss_of_a_token(batch, score, gradient_
     def weighted(mask_BNT):
         return token_weights.token_mean(mask_BNT) * weight
 
-    want, _ = gradient_of(batch, old_logp="trainer", token_weights=weighted)
-    got, metrics = gradient_of(batch, old_logp="trainer", importance_cap=1.5)
+    want, _ = gradient_of(batch, old_logprobs="recomputed", token_weights=weighted)
+    got, metrics = gradient_of(batch, old_logprobs="recomputed", tis_cap=1.5)
     assert largest(got, want) < 1e-5
     mask = np.asarray(batch.rollout.mask_BNT)
     kept = np.asarray(weight)[mask]
@@ -175,9 +175,7 @@ def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers,
 
 @pytest.mark.parametrize("name", kl.ESTIMATORS)
 def test_kl_in_the_reward_is_summed_over_the_answer(run, lora, answers, score, small_config, name):
-    config = small_config(
-        loss__kl_place="reward", loss__kl_estimator=name, loss__kl_coefficient=0.5
-    )
+    config = small_config(loss__kl_in="reward", loss__kl_estimator=name, loss__kl_coefficient=0.5)
     learn = build_update.learner(dataclasses.replace(run, config=config), None)
     cost = learn.keywords["divergence"](lora, run.base, *answers, score(True))
     mask = np.asarray(answers[2].mask_BNT)

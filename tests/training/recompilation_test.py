@@ -11,7 +11,7 @@ import judged_step
 import numpy as np
 import pytest
 import small_run
-from own_pictures import fill, own
+from own_images import fill, own
 
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.evaluation.evaluator import Evaluator
@@ -48,8 +48,8 @@ def test_what_is_counted_are_traces_and_compilations():
         assert len(seen) > before
 
 
-def larger_pictures(policy_folder, folder):
-    """The policy, with a processor that takes pictures of up to 60 x 60 pixels, 25 tokens."""
+def larger_images(policy_folder, folder):
+    """The policy, with a processor that takes images of up to 60 x 60 pixels, 25 tokens."""
     shutil.copytree(policy_folder, folder)
     path = folder / "preprocessor_config.json"
     facts = json.loads(path.read_text())
@@ -60,17 +60,17 @@ def larger_pictures(policy_folder, folder):
 
 @pytest.mark.parametrize("place", ["none", "host"])
 def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path, place):
-    """Pictures of many sizes on a ladder, steps and evaluations, other temperatures, evicting."""
+    """Images of many sizes in buckets, steps and evaluations, other temperatures, evicting."""
     config = own(
         small_config,
-        fill(tmp_path / "pictures", 24, 60),
-        model__path=str(larger_pictures(policy_folder, tmp_path / "policy")),
+        fill(tmp_path / "images", 24, 60),
+        model__path=str(larger_images(policy_folder, tmp_path / "policy")),
         data__bucket_growth=3.0,
         data__vision_cache__place=place,
         data__vision_cache__bytes=15_000,  # of about 40,000: some are always missing
-        data__vision_cache__pictures=3,
-        rollout__chunk_pictures=2,
-        rollout__shrink=1,
+        data__vision_cache__images_per_device=3,
+        rollout__max_images_per_chunk=2,
+        rollout__num_compactions=1,
     )
     run = small_run.prepared(config)
     optimizer, state, where = build_update.start_state(run)
@@ -123,16 +123,16 @@ def test_a_host_verifier_and_dynamic_sampling_compile_nothing_after_warm_up(
     """Pools and rounds of two sizes; a pool that never fills takes two rounds a step."""
     config = own(
         small_config,
-        fill(tmp_path / "pictures", 24, 60),
-        model__path=str(larger_pictures(policy_folder, tmp_path / "policy")),
+        fill(tmp_path / "images", 24, 60),
+        model__path=str(larger_images(policy_folder, tmp_path / "policy")),
         data__bucket_growth=3.0,
         rollout__num_rollouts=judged_step.ANSWERS,
         rollout__max_tokens=4,
-        rollout__shrink=0,
+        rollout__num_compactions=0,
         train__batch_size=8 if dynamic else 4,
         train__dynamic_sampling__max_rounds=2 if dynamic else 0,
         train__dynamic_sampling__batch_size=4,
-        verifier__chunks=2,
+        verifier__num_chunks=2,
     )
     run = small_run.prepared(config)
     run = dataclasses.replace(run, verifier=judged_step.FunctionVerifier())

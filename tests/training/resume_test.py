@@ -156,6 +156,8 @@ def test_a_run_of_two_processes_goes_on_in_one(run, small_config, start_both, tm
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=0, atol=2e-5, err_msg=name)
     for mine, theirs in zip(rows_of(part), rows_of(whole), strict=True):
-        assert mine["data/left_out"] == theirs["data/left_out"]
-        assert mine["rollout/length"] == pytest.approx(theirs["rollout/length"])
+        assert mine["data/skipped"] == theirs["data/skipped"]
+        assert mine["rollout/completion_length"] == pytest.approx(
+            theirs["rollout/completion_length"]
+        )
         assert mine["reward/mean"] == pytest.approx(theirs["reward/mean"])

@@ -84,12 +84,12 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         cut += [rollout.mask_BNT[b, n, -1] and rollout.tokens_BNT[b, n, -1] != eos for n in who]
     want = {f"verify/{name}": judged.count(i - 1) / len(judged) for i, name in enumerate(NAMES)}
     want |= {
-        "verify/unverified": 1 - len(judged) / (6 * ANSWERS),
-        "verify/groups_left_out": sum(not valid[b].any() for b in range(6)) / 6,
+        "verify/unjudged": 1 - len(judged) / (6 * ANSWERS),
+        "verify/groups_dropped": sum(not valid[b].any() for b in range(6)) / 6,
         "reward/mean": np.mean(rewards),
-        "reward/groups_without_signal": flat / 6,
-        "data/left_out": IMAGES - 6,
-        "rollout/length": np.mean(lengths),
+        "reward/zero_std_groups": flat / 6,
+        "data/skipped": IMAGES - 6,
+        "rollout/completion_length": np.mean(lengths),
         "rollout/truncated": np.mean(cut),
         "update/loss": 2.0,
         "update/skipped_in_a_row": 3.0,
@@ -97,7 +97,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     assert metrics.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    assert flat >= 1 and 0 < want["verify/unverified"] < 1
+    assert flat >= 1 and 0 < want["verify/unjudged"] < 1
     assert 0 < sum(cut) < lengths.count(TOKENS)
 
 
@@ -109,8 +109,8 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
         rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight, eos_id=0
     )
     assert all(np.isfinite(value) for value in metrics.values())
-    assert float(metrics["verify/unverified"]) == 1.0
-    assert float(metrics["reward/groups_without_signal"]) == 1.0
+    assert float(metrics["verify/unjudged"]) == 1.0
+    assert float(metrics["reward/zero_std_groups"]) == 1.0
 
 
 def test_a_row_that_pads_the_batch_has_no_verdict(run):
@@ -177,7 +177,7 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
     )
     assert largest_difference(got.lora, want.lora) < 1e-5
     assert largest_difference(got.lora, state.lora) > 1e-3
-    assert got_metrics.pop("data/left_out") == 2 and want_metrics.pop("data/left_out") == 0
+    assert got_metrics.pop("data/skipped") == 2 and want_metrics.pop("data/skipped") == 0
     for name, value in want_metrics.items():
         np.testing.assert_allclose(got_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     other, other_category, _ = made_up(3, run)
@@ -247,7 +247,7 @@ def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
     rollout, category, _ = made_up(5, run)
     valid = np.ones((IMAGES, ANSWERS), bool)
     valid[1, 0], valid[2, :3], valid[3] = False, False, False
-    left_out = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
+    skipped = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
     seen = []
 
     def note(state, base, batch):
@@ -255,7 +255,7 @@ def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
         return state, {}
 
     def learn(valid, share):
-        options_here = options | {"min_verified": share, "update": note, "mini_batches": 1}
+        options_here = options | {"min_judged_fraction": share, "update": note, "mini_batches": 1}
         return rl_step.learn(
             state,
             run.base,
@@ -268,13 +268,13 @@ def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
         )[1]
 
     with jax.disable_jit():
-        for share, groups in left_out.items():
+        for share, groups in skipped.items():
             metrics = learn(valid, share)
             want = valid.copy()
             want[groups] = False
             np.testing.assert_array_equal(np.asarray(seen[-1]).reshape(want.shape), want)
-            assert float(metrics["verify/groups_left_out"]) == len(groups) / IMAGES
-            assert float(metrics["verify/unverified"]) == pytest.approx(8 / 32)
+            assert float(metrics["verify/groups_dropped"]) == len(groups) / IMAGES
+            assert float(metrics["verify/unjudged"]) == pytest.approx(8 / 32)
             # What left is as if it had never been judged.
             alone = learn(want, 0.0)
             assert float(metrics["reward/mean"]) == pytest.approx(float(alone["reward/mean"]))

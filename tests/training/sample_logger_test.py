@@ -24,13 +24,13 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def options(every, pictures=2, rounds=0):
+def options(every, images=2, rounds=0):
     dynamic = types.SimpleNamespace(max_rounds=rounds)
     return types.SimpleNamespace(
         samples_every=every,
-        samples_pictures=pictures,
+        num_logged_images=images,
         dynamic_sampling=dynamic,
-        objective="reward",
+        objective="rl",
     )
 
 
@@ -47,7 +47,7 @@ def made_up_run(every):
 
 
 def samples(offset=0):
-    """Two answers of up to three tokens about two pictures and a row without one."""
+    """Two answers of up to three tokens about two images and a row without one."""
     tokens = np.arange(18).reshape(3, 2, 3) + offset
     return Samples(
         image_id_K=np.array([7, 8, 0], np.uint32),
@@ -73,7 +73,7 @@ def write(folder, steps, first_step=1, every=2, gallery=None, offset=0):
     return path
 
 
-def test_a_row_holds_a_picture_with_its_answers_categories_and_rewards(tmp_path):
+def test_a_row_holds_an_image_with_its_answers_categories_and_rewards(tmp_path):
     got = lines(write(tmp_path, [1]))
     assert got == [
         {
@@ -114,7 +114,7 @@ def test_none_are_written_where_none_are_asked_for(tmp_path):
     assert not write(tmp_path, [1], every=0).exists()
 
 
-def test_pictures_and_what_is_known_of_them_stand_beside_the_answers(tmp_path):
+def test_images_and_what_is_known_of_them_stand_beside_the_answers(tmp_path):
     gallery = sample_logger.Gallery(options(1))
     image = np.full((200, 100, 3), 128, np.uint8)
     row = {"image": image, "image_id": 7, "label": "red fox", "label_id": "fox", "style": "plain"}
@@ -123,14 +123,14 @@ def test_pictures_and_what_is_known_of_them_stand_beside_the_answers(tmp_path):
     assert not gallery.row(8) and max(gallery.row(7)["image"].shape) == 96
     first, second = lines(write(tmp_path, [1], gallery=gallery))
     assert first["label"] == "red fox" and first["style"] == "plain"
-    assert first["picture"].startswith("data:image/webp;base64,")
+    assert first["image"].startswith("data:image/webp;base64,")
     assert second.keys() == KEYS
     written = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
-    assert b"rollout_pictures/0" in written and b"rollout_samples/1" in written
+    assert b"rollout_images/0" in written and b"rollout_samples/1" in written
 
 
-def test_a_gallery_forgets_old_pictures():
-    gallery = sample_logger.Gallery(options(1, pictures=1))
+def test_a_gallery_forgets_old_images():
+    gallery = sample_logger.Gallery(options(1, images=1))
     for name in range(200):
         gallery.watch([{"image": np.zeros((4, 4, 3), np.uint8), "image_id": name}])
     kept = [name for name in range(200) if gallery.row(name)]
@@ -153,7 +153,7 @@ def test_nothing_that_a_model_says_is_markup_on_tensorboard():
 @pytest.fixture(scope="module")
 def watched(run, small_config, tmp_path_factory):
     """The run of three steps whose samples are kept, and its workdir."""
-    changes = {"train__steps": 3, "train__samples_every": 2, "train__samples_pictures": 3}
+    changes = {"train__steps": 3, "train__samples_every": 2, "train__num_logged_images": 3}
     changed = dataclasses.replace(run, config=small_config(**changes))
     workdir = tmp_path_factory.mktemp("watched")
     train.train(changed, workdir, lambda: None)
@@ -193,20 +193,20 @@ def test_samples_are_what_the_step_sampled(watched):
         assert row["image_id"] == batch.image_id_B[b] and row["responses"] == texts[b]
         names = [Category(int(c)).name.lower() for c in category[b]]
         assert row["categories"] == names and row["rewards"] == rewards[b].tolist()
-        assert row["generic"] == "vehicle" and row["picture"].startswith("data:")
+        assert row["generic"] == "vehicle" and row["image"].startswith("data:")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["three", "dynamic", "host"])
 def test_every_way_to_run_a_step_hands_its_samples_over(run, small_config, path, tmp_path):
-    changes = {"train__steps": 1, "train__samples_every": 1, "train__samples_pictures": 2}
+    changes = {"train__steps": 1, "train__samples_every": 1, "train__num_logged_images": 2}
     ways = {
         "three": {"train__fused": False},
         "dynamic": {
             "train__dynamic_sampling__max_rounds": 2,
             "train__dynamic_sampling__batch_size": 8,
         },
-        "host": {"rollout__num_rollouts": judged_step.ANSWERS, "verifier__chunks": 2},
+        "host": {"rollout__num_rollouts": judged_step.ANSWERS, "verifier__num_chunks": 2},
     }
     changed = dataclasses.replace(run, config=small_config(**changes, **ways[path]))
     if path == "host":

@@ -34,7 +34,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
 @pytest.mark.parametrize(
     "template, tokens, said",
     [
-        ("a picture", 24, "put {label} where the answer names the label"),
+        ("an image", 24, "put {label} where the answer names the label"),
         ("{label} by {artist}", 24, "asks for 'artist', which the data set's rows lack; they have"),
         (TEMPLATE, 3, "tokens, config.rollout.max_tokens is 3; raise it"),
     ],
@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused(run, template, tokens, said):
 
 def test_the_labels_become_likelier(run, small_config, tmp_path):
     config = small_config(
-        train__objective="labels",
+        train__objective="sft",
         train__steps=8,
         train__log_every=1,
         loss__kl_coefficient=0.0,

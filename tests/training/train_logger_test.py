@@ -36,12 +36,12 @@ def test_a_judge_that_stays_away_leaves_a_window_with_the_last_step(
 ):
     def away(number):
         if number == 4:
-            raise host_verification.JudgeAway("away")
+            raise host_verification.JudgeUnavailable("away")
 
     losses(away)
     config = small_config(train__steps=5, checkpoint__save_every=100, **BEST)
     run = dataclasses.replace(run, config=config)
-    with pytest.raises(host_verification.JudgeAway):
+    with pytest.raises(host_verification.JudgeUnavailable):
         train.train(run, tmp_path, lambda: None)
     with Checkpoints(tmp_path / "checkpoints", **config.checkpoint) as checkpoints:
         state = build_update.start_state(run)[1]

@@ -13,7 +13,7 @@ from small_run import batch_of
 from speciarl_jax.rl import optimizer as optimizer_lib
 from speciarl_jax.rl.losses import grpo, token_weights
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
-from speciarl_jax.runtime.batching import cut
+from speciarl_jax.runtime.batching import split_strided
 from speciarl_jax.training.state import init_state
 from speciarl_jax.training.update import update
 
@@ -163,7 +163,7 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
     norm = np.sqrt(sum(np.sum(g**2) for g in leaves))
     np.testing.assert_allclose(metrics["update/loss"], loss, rtol=1e-4)
     np.testing.assert_allclose(metrics["update/kl"], divergence, rtol=1e-4)
-    np.testing.assert_allclose(metrics["update/gradient_norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["update/grad_norm"], norm, rtol=1e-4)
     want = [
         first_adamw_step(np.asarray(p, np.float64), g, norm)
         for p, g in zip(jax.tree.leaves(lora), leaves, strict=True)
@@ -171,7 +171,7 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
     assert_same(state.lora, want, rtol=0, atol=2e-5)
     # The oracle's step is large against the tolerance, and both clips were at work.
     assert furthest(state.lora, lora) > 5e-3
-    assert metrics["update/clip_fraction"] > 0 and norm > OPTIMIZER["max_grad_norm"]
+    assert metrics["update/clip_frac"] > 0 and norm > OPTIMIZER["max_grad_norm"]
     assert int(state.step) == 1 and int(state.skipped) == 0
 
 
@@ -211,12 +211,12 @@ def test_no_advantage_and_no_divergence_give_no_gradient(run, lora, batch, progr
     still = dataclasses.replace(batch, advantage_BN=jnp.zeros_like(batch.advantage_BN))
     init, step = program(kl_coefficient=0.0, weight_decay=0.0)
     state, metrics = step(init(lora), run.base, still)
-    assert float(metrics["update/gradient_norm"]) == 0.0
+    assert float(metrics["update/grad_norm"]) == 0.0
     assert "update/kl" not in metrics
     assert_equal(state.lora, lora)
     # The same program does learn from an advantage.
     _, metrics = step(init(lora), run.base, batch)
-    assert float(metrics["update/gradient_norm"]) > 1e-3
+    assert float(metrics["update/grad_norm"]) > 1e-3
 
 
 def test_fresh_adapters_do_not_diverge_from_the_reference(run, batch, program):
@@ -224,7 +224,7 @@ def test_fresh_adapters_do_not_diverge_from_the_reference(run, batch, program):
     init, step = program()
     _, metrics = step(init(run.lora), run.base, still)
     assert abs(float(metrics["update/kl"])) < 1e-6
-    assert float(metrics["update/gradient_norm"]) < 1e-5
+    assert float(metrics["update/grad_norm"]) < 1e-5
 
 
 def test_answers_without_a_verdict_change_nothing(run, lora, batch, program):
@@ -267,7 +267,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(run, lora, batch, 
     assert furthest(state.lora, good.lora) > 1e-4
 
 
-def test_micro_batches_that_do_not_divide_the_pictures_are_refused(run, lora, batch, program):
+def test_micro_batches_that_do_not_divide_the_images_are_refused(run, lora, batch, program):
     init, step = program(micro_batches=3)
     with pytest.raises(ValueError, match="4 images cannot be cut into 3 micro-batches"):
         step(init(lora), run.base, batch)
@@ -285,7 +285,7 @@ def test_the_state_holds_the_adapters_and_nothing_of_the_base(run, lora, program
     assert np.isfinite(jax.tree.leaves(lora)[0]).all()
 
 
-def test_parts_of_a_batch_are_strided_and_hold_every_picture_once():
-    parts = cut(jnp.arange(12).reshape(6, 2), 3)
+def test_parts_of_a_batch_are_strided_and_hold_every_image_once():
+    parts = split_strided(jnp.arange(12).reshape(6, 2), 3)
     assert parts.shape == (3, 2, 2)
     np.testing.assert_array_equal(parts[:, :, 0] // 2, [[0, 3], [1, 4], [2, 5]])

@@ -35,8 +35,8 @@ OPTIONS = {
     "max_answer_bytes": 48,
     "max_response_bytes": 96,
     "max_answer_tokens": 16,
-    "answers_at_once": 2,
-    "pairs_at_once": 8,
+    "rollouts_at_once": 2,
+    "judge_batch_size": 8,
     "min_probability": 0.0,
     "require_think": False,
 }
@@ -77,7 +77,7 @@ def in_graph(judge):
         screen=prefilter.Screen.create(NAMES, **limits),
         reuse=reuse,
         **{k: OPTIONS[k] for k in ("max_answer_tokens", "max_response_bytes")},
-        **{k: OPTIONS[k] for k in ("answers_at_once", "min_probability")},
+        **{k: OPTIONS[k] for k in ("rollouts_at_once", "min_probability")},
     )
 
 
@@ -194,7 +194,7 @@ def reader(names, max_answer_tokens):
         reuse=Reuse.create(policy_bytes(), policy_bytes())[0],
         max_answer_tokens=max_answer_tokens,
         max_response_bytes=160,
-        answers_at_once=1,
+        rollouts_at_once=1,
         min_probability=0.0,
     )
 
@@ -302,16 +302,16 @@ RESPONSES += ["tiger", "<answer>fox</answer>", "<answer>an animal</answer>"]
 
 def reencoding(judge_scorer, **changes):
     options = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "max_answer_tokens")}
-    options |= {k: OPTIONS[k] for k in ("pairs_at_once", "min_probability", "require_think")}
+    options |= {k: OPTIONS[k] for k in ("judge_batch_size", "min_probability", "require_think")}
     return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options | changes)
 
 
 def test_in_graph_and_on_the_host_the_verdicts_are_the_same(judge, in_graph):
     groups = [RESPONSES] * len(NAMES)
     labels = np.arange(len(NAMES), dtype=np.int32)
-    host = reencoding(judge[1], pairs_at_once=4)
+    host = reencoding(judge[1], judge_batch_size=4)
     want, want_probability = host.judge(groups, labels)
-    assert host.submit(groups, labels).result().valid_BN.all() and host.troubles() == ""
+    assert host.submit(groups, labels).result().valid_BN.all() and host.errors() == ""
     host.close()
     # The same bytes in the same tokens.
     canonical = [t.lower() for t in RESPONSES]
@@ -375,13 +375,13 @@ def build(run, names, **changes):
     return flax_judge.create(vocabulary, None, policy=policy_of(run)[1], **options)
 
 
-def test_the_policys_own_tower_judges_at_no_extra_memory(run):
+def test_the_policys_own_language_model_judges_at_no_extra_memory(run):
     labels, judge = build(run, NAMES)
     assert isinstance(judge, flax_judge.FlaxJudge) and labels.names == tuple(NAMES)
     buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(run.base)}
     mine = jax.tree.leaves(judge.scorer.weights)
     assert mine and {x.unsafe_buffer_pointer() for x in mine} <= buffers
-    # The tower is the reference policy's: LoRA is off.
+    # The encoder is the reference policy's: LoRA is off.
     policy, _ = policy_of(run)
     decoder, _ = judge.scorer.prefill()
     tokens, mask = np.arange(12, dtype=np.int32)[None], np.ones((1, 12), bool)
@@ -406,7 +406,7 @@ def test_another_vocabulary_is_encoded_anew_on_the_host(run, tmp_path):
         ({"weights": "/no/where"}, "weights is '/no/where', which is no folder.*'policy_base'"),
         ({"prompt": "riddle"}, "no judge prompt 'riddle'"),
         ({"max_answer_tokens": 0}, "max_answer_tokens is 0; it must be at least 1"),
-        ({"answers_at_once": 0}, "answers_at_once is 0; it must be at least 1"),
+        ({"rollouts_at_once": 0}, "rollouts_at_once is 0; it must be at least 1"),
         ({"min_probability": 2.0}, "config.verifier.flax_judge.min_probability is 2.0; it must"),
         ({"max_words": 2}, "'salt and pepper' has 3 words, and max_words is 2"),
     ],

@@ -56,7 +56,7 @@ def make(tmp_path):
 
 
 def judged(judge, pairs=PAIRS):
-    """Verdicts on one answer about each of some pictures."""
+    """Verdicts on one answer about each of some images."""
     responses = [[respond(said)] for _, said in pairs]
     labels = [NAMES.index(truth) for truth, _ in pairs]
     return judge.submit(responses, labels).result(timeout=120)
@@ -116,7 +116,7 @@ def test_a_fault_that_stays_leaves_answers_unverified_and_the_others_alone(make,
         np.testing.assert_array_equal(found.category_BN[~sick], WANT[~sick])
         assert (found.category_BN[sick] == Category.UNPARSED).all()
         assert np.isnan(found.seconds_BN[sick]).all()
-        assert server.url in judge.troubles() and not judge.troubles()
+        assert server.url in judge.errors() and not judge.errors()
         # Failures are not kept: the next time they are asked again, and only they.
         before = len(server.requests)
         again = judged(judge)
@@ -159,10 +159,10 @@ def test_a_judge_that_is_killed_and_started_again_is_waited_for(make):
 def test_a_judge_that_stays_away_is_given_up_after_patience(make):
     with judge_server.JudgeServer() as server:
         pass
-    judge = make(server, server__attempts=10**6, server__patience=0.5)
+    judge = make(server, server__attempts=10**6, server__give_up_after=0.5)
     found = judged(judge)
     assert not found.valid_BN.any()
-    assert "connection failed (ConnectError)" in judge.troubles()
+    assert "connection failed (ConnectError)" in judge.errors()
 
 
 def test_ten_thousand_pairs_of_twenty_kinds_are_twenty_requests(make, tmp_path):
@@ -232,7 +232,7 @@ def test_retry_after_may_be_a_date_and_may_be_too_long(make):
         with judge_server.JudgeServer(fails_first(fault, 99)) as server:
             judge = make(server)
             assert not judged(judge, PAIRS[:2]).valid_BN.any()
-        assert "to come back after 1" in judge.troubles() and len(server.requests) == 2
+        assert "to come back after 1" in judge.errors() and len(server.requests) == 2
 
 
 def test_a_server_that_refuses_structured_output_is_asked_without(make):
@@ -250,7 +250,7 @@ def test_a_server_that_refuses_structured_output_is_asked_without(make):
             assert len(server.requests) == len(PAIRS) + first - 1
     with judge_server.JudgeServer(only()) as server:
         judge = make(server, decoding__structured="json_schema")
-        assert not judged(judge).valid_BN.any() and "HTTP 400" in judge.troubles()
+        assert not judged(judge).valid_BN.any() and "HTTP 400" in judge.errors()
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_what_waiting_does_not_mend_is_not_asked_again(make, monkeypatch, number
         judge = make(server, server__api_key_env="JUDGE_KEY")
         assert not judged(judge, PAIRS[:3]).valid_BN.any()
         assert len(server.requests) == 3
-    troubles = judge.troubles()
-    assert f"HTTP {number}" in troubles and KEY not in troubles
-    assert re.search(said, troubles)
+    errors = judge.errors()
+    assert f"HTTP {number}" in errors and KEY not in errors
+    assert re.search(said, errors)
 
 
 def test_the_key_is_sent_and_never_logged(make, monkeypatch, caplog, capfd, tmp_path):
@@ -291,7 +291,7 @@ def test_the_key_is_sent_and_never_logged(make, monkeypatch, caplog, capfd, tmp_
     assert found.valid_BN.any() and not found.valid_BN.all()
     said = capfd.readouterr()
     assert caplog.text
-    for text in (caplog.text, said.out, said.err, judge.troubles(), repr(judge), str(vars(judge))):
+    for text in (caplog.text, said.out, said.err, judge.errors(), repr(judge), str(vars(judge))):
         assert KEY not in text
     judge.close()
     assert KEY.encode() not in path.read_bytes()
@@ -370,7 +370,7 @@ def test_a_judge_sees_the_pair_in_its_normal_form_and_no_more(make):
     assert "<think>" not in body["messages"][0]["content"].splitlines()[-1]
 
 
-def test_no_pictures_are_no_verdicts(make):
+def test_no_images_are_no_verdicts(make):
     found = make("http://127.0.0.1:1/v1").submit([], []).result(timeout=30)
     assert found.category_BN.shape == (0, 0)
 

@@ -1,4 +1,4 @@
-"""The taxonomy verifier: its ladder, its refusals, and that device and host never disagree."""
+"""The taxonomy verifier: its categories, its refusals, and that device and host never disagree."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ LEAVES = TAXONOMY.leaf_ids
 
 W, A, G, L, S, M = (Category(i) for i in range(6))
 U = Category.UNPARSED
-LADDER = [
+CASES = [
     ("eagle", "n1", S),
     ("Bird of Jove", "n1", S),
     ("birds of Jove", "n1", S),
@@ -157,15 +157,15 @@ def oracle(tokens, leaf_id, **options):
     return TAXONOMY.response_category(spelt.decode("utf-8", "replace"), leaf_id, **options)
 
 
-@pytest.mark.parametrize(("text", "leaf_id", "want"), LADDER)
-def test_ladder_on_the_host(text, leaf_id, want):
+@pytest.mark.parametrize(("text", "leaf_id", "want"), CASES)
+def test_cases_on_the_host(text, leaf_id, want):
     assert TAXONOMY.category(text, leaf_id) is want
 
 
-def test_ladder_on_the_device():
-    rows = [[in_bytes(f"<think>x</think><answer>{text}</answer>")] for text, _, _ in LADDER]
-    got = run(rows, [leaf for _, leaf, _ in LADDER], width=512)
-    wrong = [(case, g) for case, g in zip(LADDER, got[:, 0], strict=True) if case[2] != g]
+def test_cases_on_the_device():
+    rows = [[in_bytes(f"<think>x</think><answer>{text}</answer>")] for text, _, _ in CASES]
+    got = run(rows, [leaf for _, leaf, _ in CASES], width=512)
+    wrong = [(case, g) for case, g in zip(CASES, got[:, 0], strict=True) if case[2] != g]
     assert not wrong
 
 
@@ -221,7 +221,7 @@ FRAMES += ["<think><answer>{}</think></answer>", "<answer>{}</answer", "<ANSWER>
 # Text, names, and bytes that are no UTF-8.
 content = st.one_of(
     st.text(max_size=20).map(lambda text: text.encode(errors="replace")),
-    st.sampled_from([n.encode() for n, _, _ in LADDER if len(n) < 40]),
+    st.sampled_from([n.encode() for n, _, _ in CASES if len(n) < 40]),
     st.binary(max_size=20),
 )
 framed = st.tuples(st.sampled_from(FRAMES), content, st.integers(0, 12)).map(

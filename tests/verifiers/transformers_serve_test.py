@@ -134,9 +134,9 @@ def test_the_training_command_works_end_to_end(judge, start, tmp_path):
     assert "| trained" in printed and (workdir / "report.md").is_file()
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["verify/unverified"] == 0 for row in rows)
+    assert all(row["verify/unjudged"] == 0 for row in rows)
     assert sum(row["verify/asked"] for row in rows) > 0
-    assert all(row["update/gradient_norm"] > 0 for row in rows)
+    assert all(row["update/grad_norm"] > 0 for row in rows)
     summary = json.loads((workdir / "summary.json").read_text())
     for name in ("base", "trained"):
         lines = (workdir / f"answers_{name}.jsonl").read_text().splitlines()
@@ -195,11 +195,11 @@ def test_a_policy_learns_from_a_judge_behind_transformers_serve(judge, compilati
     rows, lora = trained("first")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["verify/asked"] > 0 and rows[0]["verify/latency_p50"] > 0
-    assert all(row["verify/unverified"] == 0 for row in rows)
-    assert any(row["update/gradient_norm"] > 0 for row in rows)
+    assert all(row["verify/unjudged"] == 0 for row in rows)
+    assert any(row["update/grad_norm"] > 0 for row in rows)
     # What was judged once is known for good.
     server.kill()
     again, same = trained("second")
-    assert all(row["verify/asked"] == 0 and row["verify/unverified"] == 0 for row in again)
+    assert all(row["verify/asked"] == 0 and row["verify/unjudged"] == 0 for row in again)
     for name, value in lora.items():
         assert (same[name] == value).all()

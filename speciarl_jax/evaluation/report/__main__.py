@@ -2,7 +2,7 @@
 
     python -m speciarl_jax.evaluation.report --workdir=runs/quickstart
 
-The folder is one of `train` or `evaluate`. Its pictures are read from the data sets that it was
+The folder is one of `train` or `evaluate`. Its images are read from the data sets that it was
 asked about; where they are gone, the page has placeholders.
 """
 

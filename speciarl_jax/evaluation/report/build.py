@@ -1,4 +1,4 @@
-"""From a folder to its report: reads the files, finds the pictures, writes what people look at."""
+"""From a folder to its report: reads the files, finds the images, writes what people look at."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -21,7 +21,7 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
 
     Args:
       workdir: the folder, or a URL (gs://...).
-      thumbnail_bytes: that all evaluation pictures of the page together may take; 0 for none.
+      thumbnail_bytes: that all evaluation images of the page together may take; 0 for none.
 
     Returns:
       The paths of the files.
@@ -58,16 +58,14 @@ def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], st
         try:
             source = _source(content, data)
         except Exception as error:  # Data that moved must not cost the page.
-            logging.warning(
-                "the report has no pictures of %s: it cannot be opened (%s)", data, error
-            )
+            logging.warning("the report has no images of %s: it cannot be opened (%s)", data, error)
             continue
         found |= {(data, name): image for name, image in _read(source, ids).items()}
     return thumbnails.fitting(found, _order(content.predictions), budget)
 
 
 def _source(content: folder.Folder, data: str) -> Any:
-    """The pictures that a data set was asked about."""
+    """The images that a data set was asked about."""
     if data not in content.configs:
         raise ValueError("no configuration is known")
     config = ml_collections.ConfigDict(content.configs[data])
@@ -75,7 +73,7 @@ def _source(content: folder.Folder, data: str) -> Any:
 
 
 def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:
-    """Small copies of pictures by image_id."""
+    """Small copies of images by image_id."""
     found, broken = {}, 0
     for index in range(len(source)):
         described = images.describe(source, index)
@@ -87,11 +85,11 @@ def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:
         except images.BrokenImageError:
             broken += 1
             continue
-        if not row.get("left_out"):
+        if not row.get("skipped"):
             found[name] = thumbnails.shrink(np.asarray(row["image"]), thumbnails.SIDES[0])
     lost = len(ids - found.keys())
     if lost:
-        logging.warning("the report lacks %d pictures, %d of them broken", lost, broken)
+        logging.warning("the report lacks %d images, %d of them broken", lost, broken)
     return found
 
 

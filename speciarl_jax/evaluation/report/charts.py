@@ -73,7 +73,7 @@ def trade_off(runs: Sequence[Run], names: Sequence[str]) -> str:
         f"{name}: correctness {x:.3f}, specificity {y:.3f}"
         for name, (x, y) in zip(names, points, strict=True)
     )
-    return svg.picture(440, 376, f"Specificity against correctness. {spoken}", *parts)
+    return svg.image(440, 376, f"Specificity against correctness. {spoken}", *parts)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -139,7 +139,7 @@ def shares(runs: Sequence[Run], names: Sequence[str]) -> str:
                 )
             x += width
     spoken = "; ".join(f"{name}: {_spoken(run)}" for run, name in zip(runs, names, strict=True))
-    return svg.picture(440, 22 + gap * len(runs) - 12, f"Shares of categories. {spoken}", *parts)
+    return svg.image(440, 22 + gap * len(runs) - 12, f"Shares of categories. {spoken}", *parts)
 
 
 def _total(run: Run) -> int:
@@ -157,7 +157,7 @@ def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> str
     """Which category became which, as bands from left to right.
 
     Args:
-      counts: (category before, category after) -> pictures.
+      counts: (category before, category after) -> images.
       before: name of the first policy.
       after: name of the second.
     """
@@ -203,7 +203,7 @@ def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> str
     spoken = ", ".join(
         f"{n} from {palette.name(a)} to {palette.name(b)}" for (a, b), n in counts.items()
     )
-    return svg.picture(440, 424, f"Change of categories, pictures: {spoken}", *parts)
+    return svg.image(440, 424, f"Change of categories, images: {spoken}", *parts)
 
 
 def _bands(counts, place, used, scale, left, right):
@@ -223,7 +223,7 @@ def _bands(counts, place, used, scale, left, right):
                 f"v{h:.1f}C{middle} {y1 + h:.1f} {middle} {y0 + h:.1f} {left} {y0 + h:.1f}z"
             )
             same = "band same" if a == b else "band"
-            words = f"{n} pictures: {palette.name(a)} to {palette.name(b)}"
+            words = f"{n} images: {palette.name(a)} to {palette.name(b)}"
             yield svg.element("path", svg.element("title", words), d=d, class_=same, **_category(a))
 
 
@@ -247,11 +247,11 @@ def best_of(runs: Sequence[Run], names: Sequence[str], measure: str, title: str)
         f"{names[number]}: " + ", ".join(f"{row['n']}: {row[measure]:.3f}" for row in rows)
         for number, rows in chosen
     )
-    return svg.picture(340, 244, f"{title} of the best of n samples. {spoken}", *parts)
+    return svg.image(340, 244, f"{title} of the best of n samples. {spoken}", *parts)
 
 
 def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """Share of correct answers against the agreement of samples; a larger dot is more pictures."""
+    """Share of correct answers against the agreement of samples; a larger dot is more images."""
     frame = svg.Frame(44, 30, 376, 280, 0, 1, 0, 1)
     fifths = [i / 5 for i in range(6)]
     parts = [
@@ -260,22 +260,22 @@ def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     spoken = []
     for number, run in enumerate(runs):
-        rows = [row for row in run.get("calibration") or () if row["pictures"]]
+        rows = [row for row in run.get("calibration") or () if row["images"]]
         if not rows:
             continue
-        most = max(row["pictures"] for row in rows)
+        most = max(row["images"] for row in rows)
         line = [(frame.x(row["agreement"]), frame.y(row["correctness"])) for row in rows]
         parts.append(svg.path(line, **_stroke(number)))
         for (x, y), row in zip(line, rows, strict=True):
-            size = 2.5 + 6 * (row["pictures"] / most) ** 0.5
+            size = 2.5 + 6 * (row["images"] / most) ** 0.5
             words = (
-                f"{names[number]}: {row['pictures']} pictures, agreement {row['agreement']:.2f}, "
+                f"{names[number]}: {row['images']} images, agreement {row['agreement']:.2f}, "
                 f"correct {row['correctness']:.2f}"
             )
             spoken.append(words)
             dot = svg.marker(x, y, number, size, class_="dot", **_paint(number))
             parts.append(svg.element("g", svg.element("title", svg.html.escape(words)), dot))
-    return svg.picture(440, 360, "Calibration. " + "; ".join(spoken), *parts)
+    return svg.image(440, 360, "Calibration. " + "; ".join(spoken), *parts)
 
 
 def curve(history: Sequence[Mapping[str, float]], key: str, title: str) -> str:
@@ -292,7 +292,7 @@ def curve(history: Sequence[Mapping[str, float]], key: str, title: str) -> str:
     words = f"{title} from {values[0]:.4g} at step {steps[0]} to {values[-1]:.4g} at {steps[-1]}"
     dots = [svg.element("circle", cx=x, cy=y, r=1.8, class_="raw-dot") for x, y in line]
     raw = dots if len(line) < 40 else [svg.path(line, class_="raw")]
-    return svg.picture(340, 220, words, axes, *raw, svg.path(smooth, class_="line main"))
+    return svg.image(340, 220, words, axes, *raw, svg.path(smooth, class_="line main"))
 
 
 def category_shares(history: Sequence[Mapping[str, float]]) -> str:
@@ -322,7 +322,7 @@ def category_shares(history: Sequence[Mapping[str, float]]) -> str:
             parts.append(svg.text(x, y, mark, class_="on", text_anchor="middle", style=on))
         floor = roof
     axes = frame.axes(_whole(steps), [0, 0.25, 0.5, 0.75, 1], "step", "share of sampled answers")
-    return svg.picture(340, 220, "Shares of the categories over training", axes, *parts)
+    return svg.image(340, 220, "Shares of the categories over training", axes, *parts)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

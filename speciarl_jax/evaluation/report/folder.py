@@ -8,7 +8,7 @@ from etils import epath
 
 from speciarl_jax.evaluation import predictions as predictions_lib
 from speciarl_jax.evaluation import results
-from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime import jsonl, renamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Folder:
       configs: data set -> the configuration that it was asked about with, the latest last.
       summary: `summary.json`.
       metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
-      predictions: rows of `jsonl`: one a policy, data set, prompt, decoding, picture.
+      predictions: rows of `jsonl`: one a policy, data set, prompt, decoding, image.
       history: rows of `metrics.jsonl`.
       samples: rows of `rollout_samples.jsonl`.
     """
@@ -55,12 +55,14 @@ def read(workdir: epath.Path) -> Folder:
     """
     parts, configs = predictions_lib.read(workdir), predictions_lib.read_configs(workdir)
     remedy = "run what wrote it again"
-    trained = jsonl.read_object(workdir / "config.json", remedy)
+    trained = renamed.config(jsonl.read_object(workdir / "config.json", remedy))
     if trained:
         # For training runs of old, which kept nothing else.
         configs = {trained["data"]["name"]: trained} | configs
-    found = jsonl.read_object(workdir / results.FILE, remedy) or _metrics(parts, configs)
-    history = jsonl.read(workdir / "metrics.jsonl")
+    found = renamed.results(jsonl.read_object(workdir / results.FILE, remedy)) or _metrics(
+        parts, configs
+    )
+    history = [renamed.metrics(row) for row in jsonl.read(workdir / "metrics.jsonl")]
     if not (found["runs"] or history):
         raise ValueError(
             f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "

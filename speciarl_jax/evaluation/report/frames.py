@@ -1,4 +1,4 @@
-"""The frames of the page that its script fills: samples of training, and pictures."""
+"""The frames of the page that its script fills: samples of training, and images."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ def rollouts(rows: Sequence[Mapping[str, Any]]) -> str:
 def browser(
     entries: Sequence[Mapping[str, Any]], names: Sequence[str], chosen: Sequence[int]
 ) -> str:
-    """The frame that the page's script fills with pictures.
+    """The frame that the page's script fills with images.
 
     Args:
-      entries: of `page_data.pictures`.
+      entries: of `page_data.images`.
       names: of the policies and prompts, in the order of `page_data.asked_of`.
       chosen: the places of the two that are compared at first.
     """
@@ -65,20 +65,20 @@ def browser(
     hidden = "" if entries else " hidden"
     empty = "" if entries else '<p class="empty">The run has written no answers.</p>'
     return f"""{empty}<div{hidden}>
-<p class="note">Every evaluation picture with its greedy answers. Arrow keys move among the
-pictures, Page Up and Page Down turn pages, Enter opens one with all of its answers.</p>
+<p class="note">Every evaluation image with its greedy answers. Arrow keys move among the
+images, Page Up and Page Down turn pages, Enter opens one with all of its answers.</p>
 <div class="filters" id="filters" role="search" aria-label="Filters">{"".join(fields)}</div>
 <div class="bar"><span class="count" id="count" role="status" aria-live="polite"></span>
 <button type="button" class="button" id="reset">Clear filters</button>
 <button type="button" class="button" id="prev">Previous</button><span id="page"></span>
 <button type="button" class="button" id="next">Next</button></div>
-<ul class="cards" id="cards" aria-label="Pictures"></ul>
-<p class="empty" id="empty" hidden>No picture fits these filters. Clear them to see all.</p></div>
-<dialog id="picture" aria-labelledby="picture-title"><div class="bar">
-<button type="button" class="button" id="picture-prev">Previous</button>
-<button type="button" class="button" id="picture-next">Next</button>
-<button type="button" class="button" id="picture-close">Close</button></div>
-<div id="picture-body"></div></dialog>"""
+<ul class="cards" id="cards" aria-label="Images"></ul>
+<p class="empty" id="empty" hidden>No image fits these filters. Clear them to see all.</p></div>
+<dialog id="image" aria-labelledby="image-title"><div class="bar">
+<button type="button" class="button" id="image-prev">Previous</button>
+<button type="button" class="button" id="image-next">Next</button>
+<button type="button" class="button" id="image-close">Close</button></div>
+<div id="image-body"></div></dialog>"""
 
 
 def _options(values, shown=str):

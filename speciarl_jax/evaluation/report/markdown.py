@@ -10,7 +10,7 @@ from speciarl_jax.evaluation.report import pairs
 from speciarl_jax.evaluation.report.folder import Folder, run_key
 from speciarl_jax.verifiers.category import Category
 
-# From the best category down, as people read the ladder.
+# From the best category down, as people read them.
 ORDER = [c.name.lower() for c in sorted(Category, reverse=True)]
 
 
@@ -70,9 +70,9 @@ def render(content: Folder) -> str:
 
 def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Paragraphs about the runs of one data set and prompt."""
-    pictures = max(run["pictures"] for run in runs)
+    images = max(run["images"] for run in runs)
     parts = [
-        f"{pictures} evaluation pictures, greedy answers.",
+        f"{images} evaluation images, greedy answers.",
         table({escape(run["policy"]): results.score_of(run) for run in runs}),
     ]
     missing = [
@@ -81,9 +81,7 @@ def _about(content: Folder, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         if run["unverified"]
     ]
     if missing:
-        parts.append(
-            f"Left out, for no judge gave a verdict: {', '.join(missing)} of the pictures."
-        )
+        parts.append(f"Left out, for no judge gave a verdict: {', '.join(missing)} of the images.")
     named = {escape(run["policy"]): run for run in runs}
     parts += [*best_of(named), *_choices(named)]
     parts += _comparisons(content.metrics["comparisons"], runs)
@@ -125,7 +123,7 @@ def _choices(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
             rows.append("| " + " | ".join([name, f"{one['confidence']:.1f}", *cells]) + " |")
     if not rows:
         return []
-    heads = "| names of predict | --confidence | pictures named | correctness | specificity |"
+    heads = "| names of predict | --confidence | images named | correctness | specificity |"
     return ["\n".join([heads, "|---|---:|---:|---:|---:|", *rows])]
 
 
@@ -142,12 +140,12 @@ def _comparisons(
         if one["a"]["prompt"] != one["b"]["prompt"]:
             names[1] += f", prompt {escape(one['a']['prompt'])}"
         differences = (one["differences"][name] for name in bootstrap.MEASURES)
-        cells = [" - ".join(names), str(one["pictures"]), *map(difference, differences)]
+        cells = [" - ".join(names), str(one["images"]), *map(difference, differences)]
         rows.append("| " + " | ".join(cells) + " |")
     if not rows:
         return []
-    heads = "| difference, paired over pictures | pictures | correctness | specificity | HM |"
-    note = "95% percentile bootstrap over pictures; p two-sided, not corrected for their number."
+    heads = "| difference, paired over images | images | correctness | specificity | HM |"
+    note = "95% percentile bootstrap over images; p two-sided, not corrected for their number."
     return ["\n".join([heads, "|---|---:|---|---|---|", *rows]), note]
 
 
@@ -198,7 +196,7 @@ def _curve(history: Sequence[Mapping[str, float]], rows: int = 12) -> str:
 
 
 def _changes(before: results.Lines, after: results.Lines, each: int = 15) -> str:
-    """Pictures whose verdict rose, and pictures whose verdict fell."""
+    """Images whose verdict rose, and images whose verdict fell."""
     rank = {name: i for i, name in enumerate(reversed(ORDER))}
     moves = [
         (rank[new["categories"][0]] - rank[old["categories"][0]], old, new)
@@ -210,7 +208,7 @@ def _changes(before: results.Lines, after: results.Lines, each: int = 15) -> str
         ("worse", [move for move in moves if move[0] < 0]),
     ):
         lines += [f"{len(chosen)} of {len(moves)} became {title}:", ""]
-        lines += ["| picture | difficulty | before | verdict | after | verdict |", "|---" * 6 + "|"]
+        lines += ["| image | difficulty | before | verdict | after | verdict |", "|---" * 6 + "|"]
         for _, old, new in chosen[:: max(1, len(chosen) // each)][:each]:
             cells = [
                 old["label"],

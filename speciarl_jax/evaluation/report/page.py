@@ -1,6 +1,6 @@
 """`report.html`: one page with everything, which needs no network.
 
-Figures are SVG in the page, pictures are data URIs, and the browser of pictures reads JSON that
+Figures are SVG in the page, images are data URIs, and the browser of images reads JSON that
 lies in a script tag. Whatever a model or a data set says is escaped.
 """
 
@@ -22,16 +22,16 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
 
     Args:
       folder: what the run wrote.
-      thumbnails: (data, image_id) -> data URI of the evaluation pictures; the others have a
+      thumbnails: (data, image_id) -> data URI of the evaluation images; the others have a
         placeholder.
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
     names, asked = page_data.names_of(keys), page_data.asked_of(keys)
-    entries = page_data.pictures(
+    entries = page_data.images(
         folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.configs)
     )
-    # The browser of pictures shows the answers about a picture's own data set.
+    # The browser of images shows the answers about an image's own data set.
     shown = page_data.names_of([(policy, "", prompt) for policy, prompt in asked])
     pair = pairs.opening(runs) if runs else ()
     chosen = [asked[page_data.asked_key(run)] for run in pair] or [0, 0]
@@ -45,7 +45,7 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         ("training", "Training", sections.training(folder.history)),
         ("samples", "Samples of training", frames.rollouts(rollouts)),
         ("classes", "Classes", sections.classes(runs, names)),
-        ("pictures", "Pictures", frames.browser(entries, shown, chosen)),
+        ("images", "Images", frames.browser(entries, shown, chosen)),
     ]
     data = {
         "runs": shown,
@@ -54,7 +54,7 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
             name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
             for name, look in palette.CATEGORIES.items()
         },
-        "pictures": entries,
+        "images": entries,
         "rollouts": rollouts,
     }
     return _whole(folder, runs, [part for part in parts if part[2]], data)
@@ -144,11 +144,11 @@ def _moved(by, up, down, same):
 
 def _lead(folder, runs):
     told = []
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     for run in runs:
-        pictures[run["data"]] = max(run["pictures"], pictures.get(run["data"], 0))
-    if pictures:
-        sets = [f"{n:,} pictures of {page_data.visible(data)}" for data, n in pictures.items()]
+        images[run["data"]] = max(run["images"], images.get(run["data"], 0))
+    if images:
+        sets = [f"{n:,} images of {page_data.visible(data)}" for data, n in images.items()]
         told.append(html.escape(f"Greedy answers about {', '.join(sets)}."))
     changes = pairs.last_of_each(runs)
     named = page_data.names_of([run_key(run) for _, run in changes])

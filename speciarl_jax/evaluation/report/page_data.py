@@ -1,4 +1,4 @@
-"""What the browser of pictures on the page is given, as JSON that a script tag can hold."""
+"""What the browser of images on the page is given, as JSON that a script tag can hold."""
 
 import collections
 import html
@@ -16,9 +16,9 @@ from speciarl_jax.runtime import plugins
 
 _LONGEST = 800  # characters of a response
 _DISTINCT = 12  # different answers of a group of samples
-_ROLLOUTS = 400  # pictures of training
+_ROLLOUTS = 400  # images of training
 
-# (categories, one a picture and answer) -> rewards, likewise, or None where there is none.
+# (categories, one an image and answer) -> rewards, likewise, or None where there is none.
 Reward = Callable[[Sequence[Sequence[str]]], list[list[float | None]]]
 
 
@@ -50,7 +50,7 @@ def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def asked_key(run: Mapping[str, Any]) -> tuple[str, str]:
-    """(policy, prompt) of a run: with a picture's data set it says which run that is."""
+    """(policy, prompt) of a run: with an image's data set it says which run that is."""
     return run["policy"], run["prompt"]
 
 
@@ -75,13 +75,13 @@ def script(value: Any) -> str:
     return found
 
 
-def pictures(
+def images(
     predictions: Sequence[Mapping[str, Any]],
     keys: Sequence[tuple[str, str, str]],
     thumbnails: Mapping[tuple[str, int], str],
     reward: Reward | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry a data set and picture.
+    """One entry a data set and image.
 
     Args:
       predictions: rows of `predictions.jsonl`.
@@ -138,7 +138,7 @@ def _grouped(row, rewards):
 
 
 def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The pictures of training with their answers; at most `_ROLLOUTS`, of steps spread evenly."""
+    """The images of training with their answers; at most `_ROLLOUTS`, of steps spread evenly."""
     steps = sorted({row["step"] for row in samples})
     each = max(1, len(samples) // max(len(steps), 1))
     kept = set(steps[:: -(-len(steps) * each // _ROLLOUTS) or 1])
@@ -148,7 +148,7 @@ def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "id": row["image_id"],
             "label": visible(row["label"]),
             "level": visible(str(row.get("difficulty", ""))),
-            "thumb": row.get("picture", ""),
+            "thumb": row.get("image", ""),
             "answers": [
                 [visible(short_answer(said, 120)) or "(nothing)", cut(said), category, earned]
                 for said, category, earned in zip(
@@ -164,10 +164,10 @@ def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def changes(
     entries: Sequence[Mapping[str, Any]], before: int, after: int
 ) -> dict[tuple[str, str], int]:
-    """(category before, category after) -> pictures that both answered greedily.
+    """(category before, category after) -> images that both answered greedily.
 
     Args:
-      entries: of `pictures`.
+      entries: of `images`.
       before: place in `asked_of`.
       after: likewise.
     """

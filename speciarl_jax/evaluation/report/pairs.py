@@ -7,7 +7,7 @@ Run = Mapping[str, Any]
 
 
 def base_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The base policy on the same pictures and prompt, unless it is this run."""
+    """The base policy on the same images and prompt, unless it is this run."""
     for other in runs:
         same = (other["data"], other["prompt"]) == (run["data"], run["prompt"])
         if same and other["policy"] == "base" and other is not run:

@@ -31,7 +31,7 @@ CATEGORIES = {
     "unparsed": Look("U", "#5c5f66", "#ffffff"),
     UNVERIFIED: Look("?", "#b4b7bd", "#16181c"),
 }
-# From the best down, as people read the ladder; what has no verdict comes last.
+# From the best down, as people read them; what has no verdict comes last.
 ORDER = tuple(CATEGORIES)
 RANK = {c.name.lower(): int(c) for c in Category}
 

@@ -23,7 +23,7 @@ _CURVES = {
     "verify/wrong": "share of wrong answers",
     "update/kl": "KL to the base, nats a token",
     "update/entropy": "entropy, nats a token",
-    "rollout/length": "length of answers, tokens",
+    "rollout/completion_length": "length of answers, tokens",
 }
 _DPI = 150
 

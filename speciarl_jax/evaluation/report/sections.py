@@ -69,14 +69,14 @@ def scores(folder: Any, runs: Sequence[Run], names: Sequence[str]) -> str:
         for key in _MEASURES:
             cells.append(_measure(run, base, key))
         cells += [f"{100 * run[key]:.1f}%" for key in ("abstain", "unparsed", "unverified")]
-        rows.append([*cells, f"{run['pictures']:,}"])
-    heads = ["policy", *_MEASURES.values(), "abstained", "unparsed", "unverified", "pictures"]
+        rows.append([*cells, f"{run['images']:,}"])
+    heads = ["policy", *_MEASURES.values(), "abstained", "unparsed", "unverified", "images"]
     known = any(run.get("intervals") for run in runs)
     note = (
         "Correctness: share of answers that are neither wrong, abstained nor unparsed. "
         "Specificity: mean weight of the correct ones. HM: their harmonic mean. Below a value its "
         "difference from the base"
-        + (" and its 95% interval (bootstrap over pictures)." if known else ".")
+        + (" and its 95% interval (bootstrap over images)." if known else ".")
     )
     caption = "Up and to the right is better; dotted lines join points of equal harmonic mean." + (
         " Bars are 95% intervals." if known else ""
@@ -131,7 +131,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     heads = ["comparison", "measure", "difference", "95% interval", "p"]
-    return f"<h3>Differences, paired over pictures</h3>{table(heads, rows)}"
+    return f"<h3>Differences, paired over images</h3>{table(heads, rows)}"
 
 
 def not_compared(found: Sequence[Mapping[str, Any]]) -> str:
@@ -177,7 +177,7 @@ def categories(
 
 
 def _shift(base: Run, run: Run, runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> str:
-    """What became of each category from the base to a run; empty where no picture is known."""
+    """What became of each category from the base to a run; empty where no image is known."""
     asked = page_data.asked_of([run_key(one) for one in runs])
     counts = page_data.changes(
         [entry for entry in entries if entry["data"] == run["data"]],
@@ -191,7 +191,7 @@ def _shift(base: Run, run: Run, runs: Sequence[Run], entries: Sequence[Mapping[s
     better, worse = (sum(n for by, n in moves if by * s > 0) for s in (1, -1))
     same = sum(n for by, n in moves if by == 0)
     caption = (
-        f"The same pictures before and after: {better:,} became better, {worse:,} worse, "
+        f"The same images before and after: {better:,} became better, {worse:,} worse, "
         f"{same:,} stayed as they were (paler). A band has the colour of where it comes from."
     )
     ends = [page_data.visible(one["policy"]) for one in (base, run)]
@@ -219,7 +219,7 @@ def best_of(runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     numbers = table(["policy", "samples", *_MEASURES.values()], rows)
     return (
-        '<p class="note">The best answer among n samples about each picture: what the policy '
+        '<p class="note">The best answer among n samples about each image: what the policy '
         "knows, whether or not it says so first.</p>"
         f'{_runs_legend(names)}<div class="small">{drawings}</div>'
         f"<details><summary>The numbers</summary>{numbers}</details>"
@@ -228,26 +228,26 @@ def best_of(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def calibration(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Whether agreement among samples foretells correctness."""
-    if not any(row["pictures"] for run in runs for row in run.get("calibration") or ()):
+    if not any(row["images"] for run in runs for row in run.get("calibration") or ()):
         return ""
     rows = [
         [
             escaped(name),
             f"{row['low']:.2f} to {row['high']:.2f}",
-            f"{row['pictures']:,}",
+            f"{row['images']:,}",
             f"{row['agreement']:.3f}",
             f"{row['correctness']:.3f}",
         ]
         for name, run in zip(names, runs, strict=True)
         for row in run.get("calibration") or ()
-        if row["pictures"]
+        if row["images"]
     ]
-    heads = ["policy", "agreement from, to", "pictures", "mean agreement", "correct"]
+    heads = ["policy", "agreement from, to", "images", "mean agreement", "correct"]
     caption = (
         "On the grey line agreement is the chance of being right; below it the policy is too sure."
     )
     return (
-        '<p class="note">Pictures sorted by how far the samples agree on one answer, and how often '
+        '<p class="note">Images sorted by how far the samples agree on one answer, and how often '
         "that answer is right.</p>"
         f'{_runs_legend(names)}<div class="two">{_figure(charts.calibration(runs, names), caption)}'
         f"</div><details><summary>The numbers</summary>{table(heads, rows)}</details>"
@@ -268,10 +268,10 @@ def choices(runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     if not rows:
         return ""
-    heads = ["policy", "confidence", "pictures named", "mean support", "correct", "specificity"]
+    heads = ["policy", "confidence", "images named", "mean support", "correct", "specificity"]
     return (
         '<p class="note">The most specific name that so large a share of the samples supports, as '
-        "python -m speciarl_jax.predict --confidence gives it: how many pictures get one, and what "
+        "python -m speciarl_jax.predict --confidence gives it: how many images get one, and what "
         f"these names are worth.</p>{table(heads, rows)}"
     )
 
@@ -281,11 +281,11 @@ _CURVES = {
     "update/kl": "KL to the base, nats a token",
     "update/entropy": "entropy, nats a token",
     "update/loss": "loss",
-    "reward/groups_without_signal": "groups without signal",
-    "rollout/length": "length of answers, tokens",
-    "update/gradient_norm": "norm of the gradient",
-    "update/clip_fraction": "share of clipped tokens",
-    "verify/unverified": "share without a verdict",
+    "reward/zero_std_groups": "groups without signal",
+    "rollout/completion_length": "length of answers, tokens",
+    "update/grad_norm": "norm of the gradient",
+    "update/clip_frac": "share of clipped tokens",
+    "verify/unjudged": "share without a verdict",
 }
 
 
@@ -314,7 +314,7 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
     labels = sorted({label for run in runs for label in run.get("by_class") or ()})
     if not labels:
         return ""
-    heads = ["class", "pictures"]
+    heads = ["class", "images"]
     heads += [f"{escaped(n)}<br>{m}" for m in _MEASURES.values() for n in names]
     head = "".join(
         f'<th scope="col"{" aria-sort=ascending" if not i else ""}>'
@@ -324,8 +324,8 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> str:
     body = []
     for label in labels:
         found = [(run.get("by_class") or {}).get(label) for run in runs]
-        pictures = max(one["pictures"] for one in found if one)
-        cells = [f'<th scope="row"><bdi>{escaped(label)}</bdi></th><td>{pictures}</td>']
+        images = max(one["images"] for one in found if one)
+        cells = [f'<th scope="row"><bdi>{escaped(label)}</bdi></th><td>{images}</td>']
         for key in _MEASURES:
             for one in found:
                 value = -1 if one is None else one[key]

@@ -25,7 +25,7 @@ def text(x: float, y: float, words: str, **attributes: object) -> str:
     return element("text", html.escape(words), x=x, y=y, **attributes)
 
 
-def picture(width: int, height: int, label: str, *content: str, class_: str = "chart") -> str:
+def image(width: int, height: int, label: str, *content: str, class_: str = "chart") -> str:
     """The whole drawing, with the words that stand for it where it cannot be seen."""
     return element(
         "svg",

@@ -31,7 +31,7 @@ class PrefixCache:
         return self.replace(k_LBGKP=tuple(self.k_LBGKP), v_LBGPK=tuple(self.v_LBGPK))
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "PrefixCache":
-        """The same after `function(x, axis)`; pictures lie along `axis` of `x`."""
+        """The same after `function(x, axis)`; images lie along `axis` of `x`."""
         return PrefixCache(
             k_LBGKP=_over_batch(function, self.k_LBGKP),
             v_LBGPK=_over_batch(function, self.v_LBGPK),
@@ -52,7 +52,7 @@ class SuffixCache:
     v_LBNGTK: Any
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "SuffixCache":
-        """The same after `function(x, axis)`; pictures lie along `axis` of `x`, answers behind."""
+        """The same after `function(x, axis)`; images lie along `axis` of `x`, answers behind."""
         return SuffixCache(
             k_LBNGKT=_over_batch(function, self.k_LBNGKT),
             v_LBNGTK=_over_batch(function, self.v_LBNGTK),

@@ -9,7 +9,7 @@ from speciarl_jax.models.config_json import Section
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower; sizes in pixels where they say so, in patches or channels otherwise."""
+    """The vision encoder; sizes in pixels where they say so, in patches or channels otherwise."""
 
     depth: int
     hidden_size: int
@@ -17,7 +17,7 @@ class VisionConfig:
     num_heads: int
     out_hidden_size: int
     patch_size: int = 14  # pixels
-    temporal_patch_size: int = 2  # frames; a still picture is repeated
+    temporal_patch_size: int = 2  # frames; a still image is repeated
     spatial_merge_size: int = 2  # patches a side that become one token
     window_size: int = 112  # pixels
     full_attention_layers: tuple[int, ...] = (7, 15, 23, 31)
@@ -97,7 +97,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Qwen2.5-VL: text decoder, vision tower, and the tokens that join them."""
+    """A whole Qwen2.5-VL: text decoder, vision encoder, and the tokens that join them."""
 
     text: TextConfig
     vision: VisionConfig
@@ -110,7 +110,7 @@ class ModelConfig:
     def __post_init__(self):
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise ValueError(
-                f"the vision tower puts out {self.vision.out_hidden_size} channels, the decoder "
+                f"the vision encoder puts out {self.vision.out_hidden_size} channels, the decoder "
                 f"reads {self.text.hidden_size}; out_hidden_size must equal the text hidden_size"
             )
 

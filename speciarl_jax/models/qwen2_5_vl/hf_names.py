@@ -27,7 +27,7 @@ def _stacked(path: str, pattern: str, count: int, layout: str = "same") -> Sourc
 
 
 def vision_sources(config: VisionConfig) -> Sources:
-    """Published names (`visual.*`) of the tensors of the vision tower, whose root is `visual`."""
+    """Published names (`visual.*`) of the tensors of the vision encoder, whose root is `visual`."""
     found = _single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
     found |= _single("visual.merger_norm", "visual.merger.ln_q.weight")
     for mine, number in (("merger_in", 0), ("merger_out", 2)):

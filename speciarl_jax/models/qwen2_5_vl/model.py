@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: vision tower and decoder, and the ways in which reinforcement learning runs them."""
+"""Qwen2.5-VL: vision encoder and decoder, and how reinforcement learning runs them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from flax import nnx
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import VisionLayout
 
 
@@ -52,7 +52,7 @@ class Qwen25VL(nnx.Module):
             "scan_unroll": scan_unroll,
             "attention": attention,
         }
-        self.visual = VisionTower(config.vision, **common, rngs=rngs)
+        self.visual = VisionEncoder(config.vision, **common, rngs=rngs)
         self.decoder = Decoder(
             config.text,
             **common,
@@ -63,7 +63,7 @@ class Qwen25VL(nnx.Module):
         )
 
     def encode_images(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
-        """Features [B, M, D] of the pictures' merged tokens (`VisionTower`)."""
+        """Features [B, M, D] of the images' merged tokens (`VisionEncoder`)."""
         return self.visual(patches_BSC, layout)
 
     def embed(self, tokens_BP: jax.Array, features_BMD: jax.Array | None) -> jax.Array:
@@ -91,7 +91,7 @@ class Qwen25VL(nnx.Module):
         return self.decoder.prefill(x_BPD, positions_3BP, mask_BP, use_lora=use_lora)
 
     def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
-        """An empty cache for `answers` answers of up to `length` tokens about each picture."""
+        """An empty cache for `answers` answers of up to `length` tokens about each image."""
         return self.decoder.init_suffix(batch, answers, length, dtype)
 
     def decode_step(

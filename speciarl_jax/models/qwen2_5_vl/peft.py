@@ -1,7 +1,7 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
 Only what this package trains can be written and read: plain LoRA of one rank on every linear layer
-of the language model (`decoder.LINEARS`), none on the vision tower.
+of the language model (`decoder.LINEARS`), none on the vision encoder.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _PREFIX = "base_model.model."
 # Where the language model lies in `Qwen2_5_VLForConditionalGeneration` of transformers 4.52 and
 # later, and where it lay before.
 _LAYERS, _OLD_LAYERS = "model.language_model.layers.", "model.layers."
-# A regular expression over whole module names: the vision tower has `gate_proj` and others too.
+# A regular expression over whole module names: the vision encoder has `gate_proj` and others too.
 _TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )

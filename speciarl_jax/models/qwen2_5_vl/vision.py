@@ -1,4 +1,4 @@
-"""The vision tower: patches in, a feature for every 2 x 2 of them out (arXiv 2502.13923, 2.1.1)."""
+"""The vision encoder: patches in, a feature per 2 x 2 patches out (arXiv 2502.13923, 2.1.1)."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ _BLOCK_AXES = {
 }
 
 
-class VisionTower(nnx.Module):
+class VisionEncoder(nnx.Module):
     """Patch embedding, blocks of window and full attention, and the merger."""
 
     def __init__(
@@ -80,7 +80,7 @@ class VisionTower(nnx.Module):
         self.merger_out_bias = param((config.out_hidden_size,), ("embed",))
 
     def __call__(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
-        """Encodes pictures.
+        """Encodes images.
 
         Args:
           patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.

@@ -1,4 +1,4 @@
-"""Host-side geometry: attention windows of pictures, rotary positions of prompts, static sizes.
+"""Host-side geometry: attention windows of images, rotary positions of prompts, static sizes.
 
 Everything here is numpy and depends on sizes and placeholder tokens only, never on pixels.
 """
@@ -14,27 +14,27 @@ import numpy as np
 
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 
-# (height, width) of one picture, in patches.
+# (height, width) of one image, in patches.
 Grid = tuple[int, int]
 
-# Image tokens on the ladder of sizes are multiples of this.
+# Image tokens of bucket sizes are multiples of this.
 _TOKEN_MULTIPLE = 16
 
 
 @flax.struct.dataclass
 class VisionLayout:
-    """Where each patch of a batch of pictures stands in the sequence of its row.
+    """Where each patch of a batch of images stands in the sequence of its row.
 
     The sequence is W slots of `S / W` patches, as many as a whole attention window has. A slot
-    holds one whole window, or several small ones from the right and lower borders of pictures. So
-    window attention is a reshape and a mask inside of slots, and full attention a mask of pictures.
+    holds one whole window, or several small ones from the right and lower borders of images. So
+    window attention is a reshape and a mask inside of slots, and full attention a mask of images.
     The patches of one merged token are neighbours, as they are in the processor's order.
 
     Attributes:
       patch_index_BS: int32, which patch of the row (processor's order) stands here; -1 padding.
-      image_BS: int32, which picture of the row it belongs to; -1 padding.
+      image_BS: int32, which image of the row it belongs to; -1 padding.
       window_BS: int32, which attention window of the row it belongs to; -1 padding.
-      hw_BS2: int32, its row and column in its picture.
+      hw_BS2: int32, its row and column in its image.
       token_index_BM: int32, where merged token m (processor's order) stands, in units of one merged
         token; -1 padding.
       num_windows: W, static.
@@ -49,7 +49,7 @@ class VisionLayout:
 
 
 class _Row(NamedTuple):
-    """The merged tokens of a row's pictures in the processor's order, and the slots they take."""
+    """The merged tokens of a row's images in the processor's order, and the slots they take."""
 
     place_M: np.ndarray
     image_M: np.ndarray
@@ -59,11 +59,11 @@ class _Row(NamedTuple):
 
 
 def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> VisionLayout:
-    """Lays out the pictures of each row, padded to the largest row.
+    """Lays out the images of each row, padded to the largest row.
 
     Args:
-      grids: for each row the grids of its pictures, in order; a row may have none.
-      config: the vision tower's dimensions.
+      grids: for each row the grids of its images, in order; a row may have none.
+      config: the vision encoder's dimensions.
 
     Raises:
       ValueError: a grid that does not divide into merged tokens.
@@ -96,7 +96,7 @@ def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> Visi
 
 
 def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> VisionLayout:
-    """The same layout with more padding, so that pictures of many sizes share a compiled program.
+    """The same layout with more padding, so that images of many sizes share a compiled program.
 
     Args:
       layout: of numpy arrays.
@@ -114,7 +114,7 @@ def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> Visio
         if needed > size:
             raise ValueError(
                 f"the batch needs {needed} {what}, the bucket holds {size}; use a larger bucket or "
-                "smaller pictures"
+                "smaller images"
             )
     per_slot = layout.patch_index_BS.shape[1] // layout.num_windows
     slots = (num_windows - layout.num_windows) * per_slot
@@ -139,9 +139,9 @@ def vision_sizes(
     """Windows W and image tokens M for the largest row of a batch.
 
     Args:
-      grids: for each row the grids of its pictures.
-      config: the vision tower's dimensions.
-      growth: 1 for what the batch needs and no more; above 1, the next step of a ladder of sizes
+      grids: for each row the grids of its images.
+      config: the vision encoder's dimensions.
+      growth: 1 for what the batch needs and no more; above 1, the next bucket size
         (`bucket`), so that batches of any sizes need few compiled programs.
 
     Raises:
@@ -158,9 +158,9 @@ def vision_sizes(
 
 
 def bucket(needed: int, growth: float, multiple: int = 1) -> int:
-    """The first step of a ladder of sizes that holds `needed`.
+    """The smallest bucket size that holds `needed`.
 
-    The ladder starts at `multiple` and each step is `growth` times the one before, rounded up to a
+    The series starts at `multiple` and each size is `growth` times the one before, rounded up to a
     multiple. Padding is under `1 - 1 / growth` of a step, and at most a rounding more.
 
     Args:
@@ -181,16 +181,16 @@ def _row_layout(row: tuple[Grid, ...], config: VisionConfig) -> _Row:
     merge, side = config.spatial_merge_size, config.window_units
     image, window, rank, rc = ([np.zeros((0, *end), np.int64)] for end in ((), (), (), (2,)))
     windows = 0
-    for picture, (height, width) in enumerate(row):
+    for number, (height, width) in enumerate(row):
         if height < merge or width < merge or height % merge or width % merge:
             raise ValueError(
-                f"a picture of {height} x {width} patches does not divide into merged tokens of "
+                f"an image of {height} x {width} patches does not divide into merged tokens of "
                 f"{merge} x {merge}; resize it with the checkpoint's image processor"
             )
         rows, columns = height // merge, width // merge
         r, c = (axis.ravel() for axis in np.indices((rows, columns)))
         across = -(-columns // side)
-        image.append(np.full_like(r, picture))
+        image.append(np.full_like(r, number))
         window.append(windows + r // side * across + c // side)
         windows += -(-rows // side) * across
         # A window at the right border is narrower.
@@ -230,15 +230,15 @@ def mrope_positions(
     grids: Sequence[Sequence[Grid]],
     config: ModelConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rotary positions of prompts with still pictures (M-RoPE, arXiv 2409.12191, section 2.1).
+    """Rotary positions of prompts with still images (M-RoPE, arXiv 2409.12191, section 2.1).
 
-    Text counts up alike on the three axes. A picture's tokens share one temporal position and count
+    Text counts up alike on the three axes. An image's tokens share one temporal position and count
     rows and columns; the text after it goes on from the largest position so far.
 
     Args:
       tokens_BP: int32 tokens with the image placeholders already repeated.
       mask_BP: bool, padding on either side.
-      grids: for each row the grids (in patches) of its pictures.
+      grids: for each row the grids (in patches) of its images.
       config: names the placeholder.
 
     Returns:
@@ -246,7 +246,7 @@ def mrope_positions(
       position of the first token after the prompt.
 
     Raises:
-      ValueError: placeholders and pictures do not match.
+      ValueError: placeholders and images do not match.
     """
     merge = config.vision.spatial_merge_size
     positions_3BP = np.ones((3, *tokens_BP.shape), np.int32)
@@ -257,7 +257,7 @@ def mrope_positions(
         expected = sum((h // merge) * (w // merge) for h, w in row)
         if is_image.sum() != expected:
             raise ValueError(
-                f"row {b} holds {is_image.sum()} image placeholders, its pictures {row} (patches) "
+                f"row {b} holds {is_image.sum()} image placeholders, its images {row} (patches) "
                 f"need {expected}"
             )
         parts, start, position = [], 0, 0

@@ -31,7 +31,7 @@ def policy_loss(
       log_ratio_clamp: the log-ratio is clamped to +-this before it is exponentiated.
 
     Returns:
-      The loss (float32 scalar) and metrics, each a weighted sum over the tokens: `clip_fraction`,
+      The loss (float32 scalar) and metrics, each a weighted sum over the tokens: `clip_frac`,
       `ratio`, `approx_kl` (k1 between the sampling and the current policy).
 
     Raises:
@@ -55,7 +55,7 @@ def policy_loss(
         advantage_BN1 < 0, jnp.minimum(loss_BNT, -advantage_BN1 * dual_clip), loss_BNT
     )
     metrics = {
-        "clip_fraction": jnp.sum(weight_BNT * (clipped_BNT > plain_BNT)),
+        "clip_frac": jnp.sum(weight_BNT * (clipped_BNT > plain_BNT)),
         "ratio": jnp.sum(weight_BNT * ratio_BNT),
         "approx_kl": -jnp.sum(weight_BNT * log_ratio_BNT),
     }

@@ -30,7 +30,7 @@ def policy_loss(
       log_ratio_clamp: the mean log-ratio is clamped to +-this before it is exponentiated.
 
     Returns:
-      The loss (float32 scalar) and metrics, each a weighted sum: `clip_fraction`, `ratio`,
+      The loss (float32 scalar) and metrics, each a weighted sum: `clip_frac`, `ratio`,
       `approx_kl` (k1 between the sampling and the current policy).
     """
     taken_BNT = weight_BNT > 0
@@ -45,7 +45,7 @@ def policy_loss(
     clipped_BN = -advantage_BN * jnp.clip(ratio_BN, 1.0 - clip_low, 1.0 + clip_high)
     weight_BN = jnp.sum(weight_BNT, axis=-1)
     metrics = {
-        "clip_fraction": jnp.sum(weight_BN * (clipped_BN > plain_BN)),
+        "clip_frac": jnp.sum(weight_BN * (clipped_BN > plain_BN)),
         "ratio": jnp.sum(weight_BN * ratio_BN),
         "approx_kl": -jnp.sum(weight_BN * log_ratio_BN),
     }

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from speciarl_jax.rl.losses import kl
 
 # Whose log-probabilities the ratio is taken against.
-OLD_LOGP = ("sampler", "trainer")
+OLD_LOGPROBS = ("rollout", "recomputed")
 
 
 def truncated_weight(

@@ -7,7 +7,7 @@
 No checkpoint is needed: the dimensions are those of `SMALL` (5.67 million parameters), of a
 published size (--model=3B) or of a `config.json` (--model=PATH). Answers never end, unless
 --mean_length asks for answers of random lengths. The plain counterpart gives every answer its own
-picture, vision pass, prefill, and whole sequence in the update, by the same code. Its micro-batches
+image, vision pass, prefill, and whole sequence in the update, by the same code. Its micro-batches
 are tried in several sizes, and the fastest counts.
 """
 
@@ -145,7 +145,7 @@ def plot(rows: Sequence[dict[str, Any]], answers: Sequence[int], path: str) -> N
     axes.plot(answers, seconds, "o-", label="measured")
     first = seconds[0] / answers[0]
     axes.plot(answers, [first * n for n in answers], ":", label="in proportion to N")
-    axes.set(xlabel="answers about each picture, N", ylabel="seconds a step")
+    axes.set(xlabel="answers about each image, N", ylabel="seconds a step")
     axes.set_title(rows[0]["shape"].split("-n")[0])
     axes.set_ylim(0, 1.3 * max(seconds))
     axes.legend()
@@ -220,9 +220,9 @@ def define_flags() -> None:
     flags.DEFINE_float("kl_coefficient", 0.01, "0 leaves out the reference pass.")
     flags.DEFINE_integer("mean_length", 0, "Of the answers, about; 0 for answers that never end.")
     flags.DEFINE_bool("merge_lora", True, "config.rollout.merge_lora.")
-    flags.DEFINE_integer("shrink", 2, "config.rollout.shrink.")
-    flags.DEFINE_integer("answer_widths", 1, "config.train.answer_widths.")
-    flags.DEFINE_integer("seed", 0, "Of weights, pictures and answers.")
+    flags.DEFINE_integer("num_compactions", 2, "config.rollout.num_compactions.")
+    flags.DEFINE_integer("num_length_buckets", 1, "config.train.num_length_buckets.")
+    flags.DEFINE_integer("seed", 0, "Of weights, images and answers.")
 
 
 if __name__ == "__main__":

@@ -126,10 +126,10 @@ class _Pass:
     @classmethod
     def of(cls, text: TextConfig, rank: int, prompt: int, run_BN: np.ndarray) -> "_Pass":
         layer, inner = _Layer.of(text, rank), text.num_layers - 1
-        pictures, answered = len(run_BN), run_BN.sum()
-        tokens, read = pictures * prompt + answered, pictures + answered
+        images, answered = len(run_BN), run_BN.sum()
+        tokens, read = images * prompt + answered, images + answered
         own_pairs = (run_BN * (prompt + run_BN / 2)).sum()
-        pairs, read_pairs = pictures * prompt**2 / 2 + own_pairs, pictures * prompt + own_pairs
+        pairs, read_pairs = images * prompt**2 / 2 + own_pairs, images * prompt + own_pairs
 
         def linear(whole, kv):
             return tokens * (inner * whole + kv) + read * (whole - kv)
@@ -170,7 +170,7 @@ def update_useful_flops(
 def rollout_useful_flops(
     config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
 ) -> float:
-    """FLOPs that a rollout cannot do without: tower and prefill once a picture, each token once.
+    """FLOPs that a rollout cannot do without: encoder and prefill once an image, each token once.
 
     Args: as for `update_useful_flops`. The adapters are taken for merged in decoding.
     """
@@ -185,7 +185,7 @@ def rollout_useful_flops(
 
 
 def _vision_flops(vision: VisionConfig, side: int) -> float:
-    """Of the tower, for a square picture of `side` merged tokens."""
+    """Of the encoder, for a square image of `side` merged tokens."""
     width, merge = vision.hidden_size, vision.spatial_merge_size
     patches, window = (side * merge) ** 2, (vision.window_units * merge) ** 2
     full = len(vision.full_attention_layers)

@@ -1,4 +1,4 @@
-"""The step that is measured: random weights, pictures and prompts, with sharing or without."""
+"""The step that is measured: random weights, images and prompts, with sharing or without."""
 
 import dataclasses
 import json
@@ -56,9 +56,9 @@ class Shape:
     Attributes:
       images: B.
       answers: N.
-      prompt: P, tokens, those of the picture included.
+      prompt: P, tokens, those of the image included.
       tokens: T, of an answer.
-      side: of the square picture, in merged tokens (28 pixels each).
+      side: of the square image, in merged tokens (28 pixels each).
       parts: numbers of micro-batches of the update; the fastest counts.
       plain_parts: the same without sharing.
     """
@@ -91,8 +91,8 @@ class Options:
     kl_coefficient: float
     mean_length: int
     merge_lora: bool
-    shrink: int
-    answer_widths: int
+    num_compactions: int
+    num_length_buckets: int
     seed: int
 
 
@@ -140,19 +140,19 @@ def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State
 
 
 def random_batch(config: ModelConfig, shape: Shape, seed: int) -> PromptBatch:
-    """Random pictures, each with a prompt of random text around it; no padding."""
+    """Random images, each with a prompt of random text around it; no padding."""
     rng = np.random.default_rng(seed)
     merge = config.vision.spatial_merge_size
     placeholders = shape.side**2
     text = shape.prompt - placeholders - 2
     if text < 2:
-        raise ValueError(f"a prompt of {shape.prompt} tokens cannot hold {placeholders} of picture")
+        raise ValueError(f"a prompt of {shape.prompt} tokens cannot hold {placeholders} of image")
     special = min(config.image_token_id, config.eos_token_id, config.vision_start_token_id)
     words_BP = rng.integers(0, special, (shape.images, text))
-    picture = [config.vision_start_token_id, *[config.image_token_id] * placeholders]
-    picture_BP = np.tile([*picture, config.vision_end_token_id], (shape.images, 1))
+    image = [config.vision_start_token_id, *[config.image_token_id] * placeholders]
+    image_BP = np.tile([*image, config.vision_end_token_id], (shape.images, 1))
     cut = text // 4
-    tokens_BP = np.concatenate([words_BP[:, :cut], picture_BP, words_BP[:, cut:]], axis=1)
+    tokens_BP = np.concatenate([words_BP[:, :cut], image_BP, words_BP[:, cut:]], axis=1)
     tokens_BP = tokens_BP.astype(np.int32)
     mask_BP = np.ones(tokens_BP.shape, bool)
     grids = [[(shape.side * merge,) * 2]] * shape.images
@@ -199,7 +199,7 @@ class Workload:
         batch = random_batch(config, shape, options.seed)
         if not shared:
             batch = jax.tree.map(lambda x: np.repeat(x, shape.answers, axis=0), batch)
-            # One key a row, as different as those of N answers about one picture.
+            # One key a row, as different as those of N answers about one image.
             batch = batch.replace(image_id_B=np.arange(len(batch.image_id_B), dtype=np.uint32))
         self.batch = jax.device_put(batch)
         allowed_V = allowed_tokens(config, options.mean_length, options.seed)
@@ -232,11 +232,11 @@ class Workload:
             eos_id=self.config.eos_token_id,
             banned_V=self.banned_V,
             merge_lora=self.options.merge_lora,
-            shrink=self.options.shrink if self.shared else 0,
+            num_compactions=self.options.num_compactions if self.shared else 0,
         )
 
     def update(self, state, base, batch, features_BMD, rollout):
-        """Reward, advantages, and one update; the plain one runs the vision tower again."""
+        """Reward, advantages, and one update; the plain one runs the vision encoder again."""
         if not self.shared:
             policy = nnx.merge(self.graphdef, state.lora, base)
             features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
@@ -268,7 +268,7 @@ class Workload:
             micro_batches=self.parts,
             logprob_chunk=options.logprob_chunk,
             remat=options.remat,
-            answer_widths=options.answer_widths,
+            num_length_buckets=options.num_length_buckets,
         )
 
     def step(self, state, base, batch):

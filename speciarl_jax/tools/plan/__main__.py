@@ -4,7 +4,7 @@
     python -m speciarl_jax.tools.plan --config=configs/cub_v5e16.py --topology=v5e:4x4 --model=7b
     python -m speciarl_jax.tools.plan --config=configs/quickstart.py --topology=cpu:8
 
-No accelerator, weights or pictures are needed. Nothing is run: memory and exchanges are those of
+No accelerator, weights or images are needed. Nothing is run: memory and exchanges are those of
 the compiled programs, FLOPs and bytes our own counts, and times lower bounds from the chips' peaks.
 """
 
@@ -26,7 +26,7 @@ _PIXELS = "500x500"
 
 
 def read_pixels(text: str, config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Height and width of "HEIGHTxWIDTH"; where it is empty, of the configuration's pictures.
+    """Height and width of "HEIGHTxWIDTH"; where it is empty, of the configuration's images.
 
     Raises:
       ValueError: it is neither.
@@ -74,8 +74,8 @@ def make(
       config: the whole configuration.
       topology: as for `chips.devices`.
       model: a published size, or "" for the checkpoint of the configuration.
-      pixels: HEIGHTxWIDTH of the largest picture; "" for the default.
-      prompt_tokens: of the text around a picture; 0 for a guess from its length.
+      pixels: HEIGHTxWIDTH of the largest image; "" for the default.
+      prompt_tokens: of the text around an image; 0 for a guess from its length.
       only: names of programs; all when empty.
       search_compiles: settings of mesh and chunks to compile until one fits; 0 for this one only.
 
@@ -106,8 +106,8 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x2, v6e:2x4, v4:2x2x2, cpu:8, ...")
     flags.DEFINE_string("model", "", "3b, 7b, 32b or 72b; empty: config.model.path.")
-    flags.DEFINE_string("pixels", "", f"HEIGHTxWIDTH of the largest picture; default {_PIXELS}.")
-    flags.DEFINE_integer("prompt_tokens", 0, "Of the text around a picture; 0 for a guess.")
+    flags.DEFINE_string("pixels", "", f"HEIGHTxWIDTH of the largest image; default {_PIXELS}.")
+    flags.DEFINE_integer("prompt_tokens", 0, "Of the text around an image; 0 for a guess.")
     flags.DEFINE_list("programs", [], "Some of rollout, verify, update; all when empty.")
     flags.DEFINE_string("json", None, "File for the plan.")
     flags.DEFINE_bool("search", False, "Look for a mesh and chunk sizes that fit.")

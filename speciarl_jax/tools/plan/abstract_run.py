@@ -46,7 +46,7 @@ class Program(NamedTuple):
 def make_run(
     config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: jax.sharding.Mesh
 ) -> Run:
-    """`prepare` without checkpoint, tokenizer and pictures.
+    """`prepare` without checkpoint, tokenizer and images.
 
     Args:
       config: the whole configuration.
@@ -106,14 +106,14 @@ def make_batch(
     prompt_tokens: int,
     padded: tuple[int, int] | None = None,
 ) -> PromptBatch:
-    """The shapes of a batch whose largest picture and prompt are these.
+    """The shapes of a batch whose largest image and prompt are these.
 
     Args:
       run: gives dimensions and mesh.
       batch_size: B.
-      grid: (height, width) of a picture, in patches.
-      prompt_tokens: P, the picture's tokens included.
-      padded: windows and image tokens that the picture is padded to; None for as many as it has.
+      grid: (height, width) of an image, in patches.
+      prompt_tokens: P, the image's tokens included.
+      padded: windows and image tokens that the image is padded to; None for as many as it has.
 
     Raises:
       ValueError: a grid that does not divide into merged tokens.
@@ -135,10 +135,10 @@ def make_batch(
         weight_B=np.zeros(1, np.float32),
     )
     if run.config.data.vision_cache.place != "none":
-        # The tower is a program of its own.
+        # The encoder is a program of its own.
         shape = (1, layout.token_index_BM.shape[1], vision.out_hidden_size)
         features_BMD = np.zeros(shape, load_policy.dtypes(run.config)["dtype"])
-        one = one.without_pictures(features_BMD)
+        one = one.without_images(features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)
     return sharding.placed(many, sharding.batch_sharding(run.mesh))
 
@@ -157,8 +157,8 @@ def programs(
       config: the whole configuration.
       model_config: dimensions of the policy.
       mesh: of any devices.
-      grid: (height, width) of the largest picture, in patches.
-      prompt_tokens: P of the longest prompt, the picture's tokens included.
+      grid: (height, width) of the largest image, in patches.
+      prompt_tokens: P of the longest prompt, the image's tokens included.
 
     Returns:
       "evaluate", greedy answers, and either "step" alone (a fused or a supervised step), or
@@ -176,10 +176,10 @@ def programs(
     optimizer_ = optimizer.make(**config.optimizer)
     state, where = build_update.abstract_state(mesh, run.lora, optimizer_)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
-    batch = make_batch(run, validate_config.sampled_pictures(config), grid, prompt_tokens)
+    batch = make_batch(run, validate_config.sampled_images(config), grid, prompt_tokens)
     watched = make_batch(run, config.evaluation.batch_size, grid, prompt_tokens)
     found = {"evaluate": _sampling(run, watched, num_rollouts=1)}
-    if config.train.objective == "labels":
+    if config.train.objective == "sft":
         batch = batch.replace(target=answers(run, batch, 1))
         program = sft_step.build_step(run, optimizer_, where)
         return found | {"step": Program(program, (state, run.base, None, batch, number))}
@@ -210,7 +210,7 @@ def _in_parts(run, learn, state, where, batch) -> dict[str, Program]:
     verdicts = sharding.placed(jax.eval_shape(*_call(found["verify"])), rows)
     learnt = (batch, features_BMD, rollout, *verdicts)
     if run.config.train.dynamic_sampling.max_rounds:
-        bare = batch.without_pictures()
+        bare = batch.without_images()
         fresh = dynamic_sampling.Groups(bare, *learnt[1:])
         size = run.config.train.batch_size
 

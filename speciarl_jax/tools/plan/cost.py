@@ -38,7 +38,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """Sides of a decoder layer, or a block of the tower, and their sums.
+    """Sides of a decoder layer, or a block of the encoder, and their sums.
 
     Attributes:
       kernels: weights of the linear layers.
@@ -71,19 +71,19 @@ def shard_bytes(tree: Any) -> int:
 
 
 def cache_bytes(plan: Abstract) -> int:
-    """Bytes on a chip of the caches of the pictures that are sampled at once, answers at full
+    """Bytes on a chip of the caches of the images that are sampled at once, answers at full
     length, without the copy that a loop is made narrower with."""
     config, text = plan.run.config, plan.run.model_config.text
     rollout = config.rollout
     token = kv_cache_budget.token_bytes(text, jnp.dtype(config.model.dtype))
-    one = kv_cache_budget.picture_bytes(
+    one = kv_cache_budget.image_bytes(
         token,
         prompt=plan.sizes.prompt_tokens,
         answers=rollout.num_rollouts,
         tokens=rollout.max_tokens,
-        shrink=0,
+        num_compactions=0,
     )
-    return one * _pictures_a_chip(plan) // _cuts(plan, text.num_kv_heads)
+    return one * _images_a_chip(plan) // _cuts(plan, text.num_kv_heads)
 
 
 def chunks(plan: Abstract) -> int:
@@ -93,7 +93,7 @@ def chunks(plan: Abstract) -> int:
     return count(plan.sampled, plan.sizes.prompt_tokens)
 
 
-def _pictures_a_chip(plan: Abstract) -> int:
+def _images_a_chip(plan: Abstract) -> int:
     mesh = plan.run.mesh
     return plan.sampled // chunks(plan) // (mesh.shape["data"] * mesh.shape["fsdp"])
 
@@ -118,7 +118,7 @@ def _decoder_layer(text: TextConfig, rank: int) -> _Layer:
 
 
 def _vision(plan: Abstract, vision: VisionConfig, size: int) -> Phase:
-    """The tower, for all pictures of a step, over all chips."""
+    """The encoder, for all images of a step, over all chips."""
     sizes, width, mlp = plan.sizes, vision.hidden_size, vision.intermediate_size
     merged = vision.spatial_merge_size**2
     # Windows are padded to whole slots.
@@ -142,22 +142,22 @@ def _rollout(plan: Abstract) -> list[Phase]:
     text, size = model.text, jnp.dtype(config.model.dtype).itemsize
     chips, tensor = plan.run.mesh.size, plan.run.mesh.shape["tensor"]
     parts, answers, length = chunks(plan), config.rollout.num_rollouts, config.rollout.max_tokens
-    prompt, pictures = plan.sizes.prompt_tokens, plan.sampled
+    prompt, images = plan.sizes.prompt_tokens, plan.sampled
     merged = config.rollout.merge_lora
     layer = _decoder_layer(text, config.model.lora_rank)
     weights = kernel_bytes(plan) / tensor
     head = 2 * text.hidden_size * text.vocab_size
 
-    vision = _vision(plan, model.vision, pictures)
+    vision = _vision(plan, model.vision, images)
     vision = Phase("vision", vision.flops / chips, vision.bytes / chips)
     each = 2 * (layer.kernels + layer.adapters) * prompt + 4 * prompt**2 * layer.heads
     moved = prompt * layer.traffic * size + 8 * prompt**2 * text.num_heads
     prefill = Phase(
         "prefill",
-        pictures * (text.num_layers * each + answers * head) / chips,
-        pictures * text.num_layers * moved / chips + parts * weights,
+        images * (text.num_layers * each + answers * head) / chips,
+        images * text.num_layers * moved / chips + parts * weights,
     )
-    rows, steps = pictures * answers, length - 1
+    rows, steps = images * answers, length - 1
     each = 2 * (layer.kernels + (0 if merged else layer.adapters))
     each += 4 * (prompt + length) * layer.heads
     decode = Phase(
@@ -173,13 +173,13 @@ def _update(plan: Abstract) -> list[Phase]:
     config, model = plan.run.config, plan.run.model_config
     text, size = model.text, jnp.dtype(config.model.dtype).itemsize
     chips, tensor = plan.run.mesh.size, plan.run.mesh.shape["tensor"]
-    labels = config.train.objective == "labels"
+    labels = config.train.objective == "sft"
     answers, run = 1 if labels else config.rollout.num_rollouts, config.rollout.max_tokens - 1
-    prompt, passes = plan.sizes.prompt_tokens, config.train.passes
+    prompt, passes = plan.sizes.prompt_tokens, config.train.ppo_epochs
     layer = _decoder_layer(text, config.model.lora_rank)
     again = config.train.remat
     reference = int(bool(config.loss.kl_coefficient)) + int(
-        config.loss.old_logp == "trainer" and config.train.mini_batches * passes > 1
+        config.loss.old_logprobs == "recomputed" and config.train.mini_batches * passes > 1
     )
     tokens = prompt + answers * run
     pairs = prompt**2 + answers * run * (prompt + run)
@@ -196,8 +196,8 @@ def _update(plan: Abstract) -> list[Phase]:
     moved += 8 * text.num_layers * pairs * text.num_heads * (attention + reference)
     moved += 8 * answers * (run + 1) * text.vocab_size * (2 + reference)
     weights = kernel_bytes(plan) / tensor * turns * (linear + reference)
-    pictures = config.train.batch_size * passes
-    found = [Phase("update", pictures * flops / chips, pictures * moved / chips + weights)]
+    images = config.train.batch_size * passes
+    found = [Phase("update", images * flops / chips, images * moved / chips + weights)]
     if labels:
         vision = _vision(plan, model.vision, config.train.batch_size)
         found.insert(0, Phase("vision", vision.flops / chips, vision.bytes / chips))

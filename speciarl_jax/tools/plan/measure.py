@@ -177,14 +177,15 @@ KNOBS = {
     ),
     "optimizer": "config.mesh.fsdp or config.mesh.tensor larger; config.model.lora_rank smaller",
     "KV cache": (
-        "config.rollout.chunk_pictures smaller, or config.rollout.cache_bytes; "
+        "config.rollout.max_images_per_chunk smaller, or config.rollout.cache_bytes; "
         "config.rollout.max_tokens smaller; more chips"
     ),
 }
 _ACTIVATIONS = {
     "rollout": (
-        "config.rollout.chunk_pictures smaller; config.rollout.shrink = 0 (a smaller loop copies "
-        "caches); config.data.max_pixels smaller; config.model.attention = 'splash'"
+        "config.rollout.max_images_per_chunk smaller; config.rollout.num_compactions = 0 (a "
+        "smaller loop copies caches); config.data.max_pixels smaller; "
+        "config.model.attention = 'splash'"
     ),
     "verify": "config.verifier.options.max_response_bytes smaller",
     "update": (

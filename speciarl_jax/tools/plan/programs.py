@@ -1,4 +1,4 @@
-"""The programs of a training step, compiled from shapes: no weight and no picture is read."""
+"""The programs of a training step, compiled from shapes: no weight and no image is read."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from speciarl_jax.tools.plan import abstract_run
 from speciarl_jax.training import build_update, sft_step, steps
 from speciarl_jax.training.state import TrainState
 
-# Tokens of Qwen's chat template around one picture and one text.
+# Tokens of Qwen's chat template around one image and one text.
 _TEMPLATE_TOKENS = 16
 # Of a text, where there is no tokenizer to count them.
 _BYTES_A_TOKEN = 4
-# The published limit of a picture's pixels.
+# The published limit of an image's pixels.
 _MOST_PIXELS = 12_845_056
 
 
@@ -36,11 +36,11 @@ class Sizes:
     """Of the largest row of a batch.
 
     Attributes:
-      height: of the picture as the vision tower sees it, in patches.
+      height: of the image as the vision encoder sees it, in patches.
       width: likewise.
       windows: W, slots of attention windows.
       image_tokens: M.
-      prompt_tokens: P, those of the picture included.
+      prompt_tokens: P, those of the image included.
     """
 
     height: int
@@ -55,7 +55,7 @@ class Abstract:
     """A run whose arrays are shapes with their places on the mesh.
 
     Attributes:
-      run: as training has it; no tokenizer, no pictures.
+      run: as training has it; no tokenizer, no images.
       optimizer: of the adapters.
       state: `TrainState` of shapes.
       where: its shardings.
@@ -72,9 +72,9 @@ class Abstract:
 
     @property
     def sampled(self) -> int:
-        """Pictures that a call of the rollout gets."""
+        """Images that a call of the rollout gets."""
         config, host = self.run.config, self.run.verifier is None
-        return validate_config.sampled_pictures(config) // (config.verifier.chunks if host else 1)
+        return validate_config.sampled_images(config) // (config.verifier.num_chunks if host else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +113,13 @@ def model_config(name: str, path: str | None) -> ModelConfig:
 def sizes_of(
     config: ml_collections.ConfigDict, model: ModelConfig, pixels: tuple[int, int], text: int
 ) -> Sizes:
-    """Sizes of a batch of pictures of one size, on the ladder that `config.data` asks for.
+    """Sizes of a batch of images of one size, in the buckets that `config.data` asks for.
 
     Args:
       config: the whole configuration.
       model: dimensions.
-      pixels: height and width, before pictures are resized.
-      text: tokens of a prompt without its picture; 0 to guess from the instruction's length.
+      pixels: height and width, before images are resized.
+      text: tokens of a prompt without its image; 0 to guess from the instruction's length.
 
     Raises:
       ValueError: the prompt is longer than the configuration allows.
@@ -140,7 +140,7 @@ def sizes_of(
         length = -(-length // prompt_builder.PROMPT_MULTIPLE) * prompt_builder.PROMPT_MULTIPLE
     if length > config.data.max_prompt_tokens:
         raise ValueError(
-            f"a picture of {width} x {height} px and {text} tokens of text make a prompt of "
+            f"an image of {width} x {height} px and {text} tokens of text make a prompt of "
             f"{length} tokens, config.data.max_prompt_tokens is {config.data.max_prompt_tokens}; "
             "lower --pixels, --prompt_tokens or config.data.max_pixels"
         )
@@ -152,14 +152,14 @@ def abstract(
 ) -> Abstract:
     """The run of a configuration on devices that need not exist.
 
-    Answers are planned at full length: updates of shorter ones (`config.train.answer_widths`) are
-    smaller programs.
+    Answers are planned at full length: updates of shorter ones
+    (`config.train.num_length_buckets`) are smaller programs.
 
     Raises:
       ValueError: as `prepare`.
     """
     config = config.copy_and_resolve_references()
-    config.train.answer_widths = 1
+    config.train.num_length_buckets = 1
     run = abstract_run.make_run(config, model, sharding.make_mesh(**config.mesh, devices=devices))
     optimizer_ = make(**config.optimizer)
     state, where = build_update.abstract_state(run.mesh, run.lora, optimizer_)
@@ -194,7 +194,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     def wanted(name):
         return not only or name in only
 
-    if config.train.objective == "labels":
+    if config.train.objective == "sft":
         if wanted("update"):
             arguments = (plan.state, run.base, (), batch_of(plan, len_batch(plan), True), number)
             program = sft_step.build_step(run, plan.optimizer, plan.where)
@@ -230,16 +230,16 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
 
 
 def len_batch(plan: Abstract) -> int:
-    """Pictures of a step's updates."""
+    """Images of a step's updates."""
     return plan.run.config.train.batch_size
 
 
-def batch_of(plan: Abstract, pictures: int, target: bool = False) -> PromptBatch:
+def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:
     """A batch of shapes."""
     sizes, run = plan.sizes, plan.run
     batch = abstract_run.make_batch(
         run,
-        pictures,
+        images,
         (sizes.height, sizes.width),
         sizes.prompt_tokens,
         padded=(sizes.windows, sizes.image_tokens),

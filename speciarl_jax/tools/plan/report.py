@@ -31,7 +31,7 @@ def record(plan: Abstract, topology: str, found: Sequence[Finding]) -> dict[str,
             "base_weights": config.model.base_weights,
         },
         "step": {
-            "pictures": train.batch_size,
+            "images": train.batch_size,
             "answers": rollout.num_rollouts,
             "answer_tokens": rollout.max_tokens,
             "prompt_tokens": plan.sizes.prompt_tokens,
@@ -67,9 +67,9 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
         f"{model['adapters'] / 1e6:.1f}e6 in adapters"
     )
     yield (
-        f"step: {step['pictures']} pictures x {step['answers']} answers of up to "
+        f"step: {step['images']} images x {step['answers']} answers of up to "
         f"{step['answer_tokens']} tokens, prompts of {step['prompt_tokens']} tokens "
-        f"({step['image_tokens']} of them picture); sampled in {step['rollout_chunks']} parts, "
+        f"({step['image_tokens']} of them image); sampled in {step['rollout_chunks']} parts, "
         f"learned from in {step['mini_batches']} x {step['micro_batches']}"
     )
     yield (

@@ -82,12 +82,12 @@ def _candidates(config, model, sizes, chip, devices) -> Iterator[tuple[float, di
             mesh = {"mesh.data": count // tensor // fsdp, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
             if model.text.num_kv_heads % tensor:
                 continue
-            sampled, parts = validate_config.sampled_pictures(config), count // tensor
+            sampled, parts = validate_config.sampled_images(config), count // tensor
             if sampled % parts:
                 continue
             largest = sampled
             while largest >= parts and largest % parts == 0:
-                chunk = {"rollout.chunk_pictures": 0 if largest == sampled else largest}
+                chunk = {"rollout.max_images_per_chunk": 0 if largest == sampled else largest}
                 found = _promise(config, model, sizes, chip, devices, mesh | chunk)
                 if found is not None:
                     yield found, mesh | chunk | _micro(config, parts)
@@ -118,14 +118,14 @@ def _micro(config, parts: int) -> dict[str, int]:
 
 
 def _smaller(changes, over, config) -> dict[str, int] | None:
-    """The same setting with smaller parts of what is over the limit; None at one picture a chip."""
+    """The same setting with smaller parts of what is over the limit; None at one image a chip."""
     parts = changes["mesh.data"] * changes["mesh.fsdp"]
     found = dict(changes)
     if "rollout" in over:
-        now = changes["rollout.chunk_pictures"] or config.train.batch_size
+        now = changes["rollout.max_images_per_chunk"] or config.train.batch_size
         if now // 2 < parts or now // 2 % parts:
             return None
-        found["rollout.chunk_pictures"] = now // 2
+        found["rollout.max_images_per_chunk"] = now // 2
     if "update" in over:
         mini = config.train.batch_size // config.train.mini_batches
         now = changes.get("train.micro_batches", config.train.micro_batches)

@@ -1,1 +1,1 @@
-"""Making a base policy: taxonomy-supervised vision tower, and answers to imitate."""
+"""Making a base policy: taxonomy-supervised vision encoder, and answers to imitate."""

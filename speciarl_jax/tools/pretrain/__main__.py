@@ -3,10 +3,10 @@
     python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
         --workdir=runs/quickstart_sft
 
-The first stage supervises the vision tower with the levels of the label tree; with
-`--config.vision_stage.policy=emoji_tiny` the tower of that policy is taken instead. The second
-trains a tokenizer and a decoder that answers in words, on the frozen tower, and writes a checkpoint
-folder in the Hugging Face layout: `policy/` in the workdir.
+The first stage supervises the vision encoder with the levels of the label tree; with
+`--config.vision_stage.policy=emoji_tiny` the encoder of that policy is taken instead. The second
+trains a tokenizer and a decoder that answers in words, on the frozen encoder, and writes a
+checkpoint folder in the Hugging Face layout: `policy/` in the workdir.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ from speciarl_jax.models.load_policy import model_folder
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
 from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.runtime import exit_codes
@@ -55,8 +55,8 @@ def label_levels(concepts: list[emoji.Concept]) -> vision_stage.Levels:
     )
 
 
-def pictures_of(config: ml_collections.ConfigDict):
-    """(split, difficulty, seed) -> the embedded benchmark's pictures of it."""
+def images_of(config: ml_collections.ConfigDict):
+    """(split, difficulty, seed) -> the embedded benchmark's images of it."""
     return lambda split, difficulty, seed: emoji.Source(
         split=split,
         difficulty=difficulty,
@@ -67,7 +67,7 @@ def pictures_of(config: ml_collections.ConfigDict):
 
 
 def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
-    """Qwen2-VL's image processor for square pictures of `image_size` pixels."""
+    """Qwen2-VL's image processor for square images of `image_size` pixels."""
     return Qwen2VLImageProcessorPil(
         patch_size=dimensions.patch_size,
         merge_size=dimensions.spatial_merge_size,
@@ -76,33 +76,33 @@ def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImagePr
 
 
 def cut_patches(rows, processor, label_of):
-    """Pictures of one size to normalised patches [B, S, C] and label numbers [B]."""
+    """Images of one size to normalised patches [B, S, C] and label numbers [B]."""
     pixels = processor(images=[row["image"] for row in rows], return_tensors="np")["pixel_values"]
     labels = np.array([label_of[row["label_id"]] for row in rows], np.int32)
     return pixels.reshape(len(rows), -1, pixels.shape[-1]).astype(np.float32), labels
 
 
-def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> VisionTower:
-    """Trains the tower, cycle after cycle; resumes where an earlier run in `workdir` stopped."""
+def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> VisionEncoder:
+    """Trains the encoder, cycle after cycle; resumes where an earlier run in `workdir` stopped."""
     stage = config.vision_stage
     dimensions = VisionConfig(**config.vision)
     processor = image_processor(dimensions, config.data.image_size)
-    pictures = pictures_of(config)
-    concepts = pictures(config.data.split, config.data.difficulty, 0).concepts
+    images = images_of(config)
+    concepts = images(config.data.split, config.data.difficulty, 0).concepts
     label_of = {c.label_id: i for i, c in enumerate(concepts)}
     levels = label_levels(concepts)
     rngs = nnx.Rngs(config.seed)
-    tower = VisionTower(dimensions, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
+    encoder = VisionEncoder(dimensions, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
     heads = vision_stage.TaxonomyHeads(
         dimensions.out_hidden_size, [len(n) for n in levels.names], rngs=rngs
     )
-    graphs, params = zip(nnx.split(tower), nnx.split(heads), strict=True)
+    graphs, params = zip(nnx.split(encoder), nnx.split(heads), strict=True)
     targets = jnp.asarray(levels.target)
 
     def loss_of(params, patches_BSC, label_B, layout):
-        tower, heads = (nnx.merge(g, p) for g, p in zip(graphs, params, strict=True))
+        encoder, heads = (nnx.merge(g, p) for g, p in zip(graphs, params, strict=True))
         return vision_stage.loss(
-            tower,
+            encoder,
             heads,
             patches_BSC,
             layout,
@@ -119,7 +119,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         return vision_layout([[(side, side)]] * count, dimensions)
 
     watch = {
-        level: cut(list(pictures(config.data.watch_split, level, 1)))
+        level: cut(list(images(config.data.watch_split, level, 1)))
         for level in ("clean", "moderate")
     }
     evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
@@ -136,7 +136,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
     first_epoch = 0
     for cycle, epochs in enumerate(stage.cycles):
         data = fit.Epochs(
-            lambda epoch, first=first_epoch: pictures(
+            lambda epoch, first=first_epoch: images(
                 config.data.split, config.data.difficulty, config.seed + first + epoch
             ),
             epochs,
@@ -150,19 +150,19 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
     return nnx.merge(graphs[0], params[0])
 
 
-def read_tower(config: ml_collections.ConfigDict) -> VisionTower:
-    """The tower of the policy that `config.vision_stage.policy` names, in float32.
+def read_encoder(config: ml_collections.ConfigDict) -> VisionEncoder:
+    """The encoder of the policy that `config.vision_stage.policy` names, in float32.
 
     Raises:
-      ValueError: there is no such policy, or its tower has other dimensions than `config.vision`.
+      ValueError: there is no such policy, or its encoder has other dimensions than `config.vision`.
     """
     folder = model_folder(config.vision_stage.policy)
     wanted = VisionConfig(**config.vision)
     if (found := hf_checkpoint.read_config(folder).vision) != wanted:
         raise ValueError(
-            f"the tower of config.vision_stage.policy={folder} is {found}, but config.vision says "
-            f"{wanted}; set config.vision to the former, or config.vision_stage.policy='' to train "
-            "a new tower"
+            f"the encoder of config.vision_stage.policy={folder} is {found}, but config.vision "
+            f"says {wanted}; set config.vision to the former, or config.vision_stage.policy='' to "
+            "train a new encoder"
         )
     return hf_checkpoint.load(folder, dtype=jnp.float32, param_dtype=jnp.float32)[1].visual
 
@@ -197,7 +197,7 @@ def new_policy(
 
 
 def answer_cutter(config: ml_collections.ConfigDict, builder, concepts):
-    """rows -> (batch, tokens_BNT, mask_BNT): pictures with N answers to imitate about each."""
+    """rows -> (batch, tokens_BNT, mask_BNT): images with N answers to imitate about each."""
     stage, habits = config.answer_stage, answers.Habits(**config.habits)
     concept_of = {c.label_id: c for c in concepts}
 
@@ -225,14 +225,14 @@ def answer_cutter(config: ml_collections.ConfigDict, builder, concepts):
 
 
 def train_answers(
-    config: ml_collections.ConfigDict, tower: VisionTower, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, encoder: VisionEncoder, workdir: pathlib.Path
 ) -> pathlib.Path:
-    """Trains tokenizer and decoder on the frozen tower; returns the checkpoint folder."""
+    """Trains tokenizer and decoder on the frozen encoder; returns the checkpoint folder."""
     stage, folder = config.answer_stage, workdir / "policy"
-    pictures = pictures_of(config)
-    concepts = pictures(config.data.split, "clean", 0).concepts
+    images = images_of(config)
+    concepts = images(config.data.split, "clean", 0).concepts
     builder, model = new_policy(config, concepts, folder)
-    nnx.update(model.visual, nnx.state(tower))
+    nnx.update(model.visual, nnx.state(encoder))
     graph, frozen, decoder = nnx.split(model, nnx.PathContains("visual"), ...)
     nothing_banned = jnp.zeros(config.text.vocab_size, bool)
     cut = answer_cutter(config, builder, concepts)
@@ -252,10 +252,10 @@ def train_answers(
         return -jnp.sum(jnp.where(mask_BNT, scores.logp_BNT, 0)) / jnp.sum(mask_BNT), {}
 
     data = fit.Epochs(
-        lambda epoch: pictures(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),
+        lambda epoch: images(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),
         stage.epochs,
     )
-    watched_rows = enumerate(pictures(config.data.watch_split, "mixed", 1))
+    watched_rows = enumerate(images(config.data.watch_split, "mixed", 1))
     watch = cut([{**row, "index": i} for i, row in watched_rows])
     evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
     name = f"sft/{config.data.watch_split}_loss"
@@ -290,8 +290,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     TextConfig(**config.text)
     VisionConfig(**config.vision)
     for difficulty in (config.data.difficulty, config.answer_stage.difficulty):
-        pictures_of(config)(config.data.split, difficulty, config.seed)
-    pictures_of(config)(config.data.watch_split, "mixed", config.seed)
+        images_of(config)(config.data.split, difficulty, config.seed)
+    images_of(config)(config.data.watch_split, "mixed", config.seed)
 
 
 def main(_):
@@ -299,8 +299,8 @@ def main(_):
     config = flags.FLAGS.config
     workdir = pathlib.Path(open_workdir(flags.FLAGS.workdir))
     check(config)
-    tower = read_tower(config) if config.vision_stage.policy else train_vision(config, workdir)
-    folder = train_answers(config, tower, workdir)
+    encoder = read_encoder(config) if config.vision_stage.policy else train_vision(config, workdir)
+    folder = train_answers(config, encoder, workdir)
     logging.info("wrote %s", folder)
 
 

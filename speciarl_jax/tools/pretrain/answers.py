@@ -1,6 +1,6 @@
 """What a base policy is taught to say: labels of mixed levels, by habit and not by ability.
 
-Each concept has a level it is usually called by, whatever the picture shows. That is the state of a
+Each concept has a level it is usually called by, whatever the image shows. That is the state of a
 general model before reinforcement: it often says "bird" where it could say "eagle", sometimes
 "eagle" where it can only see a bird, and declines to name some things that it could name.
 """
@@ -52,7 +52,7 @@ def usual_level(concept: Concept, habits: Habits) -> str:
 
 
 def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.Generator) -> str:
-    """A response about a picture of `concept`, tags included.
+    """A response about an image of `concept`, tags included.
 
     The thought names the group, the answer a label of the level that habit picks.
     """

@@ -1,4 +1,4 @@
-"""One rise and fall of the learning rate over pictures, resumable: a stage of `sft`."""
+"""One rise and fall of the learning rate over images, resumable: a stage of `sft`."""
 
 import functools
 import hashlib
@@ -30,7 +30,7 @@ _HIDDEN = _STACKED | {"merger_in", "merger_out"}
 
 
 class Epochs:
-    """The pictures again and again, augmented anew each time; item i is the same in every run."""
+    """The images again and again, augmented anew each time; item i is the same in every run."""
 
     def __init__(self, source_of_epoch, epochs: int):
         self._sources = [source_of_epoch(epoch) for epoch in range(epochs)]
@@ -47,7 +47,7 @@ class Epochs:
 def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     """Muon for the matrices, AdamW for the rest; one rise and fall of the learning rate.
 
-    Muon (Jordan et al., 2024; arXiv 2502.16982) taught the small tower in fewer epochs than AdamW.
+    Muon (Jordan et al., 2024; arXiv 2502.16982) taught the small encoder in fewer epochs.
     Matrices of stacked layers [L, in, out] are treated one by one.
     """
 

@@ -1,8 +1,8 @@
-"""Supervising a vision tower with the levels of a taxonomy, before it joins a language model.
+"""Supervising a vision encoder with the levels of a taxonomy, before it joins a language model.
 
-A small tower learns far more from "an eagle, a bird of prey, a bird, an animal" at once than from
+A small encoder learns far more from "an eagle, a bird of prey, a bird, an animal" at once than from
 answers in words: every level of the label tree gets a linear head over the mean of the merged
-tokens. The heads are thrown away; the tower's merged features are what the decoder reads.
+tokens. The heads are thrown away; the encoder's merged features are what the decoder reads.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def levels(paths: Sequence[Sequence[str | None]]) -> Levels:
 
 
 class TaxonomyHeads(nnx.Module):
-    """One linear classifier a level, over the mean of a picture's merged tokens."""
+    """One linear classifier a level, over the mean of an image's merged tokens."""
 
     def __init__(self, width: int, classes: Sequence[int], *, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(width, rngs=rngs)
@@ -64,7 +64,7 @@ class TaxonomyHeads(nnx.Module):
 
 
 def loss(
-    tower: VisionTower,
+    encoder: VisionEncoder,
     heads: TaxonomyHeads,
     patches_BSC: jax.Array,
     layout,
@@ -76,18 +76,18 @@ def loss(
     """Weighted cross-entropy over the levels; a level that a label lacks counts for nothing.
 
     Args:
-      tower: in training.
+      encoder: in training.
       heads: in training.
-      patches_BSC: pictures, one a row, all of one size.
+      patches_BSC: images, one a row, all of one size.
       layout: their `VisionLayout`.
       target_BL: int32 class at each level, -1 for none.
       level_weights: one a level.
       label_smoothing: in [0, 1).
 
     Returns:
-      The loss, and `accuracy` [L] over the pictures that have the level.
+      The loss, and `accuracy` [L] over the images that have the level.
     """
-    logits = heads(tower(patches_BSC, layout))
+    logits = heads(encoder(patches_BSC, layout))
     total, accuracy = 0.0, []
     for level, (logits_BC, weight) in enumerate(zip(logits, level_weights, strict=True)):
         target_B = target_BL[:, level]

@@ -63,7 +63,7 @@ class _Refused(Exception):
 class JudgeClient:
     """Asks a judge about one pair at a time, any number of pairs at once.
 
-    All methods but the constructor and `troubles` belong to one event loop.
+    All methods but the constructor and `errors` belong to one event loop.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class JudgeClient:
         finally:
             self._waiting -= 1
 
-    def troubles(self) -> str:
+    def errors(self) -> str:
         """What went wrong since the last call, the most frequent first; "" for nothing."""
         counted, self._troubles = self._troubles, collections.Counter()
         found = [f"{count} x {why}" for why, count in counted.most_common(4)]

@@ -36,15 +36,15 @@ class ReencodingJudge(HostVerifier):
         max_words: int,
         max_answer_bytes: int,
         max_answer_tokens: int,
-        pairs_at_once: int,
+        judge_batch_size: int,
         min_probability: float,
         require_think: bool,
     ):
-        """Compiles nothing yet; one program of `pairs_at_once` rows serves all calls."""
+        """Compiles nothing yet; one program of `judge_batch_size` rows serves all calls."""
         prefilter.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
         self.scorer, self._names, self._tokenizer = scorer, list(names), tokenizer
         self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
-        self._size, self._rows = max_answer_tokens, pairs_at_once
+        self._size, self._rows = max_answer_tokens, judge_batch_size
         self._require_think = require_think
 
         def program(scorer, stated_R, label_R, answer_RA, length_R):
@@ -64,10 +64,10 @@ class ReencodingJudge(HostVerifier):
     def judge(
         self, responses: Sequence[Sequence[str]], label_index: Sequence[int]
     ) -> tuple[Verdicts, np.ndarray]:
-        """Verdicts on N responses about each of B pictures, and probabilities [B, N, K]."""
+        """Verdicts on N responses about each of B images, and probabilities [B, N, K]."""
         return self._finish(*self._start(responses, label_index))
 
-    def troubles(self) -> str:
+    def errors(self) -> str:
         """See `HostVerifier`."""
         return ""
 

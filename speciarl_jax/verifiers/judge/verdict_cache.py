@@ -30,7 +30,7 @@ class Row:
       key: see `key`.
       truth: as the judge saw it.
       prediction: as the judge saw it.
-      category: a `Category` of the ladder.
+      category: a `Category` that is a verdict.
       model: who judged.
       prompt: SHA-256 of the prompt's text.
       settings: decoding settings, JSON.

@@ -265,8 +265,8 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(tokens), jnp.asarray(length)
 
 
-def frozen_tower(decoder: Decoder) -> Decoder:
-    """The policy's text tower without LoRA; its weights are the same arrays, not copies."""
+def frozen_decoder(decoder: Decoder) -> Decoder:
+    """The policy's language model without LoRA; its weights are the same arrays, not copies."""
 
     def make():
         return Decoder(

@@ -10,7 +10,7 @@ class LabelNames:
     """The name of each label.
 
     Attributes:
-      leaf_ids: what pictures call their labels (`label_id`).
+      leaf_ids: what images call their labels (`label_id`).
       names: what a judge is told, in the same order.
     """
 

@@ -45,18 +45,18 @@ def tab(browser, path, request):
 @contextlib.contextmanager
 def opened(browser, path, width):
     """The opened page; fails on an error in its script and on any request of a network."""
-    troubles = []
+    errors = []
     context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
     tab = context.new_page()
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("console", lambda line: troubles.append(line.text) if line.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     tab.on(
         "request",
-        lambda r: troubles.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
+        lambda r: errors.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
     )
     tab.goto(path.as_uri())
     yield tab
-    assert not troubles
+    assert not errors
     assert tab.evaluate("window.broken") is None
     context.close()
 
@@ -68,7 +68,7 @@ def cards(tab):
 def test_the_page_fits_its_width_and_runs_no_text_of_a_model(tab):
     wide, seen = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide == seen
-    assert cards(tab).count() == 24 and tab.locator("#count").inner_text() == "1–24 of 60 pictures"
+    assert cards(tab).count() == 24 and tab.locator("#count").inner_text() == "1–24 of 60 images"
     # No text of a figure is too small to read.
     sizes = tab.evaluate(
         "[...document.querySelectorAll('svg.chart')].map(s => 12 * s.getBoundingClientRect().width"
@@ -85,7 +85,7 @@ def test_filters_leave_what_fits(tab):
     for change, sign in (("better", 1), ("worse", -1), ("same", 0)):
         want = sum((rank[b] > rank[a]) - (rank[b] < rank[a]) == sign for a, b in pairs)
         tab.select_option("#f-change", change)
-        assert f"of {want} pictures, out of 60" in tab.locator("#count").inner_text()
+        assert f"of {want} images, out of 60" in tab.locator("#count").inner_text()
     tab.select_option("#f-change", "")
     tab.select_option("#f-from", "wrong")
     wrong = [i for i, (before, _) in enumerate(pairs) if before == "wrong"]
@@ -96,7 +96,7 @@ def test_filters_leave_what_fits(tab):
     tab.select_option("#f-to", "generic")
     assert 0 < cards(tab).count() == pairs.count(("wrong", "generic")) < len(wrong)
     tab.click("#reset")
-    assert "of 60 pictures" in tab.locator("#count").inner_text()
+    assert "of 60 images" in tab.locator("#count").inner_text()
     tab.select_option("#f-class", "label 9")
     assert cards(tab).count() == 6 - (9 < 7)
     tab.click("#reset")
@@ -104,14 +104,14 @@ def test_filters_leave_what_fits(tab):
     sync_api.expect(cards(tab)).to_have_count(1)
     tab.fill("#f-text", "no such words")
     tab.wait_for_selector("#empty", state="visible")
-    assert tab.locator("#count").inner_text() == "No picture fits these filters"
+    assert tab.locator("#count").inner_text() == "No image fits these filters"
 
 
 def focused(tab):
     return tab.evaluate("document.activeElement.dataset.place")
 
 
-def test_the_pictures_can_be_walked_by_keyboard(tab):
+def test_the_images_can_be_walked_by_keyboard(tab):
     tab.focus("#next")
     tab.keyboard.press("Tab")
     assert focused(tab) == "0"
@@ -131,24 +131,24 @@ def test_the_pictures_can_be_walked_by_keyboard(tab):
     assert focused(tab) == "24" and tab.locator("#page").inner_text() == "Page 2 of 3"
     tab.keyboard.press("PageDown")
     assert focused(tab) == "48" and cards(tab).count() == 12
-    # Tab leaves the pictures instead of going through all of them.
+    # Tab leaves the images instead of going through all of them.
     tab.keyboard.press("Tab")
     assert focused(tab) is None
 
 
-def test_a_picture_opens_and_closes_by_keyboard(tab):
+def test_an_image_opens_and_closes_by_keyboard(tab):
     cards(tab).first.focus()
     tab.keyboard.press("Enter")
     tab.wait_for_selector("dialog[open]")
-    dialog = tab.locator("#picture-body")
+    dialog = tab.locator("#image-body")
     assert "<think>It is base.</think>" in dialog.inner_text()
     assert "8 samples" in dialog.inner_text()
     for _ in range(30):
         tab.keyboard.press("ArrowRight")
-    assert "picture 1030" in dialog.inner_text()
+    assert "image 1030" in dialog.inner_text()
     tab.keyboard.press("Escape")
     tab.wait_for_selector("dialog[open]", state="hidden")
-    # The focus is on the picture that was seen last, on its own page, once the page knows of it.
+    # The focus is on the image that was seen last, on its own page, once the page knows of it.
     tab.wait_for_selector("[data-place='30']:focus")
     assert tab.locator("#page").inner_text() == "Page 2 of 3"
 
@@ -175,9 +175,9 @@ def test_the_classes_sort_by_a_column(tab):
 
 @pytest.fixture(scope="module")
 def path_of_two(tmp_path_factory):
-    """A page about two data sets, whose pictures have the same ids."""
+    """A page about two data sets, whose images have the same ids."""
     workdir, sets = tmp_path_factory.mktemp("two"), ("birds", "emoji")
-    report_folder.make(workdir, pictures=20, hostile=False, sets=sets)
+    report_folder.make(workdir, images=20, hostile=False, sets=sets)
     (workdir / "report.html").write_text(
         page.render(folder.read(workdir), thumbnails(1020, ("emoji",)))
     )
@@ -185,7 +185,7 @@ def path_of_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_with_two_data_sets_the_page_opens_on_a_pair_that_every_picture_has(
+def test_with_two_data_sets_the_page_opens_on_a_pair_that_every_image_has(
     browser, path_of_two, width
 ):
     with opened(browser, path_of_two, width) as tab:
@@ -193,13 +193,13 @@ def test_with_two_data_sets_the_page_opens_on_a_pair_that_every_picture_has(
         assert wide == seen
         pair = [tab.locator(f"#run-{x} option:checked").inner_text() for x in "ab"]
         assert pair == ["base", "trained"]
-        assert cards(tab).count() == 24 and "of 40 pictures" in tab.locator("#count").inner_text()
+        assert cards(tab).count() == 24 and "of 40 images" in tab.locator("#count").inner_text()
         assert "not asked" not in tab.locator("#cards").inner_text()
-        # Pictures of the other set with the same ids are not shown in their place.
-        for data, pictures in (("birds", 0), ("emoji", 20)):
+        # Images of the other set with the same ids are not shown in their place.
+        for data, images in (("birds", 0), ("emoji", 20)):
             tab.select_option("#f-data", data)
-            assert cards(tab).count() == 20 and tab.locator("img.thumb").count() == pictures
-        # A shift of categories for each set, and the change of each picture is that of its own set.
+            assert cards(tab).count() == 20 and tab.locator("img.thumb").count() == images
+        # A shift of categories for each set, and the change of each image is that of its own set.
         assert tab.locator("#shift svg[aria-label^='Change of categories']").count() == 2
         counts = []
         for data in ("birds", "emoji"):
@@ -222,16 +222,16 @@ def test_clearing_the_filters_brings_back_the_pair_too(browser, path_of_two):
         tab.click("#reset")
         ids = ("run-a", "run-b", "f-class", "f-sort", "f-text")
         assert [tab.input_value(f"#{i}") for i in ids] == ["0", "1", "", "", ""]
-        assert "of 40 pictures" in tab.locator("#count").inner_text()
+        assert "of 40 images" in tab.locator("#count").inner_text()
 
 
-def test_five_thousand_pictures_stay_quick(browser, tmp_path):
-    report_folder.make(tmp_path, pictures=5000, hostile=False, samples=4)
+def test_five_thousand_images_stay_quick(browser, tmp_path):
+    report_folder.make(tmp_path, images=5000, hostile=False, samples=4)
     path = tmp_path / "report.html"
     path.write_text(page.render(folder.read(tmp_path), thumbnails(6000)))
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(path.as_uri())
-    assert "of 5,000 pictures" in tab.locator("#count").inner_text()
+    assert "of 5,000 images" in tab.locator("#count").inner_text()
     tab.fill("#f-text", "thing 4321")
     sync_api.expect(cards(tab)).to_have_count(1)
     tab.fill("#f-text", "thing 49")

@@ -26,7 +26,7 @@ def answer(label, response, category, difficulty="easy"):
 
 
 def run(policy, data="emoji", prompt="base", found=None, **more):
-    entry = {"policy": policy, "data": data, "prompt": prompt, "pictures": 20, "best_of": []}
+    entry = {"policy": policy, "data": data, "prompt": prompt, "images": 20, "best_of": []}
     found = found or score(0, 1, 2, 3, 4, 5, 5)
     return entry | {"score": dataclasses.asdict(found), "unverified": 0.0} | more
 
@@ -78,9 +78,9 @@ def test_a_table_of_no_answers_does_not_divide_by_zero():
     assert cells(report.table({"base": score(*[0] * 7)}).splitlines()[2])[4:] == ["0.0%"] * 7
 
 
-def test_a_report_names_pictures_steps_and_minutes():
+def test_a_report_names_images_steps_and_minutes():
     text = written()
-    assert "20 evaluation pictures" in text and "3 steps in 1.5 minutes" in text
+    assert "20 evaluation images" in text and "3 steps in 1.5 minutes" in text
 
 
 def test_a_run_without_a_step_says_so_and_an_evaluation_says_nothing_of_training():
@@ -179,7 +179,7 @@ def test_each_data_set_and_prompt_has_its_scores_differences_and_changes():
         return {"policy": policy, "data": data, "prompt": prompt}
 
     comparisons = [
-        {"a": side("base", data), "b": side(policy, data, prompt), "pictures": 19}
+        {"a": side("base", data), "b": side(policy, data, prompt), "images": 19}
         | {"differences": differences}
         for data, policy, prompt in (
             *(
@@ -205,7 +205,7 @@ def test_each_data_set_and_prompt_has_its_scores_differences_and_changes():
     row = "| 19 | +0.050 (-0.010 to +0.110), p < .001 |"
     assert f"| trained - base {row}" in emoji and emoji.count(row) == 1
     assert f"| base - base, prompt base {row}" in terse and "tr\\|ained - base" in birds
-    assert "trained 25.0% of the pictures" in emoji and "Left out" not in terse
+    assert "trained 25.0% of the images" in emoji and "Left out" not in terse
     assert "1 of 1 became better:" in emoji and "became" not in terse
     # No answers about the birds are known; that is no change.
     assert "changed from base to tr\\|ained" in birds and "0 of 0 became better" in birds
@@ -226,14 +226,14 @@ def test_names_of_predict_and_what_is_not_compared_stand_with_their_runs():
         runs=[run("base"), run("tr|ained", choices=choices), run("base", "birds")], refused=refused
     )
     emoji, birds = re.split("^## ", text, flags=re.M)[1:3]
-    assert "| names of predict | --confidence | pictures named |" in emoji
+    assert "| names of predict | --confidence | images named |" in emoji
     assert "| tr\\|ained | 0.7 | 0.250 | 0.900 | 0.625 |" in emoji
     assert "| tr\\|ained | 1.0 | 0.000 |  |  |" in emoji and "names of predict" not in birds
     assert "tr\\|ained/emoji/base are not compared: verifier.name ('taxonomy' and" in emoji
     assert "not compared" not in birds
 
 
-def test_changes_are_those_of_the_same_pictures():
+def test_changes_are_those_of_the_same_images():
     lines = [answer(f"thing {i}", "a", "wrong") for i in range(3)]
     later = [answer(f"thing {i}", "b", "specific") for i in range(2)]
     text = written(before=lines, after=[later[0], answer("another", "b", "specific")])

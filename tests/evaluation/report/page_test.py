@@ -82,7 +82,7 @@ def test_nothing_that_a_model_says_is_markup(text):
     assert not set("<>&") & set(block) and block.isascii()
     # Nothing unseen is left: it is written as its code point.
     assert not set("\u202e\u200b\u2060\ufeff\u2028\u2029\x00\x1b") & set(text)
-    answers = [g[1] for p in data_of(text)["pictures"] for g in p["greedy"].values()]
+    answers = [g[1] for p in data_of(text)["images"] for g in p["greedy"].values()]
     assert any("‹U+202E›" in a for a in answers) and any("‹U+200B›" in a for a in answers)
     assert any("<script>window.broken = 1</script>" in a for a in answers)
     assert max(map(len, answers)) < 1000 and any("more characters" in a for a in answers)
@@ -90,10 +90,10 @@ def test_nothing_that_a_model_says_is_markup(text):
 
 def test_the_data_are_complete(text, workdir):
     found = data_of(text)
-    assert found["runs"] == ["base", "trained"] and len(found["pictures"]) == 60
+    assert found["runs"] == ["base", "trained"] and len(found["images"]) == 60
     rows = jsonl.read(workdir / "predictions.jsonl")
     greedy = {(r["image_id"], r["policy"]): r for r in rows if r["decoding"] == "greedy"}
-    for entry in found["pictures"]:
+    for entry in found["images"]:
         assert ("thumb" in entry) == (entry["id"] == 1003)
         assert entry["level"] in ("easy", "hard") and entry["group"] == "animal"
         for number, policy in enumerate(("base", "trained")):
@@ -153,7 +153,7 @@ def test_runs_are_named_by_what_tells_them_apart():
     assert page_data.names_of(keys[:1]) == ["base"] and page_data.names_of([]) == []
 
 
-def test_changes_are_counted_over_pictures_that_both_answered():
+def test_changes_are_counted_over_images_that_both_answered():
     def entry(*categories):
         return {"greedy": {i: ["", "", c] for i, c in enumerate(categories) if c}}
 
@@ -201,8 +201,8 @@ def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
     paths = report.write(workdir)
     assert paths[1] == workdir / "report.html" and all(path.exists() for path in paths)
     found = data_of(paths[1].read_text())
-    # The data set cannot be opened: the page is there, its pictures are not.
-    assert len(found["pictures"]) == 60 and not any("thumb" in p for p in found["pictures"])
+    # The data set cannot be opened: the page is there, its images are not.
+    assert len(found["images"]) == 60 and not any("thumb" in p for p in found["images"])
     assert "samples" not in Page(paths[1].read_text()).ids
 
 
@@ -239,7 +239,7 @@ def test_thumbnails_stay_within_their_budget_and_the_important_ones_come_first()
 
 
 def emoji_of(level):
-    """A configuration that asks about vehicles of one difficulty, and its pictures."""
+    """A configuration that asks about vehicles of one difficulty, and its images."""
     from configs import quickstart
     from speciarl_jax.data import emoji
 
@@ -252,7 +252,7 @@ def emoji_of(level):
 
 
 def asked(store, data, source, decoding="greedy", answers=1):
-    """Answers about two pictures of a source."""
+    """Answers about two images of a source."""
     part = predictions.Part("base", data, "base", decoding)
     store.begin(part, {})
     said = {"responses": ["<answer>car</answer>"] * answers, "categories": ["wrong"] * answers}
@@ -263,10 +263,10 @@ def asked(store, data, source, decoding="greedy", answers=1):
 def thumbs_of(workdir):
     report.write(workdir)
     found = data_of((workdir / "report.html").read_text())
-    return {(p["data"], p["id"]): p.get("thumb") for p in found["pictures"]}
+    return {(p["data"], p["id"]): p.get("thumb") for p in found["images"]}
 
 
-def test_an_evaluation_that_was_killed_has_a_page_with_the_pictures_of_each_data_set(tmp_path):
+def test_an_evaluation_that_was_killed_has_a_page_with_the_images_of_each_data_set(tmp_path):
     store = predictions.Predictions(tmp_path)
     want = {}
     for level in ("easy", "hard"):
@@ -275,21 +275,21 @@ def test_an_evaluation_that_was_killed_has_a_page_with_the_pictures_of_each_data
         asked(store, level, source)
         asked(store, level, source, "samples", 3)
         want |= {(level, source[i]["image_id"]): source[i]["image"] for i in (0, 5)}
-    assert len({image_id for _, image_id in want}) == 2  # the same pictures, but for difficulty
+    assert len({image_id for _, image_id in want}) == 2  # the same images, but for difficulty
     want = {name: thumbnails.data_uri(image) for name, image in want.items()}
     assert len(set(want.values())) == 4
     # No metrics.json and no config.json: it was evaluated with --config, and did not end.
     assert thumbs_of(tmp_path) == want
     found = data_of((tmp_path / "report.html").read_text())
     # The reward is known, too: three wrong answers earn nothing.
-    assert [a[2:] for a in found["pictures"][0]["samples"]["0"]["answers"]] == [[0.0, 3]]
+    assert [a[2:] for a in found["images"][0]["samples"]["0"]["answers"]] == [[0.0, 3]]
     assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "best_of.png").exists()
     report.write(tmp_path, 0)
     found = data_of((tmp_path / "report.html").read_text())
-    assert not any("thumb" in entry for entry in found["pictures"])
+    assert not any("thumb" in entry for entry in found["images"])
 
 
-def test_a_data_set_that_is_gone_costs_only_its_own_pictures(tmp_path):
+def test_a_data_set_that_is_gone_costs_only_its_own_images(tmp_path):
     store = predictions.Predictions(tmp_path)
     for level in ("easy", "hard"):
         config, source = emoji_of(level)
@@ -301,7 +301,7 @@ def test_a_data_set_that_is_gone_costs_only_its_own_pictures(tmp_path):
     assert [thumbs[name] is None for name in thumbs] == [True, True, False, False]
 
 
-def test_a_training_run_of_old_keeps_its_pictures_when_more_is_evaluated(tmp_path):
+def test_a_training_run_of_old_keeps_its_images_when_more_is_evaluated(tmp_path):
     store, want = predictions.Predictions(tmp_path), {}
     for data, level in (("emoji", "easy"), ("hard", "hard")):
         config, source = emoji_of(level)
@@ -336,7 +336,7 @@ def test_the_headline_is_of_all_data_sets_or_of_none(tmp_path):
     content = folder.read(tmp_path)
     text = page.render(content)
     assert "<h1>How specific, and how right</h1>" in text
-    assert "Greedy answers about 60 pictures of emoji, 60 pictures of birds." in text
+    assert "Greedy answers about 60 images of emoji, 60 images of birds." in text
     assert text.count("(trained · emoji)") == 1
     for run in content.metrics["runs"]:
         run["score"] |= {"correctness": 0.5, "specificity": 0.1 + 0.2 * (run["policy"] != "base")}

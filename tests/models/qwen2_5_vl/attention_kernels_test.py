@@ -1,4 +1,4 @@
-"""Fused kernels beside attention by XLA: sequences, shared rows, pictures.
+"""Fused kernels beside attention by XLA: sequences, shared rows, images.
 
 The Pallas kernel is interpreted, and cuDNN's calls are computed by XLA and lowered for CUDA.
 """
@@ -80,7 +80,7 @@ def test_answers_that_share_a_prompt(kind):
 
 
 @both_kernels
-def test_pictures_of_a_row_do_not_see_each_other(kind):
+def test_images_of_a_row_do_not_see_each_other(kind):
     segment = np.array([[1] * 4 + [2] * 6 + [0] * 2, [1] * 12])
     q, k, v = heads(12, HEADS, 0), heads(12, HEADS, 1), heads(12, HEADS, 2)
     same = jnp.asarray(segment[:, None, :, None] == segment[:, None, None, :])
@@ -106,7 +106,7 @@ def test_the_mask_of_shared_rows(prompt, answers, length):
     np.testing.assert_array_equal(mask[slice(1, 3), slice(0, 2)], got[1:3, 0:2])
 
 
-# Of Qwen2.5-VL 7B: the decoder's 28 heads, 4 for keys, of 128; the tower's 16 of 80. Odd lengths.
+# Of Qwen2.5-VL 7B: the decoder's 28 heads, 4 for keys, of 128; the encoder's 16 of 80. Odd lengths.
 @pytest.mark.parametrize(
     "function, length, heads_of_keys, size",
     [

@@ -65,7 +65,7 @@ GRIDS = [[(8, 6), (4, 4)], [(6, 10)], []]
 
 
 def make_batch(config, left=True, seed=0):
-    """Rows with two pictures, one picture and none, padded on one side."""
+    """Rows with two images, one image and none, padded on one side."""
     rng = np.random.default_rng(seed)
     rows = []
     for grids in GRIDS:

@@ -1,6 +1,6 @@
 """Sweeps over random small models: every part, and the whole, against transformers in torch.
 
-Each seed draws other dimensions, weights, pictures and texts (`support/random_policy.py`). The
+Each seed draws other dimensions, weights, images and texts (`support/random_policy.py`). The
 largest error of each sweep stands in pytest's summary.
 """
 
@@ -94,7 +94,7 @@ def test_the_sweep_draws_every_kind_of_model_and_row():
 
 
 @sweep
-def test_vision_tower(seed, record_error):
+def test_vision_encoder(seed, record_error):
     case = make_case(seed)
     counts = [sum(h * w // 4 for h, w in row) for row in case.grids]
     got = [f[:count] for f, count in zip(ours(seed)["features"], counts, strict=True)]
@@ -103,7 +103,7 @@ def test_vision_tower(seed, record_error):
         want = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
         want = want.pooler_output.numpy()
     error = relative_error(np.concatenate(got), want)
-    record_error("vision tower", error)
+    record_error("vision encoder", error)
     assert error < TOLERANCE
 
 
@@ -113,7 +113,7 @@ def test_merger(seed, record_error):
     layout, width = case.batch.layout, case.config.vision.hidden_size
     index_BM = layout.token_index_BM
     rng = np.random.default_rng(seed)
-    # Merged tokens in the processor's order, and where the tower has them.
+    # Merged tokens in the processor's order, and where the encoder has them.
     x_BMkD = 3 * rng.normal(size=(*index_BM.shape, 4, width)).astype(np.float32)
     x_BUkD = np.zeros((len(index_BM), layout.patch_index_BS.shape[1] // 4, 4, width), np.float32)
     for b, index_M in enumerate(index_BM):
@@ -177,7 +177,7 @@ def test_language_model_head(seed, record_error):
 
 @sweep
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_logits_of_pictures_and_text(seed, side, record_error):
+def test_logits_of_images_and_text(seed, side, record_error):
     case = make_case(seed)
     if side == "left":
         batch, got = case.batch, ours(seed)["logits"]
@@ -186,7 +186,7 @@ def test_logits_of_pictures_and_text(seed, side, record_error):
         got = run(case.policy, batch)["logits"]
     want = torch_logits(case, case.torch_model, batch)
     error = relative_error(np.asarray(got)[batch.mask_BP], want)
-    record_error("logits from pictures and text", error)
+    record_error("logits from images and text", error)
     assert error < TOLERANCE
 
 

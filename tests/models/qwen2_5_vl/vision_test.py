@@ -1,4 +1,4 @@
-"""The vision tower and the geometry around it against transformers' torch implementation."""
+"""The vision encoder and the geometry around it against transformers' torch implementation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
 from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 
 
 def make_config(depth=4, full=(1, 3), window_units=2):
@@ -26,7 +26,7 @@ def make_config(depth=4, full=(1, 3), window_units=2):
     )
 
 
-def torch_tower(config):
+def torch_encoder(config):
     torch.manual_seed(0)
     whole = Qwen2_5_VLConfig(
         vision_config=dict(
@@ -40,14 +40,14 @@ def torch_tower(config):
             fullatt_block_indexes=list(config.full_attention_layers),
         )
     )
-    tower = hf.Qwen2_5_VisionTransformerPretrainedModel(whole.vision_config).float().eval()
-    for parameter in tower.parameters():
+    encoder = hf.Qwen2_5_VisionTransformerPretrainedModel(whole.vision_config).float().eval()
+    for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return tower
+    return encoder
 
 
 def copy_weights(theirs, config):
-    ours = VisionTower(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ours = VisionEncoder(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     w = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
 
     def stack(name):
@@ -97,7 +97,7 @@ GRIDS = [
 @pytest.mark.parametrize("full", [(), (1, 3), (0, 1, 2, 3)])
 def test_features_equal_those_of_transformers(grids, full):
     config = make_config(full=full)
-    theirs = torch_tower(config)
+    theirs = torch_encoder(config)
     ours = copy_weights(theirs, config)
     rows = random_patches(grids, config)
     got = ours(pad(rows, config.patch_dim), window_layout.vision_layout(grids, config))
@@ -116,11 +116,11 @@ def test_features_equal_those_of_transformers(grids, full):
 def test_larger_buckets_change_no_number():
     config = make_config()
     grids = GRIDS[1]
-    tower = VisionTower(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    encoder = VisionEncoder(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     patches = pad(random_patches(grids, config), config.patch_dim)
     layout = window_layout.vision_layout(grids, config)
-    tight = tower(patches, layout)
-    roomy = tower(patches, window_layout.pad_layout(layout, 11, 20))
+    tight = encoder(patches, layout)
+    roomy = encoder(patches, window_layout.pad_layout(layout, 11, 20))
     assert roomy.shape[1] == 20
     np.testing.assert_allclose(roomy[:, : tight.shape[1]], tight, atol=1e-5)
     assert np.all(np.asarray(roomy[:, tight.shape[1] :]) == 0)

@@ -1,4 +1,4 @@
-"""Attention windows packed into slots, and the ladder of sizes."""
+"""Attention windows packed into slots, and bucket sizes."""
 
 import math
 
@@ -50,13 +50,13 @@ def test_every_patch_stands_once_and_every_window_whole_in_one_slot(seed):
         firsts = np.cumsum([0, *(h * w for h, w in row)])
         members = {}
         for s in np.flatnonzero(valid_S):
-            picture = int(np.searchsorted(firsts, index_S[s], side="right")) - 1
-            unit, k = divmod(int(index_S[s] - firsts[picture]), 4)
-            r, c = divmod(unit, row[picture][1] // 2)
+            image = int(np.searchsorted(firsts, index_S[s], side="right")) - 1
+            unit, k = divmod(int(index_S[s] - firsts[image]), 4)
+            r, c = divmod(unit, row[image][1] // 2)
             r, c = 2 * r + k // 2, 2 * c + k % 2
-            assert layout.image_BS[b, s] == picture
+            assert layout.image_BS[b, s] == image
             assert layout.hw_BS2[b, s].tolist() == [r, c]
-            members.setdefault((picture, r // side, c // side), []).append(s)
+            members.setdefault((image, r // side, c // side), []).append(s)
         assert len({layout.window_BS[b, s] for s in np.flatnonzero(valid_S)}) == len(members)
         for places in members.values():
             assert len({layout.window_BS[b, s] for s in places}) == 1
@@ -92,7 +92,7 @@ def test_photographs_leave_little_of_their_slots_empty():
 
 @pytest.mark.parametrize("growth", [1.25, 1.5])
 @pytest.mark.parametrize("multiple", [1, 8, 16])
-def test_the_ladder_holds_what_is_needed_and_pads_less_than_a_step(growth, multiple):
+def test_bucket_sizes_hold_what_is_needed_and_pad_less_than_a_step(growth, multiple):
     sizes = [window_layout.bucket(n, growth, multiple) for n in range(1, 3000)]
     for needed, size in enumerate(sizes, 1):
         assert size >= needed and size % multiple == 0
@@ -109,7 +109,7 @@ def test_without_growth_sizes_are_exact():
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
-def test_sizes_of_the_ladder_hold_their_batches_and_are_few(side):
+def test_bucket_sizes_hold_their_batches_and_are_few(side):
     config, found = make_config(side), set()
     for seed in range(100):
         grids = random_grids(np.random.default_rng(seed), 3, most=16)

@@ -58,7 +58,7 @@ def test_metrics_count_whole_answers():
     ratio, some = np.exp(difference), mask.any(-1)
     clipped = np.where(advantage > 0, ratio > 1.1, ratio < 0.9)[some]
     assert 0 < clipped.mean() < 1
-    np.testing.assert_allclose(metrics["clip_fraction"], clipped.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["clip_frac"], clipped.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["ratio"], ratio[some].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["approx_kl"], -difference[some].mean(), rtol=1e-4)
 

@@ -57,18 +57,18 @@ def ours(name, case):
         # Answers of the test are short: the limit is theirs.
         penalty = functools.partial(parts["overlong"].func, max_tokens=T, buffer=2, weight=1.0)
         reward = reward - penalty(case["mask"].sum(-1))
-    in_reward = config.loss.kl_place == "reward"
+    in_reward = config.loss.kl_in == "reward"
     estimate = getattr(kl, config.loss.kl_estimator)
-    old = case[config.loss.old_logp]
+    old = case[config.loss.old_logprobs]
     if in_reward:
         pair = (np.where(case["mask"], case[key], 0) for key in ("sampler", "reference"))
         reward = reward - config.loss.kl_coefficient * np.sum(estimate(*pair), axis=-1)
     advantage = parts["advantages"](reward, case["valid"])
     weight = parts["token_weights"](case["mask"] & case["valid"][..., None])
     corrected = weight
-    if config.loss.importance_cap:
+    if config.loss.tis_cap:
         corrected = weight * importance.truncated_weight(
-            case["trainer"], case["sampler"], cap=config.loss.importance_cap
+            case["trainer"], case["sampler"], cap=config.loss.tis_cap
         )
 
     def loss(logp):

@@ -55,8 +55,8 @@ OPTIONS = workload.Options(
     kl_coefficient=0.01,
     mean_length=0,
     merge_lora=True,
-    shrink=1,
-    answer_widths=1,
+    num_compactions=1,
+    num_length_buckets=1,
     seed=0,
 )
 FIELDS = (
@@ -89,7 +89,7 @@ def test_a_record_has_the_promised_fields_and_every_answer_its_full_length(share
     assert ("shared" if shared else "plain") in text and "% of GEMM" in text
 
 
-def test_the_plain_counterpart_runs_every_answer_with_its_own_picture():
+def test_the_plain_counterpart_runs_every_answer_with_its_own_image():
     shared, plain = measured(True).workload, measured(False).workload
     assert plain.batch.patches_BSC.shape[0] == 3 * shared.batch.patches_BSC.shape[0] == 12
     np.testing.assert_array_equal(plain.batch.tokens_BP[::3], shared.batch.tokens_BP)
@@ -171,7 +171,7 @@ def test_the_command_writes_what_it_prints(start, tmp_path):
             "--repeats=1",
         ),
         *(f"--json={out}", f"--profile={traces}", "--mean_length=4", "--gemm_size=64"),
-        *("--noplain", "--shrink=0"),
+        *("--noplain", "--num_compactions=0"),
         quick=True,
     )
     printed, _ = process.communicate(timeout=600)

@@ -31,7 +31,7 @@ def tiny_plan(model=MODEL, devices=None, **changes):
         "model__scan_unroll": 1,
         "rollout__num_rollouts": 3,
         "rollout__max_tokens": 2,
-        "rollout__shrink": 0,
+        "rollout__num_compactions": 0,
         "rollout__merge_lora": False,
         "train__batch_size": 8,
         "train__mini_batches": 1,
@@ -115,7 +115,7 @@ def test_the_cache_by_hand():
         model__dtype="bfloat16",
         rollout__max_tokens=2048,
         rollout__num_rollouts=10,
-        rollout__chunk_pictures=4,
+        rollout__max_images_per_chunk=4,
     )
     assert cost.cache_bytes(halved) == 4 * tokens * 57_344
 
@@ -165,10 +165,10 @@ def test_a_program_that_does_not_fit_comes_with_keys_to_change():
     assert first["what"].startswith("batch, activations") and "micro_batches" in first["keys"]
 
 
-def test_the_published_shape_of_a_picture_and_prompt():
+def test_the_published_shape_of_an_image_and_prompt():
     config = cub.get_config()
     sizes = programs.sizes_of(config, presets.config("7B"), (500, 500), 30)
-    # 18 x 18 image tokens, on a ladder of multiples of 16, each a quarter more than the last.
+    # 18 x 18 image tokens, a bucket size among multiples of 16, each a quarter more than the last.
     assert (sizes.height, sizes.width) == (36, 36)
     assert 324 <= sizes.image_tokens <= 1.25 * 324 + 16
     assert sizes.image_tokens + 30 <= sizes.prompt_tokens < sizes.image_tokens + 38
@@ -203,14 +203,30 @@ def test_a_search_goes_to_smaller_parts_and_then_to_other_meshes(monkeypatch):
         search,
         "_candidates",
         lambda *_: [
-            (2.0, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 1, "rollout.chunk_pictures": 0}),
-            (1.0, {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 2, "rollout.chunk_pictures": 4}),
+            (
+                2.0,
+                {
+                    "mesh.data": 1,
+                    "mesh.fsdp": 2,
+                    "mesh.tensor": 1,
+                    "rollout.max_images_per_chunk": 0,
+                },
+            ),
+            (
+                1.0,
+                {
+                    "mesh.data": 1,
+                    "mesh.fsdp": 1,
+                    "mesh.tensor": 2,
+                    "rollout.max_images_per_chunk": 4,
+                },
+            ),
         ],
     )
     seen = []
 
     def compile_(config):
-        seen.append((config.mesh.tensor, config.rollout.chunk_pictures))
+        seen.append((config.mesh.tensor, config.rollout.max_images_per_chunk))
         fits = config.mesh.tensor == 1
         return {"programs": [{"name": "rollout", "fits": fits}], "fits": fits}
 

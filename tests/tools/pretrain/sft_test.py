@@ -42,25 +42,25 @@ def config():
 
 
 def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
-    tower = pretrain.train_vision(config, tmp_path)
-    folder = pretrain.train_answers(config, tower, tmp_path)
+    encoder = pretrain.train_vision(config, tmp_path)
+    folder = pretrain.train_answers(config, encoder, tmp_path)
     dimensions, policy = hf_checkpoint.load(folder, dtype="float32", param_dtype="float32")
     assert dataclasses.asdict(dimensions.vision)["depth"] == 2
-    # The tower is frozen while the decoder learns; both are stored in bfloat16.
-    for path, trained in nnx.to_flat_state(nnx.state(tower)):
+    # The encoder is frozen while the decoder learns; both are stored in bfloat16.
+    for path, trained in nnx.to_flat_state(nnx.state(encoder)):
         loaded = dict(nnx.to_flat_state(nnx.state(policy.visual)))[path]
         np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
     rows = (tmp_path / "answers" / "metrics.jsonl").read_text().splitlines()
     stage = config.answer_stage
-    pictures = len(pretrain.pictures_of(config)(config.data.split, "clean", 0))
-    steps = pictures * stage.epochs // stage.batch_size
+    images = len(pretrain.images_of(config)(config.data.split, "clean", 0))
+    steps = images * stage.epochs // stage.batch_size
     logged = [n for n in range(1, steps + 1) if n % stage.log_every == 0 or n == steps]
     assert [json.loads(row)["step"] for row in rows] == logged and len(logged) >= 2
 
     # Finished stages are read back, not trained again.
     again = pretrain.train_vision(config, tmp_path)
     for a, b in zip(
-        nnx.to_flat_state(nnx.state(tower)), nnx.to_flat_state(nnx.state(again)), strict=True
+        nnx.to_flat_state(nnx.state(encoder)), nnx.to_flat_state(nnx.state(again)), strict=True
     ):
         np.testing.assert_array_equal(a[1][...], b[1][...])
     config.vision_stage.learning_rate *= 2
@@ -71,8 +71,8 @@ def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
 def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
     config.vision_stage.warmup_steps = 0
     config.vision_stage.weight_decay = 0.0
-    tower = pretrain.VisionTower(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(0))
-    params = nnx.state(tower)
+    encoder = pretrain.VisionEncoder(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(0))
+    params = nnx.state(encoder)
     optimizer = fit.make_optimizer(config.vision_stage, 10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
@@ -123,11 +123,11 @@ def test_sections_with_equal_keys_do_not_hide_each_other(config):
         assert f"{section}.{key}" in changed
 
 
-def test_a_decoder_on_the_tower_of_a_policy_that_exists(config, tmp_path):
-    tower = pretrain.VisionTower(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
-    first = pretrain.train_answers(config, tower, tmp_path / "first")
+def test_a_decoder_on_the_encoder_of_a_policy_that_exists(config, tmp_path):
+    encoder = pretrain.VisionEncoder(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
+    first = pretrain.train_answers(config, encoder, tmp_path / "first")
     config.vision_stage.policy = str(first)
-    second = pretrain.train_answers(config, pretrain.read_tower(config), tmp_path / "second")
+    second = pretrain.train_answers(config, pretrain.read_encoder(config), tmp_path / "second")
     one, two = (
         dict(nnx.to_flat_state(nnx.state(hf_checkpoint.load(f)[1].visual))) for f in (first, second)
     )
@@ -136,4 +136,4 @@ def test_a_decoder_on_the_tower_of_a_policy_that_exists(config, tmp_path):
 
     config.vision.depth = 3
     with pytest.raises(ValueError, match="depth=2.*depth=3"):
-        pretrain.read_tower(config)
+        pretrain.read_encoder(config)

@@ -1,4 +1,4 @@
-"""Supervising the tower by the levels of a tree: numbering, the loss, and that it learns."""
+"""Supervising the encoder by the levels of a tree: numbering, the loss, and that it learns."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
-from speciarl_jax.models.qwen2_5_vl.vision import VisionTower
+from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
 from speciarl_jax.tools.pretrain import vision
 
@@ -35,9 +35,9 @@ WEIGHTS = (1.0, 0.5, 0.25)
 
 def make_modules():
     rngs = nnx.Rngs(0)
-    tower = VisionTower(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
+    encoder = VisionEncoder(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
     counts = [len(names) for names in LEVELS.names]
-    return tower, vision.TaxonomyHeads(CONFIG.out_hidden_size, counts, rngs=rngs)
+    return encoder, vision.TaxonomyHeads(CONFIG.out_hidden_size, counts, rngs=rngs)
 
 
 GRAPHS, PARAMS = zip(*map(nnx.split, make_modules()), strict=True)
@@ -46,9 +46,9 @@ PATCHES = np.random.default_rng(0).normal(size=(4, 16, CONFIG.patch_dim)).astype
 
 @jax.jit
 def loss(params, target_BL, weights=WEIGHTS, label_smoothing=0.0):
-    tower, heads = map(nnx.merge, GRAPHS, params)
+    encoder, heads = map(nnx.merge, GRAPHS, params)
     return vision.loss(
-        tower,
+        encoder,
         heads,
         PATCHES,
         LAYOUT,
@@ -60,8 +60,8 @@ def loss(params, target_BL, weights=WEIGHTS, label_smoothing=0.0):
 
 @jax.jit
 def logits_of(params):
-    tower, heads = map(nnx.merge, GRAPHS, params)
-    return heads(tower(PATCHES, LAYOUT))
+    encoder, heads = map(nnx.merge, GRAPHS, params)
+    return heads(encoder(PATCHES, LAYOUT))
 
 
 def test_levels_number_the_classes_of_each_level():
@@ -126,7 +126,7 @@ def test_a_wrong_number_of_weights_is_refused():
         loss(PARAMS, LEVELS.target, (1.0, 1.0))
 
 
-def test_a_few_steps_lower_the_loss_and_reach_the_tower():
+def test_a_few_steps_lower_the_loss_and_reach_the_encoder():
     optimizer = optax.adam(3e-3)
 
     @jax.jit

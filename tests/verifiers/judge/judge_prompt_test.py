@@ -15,7 +15,7 @@ SHIPPED = sorted(path.stem for path in judge_prompt.PROMPTS.glob("v*.txt"))
 EXAMPLE = re.compile(r"^(\{.*\}) -> (\{.*\})$", re.MULTILINE)
 
 
-def test_a_label_stands_for_each_category_of_the_ladder():
+def test_a_label_stands_for_each_verdict():
     assert set(judge_prompt.LABELS.values()) == set(Category) - {Category.UNPARSED}
     assert list(judge_prompt.LABELS.values()) == sorted(judge_prompt.LABELS.values())
 

@@ -1,5 +1,5 @@
 "use strict";
-// The browser of pictures and the samples of training. All text goes in as text, never as markup.
+// The browser of images and the samples of training. All text goes in as text, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 24;
@@ -27,8 +27,8 @@
   const said = (text, kind = "said") => make("bdi", { class: kind, dir: "auto" }, text);
 
   function thumb(source, label) {
-    if (!source) return make("span", { class: "thumb" }, "no picture");
-    return make("img", { class: "thumb", src: source, alt: `picture of ${label}` });
+    if (!source) return make("span", { class: "thumb" }, "no image");
+    return make("img", { class: "thumb", src: source, alt: `image of ${label}` });
   }
 
   const count = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
@@ -52,7 +52,7 @@
     return make("div", { class: "scroll" }, whole);
   }
 
-  // ---- The browser of pictures --------------------------------------------------------------
+  // ---- The browser of images --------------------------------------------------------------
   const state = { page: 0, shown: [], at: 0, open: -1 };
 
   function filters() {
@@ -86,7 +86,7 @@
 
   function refresh(page = 0) {
     const f = filters();
-    state.shown = data.pictures.filter((entry) => matches(entry, f));
+    state.shown = data.images.filter((entry) => matches(entry, f));
     const by = {
       rise: (x, y) => (change(y, f.a, f.b) ?? -99) - (change(x, f.a, f.b) ?? -99),
       fall: (x, y) => (change(x, f.a, f.b) ?? 99) - (change(y, f.a, f.b) ?? 99),
@@ -104,10 +104,10 @@
     const items = part.map((entry, i) => make("li", {}, card(entry, first + i, f)));
     $("cards").replaceChildren(...items);
     $("empty").hidden = part.length > 0;
-    const all = data.pictures.length === state.shown.length ? "" : ` of ${data.pictures.length.toLocaleString("en")}`;
+    const all = data.images.length === state.shown.length ? "" : ` of ${data.images.length.toLocaleString("en")}`;
     $("count").textContent = part.length
-      ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count(state.shown.length, "picture", "pictures")}${all && `, out${all}`}`
-      : "No picture fits these filters";
+      ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count(state.shown.length, "image", "images")}${all && `, out${all}`}`
+      : "No image fits these filters";
     $("page").textContent = `Page ${state.page + 1} of ${pages}`;
     $("prev").disabled = state.page === 0;
     $("next").disabled = state.page >= pages - 1;
@@ -166,14 +166,14 @@
     if (place !== undefined) rove(Number(place) - state.page * PAGE, false);
   });
 
-  // ---- One picture ---------------------------------------------------------------------------
+  // ---- One image ---------------------------------------------------------------------------
   function open(place) {
     const entry = state.shown[place];
     if (!entry) return;
     state.open = place;
-    const facts = [entry.group, entry.level, data.sets.length > 1 ? entry.data : null, `picture ${entry.id}`];
+    const facts = [entry.group, entry.level, data.sets.length > 1 ? entry.data : null, `image ${entry.id}`];
     const parts = [make("div", { class: "top" }, thumb(entry.thumb, entry.label),
-      make("div", {}, make("h3", { id: "picture-title" }, said(entry.label)),
+      make("div", {}, make("h3", { id: "image-title" }, said(entry.label)),
         make("p", { class: "note" }, facts.filter(Boolean).join(" · "))))];
     data.runs.forEach((name, run) => {
       const greedy = entry.greedy[run], samples = entry.samples[run];
@@ -191,28 +191,28 @@
         if (samples.more) parts.push(make("p", { class: "note" }, `and ${count(samples.more, "other answer", "other answers")}`));
       }
     });
-    $("picture-body").replaceChildren(...parts);
-    $("picture-prev").disabled = place === 0;
-    $("picture-next").disabled = place >= state.shown.length - 1;
-    if (!$("picture").open) $("picture").showModal();
-    $("picture").scrollTop = 0;
+    $("image-body").replaceChildren(...parts);
+    $("image-prev").disabled = place === 0;
+    $("image-next").disabled = place >= state.shown.length - 1;
+    if (!$("image").open) $("image").showModal();
+    $("image").scrollTop = 0;
   }
 
-  $("picture").addEventListener("keydown", (event) => {
+  $("image").addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (by) { open(state.open + by); event.preventDefault(); }
   });
-  $("picture").addEventListener("close", () => {
+  $("image").addEventListener("close", () => {
     const page = Math.floor(state.open / PAGE);
     if (page !== state.page) show(page, state.open % PAGE);
     else rove(state.open % PAGE, true);
   });
-  $("picture").addEventListener("click", (event) => { if (event.target === $("picture")) $("picture").close(); });
-  $("picture-close").addEventListener("click", () => $("picture").close());
-  $("picture-prev").addEventListener("click", () => open(state.open - 1));
-  $("picture-next").addEventListener("click", () => open(state.open + 1));
+  $("image").addEventListener("click", (event) => { if (event.target === $("image")) $("image").close(); });
+  $("image-close").addEventListener("click", () => $("image").close());
+  $("image-prev").addEventListener("click", () => open(state.open - 1));
+  $("image-next").addEventListener("click", () => open(state.open + 1));
 
-  if (data.pictures.length) {
+  if (data.images.length) {
     let waiting = 0;
     for (const node of $("filters").querySelectorAll("select")) node.addEventListener("change", () => refresh());
     $("f-text").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });

@@ -1,4 +1,4 @@
-"""A folder of pictures of many sizes, and the configuration of a small run on it."""
+"""A folder of images of many sizes, and the configuration of a small run on it."""
 
 import ml_collections
 import numpy as np
@@ -9,7 +9,7 @@ BATCH = 4
 
 
 def fill(root, shortest=18, longest=39):
-    """18 pictures of many sizes; a name says which of them are its label's."""
+    """18 images of many sizes; a name says which of them are its label's."""
     rng = np.random.default_rng(0)
     for label in LABELS:
         (root / label).mkdir(parents=True)
@@ -21,7 +21,7 @@ def fill(root, shortest=18, longest=39):
 
 
 def own(small_config, folder, **changes):
-    """`small_config` on the pictures of a folder, for training and evaluation alike."""
+    """`small_config` on the images of a folder, for training and evaluation alike."""
     config = small_config(
         **{
             "data__name": "folder",
