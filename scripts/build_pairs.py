@@ -26,7 +26,7 @@ from speciarl_jax.verifiers import parsing
 
 PACKAGE = pathlib.Path(speciarl_jax.__file__).parent
 TREE = PACKAGE / "data" / "emoji_assets" / "taxonomy.json"
-OUT = PACKAGE / "verify" / "pairs"
+OUT = PACKAGE / "verifiers" / "audit_pairs"
 SEED = 20260
 # Rows of each kind; 720 in all, 120 of each category.
 KINDS = {

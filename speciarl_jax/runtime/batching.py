@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def cut(x: jax.Array, parts: int) -> jax.Array:
+def split_strided(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] to [parts, B / parts, ...]; part i takes every `parts`-th image.
 
     Strided, so that a batch axis that is sharded stays sharded in every part.

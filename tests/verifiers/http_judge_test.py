@@ -39,7 +39,7 @@ def make(tmp_path):
         options = base.get_config().verifier.http_judge.to_dict()
         options |= {"path": str(tmp_path / "labels.txt"), "model": "judge", "cache": ""}
         options["server"] |= {"url": getattr(server, "url", server), "timeout": 20.0}
-        options["server"] |= {"backoff": 0.01, "max_backoff": 0.05, "patience": 30.0}
+        options["server"] |= {"backoff": 0.01, "max_backoff": 0.05, "give_up_after": 30.0}
         for name, value in changes.items():
             *sections, key = name.split("__")
             part = options
@@ -156,7 +156,7 @@ def test_a_judge_that_is_killed_and_started_again_is_waited_for(make):
     np.testing.assert_array_equal(found.category_BN, WANT)
 
 
-def test_a_judge_that_stays_away_is_given_up_after_patience(make):
+def test_a_judge_that_stays_away_is_given_up_after_a_while(make):
     with judge_server.JudgeServer() as server:
         pass
     judge = make(server, server__attempts=10**6, server__give_up_after=0.5)

@@ -79,7 +79,7 @@ class JudgeClient:
         attempts: int,
         backoff: float,
         max_backoff: float,
-        patience: float,
+        give_up_after: float,
     ):
         """Checks the options; sends nothing.
 
@@ -94,8 +94,8 @@ class JudgeClient:
           attempts: at one pair.
           backoff: seconds; the wait before attempt n + 1 is drawn from [0, backoff * 2**n].
           max_backoff: seconds, limit of that.
-          patience: seconds without any verdict after which all waiting pairs are given up, and the
-            longest Retry-After that is waited for.
+          give_up_after: seconds without any verdict after which all waiting pairs are given up,
+            and the longest Retry-After that is waited for.
 
         Raises:
           ValueError: an option that cannot be; never shows the key.
@@ -112,7 +112,7 @@ class JudgeClient:
             ("concurrency", concurrency, 1),
             ("attempts", attempts, 1),
             ("timeout", timeout, 1e-3),
-            ("patience", patience, 1e-3),
+            ("give_up_after", give_up_after, 1e-3),
             ("backoff", backoff, 0),
             ("max_backoff", max_backoff, 0),
         ):
@@ -120,7 +120,7 @@ class JudgeClient:
                 raise ValueError(f"{_SERVER}.{name} is {value}; it must be at least {low}")
         self._ask_for, self._prompt = dict(ask_for), prompt
         self._structures = list(STRUCTURES) if structured == "auto" else [structured]
-        self._timeout, self._attempts, self._patience = timeout, attempts, patience
+        self._timeout, self._attempts, self._give_up_after = timeout, attempts, give_up_after
         self._wait = tenacity.wait_random_exponential(multiplier=backoff, max=max_backoff)
         self._slots = asyncio.Semaphore(concurrency)
         self._http = _open_http(self._url, self._key, concurrency)
@@ -175,7 +175,7 @@ class JudgeClient:
         )
 
     def _given_up(self, clock: Callable[[], float]) -> bool:
-        return clock() - self._silent_since >= self._patience
+        return clock() - self._silent_since >= self._give_up_after
 
     async def _attempt(self, message: str, clock: Callable[[], float]) -> Category:
         """One attempt, in the strictest structure that the server takes."""
@@ -183,7 +183,7 @@ class JudgeClient:
             while (left := self._closed_until - clock()) > 0:
                 await asyncio.sleep(left)
             if self._given_up(clock):
-                raise NoVerdict(f"no verdict for {self._patience:g} s")
+                raise NoVerdict(f"no verdict for {self._give_up_after:g} s")
             try:
                 for name in list(self._structures):
                     try:
@@ -224,8 +224,10 @@ class JudgeClient:
         why = f"HTTP {status}"
         if status in _AGAIN or status >= 500:
             wait = _retry_after(response.headers.get("retry-after", ""))
-            if wait > self._patience:
-                return NoVerdict(f"{why}, and to come back after {wait:.0f} s (patience is less)")
+            if wait > self._give_up_after:
+                return NoVerdict(
+                    f"{why}, and to come back after {wait:.0f} s (give_up_after is less)"
+                )
             self._closed_until = max(self._closed_until, clock() + wait)
             return _Again(why, wait)
         said = " ".join(content[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]

@@ -42,8 +42,8 @@ def draw(seed):
         "category": rng.integers(low, np.minimum(low + 4, 6), (B, N)).astype(np.int32),
         "valid": rng.random((B, N)) < 0.85,
         "mask": np.arange(T) < rng.integers(0, T + 1, (B, N, 1)),
-        "sampler": sampler,
-        "trainer": trainer,
+        "rollout": sampler,
+        "recomputed": trainer,
         "logp": (trainer + rng.normal(0, spread, sampler.shape)).astype(np.float32),
         "reference": rng.normal(-1.5, 0.8, sampler.shape).astype(np.float32),
     }
@@ -61,14 +61,14 @@ def ours(name, case):
     estimate = getattr(kl, config.loss.kl_estimator)
     old = case[config.loss.old_logprobs]
     if in_reward:
-        pair = (np.where(case["mask"], case[key], 0) for key in ("sampler", "reference"))
+        pair = (np.where(case["mask"], case[key], 0) for key in ("rollout", "reference"))
         reward = reward - config.loss.kl_coefficient * np.sum(estimate(*pair), axis=-1)
     advantage = parts["advantages"](reward, case["valid"])
     weight = parts["token_weights"](case["mask"] & case["valid"][..., None])
     corrected = weight
     if config.loss.tis_cap:
         corrected = weight * importance.truncated_weight(
-            case["trainer"], case["sampler"], cap=config.loss.tis_cap
+            case["recomputed"], case["rollout"], cap=config.loss.tis_cap
         )
 
     def loss(logp):
@@ -107,7 +107,7 @@ def advantages_of(name, case):
             if name == "dapo":
                 rewards[n] += min(0.0, ((T - 2) - length) / 2)
             if name == "rloo":
-                gap = (case["sampler"] - case["reference"]).astype(np.float64)[b, n, :length]
+                gap = (case["rollout"] - case["reference"]).astype(np.float64)[b, n, :length]
                 rewards[n] -= 0.01 * gap.sum()
         kept = [n for n in range(N) if case["valid"][b, n]]
         if len(kept) < 2 or len({np.float32(rewards[n]) for n in kept}) == 1:
@@ -139,7 +139,8 @@ def theirs(name, case, advantage):
     """Loss and gradient; `advantage` [B, N]."""
     logp = torch.tensor(case["logp"], dtype=torch.float64, requires_grad=True)
     sampler, trainer, reference = (
-        torch.tensor(case[key], dtype=torch.float64) for key in ("sampler", "trainer", "reference")
+        torch.tensor(case[key], dtype=torch.float64)
+        for key in ("rollout", "recomputed", "reference")
     )
     old = trainer if name == "reuse" else sampler
     answers = []  # (losses of tokens) of each answer that takes part
@@ -190,7 +191,7 @@ def test_the_cases_reach_every_branch():
     for seed in range(60):
         case = draw(seed)
         a = advantages_of("base", case)[..., None]
-        ratio = np.exp((case["logp"] - case["sampler"]).astype(np.float64))
+        ratio = np.exp((case["logp"] - case["rollout"]).astype(np.float64))
         here = case["mask"] & case["valid"][..., None]
         seen |= {"clipped above"} if (here & (a > 0) & (ratio > 1.28)).any() else set()
         seen |= {"clipped below"} if (here & (a < 0) & (ratio < 0.8)).any() else set()
