@@ -45,7 +45,7 @@ from speciarl_jax.experiment.run import (
     make_prompt_builder,
     open_sources,
     policy_run,
-    with_verifier,
+    with_data,
 )
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, multihost, sharding
 from speciarl_jax.runtime.workdir import open_workdir
@@ -123,7 +123,7 @@ def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any
     """The images whose labels the verifier must know; the last are those of the evaluation."""
     if with_training:
         # The labels of the training run, so that the verdicts are those that it saw.
-        return list(open_sources(config))
+        return open_sources(config)
     source = open_source(config, config.evaluation.seed)
     if config.data.on_decode_error == "raise":
         images.check_files(source)
@@ -191,7 +191,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
                     key: base | provenance.of_adapters(run, lora) for key, lora in loras.items()
                 }
             sources = _sources(config, with_training=plan.own_data)
-            of_set = with_verifier(dataclasses.replace(run, config=config), sources)
+            of_set = with_data(dataclasses.replace(run, config=config), *sources)
             labels[name] = of_set.labels
             for prompt in plan.prompts:
                 asked = with_prompt(of_set, prompt)

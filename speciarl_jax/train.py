@@ -9,7 +9,7 @@ Started again on the same workdir, it goes on from the last checkpoint to the sa
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,9 +23,8 @@ from ml_collections import config_flags
 from speciarl_jax.data import pipeline
 from speciarl_jax.evaluation import metrics, predictions, provenance, report, results
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
-from speciarl_jax.evaluation.metrics import Score
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import Run, facts_of, prepare
+from speciarl_jax.experiment.run import Run, fingerprint, prepare
 from speciarl_jax.runtime import (
     compilation_cache,
     exit_codes,
@@ -38,7 +37,8 @@ from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.profiler import Profiler
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import open_workdir
-from speciarl_jax.training import build_update, sample_logger, steps, train_data
+from speciarl_jax.training import dynamic_sampling, steps, train_data
+from speciarl_jax.training import state as state_lib
 from speciarl_jax.training.state import TrainState
 from speciarl_jax.training.train_logger import TrainLogger
 
@@ -48,19 +48,17 @@ SUMMARY = "summary.json"
 def train(
     run: Run,
     workdir: epath.PathLike,
-    after_first_step: Callable[[], None],
     *,
     clock: RunClock | None = None,
-    allow_change: bool = False,
+    allow_config_change: bool = False,
 ) -> tuple[nnx.State, float]:
-    """The loop over steps; resumes where an earlier run in `workdir` stopped.
+    """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
     Args:
       run: policy, verifier, data.
       workdir: receives checkpoints and metrics.
-      after_first_step: called when the first step of this process has finished.
       clock: counts the seconds of this process; from here on when None.
-      allow_change: go on from a checkpoint of another configuration.
+      allow_config_change: go on from a checkpoint of another configuration.
 
     Returns:
       The trained adapters, and the seconds that earlier processes of this run took.
@@ -68,69 +66,58 @@ def train(
     Raises:
       ValueError: the checkpoint belongs to another configuration.
       FloatingPointError: the gradient was not finite too often in a row.
-      host_verification.JudgeUnavailable: too many answers of a step have no verdict; a
-        checkpoint of the step before was saved.
+      host_verification.JudgeUnavailable: too many rollouts of a step have no verdict; a checkpoint
+        of the step before was saved.
       exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
       exit_codes.StorageError: a checkpoint cannot be written.
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
-    optimizer, state, where = build_update.start_state(run)
-    gallery = sample_logger.Gallery(config.train)
-    stream = train_data.training_stream(run, gallery.watch)
+    optimizer, state, state_sharding = state_lib.start(run)
+    batches, known = train_data.training_batches(run), fingerprint(run)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
-        facts = facts_of(run)
-        done, state, window = go_on(checkpoints, state, stream, clock, facts, allow_change)
-        watch = step_timer.StepTimer()
-        stack.callback(watch.close)
-        program = steps.build_step(run, optimizer, where, watch.mark)
-
-        def first_step_done():
-            clock.step_done(done + 1)
-            after_first_step()
-
-        journal = TrainLogger(run, workdir, done, first_step_done, watch, window, gallery)
-        stack.callback(journal.close)
+        found = checkpoints.resume(state, known, allow_change=allow_config_change)
+        done, state, window = resume(found, state, batches, clock)
+        timer = step_timer.StepTimer()
+        stack.callback(timer.close)
+        step = steps.train_step(run, optimizer, state_sharding, timer.stage_done)
+        logger = TrainLogger(
+            run,
+            workdir,
+            done=done,
+            window=window,
+            timer=timer,
+            on_first_step=lambda: clock.step_done(done + 1),
+        )
+        stack.callback(logger.close)
         profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
-
-        def where_it_stands():
-            return {
-                "stream": stream.get_state(),
-                "processes": jax.process_count(),
-                "window": journal.window,
-                **clock.get_state(),
-            }
-
-        def next_batch():
-            return run.place(next(stream))
-
-        position = where_it_stands()
-        dynamic = config.train.dynamic_sampling.max_rounds > 0
+        saved = position(batches, logger, clock)
         for number in range(done + 1, config.train.steps + 1):
             profiler.before_step(number)
-            batch = next_batch if dynamic else next_batch()
-            watch.begin()
+            rows: list[Mapping[str, Any]] = []
+            next_batch = train_data.on_devices(run, batches, rows)
+            batch = next_batch if dynamic_sampling.is_on(run) else next_batch()
+            timer.begin()
             try:
-                state, values = program(state, run.base, run.verifier, batch, np.uint32(number))
+                state, values = step(state, run.base, run.verifier, batch, np.uint32(number))
             except host_verification.JudgeUnavailable:
-                # The step before is recorded here, after `position` was taken.
-                journal.flush()
-                position["window"] = journal.window
-                checkpoints.save(number - 1, state, position, facts, force=True)
+                # The metrics of the step before are recorded only now.
+                logger.flush()
+                saved["window"] = logger.window
+                checkpoints.save(number - 1, state, saved, known, force=True)
                 raise
-            watch.end(values)
-            journal.add(number, values | run.place_metrics())
+            timer.end(values)
+            logger.add(number, values | run.place_metrics(), rows)
             profiler.after_step(values)
             leaves, last = notice.after_step(), number == config.train.steps
-            due = last or checkpoints.due(number)
-            metric = None
+            due, metric = last or checkpoints.due(number), None
             if due or leaves:
                 # A run that goes on from a checkpoint writes the rows after it, and no earlier.
-                journal.flush()
-                metric = journal.mean(begin_anew=due)
-            position = where_it_stands()
-            checkpoints.save(number, state, position, facts, metric=metric, force=last or leaves)
+                logger.flush()
+                metric = logger.mean(begin_anew=due)
+            saved = position(batches, logger, clock)
+            checkpoints.save(number, state, saved, known, metric=metric, force=last or leaves)
             if leaves and not last:
                 checkpoints.wait()
                 raise exit_codes.Preempted(
@@ -139,45 +126,54 @@ def train(
     return state.lora, clock.earlier
 
 
-def go_on(
-    checkpoints: Checkpoints,
+def position(batches: Any, logger: TrainLogger, clock: RunClock) -> dict[str, Any]:
+    """Returns what a checkpoint keeps beside the state: place in the data, window, seconds."""
+    return {
+        "stream": batches.get_state(),
+        "processes": jax.process_count(),
+        "window": logger.window,
+        **clock.get_state(),
+    }
+
+
+def resume(
+    found: tuple[int, TrainState, Mapping[str, Any]] | None,
     state: TrainState,
-    stream: Any,
+    batches: Any,
     clock: RunClock,
-    facts: Mapping[str, Any],
-    allow_change: bool,
 ) -> tuple[int, TrainState, tuple[float, int]]:
-    """Takes up the newest checkpoint, if there is one; sets `stream` and `clock` to where they
-    stood.
+    """Sets batches and clock to the position of a checkpoint, if there is one.
+
+    Args:
+      found: steps, state and position of the newest checkpoint, or None.
+      state: before the first step.
+      batches: of `train_data`.
+      clock: of this process.
 
     Returns:
       The number of finished steps, the state after them, and `window` of the `TrainLogger`.
     """
-    found = checkpoints.resume(state, facts, allow_change=allow_change)
     if found is None:
         return 0, state, (0.0, 0)
     done, state, position = found
     # Checkpoints of older versions, and those that `convert` makes, say less.
     was = position.get("processes", jax.process_count())
-    stream.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
+    batches.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
     clock.set_state(position)
     logging.info("resumed after step %d", done)
     return done, state, tuple(position.get("window", (0.0, 0)))
 
 
 def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
-    """What the greedy answers of a policy are called in `predictions.jsonl`."""
+    """Names the greedy answers of a policy in `predictions.jsonl`."""
     prompt = epath.Path(config.data.prompt).stem
     return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
 
 
 def greedy_score(
-    evaluator: Evaluator,
-    lora: nnx.State,
-    name: str,
-    store: predictions.Predictions | None,
-) -> Score | None:
-    """Score of a policy's greedy answers, which go to `predictions.jsonl` unless they are there.
+    evaluator: Evaluator, lora: nnx.State, name: str, store: predictions.Predictions | None
+) -> metrics.Score | None:
+    """Scores a policy's greedy answers, which go to `predictions.jsonl` unless they are there.
 
     Answers of another configuration are replaced: a run that was prolonged has another policy.
 
@@ -195,61 +191,65 @@ def greedy_score(
     return evaluator.score(predictions.categories(judged))
 
 
-def write_summary(
-    path: epath.Path, scores: Mapping[str, Score], steps: int, clock: RunClock
+def write_results(
+    run: Run,
+    workdir: epath.Path,
+    scores: Mapping[str, metrics.Score],
+    clock: RunClock,
+    store: predictions.Predictions,
 ) -> None:
-    """Scores, and how long the run took (`RunClock.summary`).
+    """Writes `summary.json`, `metrics.json` and the report, and prints where they are.
 
     Raises:
       ValueError: a summary that is there already is damaged.
     """
-    before = jsonl.read_object(path, "delete it")
+    before = jsonl.read_object(workdir / SUMMARY, "delete it")
     summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
-    summary |= clock.summary(steps, before)
-    jsonl.replace(path, json.dumps(summary, indent=2) + "\n")
-
-
-def main(argv: Sequence[str]) -> None:
-    given = flags.FLAGS
-    if given.print_config and given.config is not None:
-        print(given.config.to_json(indent=2))
-        return
-    if len(argv) > 1 or not given.workdir or given.config is None:
-        raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
-    clock = RunClock()
-    multihost.start(given)
-    quieten_orbax()
-    compilation_cache.enable(given.config.compilation_cache)
-    config, workdir = given.config, open_workdir(given.workdir)
-    # `write_summary` would refuse a damaged one after all the work.
-    jsonl.read_object(workdir / SUMMARY, "delete it")
-    metrics.check_weights(config.evaluation.weights)
-    run = prepare(config)
-    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.agree(facts_of(run), allow_change=given.allow_config_change)
-    if jax.process_index() == 0:
-        jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
-    store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
-    evaluator = Evaluator(run)
-    scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
-    allow_change = given.allow_config_change
-    lora, _ = train(run, workdir, lambda: None, clock=clock, allow_change=allow_change)
-    scores["trained"] = greedy_score(evaluator, lora, "trained", store)
-    if store is None:
-        return
-    write_summary(workdir / SUMMARY, scores, config.train.steps, clock)
-    weights = dict(config.evaluation.weights)
-    results.update(workdir, store, weights, labels={config.data.name: run.labels})
+    summary |= clock.summary(run.config.train.steps, before)
+    jsonl.replace(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    weights, labels = dict(run.config.evaluation.weights), {run.config.data.name: run.labels}
+    results.update(workdir, store, weights, labels=labels)
     report.write(workdir)
     print(report.table(scores))
     for what, name in (
-        ("summary", "summary.json"),
+        ("summary", SUMMARY),
         ("report", "report.md"),
         ("page", "report.html"),
         ("checkpoints", "checkpoints"),
         ("TensorBoard", "tensorboard"),
     ):
         print(f"{what + ':':13} {workdir / name}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates the base policy, trains it, and evaluates it again."""
+    given = flags.FLAGS
+    if given.print_config and given.config is not None:
+        print(given.config.to_json(indent=2))
+        return
+    if len(argv) > 1 or not given.workdir or given.config is None:
+        raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
+    clock, allow_change = RunClock(), given.allow_config_change
+    multihost.start(given)
+    quieten_orbax()
+    compilation_cache.enable(given.config.compilation_cache)
+    config, workdir = given.config, open_workdir(given.workdir)
+    # What would be refused after all the work is refused before it.
+    jsonl.read_object(workdir / SUMMARY, "delete it")
+    metrics.check_weights(config.evaluation.weights)
+    run = prepare(config)
+    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
+        checkpoints.agree(fingerprint(run), allow_change=allow_change)
+    alone = jax.process_index() == 0
+    if alone:
+        jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
+    store = predictions.Predictions(workdir) if alone else None
+    evaluator = Evaluator(run)
+    scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
+    lora, _ = train(run, workdir, clock=clock, allow_config_change=allow_change)
+    scores["trained"] = greedy_score(evaluator, lora, "trained", store)
+    if alone:
+        write_results(run, workdir, scores, clock, store)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.runtime import resume_config
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.wall_clock import RunClock
-from speciarl_jax.training import build_update, steps, train_logger
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps, train_logger
 
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
 CATEGORIES = {
@@ -46,7 +47,7 @@ def rows_of(workdir):
 
 def restored(run, workdir, step=None):
     """Arrays of a checkpoint by their path."""
-    _, state, _ = build_update.start_state(run)
+    _, state, _ = state_lib.start(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {}, step)
     checkpoints.close()
@@ -112,7 +113,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     # What a kill in the middle of a line leaves behind.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "reward/me')
-    train.train(with_config(run, small_config, **STEPS), tmp_path, lambda: None)
+    train.train(with_config(run, small_config, **STEPS), tmp_path)
     assert rows_of(tmp_path) == rows_of(finished)
     assert_identical(restored(run, tmp_path), restored(run, finished))
 
@@ -152,7 +153,7 @@ def test_one_program_and_three_programs_give_the_same_numbers(
     run, small_config, finished, tmp_path
 ):
     three = with_config(run, small_config, **STEPS | {"train__steps": 2}, train__fused=False)
-    train.train(three, tmp_path, lambda: None)
+    train.train(three, tmp_path)
     for got, want in zip(rows_of(tmp_path), rows_of(finished)[:2], strict=True):
         assert got.keys() == want.keys()
         for name, value in want.items():
@@ -167,8 +168,8 @@ def test_samples_depend_on_the_step_and_on_nothing_before_it(run, small_config, 
     batch = small_run.batch_of(run)
 
     def step(number):
-        optimizer, state, where = build_update.start_state(same)
-        program = steps.build_step(same, optimizer, where)
+        optimizer, state, where = state_lib.start(same)
+        program = steps.train_step(same, optimizer, where)
         _, metrics = program(state, run.base, run.verifier, batch, np.uint32(number))
         return {name: float(value) for name, value in metrics.items()}
 
@@ -194,12 +195,12 @@ def test_more_steps_may_be_asked_for_but_no_other_configuration(
     shutil.copytree(finished, tmp_path / "more")
     other = STEPS | {"train__steps": 7, "optimizer__learning_rate": 0.5, "loss__kl_coefficient": 0}
     with pytest.raises(ValueError) as error:
-        train.train(with_config(run, small_config, **other), tmp_path / "more", lambda: None)
+        train.train(with_config(run, small_config, **other), tmp_path / "more")
     assert "optimizer.learning_rate: 0.004 -> 0.5" in str(error.value)
     assert "loss.kl_coefficient: 0.01 -> 0" in str(error.value)
     assert "train.steps" not in str(error.value) and "--workdir" in str(error.value)
     more = STEPS | {"train__steps": 7, "checkpoint__save_every": 7, "train__log_every": 1}
-    train.train(with_config(run, small_config, **more), tmp_path / "more", lambda: None)
+    train.train(with_config(run, small_config, **more), tmp_path / "more")
     rows = rows_of(tmp_path / "more")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert rows[:6] == rows_of(finished)
@@ -212,7 +213,7 @@ def test_too_many_updates_in_a_row_that_are_not_finite_stop_the_run(run, small_c
     broken = with_config(run, small_config, train__steps=6, train__max_skipped=2)
     broken = dataclasses.replace(broken, base=jax.tree_util.tree_map_with_path(poison, run.base))
     with pytest.raises(FloatingPointError, match=r"step 2: .* in the last 2 updates .*learning"):
-        train.train(broken, tmp_path, lambda: None)
+        train.train(broken, tmp_path)
     rows = rows_of(tmp_path)
     assert [row["update/skipped_in_a_row"] for row in rows] == [1.0, 2.0]
     assert [row["update/skipped"] for row in rows] == [1.0, 1.0]

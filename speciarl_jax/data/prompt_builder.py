@@ -198,7 +198,7 @@ class PromptBuilder:
         return ids
 
     def __call__(self, examples: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
-        """Builds a batch; missing rows repeat the last example with weight 0.
+        """Builds a batch; missing rows repeat the last example. They and skipped ones weigh 0.
 
         Args:
           examples: each with `image` (uint8 [height, width, 3], or a list of such images, or an
@@ -213,7 +213,9 @@ class PromptBuilder:
         """
         if not 0 < len(examples) <= batch_size:
             raise ValueError(f"{len(examples)} examples do not make a batch of {batch_size}")
-        rows = [*examples, *[examples[-1]] * (batch_size - len(examples))]
+        missing = batch_size - len(examples)
+        rows = [*examples, *[examples[-1]] * missing]
+        weights = [not row.get("skipped") for row in examples] + [False] * missing
         grids, patches = self._read([row["image"] for row in rows])
         merged = self.config.vision.spatial_merge_size**2
         prompts = [self.prompt_ids(*(h * w // merged for h, w in row)) for row in grids]
@@ -241,7 +243,7 @@ class PromptBuilder:
             next_position_B=next_position_B,
             image_id_B=np.array([row["image_id"] for row in rows], np.uint32),
             label_index_B=np.array([row["label_index"] for row in rows], np.int32),
-            weight_B=(np.arange(batch_size) < len(examples)).astype(np.float32),
+            weight_B=np.array(weights, np.float32),
         )
         return enlarge(batch, self._bucket(grids, prompts), self._pad_id)
 

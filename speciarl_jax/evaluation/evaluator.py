@@ -81,7 +81,7 @@ class Evaluator:
         key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
         sharding.check_batch(run.mesh, key, self._batch_size)
         if source is None:
-            source = run.source(config.evaluation.seed, **config.evaluation.options)
+            source = run.eval_source
         self.source = source
         sampler = run.sampler(num_rollouts, config.rollout.max_tokens)
 

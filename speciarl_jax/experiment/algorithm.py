@@ -1,60 +1,158 @@
-"""What a configuration chooses of the method: reward, advantages, loss, with their options."""
+"""What a configuration chooses of the method: reward, advantages, loss, and how a step updates."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from speciarl_jax.rl import advantages, optimizer, verdict_noise
-from speciarl_jax.rl.losses import token_weights
+from speciarl_jax.rl.losses import kl, likelihood, token_weights
 from speciarl_jax.rl.rewards import overlong
 from speciarl_jax.runtime import plugins
 
+Function = Callable[..., Any]
 
-def reward_of(config: ml_collections.ConfigDict) -> Any:
-    """(category_BN, valid_BN) -> reward_BN."""
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """Holds the functions and numbers of a group-relative policy update; no ConfigDict behind it.
+
+    Attributes:
+      reward: (category_BN, valid_BN) -> reward_BN (`rl.rewards`).
+      noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the study
+        of verifiers that err (`rl.verdict_noise`); None without noise.
+      overlong: length_BN -> what long completions lose of their reward; None without penalty.
+      min_judged_fraction: share of a group that must have a verdict (`rl_step.judged_groups`).
+      advantages: (reward_BN, valid_BN) -> advantage_BN (`rl.advantages`).
+      policy_loss: (logp_BNT, old_logp_BNT, advantage_BN, mask_BNT) -> (loss_BNT, metrics)
+        (`rl.losses`).
+      token_weights: mask_BNT -> weight_BNT that aggregates the loss (`rl.losses.token_weights`).
+      kl: (logp, reference_logp) -> estimate of each token (`rl.losses.kl`).
+      kl_coefficient: of the KL to the reference policy; 0 leaves it out.
+      kl_in: "loss", or "reward".
+      old_logprobs: what the ratio is taken against, one of `importance.OLD_LOGPROBS`.
+      tis_cap: with "recomputed", bound of the truncated importance weight; 0 leaves it out.
+      temperature: the rollouts are sampled and scored at.
+      mini_batches: optimizer updates an epoch over the step's rollouts.
+      ppo_epochs: how often a step goes through its rollouts.
+      micro_batches: parts of a mini-batch, for memory.
+      num_length_buckets: lengths that a micro-batch is compiled for (`rollout.length_buckets`).
+      logprob_chunk: token positions a call of the language-model head.
+      remat: what the backward pass computes again, a key of `decoder.REMAT`.
+      num_logged_images: images whose rollouts a step hands back for people to look at; 0 for none.
+    """
+
+    reward: Function
+    noise: Function | None
+    overlong: Function | None
+    min_judged_fraction: float
+    advantages: Function
+    policy_loss: Function
+    token_weights: Function
+    kl: Callable[[jax.Array, jax.Array], jax.Array]
+    kl_coefficient: float
+    kl_in: str
+    old_logprobs: str
+    tis_cap: float
+    temperature: float
+    mini_batches: int
+    ppo_epochs: int
+    micro_batches: int
+    num_length_buckets: int
+    logprob_chunk: int
+    remat: str
+    num_logged_images: int
+
+    @property
+    def kl_in_loss(self) -> float:
+        """The coefficient of the KL in the loss; 0 where it is in the reward or nowhere."""
+        return self.kl_coefficient if self.kl_in == "loss" else 0.0
+
+    @property
+    def kl_in_reward(self) -> float:
+        """The coefficient of the KL in the reward."""
+        return self.kl_coefficient if self.kl_in == "reward" else 0.0
+
+    @property
+    def rescores(self) -> bool:
+        """Whether old log-probabilities take a forward pass of their own.
+
+        The only update of a step has them at hand: the policy is its own old policy.
+        """
+        return self.old_logprobs == "recomputed" and self.mini_batches * self.ppo_epochs > 1
+
+    def supervised(self) -> "Algorithm":
+        """Returns the same update with the cross-entropy of given completions as its loss."""
+        return dataclasses.replace(
+            self,
+            policy_loss=likelihood.policy_loss,
+            token_weights=token_weights.token_mean,
+            temperature=1.0,
+            old_logprobs="recomputed",
+            tis_cap=0.0,
+        )
+
+
+def from_config(config: ml_collections.ConfigDict) -> Algorithm:
+    """Finds the functions that a configuration names and binds their options.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    loss, train = config.loss, config.train
     reward = plugins.find("rl.rewards", config.reward.name, "reward")
-    return functools.partial(reward, **config.reward.options)
+    policy_loss = plugins.find("rl.losses", loss.name, "policy_loss")
+    weights = getattr(token_weights, loss.token_weights)
+    penalty = functools.partial(
+        overlong.penalty,
+        max_tokens=config.rollout.max_tokens,
+        buffer=config.reward.overlong_buffer,
+        weight=config.reward.overlong_penalty,
+    )
+    noise = functools.partial(verdict_noise.noisy, **config.label_noise)
+    return Algorithm(
+        reward=functools.partial(reward, **config.reward.options),
+        noise=noise if config.label_noise.rate else None,
+        overlong=penalty if config.reward.overlong_penalty else None,
+        min_judged_fraction=config.verifier.min_judged_fraction,
+        advantages=functools.partial(advantages.group_advantages, **config.advantage),
+        policy_loss=functools.partial(policy_loss, **loss.options),
+        token_weights=functools.partial(weights, **loss.token_weights_options),
+        kl=getattr(kl, loss.kl_estimator),
+        kl_coefficient=loss.kl_coefficient,
+        kl_in=loss.kl_in,
+        old_logprobs=loss.old_logprobs,
+        tis_cap=loss.tis_cap,
+        temperature=config.rollout.temperature,
+        mini_batches=train.mini_batches,
+        ppo_epochs=train.ppo_epochs,
+        micro_batches=train.micro_batches,
+        num_length_buckets=train.num_length_buckets,
+        logprob_chunk=train.logprob_chunk,
+        remat=train.remat,
+        num_logged_images=train.num_logged_images if train.samples_every else 0,
+    )
 
 
-def noise_of(config: ml_collections.ConfigDict) -> Any:
-    """(category_BN, image_id_B, step) -> category_BN that are rewarded; None without noise."""
-    noise = config.label_noise
-    return functools.partial(verdict_noise.noisy, **noise) if noise.rate else None
-
-
-def parts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Reward, advantages, policy loss, ... with their options."""
-    policy_loss = plugins.find("rl.losses", config.loss.name, "policy_loss")
-    weights = getattr(token_weights, config.loss.token_weights)
-    return {
-        "reward": reward_of(config),
-        "advantages": functools.partial(advantages.group_advantages, **config.advantage),
-        "policy_loss": functools.partial(policy_loss, **config.loss.options),
-        "token_weights": functools.partial(weights, **config.loss.token_weights_options),
-        "overlong": functools.partial(
-            overlong.penalty,
-            max_tokens=config.rollout.max_tokens,
-            buffer=config.reward.overlong_buffer,
-            weight=config.reward.overlong_penalty,
-        ),
-    }
-
-
-def try_parts(config: ml_collections.ConfigDict) -> None:
-    """Calls what comes late in a run with made-up answers, before compute is spent on more.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Calls the parts of the method with made-up rollouts, before compute is spent on real ones.
 
     Raises:
       ValueError: an unknown name, or a value that a part refuses.
       TypeError: an option that a part does not have.
     """
-    parts = parts_of(config)
+    algorithm = from_config(config)
     valid_BN = jnp.ones((1, 2), bool)
-    advantage_BN = parts["advantages"](parts["reward"](jnp.array([[0, 4]]), valid_BN), valid_BN)
-    weight_BNT = parts["token_weights"](valid_BN[..., None])
-    parts["policy_loss"](*[jnp.zeros((1, 2, 1))] * 2, advantage_BN, weight_BNT)
-    if config.reward.overlong_penalty:
-        parts["overlong"](jnp.ones((1, 2)))
+    reward_BN = algorithm.reward(jnp.array([[0, 4]]), valid_BN)
+    mask_BNT = valid_BN[..., None]
+    algorithm.token_weights(mask_BNT)
+    zeros_BNT = jnp.zeros((1, 2, 1))
+    algorithm.policy_loss(zeros_BNT, zeros_BNT, algorithm.advantages(reward_BN, valid_BN), mask_BNT)
+    if algorithm.overlong is not None:
+        algorithm.overlong(jnp.ones((1, 2)))
     verdict_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)

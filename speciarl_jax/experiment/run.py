@@ -17,7 +17,7 @@ from flax import nnx
 from speciarl_jax.data import images, label_tree, pipeline, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.experiment import algorithm
+from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment.validate_config import check, sampled_images
 from speciarl_jax.models import load_policy, vision_feature_cache
 from speciarl_jax.models.prompt_batch import PromptBatch
@@ -32,7 +32,7 @@ from speciarl_jax.verifiers.base import HostVerifier
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What training and evaluation share.
+    """Holds what training and evaluation share.
 
     Attributes:
       config: the whole configuration.
@@ -42,11 +42,13 @@ class Run:
       lora: fresh adapters.
       base: frozen weights.
       tokenizer: of the checkpoint.
-      builder: images to batches.
-      labels: the names on the host; its `leaf_index` numbers the labels.
-      verifier: of the configuration; a pytree, or a `HostVerifier` that no program takes.
-      banned_V: tokens that are never sampled.
+      builder: makes batches of rows.
+      banned_V: bool, tokens that are never sampled.
       vision_cache: of features, or None.
+      train_source: images of training, as `config.seed` orders them; None where nothing trains.
+      eval_source: images of evaluation.
+      labels: names of the labels on the host; its `leaf_index` numbers them.
+      verifier: a pytree, or a `HostVerifier` that no program takes.
     """
 
     config: ml_collections.ConfigDict
@@ -57,28 +59,34 @@ class Run:
     base: nnx.State
     tokenizer: Any
     builder: prompt_builder.PromptBuilder
-    labels: Any
-    verifier: Any
     banned_V: jax.Array
     vision_cache: vision_feature_cache.VisionCache | None = None
+    train_source: Any = None
+    eval_source: Any = None
+    labels: Any = None
+    verifier: Any = None
 
-    def source(self, seed: int, **changes: Any) -> Sequence[Mapping[str, Any]]:
-        """Images of `config.data` with some options changed."""
-        return open_source(self.config, seed, **changes)
+    @functools.cached_property
+    def algorithm(self) -> algorithm_lib.Algorithm:
+        """Reward, advantages, loss and how a step updates, as the configuration chooses them."""
+        return algorithm_lib.from_config(self.config)
+
+    def train_source_of(self, seed: int) -> Any:
+        """Returns the training images as another seed orders or augments them."""
+        if hasattr(self.train_source, "with_seed"):
+            return self.train_source.with_seed(seed)
+        return open_source(self.config, seed)
 
     def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
-        """A batch of this process's rows, numpy; a row that was left out weighs nothing."""
+        """Builds a numpy batch of this process's rows; skipped rows and padding have weight 0."""
         rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
-        batch = self.builder(rows, batch_size)
-        kept_B = np.array([not row.get("skipped") for row in rows])
-        kept_B = np.pad(kept_B, (0, batch_size - len(rows)))
-        return batch.replace(weight_B=batch.weight_B * kept_B.astype(np.float32))
+        return self.builder(rows, batch_size)
 
     def place(self, batch: PromptBatch) -> PromptBatch:
-        """The batch whose rows of this process these are, on the devices; with features instead of
-        patches if there is a cache of features.
+        """Puts this process's rows of a batch on the devices.
 
-        All processes must call it together, from their main threads.
+        Where there is a cache of features, the batch holds features instead of patches. All
+        processes must call it together, from their main threads.
         """
         batch = self.builder.agree(batch)
         if self.vision_cache is not None:
@@ -86,7 +94,7 @@ class Run:
         return sharding.put_batch(self.mesh, batch)
 
     def place_metrics(self) -> dict[str, float]:
-        """What `place` did since this was last asked."""
+        """Returns the metrics of `place` since the last call."""
         return self.vision_cache.metrics() if self.vision_cache is not None else {}
 
     def chunks(self, num_rollouts: int, max_tokens: int):
@@ -170,9 +178,9 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     load_policy.model_folder(config.model.path)  # before the images are listed
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     check(config, mesh)
-    algorithm.try_parts(config)
+    algorithm_lib.check(config)
     sources = open_sources(config)
-    return with_verifier(policy_run(config, mesh), sources)
+    return with_data(policy_run(config, mesh), *sources)
 
 
 def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Run:
@@ -204,8 +212,6 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
         base=None,
         tokenizer=tokenizer,
         builder=builder,
-        labels=None,
-        verifier=None,
         banned_V=jnp.asarray(banned_V),
     )
     run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
@@ -239,13 +245,19 @@ def make_prompt_builder(
     )
 
 
-def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
-    """The same policy with the labels of these images and the verifier of the configuration.
+def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
+    """Returns the run with these images, their labels, and the verifier of its configuration.
+
+    Args:
+      run: of `policy_run`.
+      train_source: images of training, whose labels the verifier must know; None for none.
+      eval_source: images of evaluation.
 
     Raises:
       ValueError: an option of the verifier, or a label tree, does not fit.
     """
     config = run.config
+    sources = [source for source in (train_source, eval_source) if source is not None]
     labels, verifier = make_verifier(
         config,
         config.verifier.name,
@@ -256,7 +268,9 @@ def with_verifier(run: Run, sources: Sequence[Any]) -> Run:
         run.mesh,
         nnx.merge(run.graphdef, run.lora, run.base),
     )
-    return dataclasses.replace(run, labels=labels, verifier=verifier)
+    return dataclasses.replace(
+        run, train_source=train_source, eval_source=eval_source, labels=labels, verifier=verifier
+    )
 
 
 def verifier_options(
@@ -309,8 +323,11 @@ def make_verifier(
     return labels, verifier
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-    """`resume_config.of_config`, and which images there are where the source can tell."""
-    source = run.source(run.config.seed)
-    known = {"data.images": source.fingerprint} if hasattr(source, "fingerprint") else {}
+def fingerprint(run: Run) -> dict[str, Any]:
+    """Returns what a resumed run must agree with: its configuration and its training images.
+
+    Only sources that have a `fingerprint` say which images they hold.
+    """
+    images = getattr(run.train_source, "fingerprint", None)
+    known = {} if images is None else {"data.images": images}
     return resume_config.of_config(run.config) | known

@@ -1,4 +1,4 @@
-"""Log-probabilities of a whole step's answers by the policy before its updates, in parts."""
+"""Log-probabilities of a whole step's rollouts by the policy before its updates, in parts."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def answer_logp(
     num_length_buckets: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """The trainer's log-probability of each token; no gradient flows through it.
+    """Computes the trainer's log-probability of each token; no gradient flows through it.
 
     Args:
       lora: adapters.

@@ -8,7 +8,7 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 
 @flax.struct.dataclass
 class Rollout:
-    """N sampled answers about each image.
+    """Holds N sampled completions about each image.
 
     Attributes:
       tokens_BNT: int32, padded with the end-of-sequence token.
@@ -23,8 +23,27 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class Groups:
+    """Holds the groups of rollouts of a batch with their verdicts.
+
+    Attributes:
+      prompt: images and prompts; a group with `weight_B` 0 is not learned from.
+      features_BMD: output of the frozen vision encoder.
+      rollout: the completions.
+      category_BN: int32 `Category`.
+      valid_BN: bool, whether a verdict exists.
+    """
+
+    prompt: PromptBatch
+    features_BMD: jax.Array
+    rollout: Rollout
+    category_BN: jax.Array
+    valid_BN: jax.Array
+
+
+@flax.struct.dataclass
 class Samples:
-    """The answers about the first K images of a step, for people to look at.
+    """Holds the rollouts of the first K images of a step, for people to look at.
 
     Attributes:
       image_id_K: uint32.
@@ -34,7 +53,7 @@ class Samples:
       mask_KNT: bool.
       category_KN: int32, the verdicts.
       valid_KN: bool, whether a verdict exists.
-      reward_KN: float32; NaN for an answer that takes no part in the update.
+      reward_KN: float32; NaN for a rollout that takes no part in the update.
     """
 
     image_id_K: jax.Array
@@ -49,16 +68,16 @@ class Samples:
 
 @flax.struct.dataclass
 class UpdateBatch:
-    """Everything an update needs; no array depends on the policy that is updated.
+    """Holds everything an update needs; no array depends on the policy that is updated.
 
     Attributes:
-      prompt: the images and prompts.
+      prompt: images and prompts.
       features_BMD: output of the frozen vision encoder for `prompt`.
-      rollout: the answers.
+      rollout: the completions.
       advantage_BN: float32.
-      valid_BN: bool, answers that take part in the update.
+      valid_BN: bool, rollouts that take part in the update.
       old_logp_BNT: float32, the trainer's own log-probabilities before the first update of the step
-        (`scoring.answer_logp`); None where they are not needed.
+        (`rescore.answer_logp`); None where they are not needed.
     """
 
     prompt: PromptBatch

@@ -39,7 +39,7 @@ class StepTimer:
         """The batch of a step is there, and the step is handed to the devices now."""
         self._marks.put(("begin", None, time.perf_counter()))
 
-    def mark(self, stage: str, arrays: Any = None) -> None:
+    def stage_done(self, stage: str, arrays: Any = None) -> None:
         """A stage ends when these arrays exist; without any, now."""
         self._marks.put((stage, arrays, time.perf_counter()))
 

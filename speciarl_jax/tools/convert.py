@@ -35,7 +35,7 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
-from speciarl_jax.experiment.run import facts_of, prepare
+from speciarl_jax.experiment.run import fingerprint, prepare
 from speciarl_jax.models import load_policy, safetensors_io
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
@@ -44,7 +44,8 @@ from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
-from speciarl_jax.training import build_update, policy_sources, train_data
+from speciarl_jax.training import policy_sources, train_data
+from speciarl_jax.training import state as state_lib
 
 # What a checkpoint folder holds beside weights and dimensions.
 _COMPANIONS = (
@@ -108,7 +109,7 @@ def read_run(
     # Wherever the run's devices kept them, here they lie on one.
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     lora = peft.abstract_lora(model_config, rank)
-    wanted, _ = build_update.abstract_state(mesh, lora, optimizer_)
+    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer_)
     with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
         state, _ = checkpoints.restore(wanted, {}, step)
     adapter = peft.AdapterConfig(rank, config.model.lora_alpha, str(base.resolve()))
@@ -300,8 +301,8 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
             trained.lora,
             run.lora,
         )
-        _, state, _ = build_update.start_state(dataclasses.replace(run, lora=lora))
-        facts = facts_of(run)
+        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
+        facts = fingerprint(run)
         position = {"stream": train_data.training_stream(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:

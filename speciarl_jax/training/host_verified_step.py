@@ -1,8 +1,7 @@
-"""A step with a host verifier: parts of a batch are judged while the next part is sampled."""
+"""Samples a batch in parts and has a host verifier judge a part while the next one is sampled."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,148 +11,113 @@ from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import sample_and_verify
-from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.runtime import sharding, step_timer
+from speciarl_jax.rollout.types import Groups
+from speciarl_jax.runtime import sharding
 from speciarl_jax.runtime.batching import merge_strided, split_strided
 from speciarl_jax.verifiers.base import Verdicts
 
 
-@dataclasses.dataclass(frozen=True)
-class Answered:
-    """Answers of a batch with the verdicts on them.
+class HostVerdicts(NamedTuple):
+    """Holds the verdicts on a batch on the host, with what they cost.
 
     Attributes:
-      parts: features and rollout of each part of the batch.
-      category_BN: int32, of the whole batch, on the devices.
-      valid_BN: bool, likewise.
-      verdicts: the same on the host, with what they cost.
+      verdicts: on all rows.
       sent_B: bool, rows that do not pad the batch.
     """
 
-    parts: Sequence[tuple[jax.Array, Rollout]]
-    category_BN: jax.Array
-    valid_BN: jax.Array
     verdicts: Verdicts
     sent_B: np.ndarray
 
 
-def answerer(
-    run: Run,
-    rollout_of: Callable,
-    name: Callable[[int], str],
-    mark: Callable = step_timer.ignore,
-) -> Callable[..., Answered]:
-    """(lora, base, batch, number) -> `Answered`.
+def judge(
+    run: Run, rollout_program: Callable, stage_done: Callable[..., None]
+) -> Callable[..., tuple[Groups, HostVerdicts]]:
+    """Makes the function that samples a batch and has it judged on the host.
 
-    The batch is sampled in `config.verifier.num_chunks` parts, and a part is judged while the
-    next one is sampled. No sample depends on the number of parts. It raises `JudgeUnavailable`
-    where too many answers have no verdict.
+    The batch is sampled in `config.verifier.num_chunks` parts. No sample depends on their number.
 
     Args:
       run: with a host verifier.
-      rollout_of: (lora, base, batch, number) -> features and rollout; traceable.
-      name: number -> what messages call this batch.
-      mark: told when a stage ends (`stopwatch`).
-    """
-    chunks, rows = run.config.verifier.num_chunks, sharding.batch_sharding(run.mesh)
-    cut_program = jax.jit(lambda batch: _cut(batch, chunks), out_shardings=rows)
-    rollout_program = jax.jit(rollout_of, out_shardings=rows)
+      rollout_program: (lora, base, batch, number) -> features and rollout.
+      stage_done: is told when a stage ends.
 
-    def answer(lora, base, batch, number):
+    Returns:
+      (state, base, verifier, batch, number) -> groups and verdicts. It raises
+      `host_verification.JudgeUnavailable` where too many rollouts have no verdict.
+    """
+    chunks, dynamic = run.config.verifier.num_chunks, run.config.train.dynamic_sampling
+    batch_sharding = sharding.batch_sharding(run.mesh)
+    split = jax.jit(lambda batch: _split(batch, chunks), out_shardings=batch_sharding)
+    merge = jax.jit(merge_parts, out_shardings=batch_sharding)
+
+    def name(number):
+        if not dynamic.max_rounds:
+            return f"step {number}"
+        step, earlier = divmod(number, dynamic.max_rounds)
+        return f"step {step}, round {earlier + 1}"
+
+    def judged(state, base, verifier, batch, number):
+        del verifier
         sent, sampled = [], []
-        parts = cut_program(batch) if chunks > 1 else [batch]
+        parts = split(batch) if chunks > 1 else [batch]
         for i, part in enumerate(parts):
             # The devices get the next part before the host waits for the one before it.
-            sampled.append(rollout_program(lora, base, part, number))
+            sampled.append(rollout_program(state.lora, base, part, number))
             if i:
                 sent.append(_send(run, parts[i - 1], sampled[i - 1]))
         sent.append(_send(run, parts[-1], sampled[-1]))
-        mark("rollout", sampled[-1][1].mask_BNT)
-        verdicts, sent_B = host_verification.collect(sent)
-        mark("verify")
-        host_verification.check_verified(run, name(int(number)), verdicts.valid_BN[sent_B])
-        on_devices = (
+        stage_done("rollout", sampled[-1][1].mask_BNT)
+        found = HostVerdicts(*host_verification.collect(sent))
+        stage_done("verify")
+        verdicts = found.verdicts
+        host_verification.check_verified(run, name(int(number)), verdicts.valid_BN[found.sent_B])
+        category_BN, valid_BN = (
             sharding.put_rows(run.mesh, x) for x in (verdicts.category_BN, verdicts.valid_BN)
         )
-        return Answered(sampled, *on_devices, verdicts, sent_B)
+        whole = merge(sampled) if chunks > 1 else sampled[0]
+        return Groups(batch, *whole, category_BN, valid_BN), found
 
-    return answer
+    return judged
 
 
-def describe(answered: Sequence[Answered]) -> dict[str, float]:
-    """What a host verifier did in a step: share of answers found in the cache, pairs that the judge
-    was asked about with success, and the seconds that these took."""
-    seconds = np.concatenate([one.verdicts.seconds_BN.ravel() for one in answered])
+def describe(batches: Sequence[HostVerdicts]) -> dict[str, Any]:
+    """Describes what a host verifier did in a step.
+
+    Returns:
+      Share of rollouts whose verdicts were cached, number of pairs that the judge answered, seconds
+      that these took, and how sure the judge was if it says so.
+    """
+    seconds = np.concatenate([one.verdicts.seconds_BN.ravel() for one in batches])
     seconds = seconds[~np.isnan(seconds)]
-    answers = sum(one.sent_B.sum() * one.verdicts.category_BN.shape[1] for one in answered)
-    cached = sum(one.verdicts.cached_BN.sum() for one in answered)
+    rollouts = sum(one.sent_B.sum() * one.verdicts.category_BN.shape[1] for one in batches)
+    cached = sum(one.verdicts.cached_BN.sum() for one in batches)
     found = {
-        "verify/cache_hits": float(cached / max(answers, 1)),
+        "verify/cache_hits": float(cached / max(rollouts, 1)),
         "verify/asked": float(len(seconds)),
     }
     if len(seconds):
         found["verify/latency_p50"] = float(np.percentile(seconds, 50))
         found["verify/latency_p95"] = float(np.percentile(seconds, 95))
-    sure = [one.verdicts for one in answered if one.verdicts.probability_BN is not None]
+    sure = [one.verdicts for one in batches if one.verdicts.probability_BN is not None]
     if sure:
         probability_BN = np.concatenate([one.probability_BN for one in sure])
-        found |= sample_and_verify.describe_probability(
-            probability_BN, np.concatenate([one.valid_BN for one in sure])
-        )
+        valid_BN = np.concatenate([one.valid_BN for one in sure])
+        found |= sample_and_verify.describe_probability(probability_BN, valid_BN)
     return found
 
 
-def build_step(
-    run: Run,
-    rollout_of: Callable,
-    learn: Callable,
-    where: Any,
-    mark: Callable = step_timer.ignore,
-) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """(state, base, verifier, batch, step) -> (state, metrics), with a host verifier in between.
-
-    Args:
-      run: with a host verifier.
-      rollout_of: (lora, base, batch, step) -> features and rollout; traceable.
-      learn: `rl_step.learn` with all its options; traceable.
-      where: shardings of the state.
-      mark: told when a stage ends (`stopwatch`).
-    """
-    answer = answerer(run, rollout_of, lambda number: f"step {number}", mark)
-
-    def learn_from_parts(state, base, batch, parts, category_BN, valid_BN):
-        features_BMD, rollout = join_parts(parts)
-        return learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
-
-    copies = sharding.replicated(run.mesh)
-    learn_program = jax.jit(learn_from_parts, donate_argnums=0, out_shardings=(where, copies))
-
-    def program(state, base, verifier, batch, number):
-        del verifier
-        # Before the update: the state is as it was when this raises.
-        found = answer(state.lora, base, batch, number)
-        state, metrics = learn_program(
-            state, base, batch, found.parts, found.category_BN, found.valid_BN
-        )
-        return state, metrics | describe([found])
-
-    return program
-
-
-def _send(
-    run: Run, part: PromptBatch, sampled: tuple[jax.Array, Rollout]
-) -> host_verification.Sent:
+def _send(run: Run, part: PromptBatch, sampled: Any) -> host_verification.Sent:
     _, rollout = sampled
     return host_verification.send(
         run, rollout.tokens_BNT, rollout.mask_BNT, part.label_index_B, part.weight_B
     )
 
 
-def _cut(batch: PromptBatch, parts: int) -> list[PromptBatch]:
+def _split(batch: PromptBatch, parts: int) -> list[PromptBatch]:
     stacked = jax.tree.map(lambda x: split_strided(x, parts), batch)
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
 
 
-def join_parts(parts: Sequence[Any]) -> Any:
-    """Pytrees of the parts of a batch to one of the batch: undoes `split_strided`."""
+def merge_parts(parts: Sequence[Any]) -> Any:
+    """Merges pytrees of the parts of a batch: undoes `split_strided`."""
     return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)

@@ -28,7 +28,7 @@ from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import checkpoint, renamed
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 BASE, TRAINED, BEST = "base", "trained", "best"
 
@@ -150,7 +150,7 @@ def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any
       ValueError: there is no such checkpoint.
     """
     optimizer_ = optimizer.make(**read_config(workdir).optimizer)
-    wanted, _ = build_update.abstract_state(run.mesh, run.lora, optimizer_)
+    wanted, _ = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **read_config(workdir).checkpoint, create=False
     ) as checkpoints:

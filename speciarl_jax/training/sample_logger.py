@@ -1,18 +1,15 @@
-"""Samples of training for people to look at: images, their N answers, categories and rewards."""
+"""Rollouts of training for people to look at: images, completions, categories and rewards."""
 
-import collections
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
 from speciarl_jax.data import thumbnails
+from speciarl_jax.evaluation.predictions import UNVERIFIED
 from speciarl_jax.evaluation.report import markdown
-from speciarl_jax.evaluation.report.palette import UNVERIFIED
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout.types import Samples
 from speciarl_jax.runtime.jsonl import JsonLines
@@ -21,70 +18,43 @@ from speciarl_jax.verifiers.category import Category
 FILE = "rollout_samples.jsonl"
 
 _SIDE = 96  # pixels of a kept image's longer side
-# Images are read some batches ahead of the step that learns from them.
-_BATCHES = 64
 
 
-class Gallery:
-    """Small copies of the first images of each batch of this process, until they are written."""
+class SampleLogger:
+    """Writes rollouts to `rollout_samples.jsonl` and TensorBoard; only process 0 makes one."""
 
-    def __init__(self, train: ml_collections.ConfigDict):
-        """Args: train: `config.train`."""
-        # Dynamic sampling learns from a choice of the images that it samples.
-        chosen = 4 if train.dynamic_sampling.max_rounds else 1
-        wanted = train.samples_every and train.objective == "rl"
-        self._each = train.num_logged_images * chosen if wanted else 0
-        self._rows: collections.OrderedDict[int, dict[str, Any]] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def watch(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the rows of a batch, from whichever thread reads them."""
-        for row in rows[: self._each]:
-            small = {**row, "image": thumbnails.shrink(np.asarray(row["image"]), _SIDE)}
-            with self._lock:
-                self._rows[int(row["image_id"])] = small
-                self._rows.move_to_end(int(row["image_id"]))
-                while len(self._rows) > self._each * _BATCHES:
-                    self._rows.popitem(last=False)
-
-    def row(self, image_id: int) -> Mapping[str, Any]:
-        """What is known of an image; empty if it was not among those that were kept."""
-        with self._lock:
-            return self._rows.get(image_id, {})
-
-
-class SampleWriter:
-    """Writes samples to `rollout_samples.jsonl` and TensorBoard; only process 0 makes one."""
-
-    def __init__(
-        self, path: epath.PathLike, first_step: int, run: Run, gallery: Gallery, board: Any
-    ):
+    def __init__(self, path: epath.PathLike, first_step: int, run: Run, board: Any):
         """Opens the file.
 
         Args:
           path: of the file.
           first_step: rows of this step and later are dropped: a resumed run writes them again.
           run: its tokenizer, labels and configuration.
-          gallery: the images.
           board: a `tensorboardX.SummaryWriter`.
         """
-        self._run, self._gallery, self._board = run, gallery, board
+        self._run, self._board = run, board
         self._every = run.config.train.samples_every
         self._lines = JsonLines(path, first_step) if self._every else None
 
-    def write(self, step: int, samples: Samples) -> None:
-        """Writes a step's samples if they are due: in the first step and every so many."""
+    def write(self, step: int, samples: Samples, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a step's samples if they are due: in the first step and every so many.
+
+        Args:
+          step: number of the step.
+          samples: rollouts on the devices.
+          sources: rows of the data set, with pixels, among which those of the samples are.
+        """
         if self._lines is None or (step > 1 and step % self._every):
             return
-        samples = jax.device_get(samples)
-        for place, row in enumerate(rows_of(self._run, samples)):
-            known = self._gallery.row(row["image_id"])
-            described = {key: value for key, value in known.items() if key != "image"}
-            row = {"step": step, **row, **described}
-            if "image" in known:
-                row["image"] = thumbnails.data_uri(known["image"])
-                tag = f"rollout_images/{place}"
-                self._board.add_image(tag, known["image"], step, dataformats="HWC")
+        known = {int(row["image_id"]): row for row in sources}
+        for place, row in enumerate(rows_of(self._run, jax.device_get(samples))):
+            source = dict(known.get(row["image_id"], {}))
+            pixels = source.pop("image", None)
+            row = {"step": step, **row, **source}
+            if pixels is not None:
+                small = thumbnails.shrink(np.asarray(pixels), _SIDE)
+                row["image"] = thumbnails.data_uri(small)
+                self._board.add_image(f"rollout_images/{place}", small, step, dataformats="HWC")
             self._lines.add(row)
             self._board.add_text(f"rollout_samples/{place}", as_markdown(row), step)
 
@@ -100,9 +70,9 @@ class SampleWriter:
 
 
 def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
-    """`image_id`, `label`, `responses`, `categories` and `rewards` of each image; numpy in.
+    """Returns `image_id`, `label`, `responses`, `categories` and `rewards` of each image.
 
-    A reward is None where the answer takes no part in the update. The label is its id.
+    A reward is None where the rollout takes no part in the update. The label is its id.
     """
     rows = []
     for k, responses in enumerate(run.answers(samples.tokens_KNT, samples.mask_KNT)):
@@ -124,7 +94,7 @@ def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
 
 
 def as_markdown(row: Mapping[str, Any]) -> str:
-    """A row as a table in which nothing that the model said is markup."""
+    """Writes a row as a table in which nothing that the model said is markup."""
     lines = [
         f"**{markdown.escape(row['label'])}** (image {row['image_id']})",
         "",

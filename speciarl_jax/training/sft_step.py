@@ -1,29 +1,30 @@
 """Supervised fine-tuning of the policy on true labels: the baseline on the same images.
 
-Everything but the answers is as in reinforcement: adapters, optimizer, prompts, data, checkpoints,
-evaluation. The answers are not sampled but written from the labels.
+Everything but the completions is as in reinforcement: adapters, optimizer, prompts, data,
+checkpoints, evaluation. The completions are not sampled but written from the labels.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.rl.losses import likelihood, token_weights
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
 from speciarl_jax.runtime import sharding
-from speciarl_jax.training import build_update, rl_step
+from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
 
 
 def response(row: Mapping[str, Any], template: str) -> str:
-    """What the policy shall say about an image.
+    """Writes what the policy shall say about an image.
 
     Args:
       row: of the data set; `label` is the name of what the image shows.
@@ -48,25 +49,28 @@ def response(row: Mapping[str, Any], template: str) -> str:
 
 def targets(
     rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
     tokenizer: Any,
     *,
     template: str,
     max_tokens: int,
     eos_id: int,
 ) -> Rollout:
-    """One answer about each image, as if it had been sampled; numpy.
+    """Writes one completion about each image, as if it had been sampled; numpy.
+
+    Rows that pad the batch have no token.
 
     Raises:
-      ValueError: as for `response`, or an answer does not fit into `max_tokens`.
+      ValueError: as for `response`, or a completion does not fit into `max_tokens`.
     """
-    tokens_BNT = np.full((len(rows), 1, max_tokens), eos_id, np.int32)
+    tokens_BNT = np.full((batch_size, 1, max_tokens), eos_id, np.int32)
     mask_BNT = np.zeros(tokens_BNT.shape, bool)
     for b, row in enumerate(rows):
         text = response(row, template)
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id]
         if len(ids) > max_tokens:
             raise ValueError(
-                f"the answer {text!r} takes {len(ids)} tokens, config.rollout.max_tokens is "
+                f"the completion {text!r} takes {len(ids)} tokens, config.rollout.max_tokens is "
                 f"{max_tokens}; raise it, or shorten config.train.target"
             )
         tokens_BNT[b, 0, : len(ids)] = ids
@@ -75,45 +79,43 @@ def targets(
 
 
 def builder(run: Run) -> Callable[[Sequence[Mapping[str, Any]], int], PromptBatch]:
-    """`run.build`, with a target for every image.
+    """Makes `run.build` with a target for every image.
 
     Raises:
       ValueError: the template does not fit the data set's first row.
     """
-    response(run.source(run.config.seed)[0], run.config.train.target)
-    options = {
-        "template": run.config.train.target,
-        "max_tokens": run.config.rollout.max_tokens,
-        "eos_id": run.model_config.eos_token_id,
-    }
+    response(run.train_source[0], run.config.train.target)
+    write = functools.partial(
+        targets,
+        tokenizer=run.tokenizer,
+        template=run.config.train.target,
+        max_tokens=run.config.rollout.max_tokens,
+        eos_id=run.model_config.eos_token_id,
+    )
 
     def build(rows, batch_size):
-        padded = [*rows, *[rows[-1]] * (batch_size - len(rows))]
-        target = targets(padded, run.tokenizer, **options)
-        return run.build(rows, batch_size).replace(target=target)
+        return run.build(rows, batch_size).replace(target=write(rows, batch_size))
 
     return build
 
 
-def build_step(
-    run: Run, optimizer: Any, where: TrainState
+def step_of(
+    run: Run, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, base, verifier, batch, step) -> (state, metrics), on batches of `builder`.
+    """Makes (state, base, verifier, batch, number) -> (state, metrics) for batches with targets.
 
-    The loss is the cross-entropy of the answers' tokens, in nats a token.
+    The loss is the cross-entropy of the completions' tokens, in nats a token. Traceable.
     """
-    train = run.config.train
-    update = build_update.update_of(
-        run,
-        optimizer,
-        policy_loss=likelihood.policy_loss,
-        token_weights=token_weights.token_mean,
-        temperature=1.0,
-        old_logprobs="recomputed",
-        tis_cap=0.0,
+    algorithm = run.algorithm.supervised()
+    update = functools.partial(
+        update_lib.update,
+        algorithm=algorithm,
+        graphdef=run.graphdef,
+        banned_V=run.banned_V,
+        optimizer=optimizer,
     )
 
-    def program(state, base, verifier, batch, number):
+    def step(state, base, verifier, batch, number):
         del verifier, number
         policy = nnx.merge(run.graphdef, state.lora, base)
         whole = UpdateBatch(
@@ -123,11 +125,8 @@ def build_step(
             advantage_BN=jnp.ones((len(batch.weight_B), 1)),
             valid_BN=batch.weight_B[:, None] > 0,
         )
-        state, metrics = rl_step.run_updates(
-            state, base, whole, update, train.mini_batches, train.ppo_epochs
-        )
+        state, metrics = update_lib.update_on_all(state, base, whole, update, algorithm)
         # Nothing was sampled.
         return state, {k: v for k, v in metrics.items() if not k.startswith("update/sampler_")}
 
-    copies = sharding.replicated(run.mesh)
-    return jax.jit(program, donate_argnums=0, out_shardings=(where, copies))
+    return sharding.on_mesh(run.mesh, step)

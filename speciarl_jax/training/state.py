@@ -1,4 +1,4 @@
-"""All that training changes."""
+"""The state of training: adapters, optimizer, counters."""
 
 from typing import Any
 
@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from speciarl_jax.experiment.run import Run
+from speciarl_jax.rl import optimizer as optimizer_lib
+from speciarl_jax.runtime import sharding
+
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes.
+    """Holds all that training changes.
 
     Attributes:
       step: int32, updates that were asked for.
@@ -27,8 +31,25 @@ class TrainState:
 
 
 def init_state(lora: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update; a copy of the adapters, so that it may be donated."""
+    """Makes the state before the first update; it copies the adapters, so it may be donated."""
     lora = jax.tree.map(jnp.copy, lora)
     # Two zeros: one buffer cannot be donated twice.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step=step, lora=lora, opt_state=optimizer.init(lora), skipped=skipped)
+
+
+def abstract_state(
+    mesh: jax.sharding.Mesh, lora: Any, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, TrainState]:
+    """Returns shapes, dtypes and shardings of the state, and the shardings alone."""
+    shapes = jax.eval_shape(lambda lora: init_state(lora, optimizer), lora)
+    state_sharding = sharding.shardings_of(mesh, shapes)
+    return sharding.placed(shapes, state_sharding), state_sharding
+
+
+def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
+    """Makes the optimizer, the state before the first update, and the shardings of the state."""
+    optimizer = optimizer_lib.make(**run.config.optimizer)
+    _, state_sharding = abstract_state(run.mesh, run.lora, optimizer)
+    make = jax.jit(lambda lora: init_state(lora, optimizer), out_shardings=state_sharding)
+    return optimizer, make(run.lora), state_sharding

@@ -1,95 +1,183 @@
-"""Puts a training step together; the one place where that is done."""
+"""Puts a training step together; training, the planner and the tests take it from here.
 
-from collections.abc import Callable
-from typing import Any
+    rollout -> verify -> reward -> advantage -> update
+
+is one compiled program (`config.train.fused`) or one for each stage. A host verifier stands between
+programs, and dynamic sampling repeats the first two.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run
-from speciarl_jax.rollout import sample_and_verify
-from speciarl_jax.runtime import (
-    sharding,
-    step_timer,
-)
-from speciarl_jax.training import build_update, dynamic_sampling, host_verified_step, sft_step
+from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.rollout import rescore, sample_and_verify
+from speciarl_jax.rollout.types import Groups
+from speciarl_jax.runtime import sharding, step_timer
+from speciarl_jax.training import dynamic_sampling, host_verified_step, rl_step, sft_step
+from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
 
+Metrics = dict[str, Any]
 
-def rollout_function(run: Run) -> Callable:
-    """(lora, base, batch, step) -> features and rollout, as training samples them; traceable."""
-    config = run.config
+
+class Stages(NamedTuple):
+    """Holds the stages of a step as pure, traceable functions.
+
+    Attributes:
+      rollout: (lora, base, batch, number) -> features [B, M, D] and `Rollout`.
+      verify: (verifier, batch, rollout) -> category_BN, valid_BN, metrics.
+      update: (state, base, groups) -> (state, metrics): reward, advantage and policy update.
+    """
+
+    rollout: Callable[..., Any]
+    verify: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
+    """Binds the stages of a step to what a run chooses."""
+    config, algorithm = run.config, run.algorithm
     sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
-    temperature = np.float32(config.rollout.temperature)
-    top_p = np.float32(config.rollout.top_p)
+    temperature, top_p = np.float32(config.rollout.temperature), np.float32(config.rollout.top_p)
+    policy = {"graphdef": run.graphdef, "banned_V": run.banned_V}
+    update = functools.partial(
+        update_lib.update, algorithm=algorithm, optimizer=optimizer, **policy
+    )
+    score = functools.partial(
+        rescore.answer_logp,
+        parts=algorithm.mini_batches * algorithm.micro_batches,
+        temperature=algorithm.temperature,
+        chunk_size=algorithm.logprob_chunk,
+        num_length_buckets=algorithm.num_length_buckets,
+        **policy,
+    )
 
-    def rollout_of(lora, base, batch, number):
+    def rollout(lora, base, batch, number):
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         return sample(lora, base, batch, key, temperature, top_p)
 
-    return rollout_of
-
-
-def build_step(
-    run: Run, optimizer: Any, where: TrainState, mark: Callable = step_timer.ignore
-) -> Callable:
-    """(state, base, verifier, batch, step) -> (state, metrics): rollout -> verify -> reward ->
-    advantage -> update.
-
-    One compiled program with `config.train.fused`, otherwise three. A host verifier sits between
-    programs in any case (`judging`). With dynamic sampling it takes a function that gives the next
-    batch instead of a batch. Where there are several, `mark` is told when a stage ends.
-    """
-    config = run.config
-    if config.train.objective == "sft":
-        return sft_step.build_step(run, optimizer, where)
-    rollout_of, learn = rollout_function(run), build_update.learner(run, optimizer)
-    copies, rows = sharding.replicated(run.mesh), sharding.batch_sharding(run.mesh)
-
-    def verdicts_of(verifier, batch, rollout):
+    def verify(verifier, batch, rollout):
         category_BN, valid_BN, probability_BN = sample_and_verify.verify_with_probability(
             verifier, batch, rollout
         )
-        return (
-            category_BN,
-            valid_BN,
-            sample_and_verify.describe_probability(probability_BN, valid_BN),
+        metrics = sample_and_verify.describe_probability(probability_BN, valid_BN)
+        return category_BN, valid_BN, metrics
+
+    def learn(state: TrainState, base, groups: Groups):
+        batch, metrics = rl_step.make_update_batch(
+            state.lora,
+            base,
+            groups,
+            state.step,
+            algorithm=algorithm,
+            score=score,
+            eos_id=run.model_config.eos_token_id,
         )
+        state, updated = update_lib.update_on_all(state, base, batch, update, algorithm)
+        return state, updated | metrics
 
-    def whole(state, base, verifier, batch, number):
-        features_BMD, rollout = rollout_of(state.lora, base, batch, number)
-        category_BN, valid_BN, sure = verdicts_of(verifier, batch, rollout)
-        state, found = learn(state, base, batch, features_BMD, rollout, category_BN, valid_BN)
-        return state, found | sure
+    return Stages(rollout, verify, sharding.on_mesh(run.mesh, learn))
 
-    dynamic = config.train.dynamic_sampling.max_rounds > 0
+
+def programs(
+    run: Run, optimizer: optax.GradientTransformation, state_sharding: TrainState
+) -> dict[str, Any]:
+    """Jits what a training step of this run executes; nothing is compiled yet.
+
+    Returns:
+      Either "step", the whole of it: (state, base, verifier, batch, number) -> (state, metrics); or
+      its stages "rollout", "verify" (not with a host verifier) and "update", as in `Stages`.
+    """
+    replicated = sharding.replicated(run.mesh)
+    batch_sharding = sharding.batch_sharding(run.mesh)
+    to_state = {"donate_argnums": 0, "out_shardings": (state_sharding, replicated)}
+    if run.config.train.objective == "sft":
+        return {"step": jax.jit(sft_step.step_of(run, optimizer), **to_state)}
+    rollout, verify, update = stages(run, optimizer)
+    on_host = host_verification.is_host(run)
+    if run.config.train.fused and not on_host and not dynamic_sampling.is_on(run):
+
+        def whole(state, base, verifier, batch, number):
+            features_BMD, sampled = rollout(state.lora, base, batch, number)
+            category_BN, valid_BN, metrics = verify(verifier, batch, sampled)
+            groups = Groups(batch, features_BMD, sampled, category_BN, valid_BN)
+            state, updated = update(state, base, groups)
+            return state, updated | metrics
+
+        return {"step": jax.jit(whole, **to_state)}
+    found = {"rollout": jax.jit(rollout, out_shardings=batch_sharding)}
+    if not on_host:
+        shardings = (batch_sharding, batch_sharding, replicated)
+        found["verify"] = jax.jit(verify, out_shardings=shardings)
+    return found | {"update": jax.jit(update, **to_state)}
+
+
+def train_step(
+    run: Run,
+    optimizer: optax.GradientTransformation,
+    state_sharding: TrainState,
+    stage_done: Callable[..., None] = step_timer.ignore,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Puts the step of a run together.
+
+    Args:
+      run: policy, verifier, algorithm.
+      optimizer: of the adapters.
+      state_sharding: shardings of the state.
+      stage_done: is told when a stage ends (`step_timer`), where there are several programs.
+
+    Returns:
+      (state, base, verifier, batch, number) -> (state, metrics). With dynamic sampling it takes a
+      function that gives the next batch instead of a batch.
+    """
+    compiled = programs(run, optimizer, state_sharding)
+    if "step" in compiled:
+        return compiled["step"]
     if host_verification.is_host(run):
-        if dynamic:
-            answer = dynamic_sampling.host_answer(run, rollout_of)
-            return dynamic_sampling.build_step(
-                run, answer, learn, where, host_verified_step.describe
-            )
-        return host_verified_step.build_step(run, rollout_of, learn, where, mark)
-    if config.train.fused and not dynamic:
-        return jax.jit(whole, donate_argnums=0, out_shardings=(where, copies))
-    rollout_program = jax.jit(rollout_of, out_shardings=rows)
-    verify_program = jax.jit(verdicts_of, out_shardings=(rows, rows, copies))
+        judge = host_verified_step.judge(run, compiled["rollout"], stage_done)
+        summarise = host_verified_step.describe
+    else:
+        judge = functools.partial(_judge_on_devices, compiled, stage_done)
+        summarise = means
+    if dynamic_sampling.is_on(run):
+        return dynamic_sampling.train_step(run, judge, summarise, compiled["update"])
 
-    def answer(state, base, verifier, batch, number):
-        features_BMD, rollout = rollout_program(state.lora, base, batch, number)
-        mark("rollout", rollout.mask_BNT)
-        category_BN, valid_BN, sure = verify_program(verifier, batch, rollout)
-        mark("verify", valid_BN)
-        return features_BMD, rollout, category_BN, valid_BN, sure
+    def in_stages(state, base, verifier, batch, number):
+        # Before the update: the state is as it was if the judge is unavailable.
+        groups, verdicts = judge(state, base, verifier, batch, number)
+        state, metrics = compiled["update"](state, base, groups)
+        return state, metrics | summarise([verdicts])
 
-    if dynamic:
-        return dynamic_sampling.build_step(run, answer, learn, where)
-    learn_program = jax.jit(learn, donate_argnums=0, out_shardings=(where, copies))
+    return in_stages
 
-    def in_three(state, base, verifier, batch, number):
-        *found, sure = answer(state, base, verifier, batch, number)
-        state, metrics = learn_program(state, base, batch, *found)
-        return state, metrics | sure
 
-    return in_three
+def _judge_on_devices(
+    compiled: Mapping[str, Any],
+    stage_done: Callable[..., None],
+    state: TrainState,
+    base: Any,
+    verifier: Any,
+    batch: PromptBatch,
+    number: jax.Array,
+) -> tuple[Groups, Metrics]:
+    """Samples a batch and verifies it by two programs."""
+    features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
+    stage_done("rollout", rollout.mask_BNT)
+    category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
+    stage_done("verify", valid_BN)
+    return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> Metrics:
+    """Averages metrics over rounds of sampling."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    return {name: jnp.mean(jnp.stack([row[name] for row in rows])) for name in rows[0]}

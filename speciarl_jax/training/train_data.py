@@ -1,37 +1,66 @@
-"""This process's share of the training batches."""
+"""This process's share of the training batches, and how a step takes one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from speciarl_jax.data import pipeline
-from speciarl_jax.experiment import validate_config
 from speciarl_jax.experiment.run import Run
+from speciarl_jax.experiment.validate_config import sampled_images
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.training import sft_step
 
+# Dynamic sampling learns from a selection of the images that it samples.
+_LOGGED_OF_DYNAMIC = 4
 
-def training_stream(run: Run, see: Callable[[Sequence], None] = lambda rows: None):
-    """This process's share of the batches, epoch after epoch; `see` is shown the rows of each."""
+
+class HostBatch(NamedTuple):
+    """Holds a batch on the host.
+
+    Attributes:
+      batch: this process's rows, numpy.
+      logged_rows: the rows of its first images, which the logger may show.
+    """
+
+    batch: PromptBatch
+    logged_rows: list[Mapping[str, Any]]
+
+
+def training_batches(run: Run) -> Iterator[HostBatch]:
+    """Yields this process's share of the batches, epoch after epoch; resumable as `pipeline` is."""
     config, processes = run.config, jax.process_count()
-    first, size = run.source(config.seed), validate_config.sampled_images(config)
+    size = sampled_images(config)
     build = sft_step.builder(run) if config.train.objective == "sft" else run.build
+    logged = run.algorithm.num_logged_images if config.train.objective == "rl" else 0
+    if config.train.dynamic_sampling.max_rounds:
+        logged *= _LOGGED_OF_DYNAMIC
 
-    def build_batch(rows):
-        see(rows)
-        return build(rows, size // processes)
-
-    def source_of_epoch(epoch):
-        # Of both, or neighbouring seeds would share most of their images.
+    def source_of_epoch(epoch: int) -> Any:
+        # A seed of both, or neighbouring seeds would share most of their images.
         seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
-        return first.with_seed(seed) if hasattr(first, "with_seed") else run.source(seed)
+        return run.train_source_of(seed)
 
     return pipeline.training_batches(
         source_of_epoch,
-        build_batch,
+        lambda rows: HostBatch(build(rows, size // processes), rows[:logged]),
         batch_size=size,
         seed=config.seed,
         workers=config.data.workers,
         process=jax.process_index(),
         processes=processes,
     )
+
+
+def on_devices(
+    run: Run, batches: Iterator[HostBatch], rows: list[Mapping[str, Any]]
+) -> Callable[[], PromptBatch]:
+    """Makes the function that puts the next batch on the devices and adds its rows to `rows`."""
+
+    def next_batch() -> PromptBatch:
+        found = next(batches)
+        rows.extend(found.logged_rows)
+        return run.place(found.batch)
+
+    return next_batch

@@ -1,7 +1,7 @@
-"""What a training run tells while it runs: metric files, samples and a progress bar."""
+"""Logs a training run while it runs: metric files, samples and a progress bar."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,42 +15,43 @@ from speciarl_jax.training import rl_step, sample_logger
 
 
 class TrainLogger:
-    """Metric files and progress bar. It reads a step's metrics when the next step has been handed
-    to the devices, so that they never wait for the host."""
+    """Writes metric files and the progress bar; only process 0 writes.
+
+    It reads a step's metrics when the next step has been handed to the devices, so that they never
+    wait for the host.
+    """
 
     def __init__(
         self,
         run: Run,
         workdir: epath.Path,
+        *,
         done: int,
-        after_first_step: Callable[[], None],
-        watch: step_timer.StepTimer,
         window: tuple[float, int],
-        gallery: sample_logger.Gallery,
+        timer: step_timer.StepTimer,
+        on_first_step: Callable[[], None],
     ):
-        """Opens the files; only process 0 writes.
+        """Opens the files.
 
         Args:
           run: policy, verifier, data.
           workdir: receives the files.
           done: steps that earlier processes of this run finished.
-          after_first_step: called when the first step of this process has finished.
-          watch: has a row for each step.
           window: sum and number of the values of `config.checkpoint.best_metric` since the last
             checkpoint.
-          gallery: the images of the samples.
+          timer: has a row for each step.
+          on_first_step: is called when the first step of this process has finished.
         """
         config = run.config
-        self.window, self._watch, self._kept = window, watch, config.checkpoint
-        self._train, self._first, self._after_first_step = config.train, done + 1, after_first_step
-        self._waiting: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
+        self.window, self._timer, self._kept = window, timer, config.checkpoint
+        self._train, self._first, self._on_first_step = config.train, done + 1, on_first_step
+        self._waiting: collections.deque[tuple[int, Mapping, Sequence]] = collections.deque()
         alone = jax.process_index() == 0
         self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
         self._samples = None
         if alone:
-            path = workdir / sample_logger.FILE
-            board = self._writer.board
-            self._samples = sample_logger.SampleWriter(path, done + 1, run, gallery, board)
+            path, board = workdir / sample_logger.FILE, self._writer.board
+            self._samples = sample_logger.SampleLogger(path, done + 1, run, board)
         self._bar = tqdm(
             total=config.train.steps,
             initial=done,
@@ -60,18 +61,18 @@ class TrainLogger:
             dynamic_ncols=True,
         )
 
-    def add(self, number: int, values: Mapping[str, Any]) -> None:
-        """Takes the metrics of step `number` and records those of the step before.
+    def add(self, number: int, values: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
+        """Takes the metrics and the logged rows of step `number`; records those of the step before.
 
         Raises:
           FloatingPointError: the gradient was not finite too often in a row.
         """
-        self._waiting.append((number, values))
+        self._waiting.append((number, values, rows))
         while len(self._waiting) > 1:
             self._record()
         if number == self._first:
             self.flush()
-            self._after_first_step()
+            self._on_first_step()
 
     def flush(self) -> None:
         """Records all that was taken."""
@@ -100,12 +101,12 @@ class TrainLogger:
             self._writer.close()
 
     def _record(self):
-        number, values = self._waiting.popleft()
+        number, values, rows = self._waiting.popleft()
         samples = values.get(rl_step.SAMPLES)
         numbers = {name: value for name, value in values.items() if name != rl_step.SAMPLES}
         # All in one transfer.
         row = {name: float(value) for name, value in jax.device_get(numbers).items()}
-        row |= self._watch.row()
+        row |= self._timer.row()
         if self._kept.keep_best:
             if (name := self._kept.best_metric) not in row:
                 raise ValueError(
@@ -117,7 +118,7 @@ class TrainLogger:
         if self._writer and due:
             self._writer.write(number, row)
         if self._samples and samples is not None:
-            self._samples.write(number, samples)
+            self._samples.write(number, samples, rows)
         self._bar.set_postfix_str(progress(row), refresh=False)
         self._bar.update()
         if row["update/skipped_in_a_row"] >= self._train.max_skipped:

@@ -1,22 +1,21 @@
 """One functional policy update: gradients over micro-batches, then one optimizer step."""
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from speciarl_jax.rl.losses import importance, kl
-from speciarl_jax.rl.losses import token_weights as token_weights_lib
+from speciarl_jax.experiment.algorithm import Algorithm
+from speciarl_jax.rl.losses import importance, token_weights
 from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
 from speciarl_jax.rollout.types import UpdateBatch
 from speciarl_jax.runtime.batching import split_strided
 from speciarl_jax.training.state import TrainState
 
-# (logp_BNT, old_logp_BNT, advantage_BN, weight_BNT) -> (loss, metrics); see `losses/`.
-PolicyLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
 
 
 def update(
@@ -24,48 +23,26 @@ def update(
     base: nnx.State,
     batch: UpdateBatch,
     *,
+    algorithm: Algorithm,
     graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    policy_loss: PolicyLoss,
-    token_weights: Callable[[jax.Array], jax.Array],
     banned_V: jax.Array,
-    kl_coefficient: float,
-    temperature: jax.Array | float,
-    micro_batches: int,
-    logprob_chunk: int,
-    remat: str,
-    kl_estimator: Callable[[jax.Array, jax.Array], jax.Array] = kl.k3,
-    old_logprobs: str = "rollout",
-    tis_cap: float = 0.0,
-    num_length_buckets: int = 1,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Policy loss plus `kl_coefficient` times the divergence from the reference, which is the same
-    weights with LoRA off.
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """Takes one optimizer step on the policy loss plus the KL to the reference policy.
 
-    The weights of the tokens hold the whole batch's denominator before the batch is split, so the
-    gradient does not depend on `micro_batches`.
+    The reference policy is the same weights with LoRA off. Token weights hold the denominator of
+    the whole batch before it is split, so the gradient does not depend on the micro-batches.
 
     Args:
-      state: what changes.
+      state: adapters and optimizer.
       base: the frozen weights; read, never donated.
-      batch: answers with their advantages.
+      batch: rollouts with their advantages. With `old_logprobs` "recomputed", `old_logp_BNT` may be
+        None: then the policy of this very update is the old one, which is right for the only update
+        of a step.
+      algorithm: loss, weights, KL and how the batch is split.
       graphdef: joins `state.lora` and `base` into the policy.
+      banned_V: bool, tokens that sampling banned.
       optimizer: of the adapters.
-      policy_loss: from `losses/`.
-      token_weights: from `losses.token_weights`.
-      banned_V: bool, what sampling banned.
-      kl_coefficient: 0 leaves the reference pass out.
-      temperature: the answers were sampled at.
-      micro_batches: parts the images are cut into; must divide B.
-      logprob_chunk: answer positions a call of the head.
-      remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
-      kl_estimator: from `losses.kl`.
-      old_logprobs: one of `OLD_LOGPROBS`. "recomputed" takes `batch.old_logp_BNT`, or, where that
-        is None, the policy of this very update: right for the only update of a step, and free.
-      tis_cap: with "recomputed", bound of the truncated importance weight that corrects for the
-        sampler (`losses.importance`); 0 leaves it out.
-      num_length_buckets: how many widths a micro-batch is compiled for (`rollout.widths`); above 1,
-        images with answers of like length share one.
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
@@ -74,96 +51,74 @@ def update(
     Raises:
       ValueError: `micro_batches` does not divide the images.
     """
-    images = batch.advantage_BN.shape[0]
-    if images % micro_batches:
+    images, parts = batch.advantage_BN.shape[0], algorithm.micro_batches
+    if images % parts:
         raise ValueError(
-            f"{images} images cannot be cut into {micro_batches} micro-batches of equal size; "
+            f"{images} images cannot be cut into {parts} micro-batches of equal size; "
             "choose config.train.micro_batches that divides config.train.batch_size"
         )
-    taken_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
+    mask_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
     # For the loss, and for the metrics, which mean the same whatever the loss weighs.
-    weights = token_weights(taken_BNT), token_weights_lib.token_mean(taken_BNT)
-    loss = functools.partial(
-        _loss,
-        score=functools.partial(
-            logprobs.answer_logprobs,
-            banned_V=banned_V,
-            temperature=temperature,
-            chunk_size=logprob_chunk,
-            remat=remat,
-            frozen_head=True,
-        ),
-        policy_loss=policy_loss,
-        kl_coefficient=kl_coefficient,
-        kl_estimator=kl_estimator,
-        old_logprobs=old_logprobs,
-        tis_cap=tis_cap,
-    )
+    weights = algorithm.token_weights(mask_BNT), token_weights.token_mean(mask_BNT)
 
     def loss_of(lora, *part):
-        return loss(nnx.merge(graphdef, lora, base), *part)
+        policy = nnx.merge(graphdef, lora, base)
+        return _loss(policy, *part, algorithm=algorithm, banned_V=banned_V)
 
-    # Nothing below looks at the images again.
-    bare = batch.prompt.without_images()
-    whole = batch.replace(prompt=bare), *weights
-    if min(micro_batches, num_length_buckets) > 1:
-        order_SR = length_buckets.by_length(batch.rollout.mask_BNT, micro_batches)
+    # The images themselves are not read again: their features are there.
+    whole = batch.replace(prompt=batch.prompt.without_images()), *weights
+    if min(parts, algorithm.num_length_buckets) > 1:
+        order_SR = length_buckets.by_length(batch.rollout.mask_BNT, parts)
         whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
-    parts = jax.tree.map(lambda x: split_strided(x, micro_batches), whole)
-    grads, metrics = _sum_over_parts(loss_of, state.lora, parts, num_length_buckets)
-    return _step(state, grads, metrics, optimizer)
+    split = jax.tree.map(lambda x: split_strided(x, parts), whole)
+    grads, metrics = _sum_over_parts(loss_of, state.lora, split, algorithm.num_length_buckets)
+    return _apply(state, grads, metrics, optimizer)
 
 
-def _loss(
-    policy,
-    part: UpdateBatch,
-    weight_BNT,
-    mean_BNT,
-    *,
-    score,
-    policy_loss,
-    kl_coefficient,
-    kl_estimator,
-    old_logprobs,
-    tis_cap,
-):
-    """Loss and metrics of some images: policy loss, and KL to the policy with LoRA off."""
+def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_V):
+    """Aggregates the losses of the tokens of some images, and their metrics.
 
-    logp_BNT, entropy_BNT, reference_BNT = score(
+    `weight_BNT` aggregates the loss; `mean_BNT` aggregates metrics.
+    """
+    scores = logprobs.answer_logprobs(
         policy,
         part.prompt,
         part.features_BMD,
         part.rollout.tokens_BNT,
-        reference=bool(kl_coefficient),
+        banned_V=banned_V,
+        temperature=algorithm.temperature,
+        chunk_size=algorithm.logprob_chunk,
+        remat=algorithm.remat,
+        frozen_head=True,
+        reference=bool(algorithm.kl_in_loss),
     )
-    trainer_BNT, sampler_BNT = part.old_logp_BNT, part.rollout.logp_BNT
+    mask_BNT, logp_BNT, sampler_BNT = mean_BNT > 0, scores.logp_BNT, part.rollout.logp_BNT
+    trainer_BNT = part.old_logp_BNT
     if trainer_BNT is None:
         trainer_BNT = jax.lax.stop_gradient(logp_BNT)
-    old_BNT = trainer_BNT if old_logprobs == "recomputed" else sampler_BNT
+    old_BNT = trainer_BNT if algorithm.old_logprobs == "recomputed" else sampler_BNT
+    loss_BNT, metrics = algorithm.policy_loss(logp_BNT, old_BNT, part.advantage_BN, mask_BNT)
+    metrics |= {"entropy": scores.entropy_BNT}
+    metrics |= importance.mismatch(trainer_BNT, sampler_BNT, mask_BNT)
     corrected_BNT = weight_BNT
-    if tis_cap:
-        importance_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=tis_cap)
-        corrected_BNT = jnp.where(weight_BNT > 0, weight_BNT * importance_BNT, 0.0)
-    loss, _ = policy_loss(logp_BNT, old_BNT, part.advantage_BN, corrected_BNT)
-    _, metrics = policy_loss(logp_BNT, old_BNT, part.advantage_BN, mean_BNT)
-    metrics["entropy"] = jnp.sum(mean_BNT * entropy_BNT)
-    metrics |= importance.mismatch(trainer_BNT, sampler_BNT, mean_BNT)
-    if tis_cap:
-        capped_BNT = jnp.where(mean_BNT > 0, importance_BNT, 0.0)
-        metrics["importance"] = jnp.sum(mean_BNT * capped_BNT)
-        metrics["importance_capped"] = jnp.sum(mean_BNT * (capped_BNT >= tis_cap))
-    if kl_coefficient:
-        taken_BNT = weight_BNT > 0
-        kl_BNT = kl_estimator(
-            jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0)
+    if algorithm.tis_cap:
+        tis_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=algorithm.tis_cap)
+        tis_BNT = jnp.where(mask_BNT, tis_BNT, 0.0)
+        corrected_BNT = weight_BNT * tis_BNT
+        metrics |= {"importance": tis_BNT, "importance_capped": tis_BNT >= algorithm.tis_cap}
+    loss = jnp.sum(corrected_BNT * loss_BNT)
+    if algorithm.kl_in_loss:
+        kl_BNT = algorithm.kl(
+            jnp.where(mask_BNT, logp_BNT, 0), jnp.where(mask_BNT, scores.reference_BNT, 0)
         )
-        metrics["kl"] = jnp.sum(mean_BNT * kl_BNT)
-        loss += kl_coefficient * jnp.sum(weight_BNT * kl_BNT)
+        metrics["kl"] = kl_BNT
+        loss += algorithm.kl_in_loss * jnp.sum(weight_BNT * kl_BNT)
+    metrics = {name: jnp.sum(mean_BNT * value_BNT) for name, value_BNT in metrics.items()}
     return loss, {"loss": loss, **metrics}
 
 
-def _sum_over_parts(loss_of, lora, parts, num_length_buckets):
-    """Gradients and metrics of `loss_of(lora, *part)`, added over the leading axis of `parts`."""
+def _sum_over_parts(loss_of, lora, parts, num_length_buckets: int):
+    """Adds gradients and metrics of `loss_of(lora, *part)` over the leading axis of `parts`."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def accumulate(total, part):
@@ -188,16 +143,13 @@ def _sum_over_parts(loss_of, lora, parts, num_length_buckets):
     return jax.lax.scan(accumulate, zeros, parts)[0]
 
 
-def _step(state: TrainState, grads, metrics, optimizer):
-    """One optimizer step, left out if the gradient or the loss is not finite."""
+def _apply(state: TrainState, grads, metrics: Metrics, optimizer):
+    """Takes one optimizer step; leaves it out if the gradient or the loss is not finite."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
-
-    def keep(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     state = TrainState(
         step=state.step + 1,
         lora=keep(lora, state.lora),
@@ -207,4 +159,46 @@ def _step(state: TrainState, grads, metrics, optimizer):
     metrics = {f"update/{name}": value for name, value in metrics.items()}
     metrics["update/grad_norm"] = norm
     metrics["update/skipped"] = (~finite).astype(jnp.float32)
+    return state, metrics
+
+
+def update_on_all(
+    state: TrainState, base: nnx.State, batch: UpdateBatch, update_once: Any, algorithm: Algorithm
+) -> tuple[TrainState, Metrics]:
+    """Updates on every mini-batch in turn, `ppo_epochs` times.
+
+    Args:
+      state: adapters and optimizer.
+      base: the frozen weights.
+      batch: all rollouts of the step.
+      update_once: `update` but for (state, base, batch).
+      algorithm: mini-batches and epochs.
+
+    Returns:
+      The new state and the metrics' means over the updates, but for `update/sampler_*`, which are
+      the first update's: after it the policy has moved.
+
+    Raises:
+      ValueError: `mini_batches` does not divide the images.
+    """
+    images, parts = batch.advantage_BN.shape[0], algorithm.mini_batches
+    if images % parts:
+        raise ValueError(
+            f"config.train.batch_size {images} cannot be cut into {parts} mini-batches"
+        )
+    split = jax.tree.map(lambda x: split_strided(x, parts), batch)
+
+    def epoch(state, _):
+        return jax.lax.scan(lambda state, part: update_once(state, base, part), state, split)
+
+    if algorithm.ppo_epochs == 1:
+        state, metrics = epoch(state, None)
+    else:
+        state, metrics = jax.lax.scan(epoch, state, length=algorithm.ppo_epochs)
+        metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
+    metrics = {
+        name: x[0] if name.startswith("update/sampler_") else jnp.mean(x)
+        for name, x in metrics.items()
+    }
+    metrics["update/skipped_in_a_row"] = state.skipped.astype(jnp.float32)
     return state, metrics

@@ -70,7 +70,7 @@ def test_names_resolve_and_numbers_fit_together(name):
     assert config.is_locked
     mesh = mesh_of(name, config)
     validate_config.check(config, mesh)
-    algorithm.try_parts(config)
+    algorithm.check(config)
     prompt_builder.read_prompt(config.data.prompt)
     plugins.find("data", config.data.name, "Source")
     plugins.find("verifiers", config.verifier.name, "create")

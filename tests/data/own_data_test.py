@@ -36,7 +36,7 @@ def prepared(small_config, tmp_path_factory):
 
 
 def stream_of(run, process=0, processes=1, build=list):
-    first = run.source(0)
+    first = run.train_source
     return pipeline.training_batches(
         lambda epoch: first.with_seed(epoch),
         build,
@@ -53,11 +53,11 @@ def keys(rows):
 
 
 def test_images_of_many_sizes_become_batches_of_few_shapes(prepared):
-    stream = train_data.training_stream(prepared)
+    stream = train_data.training_batches(prepared)
     shapes = set()
     merge = prepared.model_config.vision.spatial_merge_size**2
     for _ in range(9):
-        batch = next(stream)
+        batch = next(stream).batch
         assert np.all(batch.weight_B == 1)
         assert np.all(np.isfinite(batch.patches_BSC))
         image = prepared.model_config.image_token_id
@@ -73,7 +73,7 @@ def test_two_epochs_show_each_image_twice_whatever_the_workers_and_processes(pre
     batches = [keys(next(stream)) for _ in range(9)]
     assert batches[0] == whole[0]
     shown = [key for batch in batches for key in batch]
-    everything = sorted(entry.key for entry in prepared.source(0).entries)
+    everything = sorted(entry.key for entry in prepared.train_source.entries)
     assert sorted(shown[:18]) == sorted(shown[18:]) == everything
     assert shown[:18] != shown[18:]
     parts = [stream_of(prepared, process, 2) for process in range(2)]
@@ -94,13 +94,13 @@ def test_a_resumed_run_sees_exactly_the_images_that_were_left(prepared, processe
         resumed = stream_of(prepared, process, processes)
         resumed.set_state(state)
         left += [key for _ in range(9 - done) for key in keys(next(resumed))]
-    everything = sorted(entry.key for entry in prepared.source(0).entries)
+    everything = sorted(entry.key for entry in prepared.train_source.entries)
     assert sorted(seen + left) == sorted(everything * 2)
 
 
 def test_a_broken_image_stops_the_run_by_name(damaged, small_config):
     run = run_lib.prepare(own(small_config, damaged))
-    stream = train_data.training_stream(run)
+    stream = train_data.training_batches(run)
     with pytest.raises(ValueError, match=f"{BROKEN} cannot be decoded.*skip"):
         for _ in range(9):
             next(stream)
@@ -141,7 +141,7 @@ def test_a_left_out_image_is_neither_learned_from_nor_scored(
 ):
     config = own(small_config, damaged, data__on_decode_error="skip", train__steps=5)
     run = run_lib.prepare(config)
-    train.train(run, tmp_path, lambda: None)
+    train.train(run, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     # 20 images of 18: an epoch, in which the broken one is once, and two more.
@@ -151,15 +151,15 @@ def test_a_left_out_image_is_neither_learned_from_nor_scored(
     judged = evaluator.Evaluator(run)(run.lora)
     assert len(judged.rows) == len(judged.responses) == len(judged.category_BN) == 17
     assert BROKEN not in keys(judged.rows)
-    assert keys(judged.rows) == [e.key for e in run.source(0).entries if e.key != BROKEN]
+    assert keys(judged.rows) == [e.key for e in run.train_source.entries if e.key != BROKEN]
 
 
 def test_a_run_on_other_images_does_not_go_on(folder, small_config, tmp_path):
     config = own(small_config, folder, train__steps=1)
-    train.train(run_lib.prepare(config), tmp_path, lambda: None)
+    train.train(run_lib.prepare(config), tmp_path)
     (folder / "bird/gull/5.png").unlink()
     with pytest.raises(ValueError, match="data.images"):
-        train.train(run_lib.prepare(config), tmp_path, lambda: None)
+        train.train(run_lib.prepare(config), tmp_path)
 
 
 def test_unknown_ways_with_broken_images_are_refused(folder, small_config):

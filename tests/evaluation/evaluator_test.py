@@ -24,7 +24,7 @@ def judged(run, evaluator):
 
 
 def test_every_image_is_judged_once_and_in_order(run, evaluator, judged):
-    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    source = run.eval_source
     # The last batch is short, so some rows of it only pad.
     assert len(source) % run.config.evaluation.batch_size and len(source) > 2 * 16
     assert [row["image_id"] for row in judged.rows] == [row["image_id"] for row in source]

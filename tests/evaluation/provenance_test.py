@@ -15,7 +15,7 @@ from speciarl_jax.models import load_policy
 @pytest.fixture(scope="module")
 def made(run, small_config):
     """Changes of the configuration -> the facts of samples."""
-    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    source = run.eval_source
 
     def made(**changes):
         other = dataclasses.replace(run, config=small_config(**changes))

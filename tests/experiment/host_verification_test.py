@@ -41,7 +41,7 @@ def trained(workdir, url, cache="", **changes):
     """Rows of metrics, and the adapters, of a run in `workdir`."""
     run = prepare(judged_config(url, cache, **changes))
     try:
-        lora, _ = train.train(run, workdir, lambda: None)
+        lora, _ = train.train(run, workdir)
     finally:
         run.verifier.close()
     return rows_of(workdir), small_run.arrays(lora)

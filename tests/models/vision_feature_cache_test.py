@@ -244,7 +244,7 @@ def test_training_gives_the_same_bits_and_finds_the_second_epoch(small_config, t
         run = small_run.prepared(config)
         workdir = tmp_path / place
         workdir.mkdir()
-        lora, _ = train.train(run, workdir, lambda: None)
+        lora, _ = train.train(run, workdir)
         found[place] = rows_of(workdir), small_run.arrays(lora)
     (want_rows, want), (rows, lora) = found["none"], found["host"]
     hits = [row.pop("data/vision_cache_hits") for row in rows]

@@ -10,7 +10,8 @@ import small_run
 
 from speciarl_jax.rollout import length_buckets, sample_and_verify, slot_compaction
 from speciarl_jax.runtime import activation_sharding, batching
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps
 
 
 def test_widths_halve():
@@ -84,8 +85,8 @@ def test_an_update_does_not_depend_on_the_number_of_widths(run, small_config, ch
         cuts = {"train__micro_batches": 4 // changes.get("train__mini_batches", 1)}
         config = small_config(train__num_length_buckets=count, **cuts, **changes)
         other = dataclasses.replace(run, config=config)
-        optimizer, state, _ = build_update.start_state(other)
-        learn = jax.jit(build_update.learner(other, optimizer))
+        optimizer, state, _ = state_lib.start(other)
+        learn = jax.jit(steps.stages(other, optimizer).update)
         state, metrics = learn(state, run.base, batch, features_BMD, rollout, category_BN, valid_BN)
         found.append(small_run.arrays({"state": state, "metrics": metrics}))
     want, got = found

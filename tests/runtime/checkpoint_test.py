@@ -10,7 +10,7 @@ import pytest
 
 from speciarl_jax.runtime import checkpoint, checksum, exit_codes
 from speciarl_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
 
@@ -18,7 +18,7 @@ FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_r
 @pytest.fixture(scope="module")
 def trained(run):
     """The state and the shardings of a run whose every number is its own."""
-    _, state, where = build_update.start_state(run)
+    _, state, where = state_lib.start(run)
     rng = np.random.default_rng(0)
 
     def some(x, place):
@@ -75,7 +75,7 @@ def test_a_state_comes_back_bit_for_bit_where_it_lay(opened, run, trained, tmp_p
     assert checkpoints.latest_step() is None
     assert checkpoints.save(7, state, position, FACTS)
     checkpoints.close()
-    _, empty, _ = build_update.start_state(run)
+    _, empty, _ = state_lib.start(run)
     checkpoints = opened(tmp_path)
     got, got_position = checkpoints.restore(empty, FACTS)
     checkpoints.close()

@@ -24,7 +24,7 @@ from speciarl_jax.experiment import host_verification
 from speciarl_jax.runtime import exit_codes, multihost, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.workdir import open_workdir
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 STEPS = {"train__steps": 4, "checkpoint__save_every": 100, "train__profile_steps": 1}
 
@@ -38,7 +38,7 @@ def without_times(rows):
 
 
 def state_of(run, workdir, step=None):
-    _, state, _ = build_update.start_state(run)
+    _, state, _ = state_lib.start(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {}, step)
     checkpoints.close()
@@ -54,7 +54,7 @@ def run_with(run, small_config):
 def calm(run_with, tmp_path_factory):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("calm")
-    train.train(run_with(), workdir, lambda: None)
+    train.train(run_with(), workdir)
     return workdir
 
 
@@ -70,7 +70,7 @@ def test_a_preempted_run_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bi
         train.train(run_with(), tmp_path, tell(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
-    train.train(run_with(), tmp_path, lambda: None)
+    train.train(run_with(), tmp_path)
     assert without_times(rows_of(tmp_path)) == without_times(rows_of(calm))
     got, want = state_of(run, tmp_path), state_of(run, calm)
     for name, value in want.items():
@@ -96,7 +96,7 @@ def test_the_stages_of_a_step_add_up_to_it(run_with, calm, tmp_path):
     for row in rows_of(calm):
         assert {k for k in row if k.startswith("time/")} == {"time/step", "time/device_idle"}
         assert 0 <= row["time/device_idle"] <= row["time/step"]
-    train.train(run_with(train__fused=False, train__steps=3), tmp_path, lambda: None)
+    train.train(run_with(train__fused=False, train__steps=3), tmp_path)
     for row in rows_of(tmp_path):
         parts = [row[f"time/{name}"] for name in (*step_timer.STAGES, "wait")]
         assert min(parts[:3]) > 0 and sum(parts) == pytest.approx(row["time/step"], rel=1e-6)
@@ -141,21 +141,21 @@ def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
 def test_the_best_checkpoints_stay_and_a_wrong_metric_is_refused(run, run_with, tmp_path):
     best = {"checkpoint__save_every": 1, "checkpoint__keep": 1, "checkpoint__keep_best": 1}
     best |= {"checkpoint__best_metric": "rollout/completion_length", "checkpoint__best_mode": "min"}
-    train.train(run_with(**best), tmp_path, lambda: None)
+    train.train(run_with(**best), tmp_path)
     lengths = {row["step"]: row["rollout/completion_length"] for row in rows_of(tmp_path)}
     shortest = min(lengths, key=lengths.get)
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
     assert kept == {shortest, 4} or (shortest == 4 and kept == {4})
     with pytest.raises(ValueError, match="best_metric is 'fun', which is no metric .*'reward/mean"):
         other = run_with(checkpoint__keep_best=1, checkpoint__best_metric="fun")
-        train.train(other, tmp_path / "other", lambda: None)
+        train.train(other, tmp_path / "other")
 
 
 def test_a_changed_configuration_goes_on_only_where_that_is_allowed(run_with, calm, tmp_path):
     shutil.copytree(calm, tmp_path, dirs_exist_ok=True)
     other = run_with(train__steps=5, loss__kl_coefficient=0.5)
     with pytest.raises(ValueError, match=r"loss.kl_coefficient: 0.01 -> 0.5(?s:.*)--allow_config"):
-        train.train(other, tmp_path, lambda: None)
+        train.train(other, tmp_path)
     train.train(other, tmp_path, lambda: None, allow_change=True)
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
 

@@ -10,7 +10,7 @@ from flax import nnx
 from small_run import arrays
 
 from speciarl_jax.runtime import sharding
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 ONE, EIGHT = (1, 1, 1), ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
@@ -119,7 +119,7 @@ def test_every_parameter_of_the_policy_has_axes_that_the_rules_know(run):
 
 
 def test_the_optimizer_lies_beside_the_adapters(run):
-    _, state, where = build_update.start_state(run)
+    _, state, where = state_lib.start(run)
     adapters = [place.spec for place in jax.tree.leaves(where.lora)]
     assert len(set(adapters)) > 2
     every = [place.spec for place in jax.tree.leaves(where.opt_state)]

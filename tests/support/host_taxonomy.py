@@ -78,7 +78,7 @@ def program(workdir, host, config=None, seconds=0.0, out=None, process=0, proces
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     run = prepare(dynamic_config(**config or {}))
     run = on_host(run, seconds=seconds) if host else run
-    lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
+    lora, _ = train.train(run, pathlib.Path(workdir))
     if out:
         np.savez(f"{out}_{process}.npz", **small_run.arrays(lora))
 

@@ -45,7 +45,7 @@ def program(url, cache, workdir, out, process, processes, port, config):
     judged = evaluator.Evaluator(run)(run.lora)
     if process == 0:
         small_run.write_answers(pathlib.Path(workdir) / "answers.jsonl", judged)
-    lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
+    lora, _ = train.train(run, pathlib.Path(workdir))
     np.savez(f"{out}_{process}.npz", **small_run.arrays(lora))
 
 

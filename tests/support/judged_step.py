@@ -13,7 +13,7 @@ import numpy as np
 
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.runtime import sharding
+from speciarl_jax.runtime import sharding, step_timer
 from speciarl_jax.training import host_verified_step
 from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
@@ -70,10 +70,12 @@ def rollout_of(lora, base, batch, number):
     return tokens_BNT[..., 0] * 2.0, rollout
 
 
-def learn(state, base, batch, features, rollout, category_BN, valid_BN):
+def learn(state, base, groups):
     """Hands back all that it was given, as metrics."""
-    given = {"features": features, "tokens": rollout.tokens_BNT, "logp": rollout.logp_BNT}
-    return State(state.lora + 1), given | {"category": category_BN, "valid": valid_BN}
+    rollout = groups.rollout
+    given = {"features": groups.features_BMD, "tokens": rollout.tokens_BNT}
+    given |= {"logp": rollout.logp_BNT, "category": groups.category_BN, "valid": groups.valid_BN}
+    return State(state.lora + 1), given
 
 
 def answers(tokens_BNT, mask_BNT):
@@ -86,11 +88,14 @@ def answers(tokens_BNT, mask_BNT):
 
 def step(mesh, verifier, *, chunks=1, limit=1.0):
     """State before, state after, metrics."""
-    options = types.SimpleNamespace(chunks=chunks, max_unjudged_fraction=limit)
-    config = types.SimpleNamespace(verifier=options)
+    options = types.SimpleNamespace(num_chunks=chunks, max_unjudged_fraction=limit)
+    fixed = types.SimpleNamespace(dynamic_sampling=types.SimpleNamespace(max_rounds=0))
+    config = types.SimpleNamespace(verifier=options, train=fixed)
     run = types.SimpleNamespace(mesh=mesh, verifier=verifier, answers=answers, config=config)
-    copies = sharding.replicated(mesh)
-    program = host_verified_step.build_step(run, rollout_of, learn, State(copies))
+    replicated = sharding.replicated(mesh)
+    rollout_program = jax.jit(rollout_of, out_shardings=sharding.batch_sharding(mesh))
+    judge = host_verified_step.judge(run, rollout_program, step_timer.ignore)
+    update = jax.jit(learn, donate_argnums=0, out_shardings=(State(replicated), replicated))
     number = np.arange(IMAGES)
     fields = dict.fromkeys(PromptBatch.__dataclass_fields__)
     fields |= {
@@ -99,8 +104,11 @@ def step(mesh, verifier, *, chunks=1, limit=1.0):
         "weight_B": (number < IMAGES - PADDED).astype(np.float32),
     }
     batch = sharding.put_batch(mesh, PromptBatch(**fields))
-    before = State(jax.device_put(jnp.int32(LORA), copies))
-    return before, *program(before, None, verifier, batch, np.uint32(STEP))
+    before = State(jax.device_put(jnp.int32(LORA), replicated))
+    # Before the update: the state is as it was if the judge is unavailable.
+    groups, verdicts = judge(before, None, verifier, batch, np.uint32(STEP))
+    state, metrics = update(before, None, groups)
+    return before, state, metrics | host_verified_step.describe([verdicts])
 
 
 def check(mesh, chunks):

@@ -26,10 +26,11 @@ from speciarl_jax.data import emoji
 from speciarl_jax.evaluation.evaluator import Evaluator, lines_of
 from speciarl_jax.experiment.run import Run, prepare
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.rollout import sample_and_verify
+from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import exit_codes, multihost, sharding
 from speciarl_jax.tools.pretrain import __main__ as pretrain
-from speciarl_jax.training import build_update, train_logger
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps, train_logger
 
 DOMAINS = ("vehicle",)
 
@@ -139,7 +140,7 @@ def arrays(tree) -> dict[str, np.ndarray]:
 
 def batch_of(run, first=0):
     """A batch of `config.train.batch_size` images, on the devices."""
-    source, size = run.source(0), run.config.train.batch_size
+    source, size = run.train_source, run.config.train.batch_size
     return sharding.put_batch(run.mesh, run.build([source[first + i] for i in range(size)], size))
 
 
@@ -165,7 +166,7 @@ def train_program(policy, workdir, config=None, seconds_a_row=0.0):
         write(*args)
 
     train_logger.MetricWriter.write = slow_write
-    train.train(small_run(policy, **(config or {})), pathlib.Path(workdir), lambda: None)
+    train.train(small_run(policy, **(config or {})), pathlib.Path(workdir))
 
 
 def resumable_program(policy, workdir, config, process, processes, port):
@@ -180,7 +181,7 @@ def resumable_program(policy, workdir, config, process, processes, port):
 
     def main(_):
         multihost.start(given)
-        train.train(small_run(policy, **config), pathlib.Path(workdir), lambda: None)
+        train.train(small_run(policy, **config), pathlib.Path(workdir))
 
     exit_codes.guarded(main)([])
 
@@ -190,19 +191,15 @@ def mesh_program(policy, out, meshes):
     found = {}
     for data, fsdp, tensor in meshes:
         sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
+        sizes |= {"train__fused": False, "rollout__temperature": 1.0}
         run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
-        optimizer, state, where = build_update.start_state(run)
-        rows = sharding.batch_sharding(run.mesh)
-        sample = run.sampler(run.config.rollout.num_rollouts, run.config.rollout.max_tokens)
-        rollout_program = jax.jit(sample, out_shardings=rows)
-        learn_program = jax.jit(build_update.learner(run, optimizer), out_shardings=(where, None))
+        optimizer, state, state_sharding = state_lib.start(run)
+        step = steps.programs(run, optimizer, state_sharding)
         batch = batch_of(run)
-        key = jax.random.key(7)
-        features, rollout = rollout_program(
-            state.lora, run.base, batch, key, np.float32(1), np.float32(1)
-        )
-        category, valid = sample_and_verify.verify(run.verifier, batch, rollout)
-        state, metrics = learn_program(state, run.base, batch, features, rollout, category, valid)
+        features, rollout = step["rollout"](state.lora, run.base, batch, np.uint32(7))
+        category, valid, _ = step["verify"](run.verifier, batch, rollout)
+        groups = Groups(batch, features, rollout, category, valid)
+        state, metrics = step["update"](state, run.base, groups)
         found |= {
             f"{data}{fsdp}{tensor} {name}": value
             for name, value in arrays(
@@ -220,7 +217,7 @@ def processes_program(policy, workdir, out, process, processes, port, config=Non
     evaluator = Evaluator(run)
     workdir = pathlib.Path(workdir)
     before = evaluator(run.lora)
-    lora, _ = train.train(run, workdir, lambda: None)
+    lora, _ = train.train(run, workdir)
     after = evaluator(lora)
     if process == 0:
         write_answers(workdir / "before.jsonl", before)
@@ -244,7 +241,7 @@ def records_program(policy, workdir, data_dir):
         config.data.options = ml_collections.ConfigDict({**options, "split": "train"})
         config.evaluation.options = ml_collections.ConfigDict({"split": "test"})
     run = prepare(config)
-    lora, _ = train.train(run, pathlib.Path(workdir), lambda: None)
+    lora, _ = train.train(run, pathlib.Path(workdir))
     assert len(Evaluator(run)(lora).rows) == 1
     print("tensorflow" if "tensorflow" in sys.modules else "no tensorflow")
 

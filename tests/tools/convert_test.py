@@ -26,7 +26,7 @@ from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.tools import convert
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 STEPS = (2, 5)
 
@@ -62,7 +62,7 @@ def workdir(run, adapters, tmp_path_factory):
     (folder / "config.json").write_text(run.config.to_json())
     checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
     for step, lora in adapters.items():
-        _, state, _ = build_update.start_state(dataclasses.replace(run, lora=lora))
+        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
     checkpoints.close()
     return folder
@@ -135,7 +135,7 @@ def test_a_run_goes_to_peft_and_back_to_a_run_that_trains_on(
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
         config.to_json()
     )
-    train.train(dataclasses.replace(run, config=config), tmp_path / "again", lambda: None)
+    train.train(dataclasses.replace(run, config=config), tmp_path / "again")
     row = json.loads((tmp_path / "again" / "metrics.jsonl").read_text())
     # From the first step on it is not the base that answers.
     assert row["step"] == 1 and row["update/kl"] > 1e-2
@@ -328,7 +328,7 @@ def generated_tokens(run, model, batch):
 
 def test_the_shipped_policy_answers_alike_here_in_transformers_and_in_peft(tmp_path):
     run = prepare(quickstart.get_config())
-    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    source = run.eval_source
     rows = [source[i * len(source) // 50] for i in range(50)]
     batch = run.build(rows, 50)
     lora = random_adapters(run.lora, seed=0, size=0.12)

@@ -31,7 +31,7 @@ def rows_of(workdir):
 
 
 def trained(run, workdir):
-    lora, _ = train.train(run, workdir, lambda: None)
+    lora, _ = train.train(run, workdir)
     return rows_of(workdir), small_run.arrays(lora)
 
 
@@ -103,7 +103,7 @@ def test_a_judge_that_stays_away_in_some_round_stops_the_run_which_goes_on_later
     run.verifier.submit = ill
     said = f"^step {last + 1}, round 2: 100.0% .*the tree is ill"
     with pytest.raises(host_verification.JudgeUnavailable, match=said):
-        train.train(run, tmp_path, lambda: None)
+        train.train(run, tmp_path)
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, last + 1))
     assert_same(trained(on_host(dynamic_run), tmp_path), in_graph)
 

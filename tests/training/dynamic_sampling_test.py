@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.experiment import algorithm, validate_config
+from speciarl_jax.experiment import validate_config
 from speciarl_jax.experiment.run import prepare
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rl import advantages
-from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.training import dynamic_sampling
-from speciarl_jax.training.dynamic_sampling import Groups, alike, gather, pad
+from speciarl_jax.rollout.types import Groups, Rollout
+from speciarl_jax.training import dynamic_sampling, rl_step
+from speciarl_jax.training.dynamic_sampling import add_to_pool, pad, pad_alike
 from speciarl_jax.training.state import TrainState
 from speciarl_jax.verifiers.category import Category
 
@@ -73,8 +73,8 @@ def test_rounds_fill_the_pool_in_order_with_groups_that_have_signal(seed):
         signal = rng.random(6) < 0.4
         fresh = groups(first, 6, prompt, features, weight)
         if pool is not None:
-            pool, fresh = alike(pool, fresh, functools.partial(pad, pad_id=PAD))
-        pool = gather(pool, fresh, jnp.asarray(signal), size=8)
+            pool, fresh = pad_alike(pool, fresh, functools.partial(pad, pad_id=PAD))
+        pool = add_to_pool(pool, fresh, jnp.asarray(signal), size=8)
         wanted += [first + i for i in range(6) if signal[i] and weight[i]]
         first += 6
         kept = np.asarray(pool.prompt.weight_B) > 0
@@ -93,9 +93,8 @@ def test_the_summary_is_of_all_sampled_answers():
     valid = jnp.array([[True, True, False], [True, True, True]])
     reward = jnp.array([[0.0, 1, 9], [1, 1, -1]])
     taken = jnp.array([[False] * 3, [True] * 3])
-    found = dynamic_sampling.describe(
-        category, valid, taken, reward, jnp.array([True, False]), jnp.array([1.0, 1])
-    )
+    made = groups(1, 2).replace(category_BN=category, valid_BN=valid)
+    found = dynamic_sampling.describe(made, taken, reward, jnp.array([True, False]))
     shares = {c: float(found[f"sampled/{c.name.lower()}"]) for c in Category}
     assert shares == {c: pytest.approx((category[valid] == c).mean()) for c in Category}
     assert float(found["sampled/reward"]) == pytest.approx(1 / 3)
@@ -114,7 +113,7 @@ def step_of(run, small_config):
             train__dynamic_sampling__batch_size=len(rounds[0]),
             **changes,
         )
-        noise = algorithm.noise_of(config) or (lambda category, *_: category)
+        small = dataclasses.replace(run, config=config)
         batches = iter([groups(10 * i + 1, len(r)) for i, r in enumerate(rounds)])
         sampled, draws = [], []
 
@@ -122,19 +121,17 @@ def step_of(run, small_config):
             sampled.append(next(batches))
             return sampled[-1].prompt
 
-        def answer(state, base, verifier, batch, draw):
+        def judge(state, base, verifier, batch, draw):
             draws.append(int(draw))
-            now = sampled[-1]
-            return now.features_BMD, now.rollout, np.array(rounds[len(draws) - 1]), now.valid_BN, {}
+            return sampled[-1].replace(category_BN=np.array(rounds[len(draws) - 1])), {}
 
-        def learn(state, base, prompt, features, rollout, category, valid):
-            rewarded = noise(category, prompt.image_id_B, state.step)
-            signal = advantages.has_signal(algorithm.reward_of(config)(rewarded, valid), valid)
-            found = {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": valid}
-            return state, found | {"signal": signal}
+        def update(state, base, pool):
+            reward, taken, _ = rl_step.reward_groups(pool, state.step, small.algorithm)
+            prompt = pool.prompt
+            found = {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": pool.valid_BN}
+            return state, found | {"signal": advantages.has_signal(reward, taken)}
 
-        small = dataclasses.replace(run, config=config)
-        program = dynamic_sampling.build_step(small, answer, learn, None)
+        program = dynamic_sampling.train_step(small, judge, lambda found: {}, update)
         state = TrainState(jnp.int32(5), None, None, jnp.int32(0))
         _, metrics = program(state, None, None, next_batch, np.uint32(3))
         return metrics, draws

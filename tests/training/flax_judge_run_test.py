@@ -52,7 +52,7 @@ def test_two_steps_with_the_encoder_of_the_tiny_policy(judged_config, tmp_path):
     run = prepare(config)
     assert isinstance(run.verifier, FlaxJudge)
     before = jax.tree.map(np.array, run.base)
-    train.train(run, tmp_path / "workdir", lambda: None)
+    train.train(run, tmp_path / "workdir")
     rows = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(row) for row in rows]
     assert [row["step"] for row in rows] == [1, 2]
@@ -70,7 +70,7 @@ def test_two_steps_with_the_encoder_of_the_tiny_policy(judged_config, tmp_path):
 
 def test_a_policy_that_judges_itself_is_another_verifier_with_other_weights(judged_config):
     run = prepare(judged_config())
-    source = run.source(run.config.evaluation.seed, **run.config.evaluation.options)
+    source = run.eval_source
     before = provenance.of_verifier(run)
     assert "policy_base" not in before.values()
 
@@ -100,7 +100,7 @@ def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_fold
     config.verifier.flax_judge.min_probability = limit
     run = prepare(config)
     assert isinstance(run.verifier, ReencodingJudge)
-    train.train(run, tmp_path / "workdir", lambda: None)
+    train.train(run, tmp_path / "workdir")
     rows = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(row) for row in rows]
     assert [row["step"] for row in rows] == [1, 2]

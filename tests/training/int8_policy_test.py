@@ -11,7 +11,8 @@ from small_run import batch_of, small_run
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps
 
 CATEGORY_BN = np.array([[4, 0, 2, 5], [0, 0, 1, 3], [5, 4, 4, 0], [3, 2, 0, 0]] * 2, np.int32)
 
@@ -47,9 +48,9 @@ def test_it_samples_and_learns_nearly_the_same(run, run8):
     assert len(np.unique(rollout.tokens_BNT)) > 10 and np.isfinite(rollout.logp_BNT).all()
     moved, metrics = [], []
     for r in (run, run8):
-        optimizer, state, _ = build_update.start_state(r)
+        optimizer, state, _ = state_lib.start(r)
         valid = jnp.ones(CATEGORY_BN.shape, bool)
-        learn = jax.jit(build_update.learner(r, optimizer))
+        learn = jax.jit(steps.stages(r, optimizer).update)
         after, found = learn(state, r.base, batch, features, rollout, CATEGORY_BN, valid)
         before = jax.tree.leaves(state.lora)
         pairs = zip(jax.tree.leaves(after.lora), before, strict=True)

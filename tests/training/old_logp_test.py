@@ -1,8 +1,9 @@
-"""Old log-probabilities by sampler and trainer, several passes, and KL in the reward."""
+"""Old log-probabilities by sampler and trainer, several epochs, and KL in the reward."""
 
 import dataclasses
 import functools
 
+import algorithms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,11 @@ import optax
 import pytest
 from small_run import batch_of
 
-from speciarl_jax.rl.losses import grpo, kl, token_weights
+from speciarl_jax.rl.losses import kl, token_weights
 from speciarl_jax.rollout import rescore
-from speciarl_jax.rollout.types import UpdateBatch
-from speciarl_jax.training import build_update, rl_step
+from speciarl_jax.rollout.types import Groups, UpdateBatch
+from speciarl_jax.training import rl_step, update
 from speciarl_jax.training.state import init_state
-from speciarl_jax.training.update import update
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -83,20 +83,18 @@ def gradient_of(run, lora):
     def gradient(batch, **changes):
         optimizer = optax.sgd(1.0)
         options = {
-            "policy_loss": grpo.policy_loss,
-            "token_weights": token_weights.token_mean,
             "kl_coefficient": 0.0,
-            "temperature": 1.0,
             "micro_batches": 2,
             "logprob_chunk": 8,
             "remat": "none",
+            "num_length_buckets": 1,
         }
         program = functools.partial(
-            update,
+            update.update,
+            algorithm=algorithms.made(**options | changes),
             graphdef=run.graphdef,
             optimizer=optimizer,
             banned_V=run.banned_V,
-            **options | changes,
         )
         state, metrics = jax.jit(program, compiler_options=QUICK)(
             init_state(lora, optimizer), run.base, batch
@@ -147,7 +145,7 @@ def test_importance_weights_multiply_the_loss_of_a_token(batch, score, gradient_
 
 
 def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers, score):
-    """Two passes over two mini-batches, with an update that only counts and looks."""
+    """Several epochs over two mini-batches, with an update that only counts and looks."""
     prompt, features, rollout = answers
     seen = []
 
@@ -166,7 +164,8 @@ def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers,
         whole, advantage_BN=jnp.zeros((8, 3)), valid_BN=jnp.ones((8, 3), bool)
     )
     state = init_state(lora, optax.sgd(1.0))
-    state, metrics = rl_step.run_updates(state, None, whole, watch, 2, 3)
+    twice = algorithms.made(mini_batches=2, ppo_epochs=3)
+    state, metrics = update.update_on_all(state, None, whole, watch, twice)
     assert int(state.step) == 6 and set(seen) == {(4, 3, 6)}
     assert float(metrics["update/total"]) == pytest.approx(float(score(True).sum()) / 2, rel=1e-5)
     # Means over the updates, but the mismatch, which only the first one sees unspoilt.
@@ -174,13 +173,31 @@ def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers,
 
 
 @pytest.mark.parametrize("name", kl.ESTIMATORS)
-def test_kl_in_the_reward_is_summed_over_the_answer(run, lora, answers, score, small_config, name):
-    config = small_config(loss__kl_in="reward", loss__kl_estimator=name, loss__kl_coefficient=0.5)
-    learn = build_update.learner(dataclasses.replace(run, config=config), None)
-    cost = learn.keywords["divergence"](lora, run.base, *answers, score(True))
-    mask = np.asarray(answers[2].mask_BNT)
+def test_kl_in_the_reward_is_summed_over_the_completion(run, lora, answers, score, name):
+    prompt, features, rollout = answers
+    free = {"reward": lambda category_BN, valid_BN: 0.0 * category_BN, "kl_coefficient": 0.5}
+    algorithm = algorithms.made(kl_in="reward", kl=getattr(kl, name), **free)
+    shape = rollout.tokens_BNT.shape[:2]
+    groups = Groups(prompt, features, rollout, jnp.zeros(shape, int), jnp.ones(shape, bool))
+    # The rollouts' own log-probabilities stand in for the trainer's, which they equal.
+    rollout = groups.rollout.replace(logp_BNT=score(True))
+    seen = []
+    algorithm = dataclasses.replace(
+        algorithm, advantages=lambda reward_BN, valid_BN: seen.append(reward_BN) or reward_BN
+    )
+    rl_step.make_update_batch(
+        lora,
+        run.base,
+        groups.replace(rollout=rollout),
+        jnp.int32(0),
+        algorithm=algorithm,
+        score=lambda *_, use_lora: score(use_lora),
+        eos_id=run.model_config.eos_token_id,
+    )
+    mask = np.asarray(rollout.mask_BNT)
     x = np.asarray(score(True), np.float64) - np.asarray(score(False))
     each = {"k1": x, "k2": x**2 / 2, "k3": np.exp(-x) - 1 + x}[name]
-    np.testing.assert_allclose(cost, 0.5 * np.where(mask, each, 0).sum(-1), rtol=1e-3, atol=1e-4)
+    want = -0.5 * np.where(mask, each, 0).sum(-1)
+    np.testing.assert_allclose(seen[0], want, rtol=1e-3, atol=1e-4)
     # It is in one place only.
-    assert learn.keywords["update"].keywords["kl_coefficient"] == 0.0
+    assert algorithm.kl_in_loss == 0.0 and algorithm.kl_in_reward == 0.5

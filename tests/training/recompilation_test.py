@@ -15,7 +15,8 @@ from own_images import fill, own
 
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.evaluation.evaluator import Evaluator
-from speciarl_jax.training import build_update, steps, train_data
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps, train_data
 
 EVENTS = ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_trace_duration")
 
@@ -73,10 +74,10 @@ def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path
         rollout__num_compactions=1,
     )
     run = small_run.prepared(config)
-    optimizer, state, where = build_update.start_state(run)
-    program = steps.build_step(run, optimizer, where)
-    stream = train_data.training_stream(run)
-    batches = [next(stream) for _ in range(9)]
+    optimizer, state, where = state_lib.start(run)
+    program = steps.train_step(run, optimizer, where)
+    stream = train_data.training_batches(run)
+    batches = [next(stream).batch for _ in range(9)]
     shapes = [prompt_builder.batch_sizes(batch) for batch in batches]
     assert 2 <= len(set(shapes)) < len(set(batch.tokens_BP.sum() for batch in batches))
     evaluator = Evaluator(run)
@@ -136,10 +137,10 @@ def test_a_host_verifier_and_dynamic_sampling_compile_nothing_after_warm_up(
     )
     run = small_run.prepared(config)
     run = dataclasses.replace(run, verifier=judged_step.FunctionVerifier())
-    optimizer, state, where = build_update.start_state(run)
-    program = steps.build_step(run, optimizer, where)
-    stream = train_data.training_stream(run)
-    batches = [next(stream) for _ in range(9)]
+    optimizer, state, where = state_lib.start(run)
+    program = steps.train_step(run, optimizer, where)
+    stream = train_data.training_batches(run)
+    batches = [next(stream).batch for _ in range(9)]
     shapes = [prompt_builder.batch_sizes(batch) for batch in batches]
     first = [shapes.index(shape) for shape in set(shapes)]
     assert len(first) == 2

@@ -15,7 +15,7 @@ import small_run
 from speciarl_jax import train
 from speciarl_jax.runtime import exit_codes
 from speciarl_jax.runtime.checkpoint import Checkpoints
-from speciarl_jax.training import build_update
+from speciarl_jax.training import state as state_lib
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def rows_of(workdir):
 
 
 def state_of(run, workdir):
-    _, state, _ = build_update.start_state(run)
+    _, state, _ = state_lib.start(run)
     checkpoints = Checkpoints(workdir / "checkpoints", save_every=1, keep=9, create=False)
     state, _ = checkpoints.restore(state, {})
     checkpoints.close()
@@ -150,7 +150,7 @@ def test_a_run_of_two_processes_goes_on_in_one(run, small_config, start_both, tm
     shutil.copytree(whole, part)
     shutil.rmtree(part / "checkpoints" / "4")
     one = dataclasses.replace(run, config=small_config(**CONFIG | {"train__steps": 4}))
-    train.train(one, part, lambda: None)
+    train.train(one, part)
     got, want = state_of(run, part), state_of(run, whole)
     assert int(got[".step"]) == 4
     for name, value in want.items():

@@ -1,7 +1,8 @@
 """One step of the method: its metrics by hand, its mini-batches one after the other."""
 
-import functools
+import dataclasses
 
+import algorithms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,11 @@ import pytest
 from flax import nnx
 from small_run import batch_of
 
-from speciarl_jax.rl import advantages
 from speciarl_jax.rl.rewards import best_prediction
 from speciarl_jax.rollout import sample_and_verify
-from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.training import build_update, rl_step
-from speciarl_jax.training.state import TrainState
+from speciarl_jax.rollout.types import Groups, Rollout
+from speciarl_jax.training import rl_step, steps
+from speciarl_jax.training import state as state_lib
 from speciarl_jax.verifiers.category import Category
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -44,6 +44,21 @@ def bar_reward(category):
     return [-1.0 if c == Category.UNPARSED else float(c >= bar) for c in category]
 
 
+def update_batch(run, batch, rollout, category, valid, step=0, **changes):
+    """The update batch and the metrics of groups with these verdicts."""
+    features = np.zeros((IMAGES, 1, 1))
+    groups = Groups(batch, features, rollout, jnp.asarray(category), jnp.asarray(valid))
+    return rl_step.make_update_batch(
+        {},
+        None,
+        groups,
+        jnp.int32(step),
+        algorithm=algorithms.made(**{"min_judged_fraction": 0.0} | changes),
+        score=None,
+        eos_id=run.model_config.eos_token_id,
+    )
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     rollout, category, valid = made_up(seed, run)
@@ -55,24 +70,7 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     valid &= weight[:, None] > 0
     batch = batch_of(run).replace(weight_B=weight)
 
-    def nothing(state, base, batch):
-        return state, {"update/loss": jnp.float32(2.0)}
-
-    state = TrainState(step=0, lora={}, opt_state=(), skipped=jnp.int32(3))
-    _, metrics = rl_step.learn(
-        state,
-        None,
-        batch,
-        np.zeros((IMAGES, 1, 1)),
-        rollout,
-        jnp.asarray(category),
-        jnp.asarray(valid),
-        reward=best_prediction.reward,
-        advantages=advantages.group_advantages,
-        update=nothing,
-        mini_batches=2,
-        eos_id=eos,
-    )
+    metrics = update_batch(run, batch, rollout, category, valid)[1]
     judged, rewards, lengths, cut, flat = [], [], [], [], 0
     for b in range(6):
         who = np.flatnonzero(valid[b])
@@ -91,8 +89,6 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         "data/skipped": IMAGES - 6,
         "rollout/completion_length": np.mean(lengths),
         "rollout/truncated": np.mean(cut),
-        "update/loss": 2.0,
-        "update/skipped_in_a_row": 3.0,
     }
     assert metrics.keys() == want.keys()
     for name, value in want.items():
@@ -105,9 +101,9 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
     rollout, category, _ = made_up(0, run)
     nobody, weight = np.zeros((IMAGES, ANSWERS), bool), np.ones(IMAGES, np.float32)
     zeros = jnp.zeros((IMAGES, ANSWERS))
-    metrics = rl_step.describe(
-        rollout, jnp.asarray(category), nobody, nobody, zeros, zeros, weight, eos_id=0
-    )
+    batch = batch_of(run).replace(weight_B=weight)
+    groups = Groups(batch, None, rollout, jnp.asarray(category), nobody)
+    metrics = rl_step.describe(groups, nobody, zeros, zeros, eos_id=0)
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["verify/unjudged"]) == 1.0
     assert float(metrics["reward/zero_std_groups"]) == 1.0
@@ -130,9 +126,9 @@ def features(run):
 
 @pytest.fixture(scope="module")
 def learner(run):
-    """The state before the first update, and the configured step with one update."""
-    optimizer, state, _ = build_update.start_state(run)
-    return state, jax.jit(build_update.learner(run, optimizer), compiler_options=QUICK)
+    """The state before the first update, and the configured update of groups."""
+    optimizer, state, _ = state_lib.start(run)
+    return state, jax.jit(steps.stages(run, optimizer).update, compiler_options=QUICK)
 
 
 def pick(tree, which):
@@ -144,24 +140,24 @@ def largest_difference(got, want):
     return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
 
 
-def test_mini_batches_are_updates_one_after_the_other(run, features, learner):
+def test_mini_batches_are_updates_one_after_the_other(run, features, learner, small_config):
     state, learn = learner
-    options = build_update.learner(run, build_update.start_state(run)[0]).keywords | {
-        "mini_batches": 2
-    }
-    program = jax.jit(functools.partial(rl_step.learn, **options), compiler_options=QUICK)
+    twice = dataclasses.replace(run, config=small_config(train__mini_batches=2))
+    update = steps.stages(twice, state_lib.start(run)[0]).update
+    program = jax.jit(update, compiler_options=QUICK)
     rollout, category, valid = made_up(1, run)
-    whole = batch_of(run), features, rollout, category, valid
-    got, got_metrics = program(state, run.base, *whole)
+    groups = Groups(batch_of(run), features, rollout, category, valid)
+    got, got_metrics = program(state, run.base, groups)
     want, losses = state, []
     for part in (slice(0, None, 2), slice(1, None, 2)):
         # Groups lie within a part, so their advantages are the same in either way.
-        want, metrics = learn(want, run.base, *pick(whole, part))
+        want, metrics = learn(want, run.base, pick(groups, part))
         losses.append(float(metrics["update/loss"]))
     assert largest_difference(got.lora, want.lora) < 1e-5
     assert int(got.step) == int(want.step) == 2
     np.testing.assert_allclose(got_metrics["update/loss"], np.mean(losses), rtol=1e-4, atol=1e-6)
-    at_once, _ = learn(state, run.base, *whole)
+    assert float(got_metrics["update/skipped_in_a_row"]) == 0.0
+    at_once, _ = learn(state, run.base, groups)
     assert largest_difference(at_once.lora, got.lora) > 1e-3
 
 
@@ -170,11 +166,9 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
     batch = batch_of(run).replace(weight_B=np.array([1] * 6 + [0] * 2, np.float32))
     rollout, category, valid = made_up(2, run)
     valid &= np.asarray(batch.weight_B)[:, None] > 0
-    got, got_metrics = learn(state, run.base, batch, features, rollout, category, valid)
-    few = slice(0, 6)
-    want, want_metrics = learn(
-        state, run.base, *pick((batch, features, rollout, category, valid), few)
-    )
+    groups = Groups(batch, features, rollout, category, valid)
+    got, got_metrics = learn(state, run.base, groups)
+    want, want_metrics = learn(state, run.base, pick(groups, slice(0, 6)))
     assert largest_difference(got.lora, want.lora) < 1e-5
     assert largest_difference(got.lora, state.lora) > 1e-3
     assert got_metrics.pop("data/skipped") == 2 and want_metrics.pop("data/skipped") == 0
@@ -186,16 +180,16 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
         lambda a, b: np.where(six.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, other
     )
     mixed_category = np.where(six[:, None], category, other_category)
-    got, _ = learn(state, run.base, batch, features, mixed, mixed_category, valid)
+    got, _ = learn(state, run.base, groups.replace(rollout=mixed, category_BN=mixed_category))
     assert largest_difference(got.lora, want.lora) < 1e-5
 
 
-def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features):
-    optimizer, state, _ = build_update.start_state(run)
-    options = build_update.learner(run, optimizer).keywords | {"mini_batches": 3}
-    learn = functools.partial(rl_step.learn, **options)
+def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features, small_config):
+    thrice = dataclasses.replace(run, config=small_config(train__mini_batches=3))
+    optimizer, state, _ = state_lib.start(run)
+    groups = Groups(batch_of(run), features, *made_up(0, run))
     with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
-        learn(state, run.base, batch_of(run), features, *made_up(0, run))
+        steps.stages(thrice, optimizer).update(state, run.base, groups)
 
 
 def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
@@ -211,22 +205,9 @@ def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
         assert image_id_B.shape == (IMAGES,) and int(step) == 7
         return category_BN.at[0].set(Category.ABSTAIN)
 
-    state = TrainState(step=7, lora={}, opt_state=(), skipped=jnp.int32(0))
     metrics = [
-        rl_step.learn(
-            state,
-            None,
-            batch_of(run),
-            np.zeros((IMAGES, 1, 1)),
-            rollout,
-            jnp.asarray(category),
-            jnp.asarray(everyone),
-            reward=reward,
-            advantages=advantages.group_advantages,
-            update=lambda state, base, batch: (state, {}),
-            mini_batches=1,
-            eos_id=run.model_config.eos_token_id,
-            noise=chosen,
+        update_batch(
+            run, batch_of(run), rollout, category, everyone, step=7, reward=reward, noise=chosen
         )[1]
         for chosen in (None, noise)
     ]
@@ -241,47 +222,28 @@ def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
     assert metrics[1]["reward/mean"] > metrics[0]["reward/mean"]
 
 
-def test_groups_with_too_few_verdicts_leave_the_update(run, features, learner):
-    state, _ = learner
-    options = build_update.learner(run, build_update.start_state(run)[0]).keywords
+def test_groups_with_too_few_verdicts_leave_the_update(run):
     rollout, category, _ = made_up(5, run)
     valid = np.ones((IMAGES, ANSWERS), bool)
     valid[1, 0], valid[2, :3], valid[3] = False, False, False
-    skipped = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
-    seen = []
-
-    def note(state, base, batch):
-        seen.append(batch.valid_BN)
-        return state, {}
-
-    def learn(valid, share):
-        options_here = options | {"min_judged_fraction": share, "update": note, "mini_batches": 1}
-        return rl_step.learn(
-            state,
-            run.base,
-            batch_of(run),
-            features,
-            rollout,
-            jnp.asarray(category),
-            jnp.asarray(valid),
-            **options_here,
-        )[1]
-
-    with jax.disable_jit():
-        for share, groups in skipped.items():
-            metrics = learn(valid, share)
-            want = valid.copy()
-            want[groups] = False
-            np.testing.assert_array_equal(np.asarray(seen[-1]).reshape(want.shape), want)
-            assert float(metrics["verify/groups_dropped"]) == len(groups) / IMAGES
-            assert float(metrics["verify/unjudged"]) == pytest.approx(8 / 32)
-            # What left is as if it had never been judged.
-            alone = learn(want, 0.0)
-            assert float(metrics["reward/mean"]) == pytest.approx(float(alone["reward/mean"]))
+    dropped = {0.0: [3], 0.25: [3], 0.5: [2, 3], 0.75: [2, 3], 1.0: [1, 2, 3]}
+    batch = batch_of(run)
+    for share, groups in dropped.items():
+        found, metrics = update_batch(
+            run, batch, rollout, category, valid, min_judged_fraction=share
+        )
+        want = valid.copy()
+        want[groups] = False
+        np.testing.assert_array_equal(found.valid_BN, want)
+        assert float(metrics["verify/groups_dropped"]) == len(groups) / IMAGES
+        assert float(metrics["verify/unjudged"]) == pytest.approx(8 / 32)
+        # What left is as if it had never been judged.
+        _, alone = update_batch(run, batch, rollout, category, want, min_judged_fraction=0.0)
+        assert float(metrics["reward/mean"]) == pytest.approx(float(alone["reward/mean"]))
 
 
 def test_the_share_of_a_group_is_rounded_up_and_no_further():
     valid = jnp.arange(10)[None] < jnp.arange(11)[:, None]
     for share, fewest in ((0.0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (0.7, 7), (1.0, 10)):
-        kept = np.asarray(rl_step.whole_groups(valid, share))
+        kept = np.asarray(rl_step.judged_groups(valid, share))
         np.testing.assert_array_equal(kept, valid & (np.arange(11)[:, None] >= fewest))

@@ -1,6 +1,8 @@
 """Samples of training: what is written, when, and that looking changes nothing."""
 
+import base64
 import dataclasses
+import io
 import json
 import types
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import small_run
 import tensorboardX
+from PIL import Image
 
 from speciarl_jax import train
 from speciarl_jax.rl.rewards import best_prediction
@@ -24,20 +27,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def options(every, images=2, rounds=0):
-    dynamic = types.SimpleNamespace(max_rounds=rounds)
-    return types.SimpleNamespace(
-        samples_every=every,
-        num_logged_images=images,
-        dynamic_sampling=dynamic,
-        objective="rl",
-    )
-
-
 def made_up_run(every):
     """Answers are the tokens as numbers."""
     return types.SimpleNamespace(
-        config=types.SimpleNamespace(train=options(every)),
+        config=types.SimpleNamespace(train=types.SimpleNamespace(samples_every=every)),
         labels=types.SimpleNamespace(leaf_ids=("owl", "fox")),
         answers=lambda tokens, mask: [
             ["|".join(map(str, t[m])) for t, m in zip(*group, strict=True)]
@@ -61,13 +54,12 @@ def samples(offset=0):
     )
 
 
-def write(folder, steps, first_step=1, every=2, gallery=None, offset=0):
+def write(folder, steps, first_step=1, every=2, sources=(), offset=0):
     board = tensorboardX.SummaryWriter(str(folder / "board"))
-    gallery = gallery or sample_logger.Gallery(options(every))
     path = folder / sample_logger.FILE
-    writer = sample_logger.SampleWriter(path, first_step, made_up_run(every), gallery, board)
+    writer = sample_logger.SampleLogger(path, first_step, made_up_run(every), board)
     for step in steps:
-        writer.write(step, samples(offset))
+        writer.write(step, samples(offset), sources)
     writer.close()
     board.close()
     return path
@@ -115,26 +107,26 @@ def test_none_are_written_where_none_are_asked_for(tmp_path):
 
 
 def test_images_and_what_is_known_of_them_stand_beside_the_answers(tmp_path):
-    gallery = sample_logger.Gallery(options(1))
     image = np.full((200, 100, 3), 128, np.uint8)
     row = {"image": image, "image_id": 7, "label": "red fox", "label_id": "fox", "style": "plain"}
-    gallery.watch([row, {**row, "image_id": 9}, {**row, "image_id": 8}])
-    # The third row of the batch is behind those that are shown.
-    assert not gallery.row(8) and max(gallery.row(7)["image"].shape) == 96
-    first, second = lines(write(tmp_path, [1], gallery=gallery))
+    # The second image of the samples is not among the rows that were kept.
+    first, second = lines(write(tmp_path, [1], sources=[{**row, "image_id": 9}, row]))
     assert first["label"] == "red fox" and first["style"] == "plain"
-    assert first["image"].startswith("data:image/webp;base64,")
+    head, _, data = first["image"].partition(",")
+    assert head == "data:image/webp;base64"
+    assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) == 96
     assert second.keys() == KEYS
     written = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
     assert b"rollout_images/0" in written and b"rollout_samples/1" in written
 
 
-def test_a_gallery_forgets_old_images():
-    gallery = sample_logger.Gallery(options(1, images=1))
-    for name in range(200):
-        gallery.watch([{"image": np.zeros((4, 4, 3), np.uint8), "image_id": name}])
-    kept = [name for name in range(200) if gallery.row(name)]
-    assert kept == list(range(200 - len(kept), 200)) and 32 <= len(kept) < 200
+def test_thumbnails_are_made_of_logged_images_only(tmp_path, monkeypatch):
+    made = []
+    shrink = sample_logger.thumbnails.shrink
+    monkeypatch.setattr(sample_logger.thumbnails, "shrink", lambda *x: made.append(1) or shrink(*x))
+    row = {"image": np.zeros((9, 9, 3), np.uint8), "image_id": 7}
+    write(tmp_path, range(1, 7), every=3, sources=[row])
+    assert len(made) == 3  # steps 1, 3 and 6
 
 
 def test_nothing_that_a_model_says_is_markup_on_tensorboard():
@@ -156,7 +148,7 @@ def watched(run, small_config, tmp_path_factory):
     changes = {"train__steps": 3, "train__samples_every": 2, "train__num_logged_images": 3}
     changed = dataclasses.replace(run, config=small_config(**changes))
     workdir = tmp_path_factory.mktemp("watched")
-    train.train(changed, workdir, lambda: None)
+    train.train(changed, workdir)
     return changed, workdir
 
 
@@ -168,8 +160,8 @@ def metric_rows(workdir):
 @pytest.mark.slow
 def test_looking_changes_no_bit(run, small_config, watched, tmp_path):
     blind = dataclasses.replace(run, config=small_config(train__steps=3))
-    lora, _ = train.train(blind, tmp_path, lambda: None)
-    again, _ = train.train(*watched, lambda: None)  # finished: hands its adapters back
+    lora, _ = train.train(blind, tmp_path)
+    again, _ = train.train(*watched)  # finished: hands its adapters back
     assert metric_rows(tmp_path) == metric_rows(watched[1])
     for name, value in small_run.arrays(lora).items():
         np.testing.assert_array_equal(small_run.arrays(again)[name], value, err_msg=name)
@@ -181,7 +173,7 @@ def test_samples_are_what_the_step_sampled(watched):
     run, workdir = watched
     got = lines(workdir / sample_logger.FILE)
     assert [row["step"] for row in got] == [1] * 3 + [2] * 3
-    batch = next(train_data.training_stream(run))
+    batch = next(train_data.training_batches(run)).batch
     sample = run.sampler(run.config.rollout.num_rollouts, run.config.rollout.max_tokens)
     key = jax.random.fold_in(jax.random.key(run.config.seed), np.uint32(1))
     one = np.float32(1)
@@ -211,7 +203,7 @@ def test_every_way_to_run_a_step_hands_its_samples_over(run, small_config, path,
     changed = dataclasses.replace(run, config=small_config(**changes, **ways[path]))
     if path == "host":
         changed = dataclasses.replace(changed, verifier=judged_step.FunctionVerifier())
-    train.train(changed, tmp_path, lambda: None)
+    train.train(changed, tmp_path)
     got = lines(tmp_path / sample_logger.FILE)
     assert len(got) == 2 and all(row.keys() >= KEYS for row in got)
     for row in got:

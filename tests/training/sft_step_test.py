@@ -13,7 +13,7 @@ TEMPLATE = "<think>It is some {generic}.</think> <answer>{label}</answer>"
 
 
 def test_targets_are_the_labels_in_the_policys_own_tokens(run):
-    rows = [run.source(0)[i] for i in (0, 5)]
+    rows = [run.train_source[i] for i in (0, 5)]
     found = sft_step.targets(
         rows,
         run.tokenizer,
@@ -42,7 +42,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
 def test_what_does_not_fit_is_refused(run, template, tokens, said):
     with pytest.raises(ValueError, match=said):
         sft_step.targets(
-            [run.source(0)[0]], run.tokenizer, template=template, max_tokens=tokens, eos_id=0
+            [run.train_source[0]], run.tokenizer, template=template, max_tokens=tokens, eos_id=0
         )
 
 
@@ -56,7 +56,7 @@ def test_the_labels_become_likelier(run, small_config, tmp_path):
         optimizer__learning_rate=3e-2,
         checkpoint__save_every=9,
     )
-    train.train(dataclasses.replace(run, config=config), tmp_path, lambda: None)
+    train.train(dataclasses.replace(run, config=config), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     loss = [row["update/loss"] for row in rows]
     assert np.mean(loss[-2:]) < 0.9 * loss[0]

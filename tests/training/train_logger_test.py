@@ -7,9 +7,10 @@ import pytest
 
 from speciarl_jax import train
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import facts_of
+from speciarl_jax.experiment.run import fingerprint
 from speciarl_jax.runtime.checkpoint import Checkpoints
-from speciarl_jax.training import build_update, train_logger
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import train_logger
 
 BEST = {"checkpoint__keep_best": 1, "checkpoint__best_metric": "update/loss"}
 
@@ -19,14 +20,14 @@ def losses(monkeypatch):
     """Steps whose loss is their number; (number of the step) -> None may raise before them."""
 
     def install(before=lambda number: None):
-        def build_step(run, optimizer, where, mark):
+        def train_step(run, optimizer, state_sharding, stage_done):
             def program(state, base, verifier, batch, number):
                 before(int(number))
                 return state, {"update/loss": float(number), "update/skipped_in_a_row": 0.0}
 
             return program
 
-        monkeypatch.setattr(train, "build_step", build_step)
+        monkeypatch.setattr(train.steps, "train_step", train_step)
 
     return install
 
@@ -42,10 +43,10 @@ def test_a_judge_that_stays_away_leaves_a_window_with_the_last_step(
     config = small_config(train__steps=5, checkpoint__save_every=100, **BEST)
     run = dataclasses.replace(run, config=config)
     with pytest.raises(host_verification.JudgeUnavailable):
-        train.train(run, tmp_path, lambda: None)
+        train.train(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", **config.checkpoint) as checkpoints:
-        state = build_update.start_state(run)[1]
-        done, _, position = checkpoints.resume(state, facts_of(run))
+        state = state_lib.start(run)[1]
+        done, _, position = checkpoints.resume(state, fingerprint(run))
     # The first step is saved whatever `save_every` is; the window begins after it.
     assert done == 3 and tuple(position["window"]) == (2.0 + 3.0, 2)
 
@@ -60,7 +61,7 @@ def test_metrics_of_a_step_come_in_one_transfer(run, small_config, losses, tmp_p
 
     monkeypatch.setattr(train_logger.jax, "device_get", counted)
     run = dataclasses.replace(run, config=small_config(train__steps=2))
-    train.train(run, tmp_path, lambda: None)
+    train.train(run, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update/loss"] for line in lines] == [1.0, 2.0]
     assert transfers == [["update/loss", "update/skipped_in_a_row"]] * 2

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import algorithms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ from flax import nnx
 from small_run import batch_of
 
 from speciarl_jax.rl import optimizer as optimizer_lib
-from speciarl_jax.rl.losses import grpo, token_weights
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
 from speciarl_jax.runtime.batching import split_strided
 from speciarl_jax.training.state import init_state
@@ -31,13 +31,12 @@ OPTIMIZER = {
     "max_grad_norm": 0.05,
 }
 OPTIONS = {
-    "policy_loss": grpo.policy_loss,
-    "token_weights": token_weights.token_mean,
     "kl_coefficient": 0.3,
     "temperature": 0.8,
     "micro_batches": 1,
     "logprob_chunk": 4,
     "remat": "none",
+    "num_length_buckets": 1,
 }
 
 
@@ -84,9 +83,9 @@ def program(run):
         adamw = OPTIMIZER | {k: v for k, v in changes.items() if k in OPTIMIZER}
         options = OPTIONS | {k: v for k, v in changes.items() if k in OPTIONS}
         optimizer = optimizer_lib.make(**adamw)
-        step = functools.partial(
-            update, graphdef=graphdef, optimizer=optimizer, banned_V=run.banned_V, **options
-        )
+        algorithm = algorithms.made(**options)
+        parts = {"graphdef": graphdef, "optimizer": optimizer, "banned_V": run.banned_V}
+        step = functools.partial(update, algorithm=algorithm, **parts)
         return functools.partial(init_state, optimizer=optimizer), jax.jit(
             step, compiler_options=QUICK
         )

@@ -187,7 +187,7 @@ def test_a_policy_learns_from_a_judge_behind_transformers_serve(judge, compilati
             verifier__http_judge__server__attempts=3,
         )
         run = prepare(config)
-        lora, _ = train.train(run, tmp_path / name, lambda: None)
+        lora, _ = train.train(run, tmp_path / name)
         run.verifier.close()
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], small_run.arrays(lora)

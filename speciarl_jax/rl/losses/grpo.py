@@ -8,31 +8,33 @@ def policy_loss(
     logp_BNT: jax.Array,
     old_logp_BNT: jax.Array,
     advantage_BN: jax.Array,
-    weight_BNT: jax.Array,
+    mask_BNT: jax.Array,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float = 3.0,
     log_ratio_clamp: float = 20.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Clipped policy-gradient loss (PPO, arXiv 1707.06347, eq. 7; dual clip, arXiv 1912.09729).
+    """Computes the clipped policy-gradient loss of each token (PPO, arXiv 1707.06347, eq. 7;
+    dual clip, arXiv 1912.09729).
 
     `max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))`, and for `A < 0` at most
     `-A dual_clip`, with `rho = exp(logp - old_logp)`.
 
     Args:
-      logp_BNT: log-probabilities of the sampled tokens under the policy, differentiable.
-      old_logp_BNT: the same under the policy that sampled them.
-      advantage_BN: one advantage for a whole answer.
-      weight_BNT: float32 weight of each token, zero outside the answers (`losses.token_weights`).
+      logp_BNT: float32 log-probabilities of the sampled tokens under the policy, differentiable.
+      old_logp_BNT: float32, the same under the policy before the update.
+      advantage_BN: float32, one advantage for a whole rollout.
+      mask_BNT: bool, the tokens that take part; elsewhere log-probabilities are arbitrary.
       clip_low: how far the ratio may fall below 1.
       clip_high: how far it may rise above 1.
       dual_clip: bound on the ratio where the advantage is negative; must be above 1.
       log_ratio_clamp: the log-ratio is clamped to +-this before it is exponentiated.
 
     Returns:
-      The loss (float32 scalar) and metrics, each a weighted sum over the tokens: `clip_frac`,
-      `ratio`, `approx_kl` (k1 between the sampling and the current policy).
+      The loss of each token, float32 [B, N, T], and metrics of the same shape: `clip_frac`,
+      `ratio`, `approx_kl` (k1 between the old and the current policy). `training.update`
+      aggregates both.
 
     Raises:
       ValueError: `dual_clip` is not above 1.
@@ -42,9 +44,7 @@ def policy_loss(
             f"config.loss.options.dual_clip is {dual_clip}; it bounds a ratio around 1, so set it "
             "above 1"
         )
-    taken_BNT = weight_BNT > 0
-    # Outside the answers log-probabilities are arbitrary; keep them out of the exponential.
-    log_ratio_BNT = jnp.where(taken_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
+    log_ratio_BNT = jnp.where(mask_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
     log_ratio_BNT = jnp.clip(log_ratio_BNT, -log_ratio_clamp, log_ratio_clamp)
     ratio_BNT = jnp.exp(log_ratio_BNT)
     advantage_BN1 = jax.lax.stop_gradient(advantage_BN)[..., None]
@@ -55,8 +55,8 @@ def policy_loss(
         advantage_BN1 < 0, jnp.minimum(loss_BNT, -advantage_BN1 * dual_clip), loss_BNT
     )
     metrics = {
-        "clip_frac": jnp.sum(weight_BNT * (clipped_BNT > plain_BNT)),
-        "ratio": jnp.sum(weight_BNT * ratio_BNT),
-        "approx_kl": -jnp.sum(weight_BNT * log_ratio_BNT),
+        "clip_frac": clipped_BNT > plain_BNT,
+        "ratio": ratio_BNT,
+        "approx_kl": -log_ratio_BNT,
     }
-    return jnp.sum(weight_BNT * loss_BNT), metrics
+    return loss_BNT, metrics

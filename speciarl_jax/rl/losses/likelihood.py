@@ -1,4 +1,4 @@
-"""The negative log-likelihood of given answers: supervised training."""
+"""The negative log-likelihood of given completions: supervised training."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,19 @@ def policy_loss(
     logp_BNT: jax.Array,
     old_logp_BNT: jax.Array,
     advantage_BN: jax.Array,
-    weight_BNT: jax.Array,
+    mask_BNT: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`-A logp` summed with the weights; with advantages of 1, cross-entropy in nats.
+    """Computes `-A logp` of each token; with advantages of 1, cross-entropy in nats.
 
     Args:
-      logp_BNT: log-probabilities of the given tokens under the policy, differentiable.
+      logp_BNT: float32 log-probabilities of the given tokens under the policy, differentiable.
       old_logp_BNT: not read.
-      advantage_BN: weight of a whole answer.
-      weight_BNT: float32 weight of each token, zero outside the answers.
+      advantage_BN: float32 weight of a whole completion.
+      mask_BNT: bool, the tokens that take part; elsewhere log-probabilities are arbitrary.
 
     Returns:
-      The loss (float32 scalar) and no metrics.
+      The loss of each token, float32 [B, N, T], and no metrics.
     """
     del old_logp_BNT
-    logp_BNT = jnp.where(weight_BNT > 0, logp_BNT, 0.0)
-    return -jnp.sum(weight_BNT * jax.lax.stop_gradient(advantage_BN)[..., None] * logp_BNT), {}
+    logp_BNT = jnp.where(mask_BNT, logp_BNT, 0.0)
+    return -jax.lax.stop_gradient(advantage_BN)[..., None] * logp_BNT, {}

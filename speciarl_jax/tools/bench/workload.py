@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from speciarl_jax.experiment.algorithm import Algorithm
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
 from speciarl_jax.rl import advantages, optimizer
-from speciarl_jax.rl.losses import grpo, token_weights
+from speciarl_jax.rl.losses import grpo, kl, token_weights
 from speciarl_jax.rl.rewards import best_prediction
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import UpdateBatch
@@ -240,7 +241,6 @@ class Workload:
         if not self.shared:
             policy = nnx.merge(self.graphdef, state.lora, base)
             features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
-        options = self.options
         # A verdict that costs nothing: the verifier is not what is measured.
         category = jnp.sum(rollout.tokens_BNT, axis=-1) % 6
         group = (self.shape.images, self.shape.answers)
@@ -258,17 +258,36 @@ class Workload:
             state,
             base,
             whole,
+            algorithm=self.algorithm(),
             graphdef=self.graphdef,
+            banned_V=self.banned_V,
             optimizer=self.optimizer,
+        )
+
+    def algorithm(self) -> Algorithm:
+        """Returns GRPO with the best-prediction reward and one update a step."""
+        options = self.options
+        return Algorithm(
+            reward=best_prediction.reward,
+            noise=None,
+            overlong=None,
+            min_judged_fraction=1.0,
+            advantages=advantages.group_advantages,
             policy_loss=grpo.policy_loss,
             token_weights=token_weights.token_mean,
-            banned_V=self.banned_V,
+            kl=kl.k3,
             kl_coefficient=options.kl_coefficient,
+            kl_in="loss",
+            old_logprobs="rollout",
+            tis_cap=0.0,
             temperature=np.float32(1.0),
+            mini_batches=1,
+            ppo_epochs=1,
             micro_batches=self.parts,
+            num_length_buckets=options.num_length_buckets,
             logprob_chunk=options.logprob_chunk,
             remat=options.remat,
-            num_length_buckets=options.num_length_buckets,
+            num_logged_images=0,
         )
 
     def step(self, state, base, batch):

@@ -108,7 +108,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "", "3b, 7b, 32b or 72b; empty: config.model.path.")
     flags.DEFINE_string("pixels", "", f"HEIGHTxWIDTH of the largest image; default {_PIXELS}.")
     flags.DEFINE_integer("prompt_tokens", 0, "Of the text around an image; 0 for a guess.")
-    flags.DEFINE_list("programs", [], "Some of rollout, verify, update; all when empty.")
+    flags.DEFINE_list("programs", [], "Some of step, rollout, verify, update, evaluate.")
     flags.DEFINE_string("json", None, "File for the plan.")
     flags.DEFINE_bool("search", False, "Look for a mesh and chunk sizes that fit.")
     flags.DEFINE_integer("search_compiles", 4, "Settings that --search compiles, at most.")

@@ -54,10 +54,14 @@ class _Layer:
 
 
 def phases(plan: Abstract, name: str) -> list[Phase]:
-    """The parts of a program of `programs.programs`, each on one chip."""
-    if name == "verify":
+    """Counts the parts of a program of `programs.programs`, each on one chip.
+
+    Verifying is not counted, nor are greedy answers.
+    """
+    if name in ("verify", "evaluate"):
         return []
-    return _rollout(plan) if name == "rollout" else _update(plan)
+    sampled = [] if plan.run.config.train.objective == "sft" else _rollout(plan)
+    return {"rollout": sampled, "update": _update(plan), "step": [*sampled, *_update(plan)]}[name]
 
 
 def shard_bytes(tree: Any) -> int:

@@ -86,7 +86,7 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
         "parameters": cost.shard_bytes(plan.run.base) + cost.shard_bytes(plan.state.lora),
         "optimizer": cost.shard_bytes(plan.state.opt_state),
     }
-    if program.name == "rollout":
+    if program.name in ("rollout", "step"):
         known["KV cache"] = cost.cache_bytes(plan)
     xla, collectives, open_loops = {}, [], 0
     if compiled is not None:
@@ -194,6 +194,11 @@ _ACTIVATIONS = {
         "config.model.attention = 'splash'"
     ),
 }
+
+
+# A step that is one program is as large as its largest stage.
+_ACTIVATIONS["step"] = f"{_ACTIVATIONS['update']}; {_ACTIVATIONS['rollout']}"
+_ACTIVATIONS["evaluate"] = f"config.evaluation.batch_size smaller; {_ACTIVATIONS['rollout']}"
 
 
 def advice(finding: Finding) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The programs of a training step, compiled from shapes: no weight and no image is read."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,13 +16,16 @@ from speciarl_jax.models import load_policy
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets, window_layout
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.rl.optimizer import make
-from speciarl_jax.rollout import sample_and_verify
+from speciarl_jax.rl import optimizer
+from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import sharding
 from speciarl_jax.tools.plan import abstract_run
-from speciarl_jax.training import build_update, sft_step, steps
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps
 from speciarl_jax.training.state import TrainState
 
+# Programs of a step that is not fused.
+STAGES = {"rollout", "verify", "update"}
 # Tokens of Qwen's chat template around one image and one text.
 _TEMPLATE_TOKENS = 16
 # Of a text, where there is no tokenizer to count them.
@@ -52,13 +55,13 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Abstract:
-    """A run whose arrays are shapes with their places on the mesh.
+    """Holds a run whose arrays are shapes with their shardings.
 
     Attributes:
       run: as training has it; no tokenizer, no images.
       optimizer: of the adapters.
       state: `TrainState` of shapes.
-      where: its shardings.
+      state_sharding: its shardings.
       sizes: of the batch.
       notes: what was assumed.
     """
@@ -66,31 +69,34 @@ class Abstract:
     run: Run
     optimizer: Any
     state: TrainState
-    where: Any
+    state_sharding: TrainState
     sizes: Sizes
     notes: tuple[str, ...]
 
     @property
     def sampled(self) -> int:
         """Images that a call of the rollout gets."""
-        config, host = self.run.config, self.run.verifier is None
-        return validate_config.sampled_images(config) // (config.verifier.num_chunks if host else 1)
+        config, on_host = self.run.config, self.run.verifier is None
+        chunks = config.verifier.num_chunks if on_host else 1
+        return validate_config.sampled_images(config) // chunks
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program to compile.
+    """Holds a program to compile.
 
     Attributes:
-      name: "rollout", "verify" or "update".
+      name: as in `steps.programs`, or "evaluate".
       lowered: to be compiled.
-      arguments: their shapes and places.
-      resident: likewise, what lies in memory beside its arguments while it runs.
+      arguments: shapes and shardings of its arguments.
+      outputs: shapes of its results.
+      resident: shapes and shardings of what lies in memory beside its arguments while it runs.
     """
 
     name: str
     lowered: jax.stages.Lowered
     arguments: Any
+    outputs: Any
     resident: Any
 
 
@@ -161,9 +167,14 @@ def abstract(
     config = config.copy_and_resolve_references()
     config.train.num_length_buckets = 1
     run = abstract_run.make_run(config, model, sharding.make_mesh(**config.mesh, devices=devices))
-    optimizer_ = make(**config.optimizer)
-    state, where = build_update.abstract_state(run.mesh, run.lora, optimizer_)
-    return Abstract(run, optimizer_, state, where, sizes, _notes(config))
+    return of_run(run, sizes)
+
+
+def of_run(run: Run, sizes: Sizes) -> Abstract:
+    """Adds optimizer and state to a run of shapes (`abstract_run.make_run`)."""
+    optimizer_ = optimizer.make(**run.config.optimizer)
+    state, state_sharding = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
+    return Abstract(run, optimizer_, state, state_sharding, sizes, _notes(run.config))
 
 
 def _notes(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -178,64 +189,77 @@ def _notes(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
-    """Traces the programs of a step, one after the other.
+    """Traces the programs of a training step, one after the other.
 
-    A step that is one program (`config.train.fused`) runs the same three after each other, and so
-    needs about the memory of the largest.
+    They are those that training runs (`steps.programs`): with `config.train.fused` the whole step
+    is one. `only` may name its stages all the same, or "evaluate", greedy answers.
 
     Args:
       plan: the run.
-      only: names of programs; all when empty.
+      only: names of programs; those of the step when empty.
+
+    Raises:
+      ValueError: a name that is no program of this run.
     """
-    run, config = plan.run, plan.run.config
-    rows, copies = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    number = jax.ShapeDtypeStruct((), jnp.uint32)
+    run = plan.run
+    compiled = steps.programs(run, plan.optimizer, plan.state_sharding)
+    if STAGES & set(only) and run.config.train.objective == "rl":
+        config = run.config.copy_and_resolve_references()
+        config.train.fused = False
+        run = dataclasses.replace(run, config=config)
+        compiled |= steps.programs(run, plan.optimizer, plan.state_sharding)
+    names = only or tuple(compiled)
+    compiled["evaluate"] = _evaluation(run)
+    for name in names:
+        if name not in compiled:
+            raise ValueError(f"--programs: there is no {name!r}; choose among {sorted(compiled)}")
+        arguments, resident = _arguments(plan, compiled, name)
+        outputs = jax.eval_shape(compiled[name], *arguments)
+        yield Program(name, compiled[name].lower(*arguments), arguments, outputs, resident)
 
-    def wanted(name):
-        return not only or name in only
 
-    if config.train.objective == "sft":
-        if wanted("update"):
-            arguments = (plan.state, run.base, (), batch_of(plan, len_batch(plan), True), number)
-            program = sft_step.build_step(run, plan.optimizer, plan.where)
-            yield Program("update", program.lower(*arguments), arguments, ())
-        return
-    rollout_of = steps.rollout_function(run)
+def _evaluation(run: Run) -> Any:
+    """Jits greedy answers: (lora, base, batch, key, temperature, top_p) -> features and rollout."""
+    sample = run.sampler(1, run.config.rollout.max_tokens)
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(run.mesh))
 
-    def sampled(batch):
-        return sharding.placed(jax.eval_shape(rollout_of, run.lora, run.base, batch, number), rows)
 
-    batch = batch_of(plan, plan.sampled)
-    if wanted("rollout"):
-        arguments = (run.lora, run.base, batch, number)
-        program = jax.jit(rollout_of, out_shardings=rows)
-        beside = (plan.state.opt_state, run.verifier)
-        yield Program("rollout", program.lower(*arguments), arguments, beside)
-    if run.verifier is not None and wanted("verify"):
-        features, rollout = sampled(batch)
-        arguments = (run.verifier, batch, rollout)
-        program = jax.jit(sample_and_verify.verify, out_shardings=rows)
-        beside = (plan.state, run.base, batch.patches_BSC, features)
-        yield Program("verify", program.lower(*arguments), arguments, beside)
-    if wanted("update"):
-        batch = batch_of(plan, len_batch(plan))
-        shape = (len_batch(plan), config.rollout.num_rollouts)
-        verdicts = sharding.placed(
-            (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)), rows
-        )
-        arguments = (plan.state, run.base, batch, *sampled(batch), *verdicts)
-        learn = build_update.learner(run, plan.optimizer)
-        program = jax.jit(learn, donate_argnums=0, out_shardings=(plan.where, copies))
-        yield Program("update", program.lower(*arguments), arguments, run.verifier)
+def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Makes the shapes of a program's arguments, and of what lies beside them in memory."""
+    run, state, config = plan.run, plan.state, plan.run.config
+    number, scalar = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.float32))
+    if name == "step":
+        supervised = config.train.objective == "sft"
+        verifier = () if supervised else run.verifier
+        return (state, run.base, verifier, batch_of(plan, plan.sampled, supervised), number), ()
+    beside = state.opt_state, run.verifier
+    if name == "evaluate":
+        batch = batch_of(plan, config.evaluation.batch_size)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return (run.lora, run.base, batch, key, scalar, scalar), beside
+    rows = sharding.batch_sharding(run.mesh)
+    batch = batch_of(plan, len_batch(plan) if name == "update" else plan.sampled)
+    sampling = run.lora, run.base, batch, number
+    if name == "rollout":
+        return sampling, beside
+    features_BMD, rollout = sharding.placed(jax.eval_shape(compiled["rollout"], *sampling), rows)
+    if name == "verify":
+        return (run.verifier, batch, rollout), (state, run.base, batch.patches_BSC, features_BMD)
+    shape = (len_batch(plan), config.rollout.num_rollouts)
+    verdicts = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
+    if config.train.dynamic_sampling.max_rounds:
+        batch = batch.without_images()
+    groups = Groups(batch, features_BMD, rollout, *sharding.placed(verdicts, rows))
+    return (state, run.base, groups), run.verifier
 
 
 def len_batch(plan: Abstract) -> int:
-    """Images of a step's updates."""
+    """Returns the images of a step's updates."""
     return plan.run.config.train.batch_size
 
 
 def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:
-    """A batch of shapes."""
+    """Makes a batch of shapes; with `target`, one given completion about each image."""
     sizes, run = plan.sizes, plan.run
     batch = abstract_run.make_batch(
         run,
@@ -244,4 +268,6 @@ def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:
         sizes.prompt_tokens,
         padded=(sizes.windows, sizes.image_tokens),
     )
-    return batch.replace(target=abstract_run.answers(run, batch, 1)) if target else batch
+    if not target:
+        return batch
+    return batch.replace(target=abstract_run.given_completions(run, batch))

@@ -121,12 +121,12 @@ def _smaller(changes, over, config) -> dict[str, int] | None:
     """The same setting with smaller parts of what is over the limit; None at one image a chip."""
     parts = changes["mesh.data"] * changes["mesh.fsdp"]
     found = dict(changes)
-    if "rollout" in over:
+    if {"rollout", "step"} & set(over):
         now = changes["rollout.max_images_per_chunk"] or config.train.batch_size
         if now // 2 < parts or now // 2 % parts:
             return None
         found["rollout.max_images_per_chunk"] = now // 2
-    if "update" in over:
+    if {"update", "step"} & set(over):
         mini = config.train.batch_size // config.train.mini_batches
         now = changes.get("train.micro_batches", config.train.micro_batches)
         if mini % (now * 2 * parts):

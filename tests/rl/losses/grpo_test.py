@@ -42,15 +42,16 @@ def test_value_and_gradient_equal_torch(seed, clips, weigh):
     weights = weigh(batch["mask_BNT"])
 
     def loss(logp):
-        return grpo.policy_loss(
+        loss_BNT, _ = grpo.policy_loss(
             logp,
             batch["old_logp_BNT"],
             batch["advantage_BN"],
-            weights,
+            batch["mask_BNT"],
             clip_low=clips[0],
             clip_high=clips[1],
             dual_clip=clips[2],
-        )[0]
+        )
+        return (weights * loss_BNT).sum()
 
     value, gradient = jax.value_and_grad(loss)(batch["logp_BNT"])
     want_value, want_gradient = torch_loss(batch, weights, *clips)
@@ -61,11 +62,14 @@ def test_value_and_gradient_equal_torch(seed, clips, weigh):
 def test_arbitrary_values_outside_the_answers_change_nothing():
     batch = random_batch(0)
     weights = token_weights.token_mean(batch["mask_BNT"])
-    args = batch["old_logp_BNT"], batch["advantage_BN"], weights
-    clean, _ = grpo.policy_loss(batch["logp_BNT"], *args)
+    args = batch["old_logp_BNT"], batch["advantage_BN"], batch["mask_BNT"]
+
+    def loss(logp):
+        return (weights * grpo.policy_loss(logp, *args)[0]).sum()
+
     broken = np.where(batch["mask_BNT"], batch["logp_BNT"], np.inf)
-    value, gradient = jax.value_and_grad(lambda x: grpo.policy_loss(x, *args)[0])(broken)
-    np.testing.assert_allclose(value, clean, rtol=1e-6)
+    value, gradient = jax.value_and_grad(loss)(broken)
+    np.testing.assert_allclose(value, loss(batch["logp_BNT"]), rtol=1e-6)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.asarray(gradient)[~batch["mask_BNT"]], 0.0)
 
@@ -76,12 +80,9 @@ def test_micro_batches_add_up_to_the_batch():
         weights = weigh(batch["mask_BNT"])
 
         def loss(part, weights=weights):
-            return grpo.policy_loss(
-                batch["logp_BNT"][part],
-                batch["old_logp_BNT"][part],
-                batch["advantage_BN"][part],
-                weights[part],
-            )[0]
+            names = ("logp_BNT", "old_logp_BNT", "advantage_BN", "mask_BNT")
+            loss_BNT, _ = grpo.policy_loss(*(batch[name][part] for name in names))
+            return (weights[part] * loss_BNT).sum()
 
         whole = loss(slice(None))
         parts = sum(loss(slice(i, i + 2)) for i in (0, 2, 4))
@@ -105,6 +106,6 @@ def test_dual_clip_below_one_is_refused():
             batch["logp_BNT"],
             batch["old_logp_BNT"],
             batch["advantage_BN"],
-            token_weights.token_mean(batch["mask_BNT"]),
+            batch["mask_BNT"],
             dual_clip=0.5,
         )

@@ -39,9 +39,8 @@ def test_value_and_gradient_equal_torch(seed, clip):
     weights = token_weights.sequence_mean(mask)
 
     def loss(logp):
-        return gspo.policy_loss(logp, old, advantage, weights, clip_low=clip[0], clip_high=clip[1])[
-            0
-        ]
+        options = {"clip_low": clip[0], "clip_high": clip[1]}
+        return (weights * gspo.policy_loss(logp, old, advantage, mask, **options)[0]).sum()
 
     value, gradient = jax.value_and_grad(loss)(logp)
     want_value, want_gradient = torch_loss(logp, old, advantage, mask, *clip)
@@ -53,7 +52,8 @@ def test_value_and_gradient_equal_torch(seed, clip):
 def test_metrics_count_whole_answers():
     logp, old, advantage, mask = random_batch(7)
     weights = token_weights.sequence_mean(mask)
-    _, metrics = gspo.policy_loss(logp, old, advantage, weights, clip_low=0.1, clip_high=0.1)
+    _, values = gspo.policy_loss(logp, old, advantage, mask, clip_low=0.1, clip_high=0.1)
+    metrics = {name: (weights * value_BNT).sum() for name, value_BNT in values.items()}
     difference = np.where(mask, logp - old, 0).sum(-1) / np.maximum(mask.sum(-1), 1)
     ratio, some = np.exp(difference), mask.any(-1)
     clipped = np.where(advantage > 0, ratio > 1.1, ratio < 0.9)[some]
@@ -65,9 +65,12 @@ def test_metrics_count_whole_answers():
 
 def test_arbitrary_values_outside_the_answers_change_nothing():
     logp, old, advantage, mask = random_batch(0)
-    args = old, advantage, token_weights.sequence_mean(mask)
-    clean = gspo.policy_loss(logp, *args)[0]
+    weights = token_weights.sequence_mean(mask)
+
+    def loss(logp):
+        return (weights * gspo.policy_loss(logp, old, advantage, mask)[0]).sum()
+
     broken = np.where(mask, logp, np.nan)
-    value, gradient = jax.value_and_grad(lambda x: gspo.policy_loss(x, *args)[0])(broken)
-    np.testing.assert_allclose(value, clean, rtol=1e-6)
+    value, gradient = jax.value_and_grad(loss)(broken)
+    np.testing.assert_allclose(value, loss(logp), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(gradient)[~mask], 0.0)

@@ -46,7 +46,11 @@ def test_the_gradient_of_a_corrected_loss_is_corrected_token_by_token(seed):
     advantage = rng.normal(0, 1, (3, 4)).astype(np.float32)
     weights = token_weights.token_mean(mask)
     corrected = weights * importance.truncated_weight(trainer, sampler, cap=2.0)
-    gradient = jax.grad(lambda x: grpo.policy_loss(x, trainer, advantage, corrected)[0])(trainer)
+
+    def loss(logp):
+        return (corrected * grpo.policy_loss(logp, trainer, advantage, mask)[0]).sum()
+
+    gradient = jax.grad(loss)(trainer)
     # At the old policy the ratio is 1: the gradient is that of -w A logp.
     want = -advantage[..., None] * np.minimum(np.exp(trainer - sampler), 2.0) * mask / mask.sum()
     np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-7)
@@ -58,7 +62,9 @@ def test_mismatch_equals_numpy(seed):
     mask = np.arange(6) < np.array([1, 3, 6, 2])[None, :, None]
     mask = np.broadcast_to(mask, trainer.shape)
     hidden = np.where(mask, sampler, np.nan)
-    got = importance.mismatch(trainer, hidden, token_weights.token_mean(mask))
+    weights = token_weights.token_mean(mask)
+    values = importance.mismatch(trainer, hidden, mask)
+    got = {name: (weights * value_BNT).sum() for name, value_BNT in values.items()}
     gap = (trainer - sampler)[mask].astype(np.float64)
     np.testing.assert_allclose(got["sampler_gap"], np.abs(gap).mean(), rtol=1e-5)
     np.testing.assert_allclose(got["sampler_kl"], (np.exp(gap) - 1 - gap).mean(), rtol=1e-4)

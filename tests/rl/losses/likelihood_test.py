@@ -22,8 +22,8 @@ def test_value_and_gradient_equal_cross_entropy(seed):
             np.where(mask, 0, np.nan)
             + jax.numpy.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
         )
-        weights = token_weights.token_mean(mask)
-        return likelihood.policy_loss(logp, logp, np.ones((3, 1)), weights)[0]
+        loss_BNT, _ = likelihood.policy_loss(logp, logp, np.ones((3, 1)), mask)
+        return (token_weights.token_mean(mask) * loss_BNT).sum()
 
     value, gradient = jax.value_and_grad(loss)(logits)
     x = torch.tensor(logits, requires_grad=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import configs
 from speciarl_jax.experiment import algorithm
-from speciarl_jax.rl.losses import importance, kl
+from speciarl_jax.rl.losses import importance
 
 B, N, T = 3, 4, 6
 LENGTH = 2048  # Dr.GRPO's constant
@@ -28,7 +28,7 @@ METHODS += ("static_map:1", "single")
 @functools.cache
 def parts_of(name):
     config = configs.load(name)
-    return config, algorithm.parts_of(config)
+    return config, algorithm.from_config(config)
 
 
 def draw(seed):
@@ -50,31 +50,31 @@ def draw(seed):
 
 
 def ours(name, case):
-    """Advantages, loss and gradient as `step.learn` and `update.update` put them together."""
+    """Advantages, loss and gradient as `rl_step` and `update` put them together."""
     config, parts = parts_of(name)
-    reward = parts["reward"](case["category"], case["valid"])
-    if config.reward.overlong_penalty:
-        # Answers of the test are short: the limit is theirs.
-        penalty = functools.partial(parts["overlong"].func, max_tokens=T, buffer=2, weight=1.0)
+    reward = parts.reward(case["category"], case["valid"])
+    if parts.overlong is not None:
+        # Completions of the test are short: the limit is theirs.
+        penalty = functools.partial(parts.overlong.func, max_tokens=T, buffer=2, weight=1.0)
         reward = reward - penalty(case["mask"].sum(-1))
-    in_reward = config.loss.kl_in == "reward"
-    estimate = getattr(kl, config.loss.kl_estimator)
-    old = case[config.loss.old_logprobs]
-    if in_reward:
+    old = case[parts.old_logprobs]
+    if parts.kl_in_reward:
         pair = (np.where(case["mask"], case[key], 0) for key in ("rollout", "reference"))
-        reward = reward - config.loss.kl_coefficient * np.sum(estimate(*pair), axis=-1)
-    advantage = parts["advantages"](reward, case["valid"])
-    weight = parts["token_weights"](case["mask"] & case["valid"][..., None])
+        reward = reward - parts.kl_in_reward * np.sum(parts.kl(*pair), axis=-1)
+    advantage = parts.advantages(reward, case["valid"])
+    mask = case["mask"] & case["valid"][..., None]
+    weight = parts.token_weights(mask)
     corrected = weight
-    if config.loss.tis_cap:
+    if parts.tis_cap:
         corrected = weight * importance.truncated_weight(
-            case["recomputed"], case["rollout"], cap=config.loss.tis_cap
+            case["recomputed"], case["rollout"], cap=parts.tis_cap
         )
 
     def loss(logp):
-        found, _ = parts["policy_loss"](logp, old, advantage, corrected)
-        if config.loss.kl_coefficient and not in_reward:
-            found += config.loss.kl_coefficient * (weight * estimate(logp, case["reference"])).sum()
+        loss_BNT, _ = parts.policy_loss(logp, old, advantage, mask)
+        found = (corrected * loss_BNT).sum()
+        if parts.kl_in_loss:
+            found += parts.kl_in_loss * (weight * parts.kl(logp, case["reference"])).sum()
         return found
 
     value, gradient = jax.value_and_grad(loss)(case["logp"])

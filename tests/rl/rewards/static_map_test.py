@@ -32,7 +32,7 @@ def test_equals_the_table_of_the_paper(name, seed):
         Category.WRONG: wrong,
         Category.UNPARSED: -1,
     }
-    got = algorithm.reward_of(configs.load(name))(category, valid)
+    got = algorithm.from_config(configs.load(name)).reward(category, valid)
     want = [[float(value[Category(c)]) for c in row] for row in category]
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, np.where(valid, want, 0).astype(np.float32))

@@ -7,7 +7,8 @@ import small_run
 
 from speciarl_jax.runtime import sharding
 from speciarl_jax.tools.plan import abstract_run
-from speciarl_jax.training import build_update, steps
+from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import steps
 
 
 def shapes(tree):
@@ -23,7 +24,7 @@ def test_the_arguments_are_those_of_a_real_step(run):
     )
     assert set(found) == {"step", "evaluate"}
     state, base, _, abstract_batch, number = found["step"].arguments
-    optimizer, real, where = build_update.start_state(run)
+    optimizer, real, where = state_lib.start(run)
     for got, want in ((state, real), (base, run.base), (abstract_batch, batch)):
         assert jax.tree.structure(got) == jax.tree.structure(want)
         assert jax.tree.leaves(shapes(got)) == jax.tree.leaves(shapes(want))
@@ -31,7 +32,7 @@ def test_the_arguments_are_those_of_a_real_step(run):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
     assert (number.shape, number.dtype) == ((), np.uint32)
     # The program itself, on the real run's verifier.
-    program = steps.build_step(run, optimizer, where)
+    program = steps.train_step(run, optimizer, where)
     want = jax.eval_shape(program, real, run.base, run.verifier, batch, np.uint32(1))
     got = jax.eval_shape(found["step"].function, *found["step"].arguments)
     assert got == want

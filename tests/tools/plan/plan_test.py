@@ -12,7 +12,7 @@ from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.tools.bench.workload import SMALL
 from speciarl_jax.tools.plan import __main__ as plan_program
 from speciarl_jax.tools.plan import chips, cost, measure, programs, search
-from speciarl_jax.training import build_update, steps
+from speciarl_jax.training import steps
 
 # One layer: XLA counts the body of a loop once.
 MODEL = dataclasses.replace(
@@ -83,7 +83,7 @@ def test_flops_are_those_of_the_products_in_the_traced_program(name):
     if name == "rollout":
         function = steps.rollout_function(made.run)
     else:
-        function = build_update.learner(made.run, made.optimizer)
+        function = steps.stages(made.run, made.optimizer).update
     traced = jax.make_jaxpr(function)(*lowered(made, name).arguments)
     assert ours == pytest.approx(product_flops(traced.jaxpr), rel=0.1)
 
