@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import jax
+import plans
 import pytest
 
 import configs
@@ -17,7 +18,7 @@ from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets
 from speciarl_jax.runtime import plugins, sharding
-from speciarl_jax.tools.plan import abstract_run
+from speciarl_jax.tools.plan import programs
 from speciarl_jax.training import rl_step
 
 FOLDER = pathlib.Path(base.__file__).parent
@@ -100,34 +101,27 @@ def distinct():
 
 
 @functools.cache
-def programs(name):
+def programs_of(name):
     config = configs.load(name)
     # 640 x 640 pixels and about a hundred tokens of text; the drawings of the quickstart.
     grid, prompt_tokens = ((8, 8), 80) if of_quickstart(name) else ((46, 46), 648)
-    return config, abstract_run.programs(
-        config,
-        dimensions(name),
-        mesh=mesh_of(name, config),
-        grid=grid,
-        prompt_tokens=prompt_tokens,
-    )
+    plan = plans.plan(config, dimensions(name), mesh_of(name, config), grid, prompt_tokens)
+    trained = list(programs.programs(plan))
+    return config, {p.name: p for p in [*trained, *programs.programs(plan, ("evaluate",))]}
 
 
 @pytest.mark.parametrize("name", distinct())
-def test_rollout_verify_and_learn_have_the_shapes_of_the_configuration(name):
-    config, found = programs(name)
-    shapes = {name: jax.eval_shape(*(p.function, *p.arguments)) for name, p in found.items()}
+def test_the_programs_have_the_shapes_of_the_configuration(name):
+    config, found = programs_of(name)
     rollouts, length = config.rollout.num_rollouts, config.rollout.max_tokens
-    _, greedy = shapes["evaluate"]
+    _, greedy = found["evaluate"].outputs
     assert greedy.tokens_BNT.shape == (config.evaluation.batch_size, 1, length)
-    if "rollout" in shapes:
+    if "rollout" in found:
         sampled = validate_config.sampled_images(config)
-        assert shapes["rollout"][1].logp_BNT.shape == (sampled, rollouts, length)
-        assert shapes["verify"][0].shape == (sampled, rollouts)
-    if "keep" in shapes:
-        assert shapes["keep"].category_BN.shape == (config.train.batch_size, rollouts)
-    state, metrics = shapes["learn" if "learn" in shapes else "step"]
-    before = found["learn" if "learn" in found else "step"].arguments[0]
+        assert found["rollout"].outputs[1].logp_BNT.shape == (sampled, rollouts, length)
+        assert found["verify"].outputs[0].shape == (sampled, rollouts)
+    last = found["step" if "step" in found else "update"]
+    (state, metrics), before = last.outputs, last.arguments[0]
     assert jax.tree.structure(state) == jax.tree.structure(before)
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)

@@ -16,19 +16,21 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
     rows = [run.train_source[i] for i in (0, 5)]
     found = sft_step.targets(
         rows,
+        3,
         run.tokenizer,
         template=TEMPLATE,
         max_tokens=24,
         eos_id=run.model_config.eos_token_id,
     )
-    texts = run.answers(found.tokens_BNT, found.mask_BNT)
+    # The third row only pads the batch: it has no token.
+    assert found.mask_BNT.shape == (3, 1, 24) and not found.mask_BNT[2].any()
+    texts = run.answers(found.tokens_BNT[:2], found.mask_BNT[:2])
     want = [
         f"<think>It is some {r['generic']}.</think> <answer>{r['label']}</answer>" for r in rows
     ]
     assert texts == [[text] for text in want]
-    last = found.mask_BNT.sum(-1)[:, 0] - 1
+    last = found.mask_BNT[:2].sum(-1)[:, 0] - 1
     assert (found.tokens_BNT[[0, 1], 0, last] == run.model_config.eos_token_id).all()
-    assert found.mask_BNT.shape == (2, 1, 24)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
 def test_what_does_not_fit_is_refused(run, template, tokens, said):
     with pytest.raises(ValueError, match=said):
         sft_step.targets(
-            [run.train_source[0]], run.tokenizer, template=template, max_tokens=tokens, eos_id=0
+            [run.train_source[0]], 1, run.tokenizer, template=template, max_tokens=tokens, eos_id=0
         )
 
 

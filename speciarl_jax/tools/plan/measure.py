@@ -75,7 +75,7 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
     """Compiles a program and takes its measure."""
     begun, error, compiled = time.perf_counter(), "", None
     try:
-        compiled, text = _compile(program.lowered)
+        compiled, text = _compile(program.lower())
     except jax.errors.JaxRuntimeError as failure:
         error = str(failure)
         if "RESOURCE_EXHAUSTED" not in error:

@@ -87,17 +87,21 @@ class Program:
 
     Attributes:
       name: as in `steps.programs`, or "evaluate".
-      lowered: to be compiled.
+      function: jitted, not compiled.
       arguments: shapes and shardings of its arguments.
       outputs: shapes of its results.
       resident: shapes and shardings of what lies in memory beside its arguments while it runs.
     """
 
     name: str
-    lowered: jax.stages.Lowered
+    function: Any
     arguments: Any
     outputs: Any
     resident: Any
+
+    def lower(self) -> jax.stages.Lowered:
+        """Traces the program for its devices, to be compiled."""
+        return self.function.lower(*self.arguments)
 
 
 def model_config(name: str, path: str | None) -> ModelConfig:
@@ -215,7 +219,7 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
             raise ValueError(f"--programs: there is no {name!r}; choose among {sorted(compiled)}")
         arguments, resident = _arguments(plan, compiled, name)
         outputs = jax.eval_shape(compiled[name], *arguments)
-        yield Program(name, compiled[name].lower(*arguments), arguments, outputs, resident)
+        yield Program(name, compiled[name], arguments, outputs, resident)
 
 
 def _evaluation(run: Run) -> Any:

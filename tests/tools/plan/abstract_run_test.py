@@ -2,29 +2,34 @@
 
 import jax
 import numpy as np
+import plans
 import pytest
 import small_run
 
 from speciarl_jax.runtime import sharding
-from speciarl_jax.tools.plan import abstract_run
+from speciarl_jax.tools.plan import abstract_run, programs
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps
+
+GRID = (4, 4)
 
 
 def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def test_the_arguments_are_those_of_a_real_step(run):
+def programs_of(config, run, mesh=None, only=()):
+    plan = plans.plan(config, run.model_config, mesh or run.mesh, GRID, 40)
+    return {program.name: program for program in programs.programs(plan, only)}
+
+
+def test_the_planner_compiles_the_step_that_training_runs(run):
     batch = small_run.batch_of(run)
-    grid = (4, 4)
-    length = batch.tokens_BP.shape[1]
-    found = abstract_run.programs(
-        run.config, run.model_config, mesh=run.mesh, grid=grid, prompt_tokens=length
-    )
-    assert set(found) == {"step", "evaluate"}
-    state, base, _, abstract_batch, number = found["step"].arguments
-    optimizer, real, where = state_lib.start(run)
+    plan = plans.plan(run.config, run.model_config, run.mesh, GRID, batch.tokens_BP.shape[1])
+    [found] = programs.programs(plan)
+    assert found.name == "step"
+    state, base, _, abstract_batch, number = found.arguments
+    optimizer, real, state_sharding = state_lib.start(run)
     for got, want in ((state, real), (base, run.base), (abstract_batch, batch)):
         assert jax.tree.structure(got) == jax.tree.structure(want)
         assert jax.tree.leaves(shapes(got)) == jax.tree.leaves(shapes(want))
@@ -32,48 +37,46 @@ def test_the_arguments_are_those_of_a_real_step(run):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
     assert (number.shape, number.dtype) == ((), np.uint32)
     # The program itself, on the real run's verifier.
-    program = steps.train_step(run, optimizer, where)
-    want = jax.eval_shape(program, real, run.base, run.verifier, batch, np.uint32(1))
-    got = jax.eval_shape(found["step"].function, *found["step"].arguments)
-    assert got == want
+    step = steps.train_step(run, optimizer, state_sharding)
+    want = jax.eval_shape(step, real, run.base, run.verifier, batch, np.uint32(1))
+    assert found.outputs == want
 
 
-@pytest.mark.parametrize("parts", ["three", "dynamic"])
-def test_parts_fit_together(run, small_config, parts):
+@pytest.mark.parametrize("kind", ["three", "dynamic"])
+def test_stages_fit_together(run, small_config, kind):
     dynamic = {"train__dynamic_sampling__max_rounds": 2, "train__dynamic_sampling__batch_size": 16}
-    config = small_config(train__fused=False, **dynamic if parts == "dynamic" else {})
-    found = abstract_run.programs(
-        config, run.model_config, mesh=run.mesh, grid=(4, 4), prompt_tokens=40
-    )
-    names = {"evaluate", "rollout", "verify", "learn"} | ({"keep"} if parts == "dynamic" else set())
-    assert set(found) == names
-    _, _, prompt, _, rollout, category_BN, _ = found["learn"].arguments
-    assert rollout.tokens_BNT.shape == (8, 4, 8) and category_BN.shape == (8, 4)
-    assert prompt.tokens_BP.shape == (8, 40)
-    state, metrics = jax.eval_shape(found["learn"].function, *found["learn"].arguments)
-    assert shapes(state) == shapes(found["learn"].arguments[0])
+    config = small_config(train__fused=False, **dynamic if kind == "dynamic" else {})
+    found = programs_of(config, run)
+    assert list(found) == ["rollout", "verify", "update"]
+    sampled = 16 if kind == "dynamic" else 8
+    assert found["rollout"].outputs[1].tokens_BNT.shape == (sampled, 4, 8)
+    assert found["verify"].outputs[0].shape == (sampled, 4)
+    before, _, groups = found["update"].arguments
+    assert groups.rollout.tokens_BNT.shape == (8, 4, 8) and groups.category_BN.shape == (8, 4)
+    assert groups.prompt.tokens_BP.shape == (8, 40)
+    state, metrics = found["update"].outputs
+    assert shapes(state) == shapes(before)
     assert metrics["update/loss"].shape == ()
+
+
+def test_stages_of_a_fused_step_and_evaluation_can_be_asked_for(run, small_config):
+    names = ("update", "evaluate", "step")
+    found = programs_of(small_config(), run, only=names)
+    assert tuple(found) == names
+    assert found["evaluate"].outputs[1].tokens_BNT.shape == (16, 1, 8)
+    with pytest.raises(ValueError, match="there is no 'learn'; choose among"):
+        programs_of(small_config(), run, only=("learn",))
 
 
 def test_a_mesh_of_devices_that_are_not_here_will_do(run, small_config):
     config = small_config()
     mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
-    found = abstract_run.programs(
-        config, run.model_config, mesh=mesh, grid=(4, 4), prompt_tokens=40
-    )
-    batch = found["step"].arguments[3]
+    plan = plans.plan(config, run.model_config, mesh, GRID, 40)
+    batch = programs.batch_of(plan, plan.sampled)
     assert batch.tokens_BP.sharding.shard_shape((8, 40)) == (2, 40)
     with pytest.raises(
         ValueError, match="config.train.batch_size / mini_batches / micro_batches is 8"
     ):
         abstract_run.make_run(
             config, run.model_config, jax.sharding.AbstractMesh((3, 1, 1), sharding.AXES)
-        )
-
-
-def test_a_verifier_that_needs_more_is_refused(run, small_config):
-    config = small_config(verifier__name="http_judge")
-    with pytest.raises(ValueError, match="'http_judge', which needs weights or a server"):
-        abstract_run.programs(
-            config, run.model_config, mesh=run.mesh, grid=(4, 4), prompt_tokens=40
         )

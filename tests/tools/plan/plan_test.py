@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 
 import jax
 import pytest
@@ -80,10 +81,7 @@ def product_flops(jaxpr):
 def test_flops_are_those_of_the_products_in_the_traced_program(name):
     made = tiny_plan()
     ours = sum(phase.flops for phase in cost.phases(made, name))
-    if name == "rollout":
-        function = steps.rollout_function(made.run)
-    else:
-        function = steps.stages(made.run, made.optimizer).update
+    function = getattr(steps.stages(made.run, made.optimizer), name)
     traced = jax.make_jaxpr(function)(*lowered(made, name).arguments)
     assert ours == pytest.approx(product_flops(traced.jaxpr), rel=0.1)
 
@@ -124,13 +122,14 @@ def test_memory_is_what_xla_reports_and_its_arguments_what_we_count():
     made = tiny_plan()
     program = lowered(made, "update")
     found = measure.measure(made, program, None)
-    memory = program.lowered.compile().memory_analysis()
+    memory = program.lower().compile().memory_analysis()
     want = memory.argument_size_in_bytes + memory.output_size_in_bytes
     want += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     want -= memory.alias_size_in_bytes
     assert found.per_chip_bytes == want + cost.shard_bytes(made.run.verifier)
     # The compiler leaves out arguments that no one reads: patches, and frozen vision weights.
-    unread = (program.arguments[2].patches_BSC, program.arguments[2].layout)
+    prompt = program.arguments[2].prompt
+    unread = (prompt.patches_BSC, prompt.layout)
     vision = made.run.base["visual"]
     ours = cost.shard_bytes(program.arguments) - cost.shard_bytes((unread, vision))
     assert found.xla["argument_bytes"] == pytest.approx(ours, rel=0.02)
@@ -158,7 +157,9 @@ def test_a_program_that_does_not_fit_comes_with_keys_to_change():
                 "RESOURCE_EXHAUSTED: temporaries (25.50G) exceeds available HBM (15.75G)"
             )
 
-    program = dataclasses.replace(lowered(made, "update"), lowered=TooLarge())
+    program = dataclasses.replace(
+        lowered(made, "update"), function=types.SimpleNamespace(lower=lambda *_: TooLarge())
+    )
     found = measure.measure(made, program, chips.CHIPS["v5e"])
     assert found.fits is False and found.per_chip_bytes > 25 * GIB
     first = next(measure.advice(found))
