@@ -80,7 +80,7 @@ class Run:
 
         All processes must call it together, from their main threads.
         """
-        batch = self.builder.agree(batch)
+        batch = self.builder.pad_to_largest_host(batch)
         if self.vision_cache is not None:
             return self.vision_cache.place(batch)
         return sharding.put_batch(self.mesh, batch)

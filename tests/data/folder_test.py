@@ -67,7 +67,7 @@ def test_nested_folders_are_a_tree(tmp_path):
 
 def test_labels_without_a_group_are_said_to_have_no_levels(tmp_path, caplog):
     source = open_folder(fill(tmp_path, "rose/1.png", "tulip/1.png"))
-    assert "nothing is known above 2 of 2 labels" in caplog.text
+    assert "2 of 2 labels have no more general name" in caplog.text
     assert "config.data.options.group" in caplog.text and "verifier.options.path" in caplog.text
     taxonomy = Taxonomy(source.label_tree)
     assert taxonomy.category("rose", "rose").name == "SPECIFIC"

@@ -185,7 +185,7 @@ def test_too_many_broken_images_are_no_accident():
     source = images.WithoutBroken(Rows(range(20)))
     for i in range(10):
         source[i]
-    with pytest.raises(ValueError, match="11 of 20 images are broken.*data_check.*image 10"):
+    with pytest.raises(ValueError, match="11 of 20 images are broken.*tools.check_data.*image 10"):
         source[10]
 
 

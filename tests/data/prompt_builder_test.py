@@ -248,11 +248,11 @@ def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkey
     builder = make_bucketed(config, tokenizer)
     shares = [builder([example(*size)], 1) for size in ((40, 40), (150, 90), (16, 160))]
     assert len({prompt_builder.batch_sizes(share) for share in shares}) == 3
-    assert builder.agree(shares[0]) is shares[0]
+    assert builder.pad_to_largest_host(shares[0]) is shares[0]
     gathered = [prompt_builder.batch_sizes(share) for share in shares]
     monkeypatch.setattr(prompt_builder.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(prompt_builder.distributed, "gather", lambda sizes: gathered)
-    agreed = [builder.agree(share) for share in shares]
+    monkeypatch.setattr(prompt_builder.multihost, "allgather", lambda sizes: gathered)
+    agreed = [builder.pad_to_largest_host(share) for share in shares]
     assert {prompt_builder.batch_sizes(share) for share in agreed} == {
         tuple(np.max(gathered, axis=0))
     }
