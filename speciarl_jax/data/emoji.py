@@ -41,11 +41,7 @@ CONCEPT_SETS = ("benchmark", "all")
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns any error that a missing or damaged file causes into one that says how to mend it.
-
-    Raises:
-      ValueError: names the file.
-    """
+    """Turns any error that a missing or damaged file causes into one that says how to mend it."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
@@ -57,11 +53,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 
 @functools.cache
 def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
-    """Reads all drawings of a style: uint8 [keys, 64, 64, 4].
-
-    Raises:
-      ValueError: the sheet is missing, is no PNG, or has another size than the index needs.
-    """
+    """Reads all drawings of a style: uint8 [keys, 64, 64, 4]."""
     path = folder / f"{style}_64.png"
     keys, columns = len(_index(folder)["keys"]), _index(folder)["cols"]
     rows = -(-keys // columns)
@@ -77,11 +69,7 @@ def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
 
 @functools.cache
 def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
-    """Reads which cell of a sheet holds which drawing: `keys`, `cols`, and `has` of each style.
-
-    Raises:
-      ValueError: the file is missing or damaged.
-    """
+    """Reads which cell of a sheet holds which drawing: `keys`, `cols`, and `has` of each style."""
     path = folder / "index.json"
     with _reading(path):
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -114,11 +102,7 @@ class Concept:
 
 @functools.cache
 def _taxonomy(path: pathlib.Path = TAXONOMY_PATH) -> dict[str, Any]:
-    """Reads `groups`, the label ids of the `benchmark`, and `leaves`: label id -> `Concept`.
-
-    Raises:
-      ValueError: the file is missing or damaged.
-    """
+    """Reads `groups`, the label ids of the `benchmark`, and `leaves`: label id -> `Concept`."""
     with _reading(path):
         tree = json.loads(path.read_text(encoding="utf-8"))
         leaves = {

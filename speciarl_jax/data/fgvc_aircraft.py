@@ -89,11 +89,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
-    """Maps the image numbers of a part of the archive to variant, family and manufacturer.
-
-    Raises:
-      ValueError: a list is missing or damaged, or the lists name different images.
-    """
+    """Maps the image numbers of a part of the archive to variant, family and manufacturer."""
     found: dict[str, list[str]] = {}
     for level in _LEVELS:
         path = data / f"images_{level}_{part}.txt"

@@ -45,12 +45,10 @@ def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
     total = sum(weights)
     if not size:
         size = int(min(n * total / w for n, w in zip(lengths, weights, strict=True)) + 1e-9)
-    exact = [size * weight / total for weight in weights]
-    counts = [int(x + 1e-9) for x in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: size - sum(counts)]:
-        counts[i] += 1
-    return counts
+    exact = size * np.asarray(weights) / total
+    counts = (exact + 1e-9).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
+    return counts.tolist()
 
 
 class Source:

@@ -168,11 +168,7 @@ def _labels(dataset: str, builder: Any) -> tuple[list[str], Mapping[str, Any]]:
 def _open(
     builder: Any, dataset: str, data_dir: str, split: str, check_sizes: bool
 ) -> Sequence[Mapping[str, Any]]:
-    """Opens the records of a split; their images stay encoded.
-
-    Raises:
-      ValueError: the split was not prepared, has another format, or another size than published.
-    """
+    """Opens the records of a split; their images stay encoded."""
     import tensorflow_datasets as tfds
 
     published = PUBLISHED[dataset]
@@ -202,11 +198,7 @@ def _open(
 def _index(
     builder: Any, dataset: str, split: str, records: Sequence, tree: Mapping[str, Any]
 ) -> list[list[Any]]:
-    """Returns [name, class number] of each record; a file beside the records keeps the list.
-
-    Raises:
-      ValueError: a bird's class has another name in the records than in the label tree.
-    """
+    """Returns [name, class number] of each record; a file beside the records keeps the list."""
     folder = pathlib.Path(builder.data_dir)
     shards = sorted([p.name, p.stat().st_size] for p in folder.glob(f"*-{split}.*"))
     path = folder / f"speciarl_index_{split}.json"
@@ -238,11 +230,7 @@ def _text(value: Any) -> str:
 
 
 def _read_split_file(path: str, split: str) -> list[str]:
-    """Reads the image names of a split; CoOp's files hold [file, class number, class name] rows.
-
-    Raises:
-      ValueError: the file is missing or damaged, or has no such split.
-    """
+    """Reads the image names of a split; CoOp's files hold [file, class number, class name] rows."""
     try:
         content = json.loads(pathlib.Path(path).read_text())
         return [str(row[0]) for row in content[split]]
@@ -258,11 +246,7 @@ def _read_split_file(path: str, split: str) -> list[str]:
 def _pick(
     entries: Sequence[file_dataset.Entry], names: Sequence[str], path: str
 ) -> list[file_dataset.Entry]:
-    """Returns the entries that a split file names, in its order.
-
-    Raises:
-      ValueError: the file names an image that the data set lacks, or names are not unique.
-    """
+    """Returns the entries that a split file names, in its order."""
     by_name = {_stem(entry.key): entry for entry in entries}
     if len(by_name) < len(entries):
         raise ValueError(

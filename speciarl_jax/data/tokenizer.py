@@ -37,13 +37,10 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
       ValueError: the folder holds no tokenizer, a damaged one, or one without a chat template.
     """
     folder = pathlib.Path(folder)
-    if not (folder / "tokenizer.json").exists():
-        raise ValueError(
-            f"{folder} holds no tokenizer.json; point {key} at a checkpoint folder "
-            "with weights, tokenizer and preprocessor_config.json"
-        )
-    for path in folder.glob("tokenizer*.json"):
-        safetensors_io.read_json(path)  # raises where the file is damaged
+    remedy = f"point {key} at a checkpoint folder with weights, tokenizer and image processor"
+    safetensors_io.read_json(folder / "tokenizer.json", remedy)
+    if (folder / "tokenizer_config.json").exists():
+        safetensors_io.read_json(folder / "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
