@@ -1,4 +1,4 @@
-"""The embedded benchmark: what is in it, what an image depends on, and what is refused."""
+"""The benchmark that ships: what is in it, what an image depends on, and what is refused."""
 
 import json
 import shutil

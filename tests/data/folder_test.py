@@ -11,7 +11,7 @@ from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
 def fill(root, *names, size=(8, 6)):
-    """Images at those places, each of one colour that its place decides."""
+    """Writes images of one colour each; the path decides the colour."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
