@@ -1,4 +1,4 @@
-"""FGVC Aircraft alone: 3,000 images; 100 variants with families and manufacturers.
+"""FGVC Aircraft: 3,000 images of 100 variants, with families and manufacturers.
 
 python -m speciarl_jax.tools.prepare_data --dataset=fgvc_aircraft --data_dir=DATA
 python -m speciarl_jax.train --config=configs/aircraft.py --workdir=runs/aircraft \
@@ -11,7 +11,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with another data set."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.options.dataset = "fgvc_aircraft"
     config.evaluation.options.dataset = "fgvc_aircraft"

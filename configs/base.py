@@ -1,7 +1,7 @@
-"""Every key of training and evaluation. An experiment is this file plus its differences.
+"""Lists every key of training and evaluation; other configurations change some of them.
 
-The values are the paper's main experiment (arXiv 2603.03197): Qwen2.5-VL-7B, ten answers about each
-image, GRPO with the best-prediction reward.
+The values are those of the paper's main experiment (arXiv 2603.03197): Qwen2.5-VL-7B, ten rollouts
+of each image, GRPO with the best-prediction reward.
 """
 
 import ml_collections
@@ -9,11 +9,11 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The complete configuration; entry points accept no key that is not here."""
+    """Returns the complete configuration; programs accept no key that is not here."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of adapters, order of images, augmentation and sampling
-    # Folder of compiled programs, which later runs read instead of compiling; "" for none. Runs may
-    # share it; machines whose processors differ may not.
+    # Folder where compiled programs are kept, so that later runs need not compile them; "" for
+    # none. Runs may share it, but not machines with different processors.
     config.compilation_cache = ""
     config.model = _model()
     config.mesh = _mesh()
@@ -28,108 +28,107 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = _train()
     config.evaluation = _evaluation()
     config.checkpoint = _checkpoint()
-    # A key that is not here is refused; `options` may be replaced as a whole.
+    # Other keys are refused; a section `options` may be replaced as a whole.
     return config.lock()
 
 
 def _model() -> ml_collections.ConfigDict:
     """The policy."""
     model = ml_collections.ConfigDict()
-    # The policy: a checkpoint folder in the Hugging Face layout, or the name of one that ships with
-    # the package ("emoji_tiny").
+    # Checkpoint folder in the Hugging Face layout, or the name of a policy that ships with the
+    # package ("emoji_tiny").
     model.path = config_dict.placeholder(str)
     model.dtype = "bfloat16"  # of matrix products
     model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
-    # The frozen linear layers of the decoder: "param_dtype", as above, or "int8" with a scale for
-    # each output channel, half of bfloat16's memory.
+    # Frozen linear layers of the decoder: "param_dtype", as above; or "int8" with a scale for each
+    # output channel, which takes half of bfloat16's memory.
     model.base_weights = "param_dtype"
     model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the decoder
-    model.lora_alpha = 32.0  # their product is scaled by lora_alpha / lora_rank
-    model.scan_unroll = 1  # layers a turn of the loop over layers
-    # Over whole sequences (prompts, images, answers that are learned from): "xla" makes arrays of
-    # scores; "splash", the Pallas kernel for TPU, makes none (elsewhere it is interpreted, slowly),
-    # nor does "cudnn" on GPUs (elsewhere XLA computes the same calls). "auto": splash on TPU, xla
-    # elsewhere.
+    model.lora_alpha = 32.0  # the product of an adapter is scaled by lora_alpha / lora_rank
+    model.scan_unroll = 1  # layers in each iteration of the loop over layers
+    # Attention over whole sequences (prompts, images, completions in the update). "xla" stores the
+    # attention scores. "splash", the Pallas kernel for TPU, does not; on other devices it runs in a
+    # slow interpreter. "cudnn" does not on GPUs; on other devices XLA computes the same calls.
+    # "auto" is splash on TPU and xla elsewhere.
     model.attention = "auto"
     return model
 
 
 def _mesh() -> ml_collections.ConfigDict:
-    """Devices."""
+    """The mesh of devices."""
     mesh = ml_collections.ConfigDict()
-    # Devices: sizes of the mesh axes; their product is the number of devices. -1: what is left.
-    mesh.data = 1  # the batch is cut, the weights are copied
-    mesh.fsdp = -1  # the batch and the weights are cut
-    mesh.tensor = 1  # heads and hidden units are cut
+    # Sizes of the mesh axes; their product is the number of devices. -1 takes the remaining
+    # devices.
+    mesh.data = 1  # the batch is split, the weights are replicated
+    mesh.fsdp = -1  # the batch and the weights are split
+    mesh.tensor = 1  # heads and hidden units are split
     return mesh
 
 
 def _data() -> ml_collections.ConfigDict:
     """Images, labels and prompts."""
     data = ml_collections.ConfigDict()
-    # Images and labels: the name is a module of `speciarl_jax/data`; the options are those of its
-    # `Source`, but for the seed.
+    # Data set: the name of a module of `speciarl_jax/data`, and the options of its `Source` except
+    # the seed.
     data.name = "emoji"
     data.options = ml_collections.ConfigDict()
-    data.options.split = "reinforcement"  # or "pretraining", "held_out": families of designers
+    data.options.split = "reinforcement"  # or "pretraining", "held_out": families of styles
     data.options.difficulty = "mixed"  # or "clean", "easy", "moderate", "hard"
     data.options.image_size = 48  # pixels
-    data.options.concept_set = "benchmark"  # what most designers have drawn; or "all"
+    data.options.concept_set = "benchmark"  # things that most designers have drawn; or "all"
     data.options.domains = ()  # groups to keep; () for all
-    data.options.views = 1  # differently augmented images of each drawing
-    data.workers = 2  # threads that read and draw images
-    # An image that cannot be read: "raise", or "skip": it is logged, counted (data/skipped),
-    # and neither learned from nor scored.
+    data.options.views = 1  # number of differently augmented images of each drawing
+    data.workers = 2  # threads that read and augment images
+    # What happens if an image cannot be read: "raise" stops the run; "skip" logs and counts the
+    # image (data/skipped), and neither trains on it nor scores it.
     data.on_decode_error = "raise"
-    # What the policy is asked: a prompt of `data/prompt_texts`, or the path of a text file.
+    # Instruction to the policy: a prompt of `data/prompt_texts`, or the path of a text file.
     data.prompt = "base"
     data.system = ""  # system message; "" for none
     data.max_prompt_tokens = 2048  # image tokens included; a longer prompt is refused
-    # Larger images are shrunk to so many pixels (28 x 28 of Qwen2.5-VL's are an image token);
-    # None: the limit in the checkpoint's preprocessor_config.json.
+    # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
+    # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
-    # Images of many sizes are padded to sizes of a series, each so many times the one
-    # before, and so need a handful of compiled programs. 1: exact sizes, for images of one size.
+    # Images of many sizes are padded to bucket sizes, so that they need few compiled programs. This
+    # is the factor from one bucket size to the next. 1: exact sizes, for images of one size.
     data.bucket_growth = 1.25
-    # Features of images are kept, so that the frozen vision encoder need not run for an image that
-    # was seen before: in the next epoch if nothing augments it, and in the next evaluation.
+    # Keeps the features of images, so that the frozen vision encoder need not run again for the
+    # same image: in the next epoch (if nothing augments it) and in the next evaluation.
     data.vision_cache = ml_collections.ConfigDict()
     data.vision_cache.place = "none"  # or "host": in memory; or "disk": in `path`
-    data.vision_cache.bytes = 8 * 2**30  # at most; in memory that of each process
+    data.vision_cache.bytes = 8 * 2**30  # upper limit; in memory, of each process
     data.vision_cache.path = "runs/vision_cache"  # runs and processes may share it
-    # 0: the encoder runs for the whole batch if one of its images is not known; otherwise for
-    # unknown images only, so many at a time on each device that the batch is cut over, which
-    # saves more. With 0 and batches of one shape the bits are those without the cache. The last
-    # bits of features may differ that come from another shape (`bucket_growth`, or not 0 here).
+    # 0: the encoder runs for the whole batch if one of its images is not in the cache. Above 0: it
+    # runs only for the images that are not, this number at a time on each device that holds a part
+    # of the batch, which saves more. With 0 and batches of one shape the results are the same to
+    # the bit as without the cache; features computed in another shape may differ in the last bits.
     data.vision_cache.images_per_device = 0
     return data
 
 
 def _rollout() -> ml_collections.ConfigDict:
-    """Sampling of answers."""
+    """Sampling of rollouts for training."""
     rollout = ml_collections.ConfigDict()
-    # Sampling of the answers that are learned from.
-    rollout.num_rollouts = 10  # N, answers about each image
-    rollout.max_tokens = 2048  # T, of one answer
+    rollout.num_rollouts = 10  # N, rollouts of each image
+    rollout.max_tokens = 2048  # T, tokens of a rollout
     rollout.temperature = 1.0  # above 0
-    rollout.top_p = 1.0  # share of the probability that is sampled from; 1: all of it
-    # Decode with a copy of the decoder's linear layers to which the adapters are added, rounded to
-    # param_dtype: fewer products a token, for the memory of the copy, which is that of these layers
-    # (13 GB for the 7B model in bfloat16) and lives as long as the sampling. Not with int8 weights.
-    # It pays where many tokens are decoded and the copy fits: without it each token takes two more,
-    # narrow products a linear layer. For the 7B model on 16 chips of TPU v5e it would not fit.
+    rollout.top_p = 1.0  # share of the probability mass to sample from; 1: all of it
+    # Decodes with a copy of the decoder's linear layers that has the adapters added, rounded to
+    # param_dtype. Saves two narrow products for each token and linear layer. The copy takes the
+    # memory of these layers (13 GB for the 7B model in bfloat16) during sampling. Worth it if many
+    # tokens are decoded and the copy fits; for the 7B model on 16 chips of TPU v5e it does not. Not
+    # possible with int8 weights.
     rollout.merge_lora = False
-    # When the answers that go on fit into half of the places, they are moved together, with the
-    # caches of their prompts, and a loop of half the size goes on; and so on, so many times. Halves
-    # of the answers about an image come first, then halves of the images (greedy answers). Each
-    # time is a loop to compile.
+    # Compactions of the decode slots. When the unfinished rollouts fit into half of the slots, they
+    # are moved there with the caches of their prompts, and a loop of half the size goes on. This is
+    # done at most `num_compactions` times: first the rollouts of each image are halved, then (with
+    # greedy decoding) the images. Each compaction is one more loop to compile.
     rollout.num_compactions = 2
-    # Memory: the answers about a batch are sampled in parts, one after the other, so that keys and
-    # values of prompts and answers take at most so many bytes on a device (weights, and the copy of
-    # `merge_lora`, come on top), and parts hold at most so many images (of all devices). 0: no
-    # limit. No answer depends on it.
+    # Memory: a batch is sampled in chunks, one after the other. `cache_bytes` limits the keys and
+    # values of prompts and rollouts on a device (weights and the copy of `merge_lora` come on top),
+    # `max_images_per_chunk` the images of a chunk. 0: no limit. No rollout depends on them.
     rollout.cache_bytes = 0
-    rollout.max_images_per_chunk = 0  # of all devices together
+    rollout.max_images_per_chunk = 0  # on all devices together
     return rollout
 
 
@@ -212,32 +211,32 @@ def _http_judge() -> ml_collections.ConfigDict:
 
 
 def _label_noise() -> ml_collections.ConfigDict:
-    """Verdicts that are wrong on purpose."""
+    """Verdicts that are wrong on purpose, to study robustness; never in evaluation."""
     label_noise = ml_collections.ConfigDict()
-    # Verdicts that are wrong on purpose, for the study of robustness; evaluation has none.
-    label_noise.rate = 0.0  # probability that a verdict moves one rank up or down
-    label_noise.seed = 0  # which verdicts move
+    label_noise.rate = 0.0  # probability that a verdict moves one category up or down
+    label_noise.seed = 0  # decides which verdicts move
     return label_noise
 
 
 def _reward() -> ml_collections.ConfigDict:
-    """What an answer earns."""
+    """The reward."""
     reward = ml_collections.ConfigDict()
-    # The reward: a module of `speciarl_jax/rl/rewards` with a function `reward`.
+    # Name of a module of `speciarl_jax/rl/rewards` with a function `reward`.
     reward.name = "best_prediction"
     reward.options = ml_collections.ConfigDict()
-    reward.options.mode = "all"  # or "single": only the first of the best answers
+    reward.options.mode = "all"  # or "single": only the first of the best rollouts earns 1
     reward.options.unparsed_reward = -1.0  # the format penalty
-    # What the longest answer loses, rising over the last `overlong_buffer` tokens; 0 for none.
+    # Penalty of a rollout of `max_tokens`; it rises linearly over the last `overlong_buffer`
+    # tokens. 0 for none.
     reward.overlong_penalty = 0.0
     reward.overlong_buffer = 512  # tokens
     return reward
 
 
 def _advantage() -> ml_collections.ConfigDict:
-    """How answers of a group are compared."""
+    """How the rewards of a group become advantages."""
     advantage = ml_collections.ConfigDict()
-    advantage.baseline = "mean"  # or "leave_one_out": of the other answers
+    advantage.baseline = "mean"  # or "leave_one_out": mean of the other rollouts
     advantage.normalize_by_std = True  # divide by the group's standard deviation
     advantage.epsilon = 1e-6  # added to that deviation
     return advantage
@@ -246,25 +245,26 @@ def _advantage() -> ml_collections.ConfigDict:
 def _loss() -> ml_collections.ConfigDict:
     """The policy loss."""
     loss = ml_collections.ConfigDict()
-    # The policy loss: a module of `speciarl_jax/rl/losses` with a function `policy_loss`.
+    # Name of a module of `speciarl_jax/rl/losses` with a function `policy_loss`.
     loss.name = "grpo"
     loss.options = ml_collections.ConfigDict()
     loss.options.clip_low = 0.2  # how far the ratio may fall below 1
     loss.options.clip_high = 0.2  # how far it may rise above 1
-    loss.options.dual_clip = 3.0  # bound of the ratio where the advantage is negative; above 1
-    loss.options.log_ratio_clamp = 20.0  # bound of its logarithm, so that it stays finite
+    loss.options.dual_clip = 3.0  # bound of the ratio if the advantage is negative; above 1
+    loss.options.log_ratio_clamp = 20.0  # bound of the logarithm of the ratio, to keep it finite
     # "token_mean", "sequence_mean", or "constant" with the option `length`
     # (losses/token_weights.py; losses/__init__.py lists what the methods use).
     loss.token_weights = "token_mean"
     loss.token_weights_options = ml_collections.ConfigDict()  # of that function
     loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
-    loss.kl_in = "loss"  # or "reward": summed over the answer, taken from its reward
-    # What the ratio is taken against: the log-probabilities of the "rollout", or those "recomputed"
-    # for the same weights, at the price of a forward pass if a step has several updates. Metrics
-    # `update/sampler_*` say how far the two are apart.
+    loss.kl_in = "loss"  # or "reward": summed over the rollout and subtracted from its reward
+    # Denominator of the ratio: the log-probabilities of the "rollout", or those "recomputed" with
+    # the same weights, which costs a forward pass if a step has several updates. The metrics
+    # `update/sampler_*` measure how far the two are apart.
     loss.old_logprobs = "rollout"
-    # With "recomputed": bound of the importance weight that corrects for the sampler; 0 for none.
+    # With "recomputed": upper bound of the importance weight that corrects for the difference
+    # between sampler and trainer; 0 for no correction.
     loss.tis_cap = 0.0
     return loss
 
@@ -273,9 +273,9 @@ def _optimizer() -> ml_collections.ConfigDict:
     """AdamW."""
     optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 3e-5  # after the warm-up
-    optimizer.warmup_steps = 0  # updates in which the rate rises to it; 0 for none
-    optimizer.decay_steps = 0  # updates until a cosine has taken the rate to 0; 0: constant
-    optimizer.weight_decay = 0.01  # decoupled, times the learning rate
+    optimizer.warmup_steps = 0  # updates of linear warm-up; 0 for none
+    optimizer.decay_steps = 0  # updates until the cosine decay reaches 0; 0: constant rate
+    optimizer.weight_decay = 0.01  # decoupled; multiplied by the learning rate
     optimizer.b1 = 0.9  # decay of the first moment
     optimizer.b2 = 0.999  # decay of the second moment
     optimizer.epsilon = 1e-8  # added to the root of the second moment
@@ -284,66 +284,65 @@ def _optimizer() -> ml_collections.ConfigDict:
 
 
 def _train() -> ml_collections.ConfigDict:
-    """Steps and their parts."""
+    """Training steps and their parts."""
     train = ml_collections.ConfigDict()
-    # "rl", or "sft": supervised training on `target`.
+    # "rl", or "sft": supervised fine-tuning on `target`.
     train.objective = "rl"
-    # The fields of the data set's rows stand in braces.
+    # Template of the completion to imitate; fields of the data set's rows are in braces.
     train.target = "<think>This is an image of {label}.</think> <answer>{label}</answer>"
     train.steps = 165  # a step samples, verifies and updates
-    train.batch_size = 256  # images a step
-    train.mini_batches = 2  # optimizer updates a pass
-    train.ppo_epochs = 1  # times that a step goes through its answers
-    train.micro_batches = 1  # parts of a mini-batch, for memory; changes no number
-    # Micro-batches are made of images whose longest answers are about as long, and their answers
-    # cut to the narrowest that holds them of so many widths: T, half of T, a quarter, ... That
-    # changes no number, and runs less padding where answers are much shorter than
-    # `rollout.max_tokens`; each width is one more program to compile.
+    train.batch_size = 256  # images of a step
+    train.mini_batches = 2  # optimizer updates in each PPO epoch
+    train.ppo_epochs = 1  # number of times that a step trains on its rollouts
+    train.micro_batches = 1  # parts of a mini-batch, to save memory; changes no result
+    # Number of length buckets: T, T / 2, T / 4, ... Micro-batches hold images whose longest
+    # rollouts have about the same length, and are padded to the smallest bucket that fits. Saves
+    # padding if rollouts are much shorter than `rollout.max_tokens`, and changes no result. Each
+    # bucket is one more program to compile.
     train.num_length_buckets = 4
-    train.logprob_chunk = 16  # answer positions a call of the language-model head
-    # What the backward pass computes again, to save memory: "none"; "dots", all but the results of
-    # the linear layers; or "full", whole layers.
+    train.logprob_chunk = 16  # completion positions in each call of the language-model head
+    # What the backward pass computes again to save memory: "none"; "dots": everything but the
+    # results of the linear layers; or "full": whole layers.
     train.remat = "full"
     train.dynamic_sampling = ml_collections.ConfigDict()
-    # Dynamic sampling (DAPO): a step samples rounds of so many images until `train.batch_size`
-    # groups have rewards that differ, at most `max_rounds` times; 0 for none.
+    # Dynamic sampling (DAPO): a step samples rounds of images until `train.batch_size` groups have
+    # rewards that differ, but at most `max_rounds` rounds; 0 turns it off.
     train.dynamic_sampling.max_rounds = 0
-    train.dynamic_sampling.batch_size = 768  # images a round
-    # One compiled program for rollout, verify, reward and update; with a verifier on the host or
-    # dynamic sampling there are always several.
+    train.dynamic_sampling.batch_size = 768  # images of a round
+    # Compiles rollout, verify, reward and update into one program. With a verifier on the host or
+    # with dynamic sampling there are always several programs.
     train.fused = True
-    train.max_skipped = 5  # updates in a row that may fail (not finite) before the run stops
+    train.max_skipped = 5  # the run stops after this many skipped (not finite) updates in a row
     train.log_every = 1  # steps
-    # In the first step and every so many the answers about the first images of the batch are kept
-    # for people to look at; 0: never.
+    # The first step and every `samples_every`-th log the rollouts of the first `num_logged_images`
+    # images of the batch, for people to look at; 0: never.
     train.samples_every = 10  # steps
-    train.num_logged_images = 4  # so many of them
-    train.profile_steps = 3  # traced when asked for (speciarl_jax/runtime/profiler.py)
+    train.num_logged_images = 4  # images
+    train.profile_steps = 3  # steps of a trace that is asked for (speciarl_jax/runtime/profiler.py)
     return train
 
 
 def _evaluation() -> ml_collections.ConfigDict:
-    """Evaluation."""
+    """Evaluation before and after training, and by `python -m speciarl_jax.evaluate`."""
     evaluation = ml_collections.ConfigDict()
-    # Before and after training, and by `python -m speciarl_jax.evaluate`.
-    evaluation.options = ml_collections.ConfigDict()  # what differs from data.options
-    evaluation.options.split = "held_out"  # designers that no training sees
+    evaluation.options = ml_collections.ConfigDict()  # differences from data.options
+    evaluation.options.split = "held_out"  # styles that no training sees
     evaluation.options.difficulty = "mixed"  # all levels
-    evaluation.options.views = 1  # of each drawing
-    # What `python -m speciarl_jax.evaluate` answers about instead of that: name -> `name` of a
-    # module of `speciarl_jax/data` and `options` of its `Source`.
+    evaluation.options.views = 1  # images of each drawing
+    # Data sets that `python -m speciarl_jax.evaluate` uses instead: name -> `name` of a module of
+    # `speciarl_jax/data` and `options` of its `Source`.
     evaluation.sets = ml_collections.ConfigDict()
-    evaluation.batch_size = 256  # images a call
+    evaluation.batch_size = 256  # images of a batch
     evaluation.seed = 1  # of images and of sampling; the same for every training seed
-    evaluation.best_of_batch_size = 16  # images a call of best-of-N
-    evaluation.best_of_temperature = 0.6  # of its samples
-    evaluation.best_of_top_p = 0.95  # likewise
-    # What a correct answer adds to specificity. The paper does not state its weights.
+    evaluation.best_of_batch_size = 16  # images of a batch of best-of-N
+    evaluation.best_of_temperature = 0.6  # of the samples of best-of-N
+    evaluation.best_of_top_p = 0.95  # of the samples of best-of-N
+    # Weight of each correct category in specificity. The paper does not state its weights.
     evaluation.weights = ml_collections.ConfigDict()
-    evaluation.weights.generic = 1 / 3  # names the group of what is seen
-    evaluation.weights.less_specific = 2 / 3  # something between group and label
+    evaluation.weights.generic = 1 / 3  # the group of the label
+    evaluation.weights.less_specific = 2 / 3  # a name between group and label
     evaluation.weights.specific = 1.0  # the label
-    evaluation.weights.more_specific = 1.0  # a kind of it
+    evaluation.weights.more_specific = 1.0  # a kind of the label
     return evaluation
 
 
@@ -351,8 +350,9 @@ def _checkpoint() -> ml_collections.ConfigDict:
     """Checkpoints."""
     checkpoint = ml_collections.ConfigDict()
     checkpoint.save_every = 10  # steps
-    checkpoint.keep = 2  # of the latest
-    # So many of the best stay besides, by the mean of a metric since the checkpoint before.
+    checkpoint.keep = 2  # number of the latest checkpoints to keep
+    # Number of the best checkpoints to keep as well, by the mean of `best_metric` since the
+    # checkpoint before.
     checkpoint.keep_best = 0
     checkpoint.best_metric = "reward/mean"  # of metrics.jsonl
     checkpoint.best_mode = "max"  # or "min"

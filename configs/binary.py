@@ -1,4 +1,4 @@
-"""RFT: the reward is whether the answer is specific or more specific, whatever the group says.
+"""RFT: the reward is 1 for specific and more specific rollouts, whatever else is in the group.
 
 python -m speciarl_jax.train --config=configs/binary.py --workdir=runs/binary
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with the binary reward."""
+    """Changes the reward of `parent`."""
     config = configs.load(parent)
     config.reward.name = "binary"
     config.reward.options = ml_collections.ConfigDict({"unparsed_reward": -1.0})

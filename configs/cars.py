@@ -1,4 +1,4 @@
-"""Stanford Cars alone: 3,000 images; make, model, body and year of 196 cars.
+"""Stanford Cars: 3,000 images of 196 cars, with make, model, body and year.
 
 python -m speciarl_jax.tools.prepare_data --dataset=cars196 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/cars.py --workdir=runs/cars \
@@ -11,7 +11,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with another data set."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.options.dataset = "cars196"
     config.evaluation.options.dataset = "cars196"

@@ -1,4 +1,4 @@
-"""Data scaling: 2048 images of CUB-200-2011, which lie within the larger subsets.
+"""Data scaling: 2048 images of CUB-200-2011, a part of every larger subset.
 
 python -m speciarl_jax.train --config=configs/cub_2048.py --workdir=runs/cub_2048 \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
@@ -10,7 +10,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with fewer images."""
+    """Changes the number of images of `cub.py`."""
     config = cub.get_config()
     config.data.options.subset = 2048
     return config

@@ -3,13 +3,13 @@
 python -m speciarl_jax.train --config=configs/cub_3b_one_gpu.py --workdir=runs/cub_3b \
     --config.model.path=CHECKPOINT --config.data.options.data_dir=DATA
 
-Batch, N, T and all rates are the paper's. Memory, by arithmetic as in `cub_3b.py`, not measured:
+Batch, N, T and all rates are the paper's. Memory, computed as in `cub_3b.py` and not measured:
 - weights 7.5 GB; adapters with gradient and two moments 1.9 GB.
-- images: the encoder runs for 8 at a time, and their features are kept on the host (6.5 GB for
+- images: the vision encoder runs for 8 at a time; their features are kept on the host (6.5 GB for
   3,000 images of 529 tokens).
-- sampling: 1.16 GB an image, so the 256 images of a step come in eight parts of 32, 37 GB.
-- update: two images at a time, 6.2 GB of layer inputs, and of a layer 2.8 GB and 7 GB, each a
-  few times over.
+- sampling: 1.16 GB per image; the 256 images of a step are sampled in eight chunks of 32, 37 GB.
+- update: two images at a time take 6.2 GB of layer inputs, and for one layer 2.8 GB of hidden units
+  and 7 GB of scores, each a few times.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with a step in small parts."""
+    """Changes `cub.py` to take less memory."""
     config = cub.get_config()
     config.data.vision_cache.place = "host"
     config.data.vision_cache.images_per_device = 8

@@ -1,6 +1,6 @@
-"""The paper's training set and policy (7B) on 16 chips of TPU v5e, 16 GB each; `cub.py` otherwise.
+"""The paper's training set and policy (7B) on 16 chips of TPU v5e, 16 GB each.
 
-What it takes: launch/plans/cub_v5e16.txt.
+Memory and time: launch/plans/cub_v5e16.txt.
 """
 
 import ml_collections
@@ -9,10 +9,10 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` in parts that fit."""
+    """Changes mesh, chunks and micro-batches of `cub.py`."""
     config = cub.get_config()
-    # No chip gathers weights while it decodes: four chips hold a copy.
+    # Four chips share a copy of the weights, so that no chip gathers weights while it decodes.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 4, 1, 4
     config.rollout.max_images_per_chunk = 64
-    config.train.micro_batches = 32  # an image for each copy
+    config.train.micro_batches = 32  # one image per copy
     return config

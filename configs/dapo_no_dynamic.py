@@ -1,4 +1,4 @@
-"""DAPO (arXiv 2503.14476) without dynamic sampling: a higher upper clip, a price on length, no KL.
+"""DAPO (arXiv 2503.14476) without dynamic sampling: higher upper clip, length penalty, no KL.
 
 python -m speciarl_jax.train --config=configs/dapo_no_dynamic.py --workdir=runs/dapo_no_dynamic
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with DAPO's loss and length penalty."""
+    """Changes loss and length penalty of `parent`."""
     config = configs.load(parent)
     config.advantage.normalize_by_std = True
     config.loss.options.clip_high = 0.28

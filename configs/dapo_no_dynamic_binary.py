@@ -1,4 +1,4 @@
-"""`dapo_no_dynamic.py` with the binary reward.
+"""DAPO without dynamic sampling, with the binary reward.
 
 python -m speciarl_jax.train --config=configs/dapo_no_dynamic_binary.py --workdir=runs/dapo_binary
 """
@@ -9,5 +9,5 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with both."""
+    """Changes loss and reward of `parent`."""
     return configs.load(f"binary:dapo_no_dynamic:{parent}")

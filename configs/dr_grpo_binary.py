@@ -1,4 +1,4 @@
-"""`dr_grpo.py` with the binary reward.
+"""Dr.GRPO with the binary reward.
 
 python -m speciarl_jax.train --config=configs/dr_grpo_binary.py --workdir=runs/dr_grpo_binary
 """
@@ -9,5 +9,5 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with both."""
+    """Changes advantage, loss and reward of `parent`."""
     return configs.load(f"binary:dr_grpo:{parent}")

@@ -1,4 +1,4 @@
-"""Flowers102 alone: TFDS' train split, 1,020 images; its test split has 6,149 (CoOp's 2,463).
+"""Flowers102: the 1,020 images of TFDS' train split; its test split has 6,149 (CoOp's 2,463).
 
 python -m speciarl_jax.tools.prepare_data --dataset=oxford_flowers102 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/flowers.py --workdir=runs/flowers \
@@ -11,7 +11,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with another data set."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.options.dataset = "oxford_flowers102"
     config.data.options.subset = 0

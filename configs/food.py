@@ -1,4 +1,4 @@
-"""Food101 alone: 3,000 images; its test split has 25,250 (CoOp's 30,300).
+"""Food101: 3,000 images; its test split has 25,250 (CoOp's 30,300).
 
 python -m speciarl_jax.tools.prepare_data --dataset=food101 --data_dir=DATA
 python -m speciarl_jax.train --config=configs/food.py --workdir=runs/food \
@@ -11,7 +11,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with another data set."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.options.dataset = "food101"
     config.evaluation.options.dataset = "food101"

@@ -1,4 +1,4 @@
-"""GRPO as first published (arXiv 2402.03300): every answer weighs the same, short or long.
+"""GRPO as first published (arXiv 2402.03300): all rollouts weigh the same, short or long.
 
 python -m speciarl_jax.train --config=configs/grpo_sequence_mean.py --workdir=runs/sequence_mean
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with the sequence mean."""
+    """Changes the token weights of `parent`."""
     config = configs.load(parent)
     config.advantage.normalize_by_std = True
     config.loss.token_weights = "sequence_mean"

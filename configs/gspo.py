@@ -1,4 +1,4 @@
-"""GSPO (arXiv 2507.18071): one ratio for a whole answer, and a narrow clip.
+"""GSPO (arXiv 2507.18071): one ratio for a whole rollout, narrow clip.
 
 python -m speciarl_jax.train --config=configs/gspo.py --workdir=runs/gspo
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with GSPO's loss."""
+    """Changes the loss of `parent`."""
     config = configs.load(parent)
     config.advantage.normalize_by_std = True
     config.loss.name = "gspo"

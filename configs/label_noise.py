@@ -1,4 +1,4 @@
-"""A verifier that errs: each verdict moves one rank with the probability given.
+"""Wrong verdicts: each moves one category up or down with the given probability.
 
 python -m speciarl_jax.train --config=configs/label_noise.py:0.05 --workdir=runs/label_noise_05
 python -m speciarl_jax.train --config=configs/label_noise.py:0.10 --workdir=runs/label_noise_10
@@ -12,13 +12,13 @@ import configs
 
 
 def get_config(argument: str) -> ml_collections.ConfigDict:
-    """The configuration behind the second colon with label noise; `base` if there is none.
+    """Adds label noise to a configuration.
 
     Args:
-      argument: "RATE" or "RATE:PARENT".
+      argument: "RATE" or "RATE:PARENT"; the parent is "base" by default.
 
     Raises:
-      ValueError: the rate is no number.
+      ValueError: the rate is not a number.
     """
     rate, _, parent = argument.partition(":")
     config = configs.load(parent or "base")

@@ -1,6 +1,6 @@
-"""Six data sets, 500 images of each; evaluated on the test splits, 300 images of each.
+"""Mixture of six data sets, 500 images of each; evaluation on 300 images of each test split.
 
-Each set is prepared once: python -m speciarl_jax.tools.prepare_data --dataset=NAME --data_dir=DATA
+Prepare each set once: python -m speciarl_jax.tools.prepare_data --dataset=NAME --data_dir=DATA
 
 python -m speciarl_jax.train --config=configs/mixture.py --workdir=runs/mixture \
     --config.model.path=CHECKPOINT --config.data.options.common.data_dir=DATA
@@ -13,7 +13,7 @@ from speciarl_jax.data import tfds_images
 
 
 def parts(split: str, subset: int) -> ml_collections.ConfigDict:
-    """Every data set of the paper with the same weight."""
+    """Returns all data sets of the paper with equal weights."""
     return ml_collections.ConfigDict(
         {
             dataset: {
@@ -27,14 +27,14 @@ def parts(split: str, subset: int) -> ml_collections.ConfigDict:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with a mixture."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.name = "mixture"
     config.data.options = ml_collections.ConfigDict()
     config.data.options.parts = parts("train", 500)
     # Options of every part.
     config.data.options.common = ml_collections.ConfigDict({"data_dir": "", "check_sizes": True})
-    config.data.options.size = 0  # images an epoch; 0: as many as there are without repeating
+    config.data.options.size = 0  # images of an epoch; 0: the most without a repetition
     config.evaluation.options = ml_collections.ConfigDict()
     config.evaluation.options.parts = parts("test", 300)
     return config

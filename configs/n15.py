@@ -1,4 +1,4 @@
-"""Fifteen answers about each image.
+"""Groups of fifteen rollouts.
 
 python -m speciarl_jax.train --config=configs/n15.py --workdir=runs/n15
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with fifteen answers."""
+    """Changes the group size of `parent`."""
     config = configs.load(parent)
     config.rollout.num_rollouts = 15
     return config

@@ -1,4 +1,4 @@
-"""Five answers about each image.
+"""Groups of five rollouts.
 
 python -m speciarl_jax.train --config=configs/n5.py --workdir=runs/n5
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with five answers."""
+    """Changes the group size of `parent`."""
     config = configs.load(parent)
     config.rollout.num_rollouts = 5
     return config

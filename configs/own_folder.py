@@ -1,4 +1,4 @@
-"""Your own images: a folder of folders, each named after what its images show.
+"""Your own images: a folder for each label.
 
 python -m speciarl_jax.tools.check_data --config=configs/own_folder.py --out=runs/data_check \
     --config.data.options.path=FOLDER
@@ -6,8 +6,8 @@ python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
     --config.model.path=CHECKPOINT --config.data.options.path=FOLDER
 
 A tenth of the images is held out. If yours are split already, set config.evaluation.options.path
-too, and both `part` to "all". The taxonomy verifier needs to know what is above a label: nest the
-folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
+as well, and `part` to "all" in both sections. The taxonomy verifier must know more general names of
+each label: nest the folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
 """
 
 import ml_collections
@@ -17,15 +17,15 @@ from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`base.py` with a folder."""
+    """Changes the data set of `base.py`."""
     config = base.get_config()
     config.data.name = "folder"
     config.data.options = ml_collections.ConfigDict()
     config.data.options.path = config_dict.placeholder(str)
-    config.data.options.group = ""  # what all labels are; "": the outermost folder
+    config.data.options.group = ""  # what all labels are ("bird"); "": the outermost folder
     config.data.options.part = "training"
     config.data.options.held_out_share = 0.1
-    config.data.options.subset = 0  # as many of each label as possible; 0: all
+    config.data.options.subset = 0  # balanced over the labels; 0: all
     config.data.options.subset_seed = 0
     config.data.max_pixels = 640 * 640
     config.data.workers = 8

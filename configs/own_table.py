@@ -1,4 +1,4 @@
-"""Your own images: a CSV, TSV, JSONL or Parquet file with a row for each.
+"""Your own images: a CSV, TSV, JSONL or Parquet file with a row for each image.
 
 python -m speciarl_jax.tools.check_data --config=configs/own_table.py --out=runs/data_check \
     --config.data.options.path=FILE
@@ -12,14 +12,14 @@ from configs import own_folder
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`own_folder.py` with a table."""
+    """Changes the data set of `own_folder.py`."""
     config = own_folder.get_config()
     config.data.name = "table"
     with config.unlocked():
         options = config.data.options
-        options.image_column = "image"  # path, or in Parquet the image itself
+        options.image_column = "image"  # paths, or in Parquet the images themselves
         options.label_column = "label"
         options.label_path_column = ""  # "animal > bird > duck > mallard"; "": none
-        options.id_column = ""  # "": the path is a row's identity
-        options.root = ""  # where relative paths start; "": the folder of the table
+        options.id_column = ""  # "": the path identifies a row
+        options.root = ""  # folder of relative paths; "": that of the table
     return config

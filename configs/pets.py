@@ -1,4 +1,4 @@
-"""Oxford Pets alone: 3,000 of 3,680 images; 37 breeds of dogs and cats.
+"""Oxford Pets: 3,000 of 3,680 images of 37 breeds of dogs and cats.
 
 python -m speciarl_jax.tools.prepare_data --dataset=oxford_iiit_pet --data_dir=DATA
 python -m speciarl_jax.train --config=configs/pets.py --workdir=runs/pets \
@@ -11,7 +11,7 @@ from configs import cub
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`cub.py` with another data set."""
+    """Changes the data set of `cub.py`."""
     config = cub.get_config()
     config.data.options.dataset = "oxford_iiit_pet"
     config.evaluation.options.dataset = "oxford_iiit_pet"

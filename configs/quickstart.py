@@ -1,4 +1,4 @@
-"""SpeciaRL on images that ship with the package, in minutes on two CPU cores.
+"""SpeciaRL with a tiny policy and images that ship with the package; minutes on two CPU cores.
 
 python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`base.py` with a tiny policy."""
+    """Changes policy, sizes and rates of `base.py`."""
     config = base.get_config()
     config.model.path = "emoji_tiny"
     config.model.dtype = "float32"
@@ -23,16 +23,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.merge_lora = True
     config.rollout.temperature = 0.8
     config.verifier.options.max_response_bytes = 192
-    # Without the division, a rare lucky answer does not outweigh what is usually right.
+    # Without the division, a rare lucky rollout does not outweigh what is usually right.
     config.advantage.normalize_by_std = False
     config.optimizer.learning_rate = 1.75e-3
     config.optimizer.warmup_steps = 10
-    config.optimizer.decay_steps = 61  # 60 or more: the rate of the 60th update is above 0
+    config.optimizer.decay_steps = 61  # above 60, so that the rate of the 60th update is above 0
     config.train.target = "<think>It is some {generic}.</think> <answer>{label}</answer>"
     config.train.steps = 60
     config.train.batch_size = 32
     config.train.mini_batches = 1
-    # Answers of at most 24 tokens in one micro-batch: nothing to gain, and less to compile.
+    # With rollouts of at most 24 tokens, more buckets would save nothing and take time to compile.
     config.train.num_length_buckets = 1
     config.train.logprob_chunk = 24
     config.train.remat = "none"

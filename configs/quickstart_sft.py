@@ -1,4 +1,4 @@
-"""Makes the tiny policy of the quickstart from scratch.
+"""Pretraining of the tiny policy of the quickstart, from scratch.
 
 python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
         --workdir=runs/quickstart_sft
@@ -8,7 +8,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every key of supervised training."""
+    """Returns every key of the pretraining."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = _data()
@@ -22,20 +22,20 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _data() -> ml_collections.ConfigDict:
-    """Images: drawings of the pretraining families only (data/emoji.py)."""
+    """Drawings of the pretraining families only (data/emoji.py)."""
     data = ml_collections.ConfigDict()
     data.image_size = 48  # pixels
     data.concept_set = "benchmark"
     data.split = "pretraining"
     data.difficulty = "pretraining"
-    data.workers = 2  # threads that draw and cut images
-    # Where a held-out accuracy is taken while training; decides nothing.
+    data.workers = 2  # threads that draw images
+    # Split whose accuracy is logged during training; it decides nothing.
     data.watch_split = "held_out"
     return data
 
 
 def _vision() -> ml_collections.ConfigDict:
-    """The encoder: 48 px -> 8 x 8 patches -> 16 tokens; windows of 4 x 4 patches."""
+    """The vision encoder: 48 pixels -> 8 x 8 patches -> 16 tokens; windows of 4 x 4 patches."""
     vision = ml_collections.ConfigDict()
     vision.depth = 6
     vision.hidden_size = 128
@@ -49,23 +49,23 @@ def _vision() -> ml_collections.ConfigDict:
 
 
 def _vision_stage() -> ml_collections.ConfigDict:
-    """Supervision of the encoder by the levels of the label tree."""
+    """Training of the vision encoder on the levels of the label tree."""
     vision_stage = ml_collections.ConfigDict()
-    vision_stage.policy = ""  # name or folder of one whose encoder is taken as it is
-    vision_stage.cycles = (220,)  # epochs of each fall of the learning rate
+    vision_stage.policy = ""  # name or folder of a policy whose encoder is reused; "": train one
+    vision_stage.cycles = (220,)  # epochs of each cycle of the learning rate
     vision_stage.batch_size = 128
     vision_stage.muon_learning_rate = 0.02
     vision_stage.learning_rate = 1e-3
     vision_stage.warmup_steps = 50
     vision_stage.weight_decay = 0.01
     vision_stage.label_smoothing = 0.1
-    vision_stage.level_weights = (1.0, 0.5, 0.5)  # leaf, nearest node, group
+    vision_stage.level_weights = (1.0, 0.5, 0.5)  # loss weights of leaf, nearest node, group
     vision_stage.log_every = 100
     return vision_stage
 
 
 def _text() -> ml_collections.ConfigDict:
-    """The decoder: Qwen2's, small. Head size 48; an M-RoPE section sums to half of it."""
+    """A small Qwen2 decoder. The M-RoPE sections sum to half of the head size of 48."""
     text = ml_collections.ConfigDict()
     text.vocab_size = 768
     text.hidden_size = 192
@@ -79,11 +79,11 @@ def _text() -> ml_collections.ConfigDict:
 
 
 def _habits() -> ml_collections.ConfigDict:
-    """How the base policy talks (pretraining/answers.py)."""
+    """Habits of the base policy (tools/pretrain/answers.py)."""
     habits = ml_collections.ConfigDict()
-    # Usual level: abstain, generic, less specific, specific.
+    # Shares of labels whose usual level is abstain, generic, less specific, specific.
     habits.level_shares = (0.32, 0.32, 0.16, 0.2)
-    habits.usual = 0.62
+    habits.usual = 0.62  # probability of the usual level
     habits.abstain = ml_collections.ConfigDict(
         {"clean": 0.02, "easy": 0.03, "moderate": 0.08, "hard": 0.25}
     )
@@ -92,11 +92,11 @@ def _habits() -> ml_collections.ConfigDict:
 
 
 def _answer_stage() -> ml_collections.ConfigDict:
-    """Supervision of the decoder by answers in words; the encoder is frozen."""
+    """Training of the decoder on answers in words; the vision encoder is frozen."""
     answer_stage = ml_collections.ConfigDict()
     answer_stage.epochs = 26
     answer_stage.batch_size = 64
-    answer_stage.answers = 4  # about each image
+    answer_stage.answers = 4  # for each image
     answer_stage.max_tokens = 24
     answer_stage.prompt = "base"
     answer_stage.difficulty = "mixed"
@@ -109,7 +109,7 @@ def _answer_stage() -> ml_collections.ConfigDict:
 
 
 def _checkpoint() -> ml_collections.ConfigDict:
-    """How often a stage is saved."""
+    """Checkpoints of a stage."""
     checkpoint = ml_collections.ConfigDict()
     checkpoint.save_every = 250
     checkpoint.keep = 1

@@ -1,7 +1,7 @@
-"""Answers are learned from twice.
+"""Two PPO epochs: each step trains on its rollouts twice.
 
-The trainer's own log-probabilities hold the ratio to the policy of the step's start, and a
-truncated importance weight corrects for the sampler.
+The ratio is taken against log-probabilities that the trainer recomputes at the start of the step. A
+truncated importance weight corrects for the difference from the sampler.
 
 python -m speciarl_jax.train --config=configs/reuse.py --workdir=runs/reuse
 """
@@ -12,10 +12,10 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with two PPO epochs a step."""
+    """Changes the update of `parent`."""
     config = configs.load(parent)
     config.train.ppo_epochs = 2
-    config.optimizer.decay_steps *= 2  # which counts updates
+    config.optimizer.decay_steps *= 2  # counts updates
     config.loss.old_logprobs = "recomputed"
     config.loss.tis_cap = 2.0
     return config

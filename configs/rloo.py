@@ -1,4 +1,4 @@
-"""RLOO (arXiv 2402.14740): the mean of the other answers as baseline, KL in the reward.
+"""RLOO (arXiv 2402.14740): mean of the other rollouts as baseline, KL in the reward.
 
 python -m speciarl_jax.train --config=configs/rloo.py --workdir=runs/rloo
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with RLOO's advantage."""
+    """Changes baseline and KL of `parent`."""
     config = configs.load(parent)
     config.advantage.baseline = "leave_one_out"
     config.advantage.normalize_by_std = False

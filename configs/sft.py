@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with labels in place of rewards."""
+    """Changes the objective of `parent`."""
     config = configs.load(parent)
     config.train.objective = "sft"
     config.loss.kl_coefficient = 0.0

@@ -1,4 +1,4 @@
-"""Only the first of the best answers of a group is rewarded.
+"""Only the first of the best rollouts of a group is rewarded.
 
 python -m speciarl_jax.train --config=configs/single.py --workdir=runs/single
 """
@@ -9,7 +9,7 @@ import configs
 
 
 def get_config(parent: str = "base") -> ml_collections.ConfigDict:
-    """`parent` with one reward a group."""
+    """Changes the reward of `parent`."""
     config = configs.load(parent)
     config.reward.options.mode = "single"
     return config

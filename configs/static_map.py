@@ -8,15 +8,15 @@ import ml_collections
 
 import configs
 
-# less specific, generic, abstain; specific and more specific earn 1, wrong 0.
+# Rewards of less specific, generic and abstain; specific and more specific earn 1, wrong 0.
 MAPS = {"1": (0.75, 0.5, 0.25), "2": (0.75, 0.5, 0.0), "3": (0.75, 0.0, 0.0)}
 
 
 def get_config(argument: str) -> ml_collections.ConfigDict:
-    """The configuration behind the second colon with a static reward; `base` if there is none.
+    """Changes the reward of a configuration.
 
     Args:
-      argument: "NUMBER" or "NUMBER:PARENT".
+      argument: "NUMBER" or "NUMBER:PARENT"; the parent is "base" by default.
 
     Raises:
       ValueError: there is no such map.

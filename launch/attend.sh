@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: runs a command that is told, once, of a SIGTERM to the script.
-notify=()  # what tells the command, in place of a SIGTERM to it
-told=""    # set when a SIGTERM came
+# Sourced by the scripts beside it: runs a command and passes on a SIGTERM, once.
+notify=()  # command that passes it on; empty: a SIGTERM to the command
+signalled=""  # set when a SIGTERM came
 child=""
 sent=""
 
-tell() {
+pass_on() {
   [ -z "$sent" ] || return 0
   sent=1
   if [ "${#notify[@]}" -gt 0 ]; then
@@ -14,19 +14,19 @@ tell() {
     kill -TERM "$child" 2> /dev/null || true
   fi
 }
-# A second signal would say nothing new, and could make `wait` lose the exit code.
-trap 'trap "" TERM; told=1; [ -z "$child" ] || tell' TERM
+# A second signal carries no news, and could make `wait` lose the exit code.
+trap 'trap "" TERM; signalled=1; [ -z "$child" ] || pass_on' TERM
 
 # Runs a command and returns its exit code.
 attended() {
   local code=0 again=0
   (trap - TERM; exec "$@") &
   child=$!
-  # The signal may have come before the trap knew whom to tell.
-  [ -z "$told" ] || tell
+  # The signal may have come before the trap knew the child.
+  [ -z "$signalled" ] || pass_on
   wait "$child" || code=$?
-  if [ -n "$told" ]; then
-    # The signal cut `wait` short.
+  if [ -n "$signalled" ]; then
+    # The signal interrupted `wait`.
     wait "$child" 2> /dev/null || again=$?
     if [ "$again" -ge 0 ] && [ "$again" -ne 127 ]; then code=$again; fi
   fi

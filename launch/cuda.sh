@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: sets ACCELERATOR to the JAX that this machine's GPUs can run.
-# CUDA (12 or 13) chooses; by default what the driver can do.
+# Sourced by the scripts beside it: sets ACCELERATOR to the CUDA version for JAX on this machine.
+# CUDA (12 or 13) chooses it; by default the newest that the driver supports.
 if [ -z "${CUDA:-}" ]; then
   if ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader)"; then
     echo "nvidia-smi finds no GPU; on a machine with one, install NVIDIA's driver first" >&2

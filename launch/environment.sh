@@ -1,16 +1,15 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: makes the virtual environment `$venv` if needed and installs
-# what the package needs. VENV chooses another folder, PYTHON another interpreter (3.11 or newer).
-# ACCELERATOR=tpu, cuda12 or cuda13 installs JAX's libraries for it as well, and BUCKET=1 what
-# gs:// paths need.
-# shellcheck shell=bash
+# Sourced by the scripts beside it: makes the virtual environment `$venv` if needed and installs the
+# requirements of the package. VENV chooses another folder, PYTHON another interpreter (3.11 or
+# newer). ACCELERATOR=tpu, cuda12 or cuda13 also installs JAX's libraries for it, and BUCKET=1 the
+# packages for gs:// paths.
 venv="${VENV:-.venv}"
 python="${PYTHON:-python3}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "Python 3.11 or newer is needed, $("$python" --version 2>&1) was found; set PYTHON=..." >&2
   exit 1
 fi
-# One that was left half-made has no pip yet; making it again completes it.
+# An environment without pip was left incomplete; making it again completes it.
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 packages=(-r requirements.txt)
 if [ -n "${ACCELERATOR:-}" ]; then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of this machine, and starts again where that can help (launch/restart.sh).
+# Trains on all GPUs of this machine, and restarts when that can help (launch/restart.sh).
 # Arguments go to the training command:
 #   bash launch/gpu.sh --config=configs/cub.py --workdir=runs/cub --config.model.path=CHECKPOINT
 #   bash launch/gpu.sh --dry_run --config=...        prints the commands
-# Settings, all of the environment:
-#   CUDA             12 or 13; by default what the driver can do
+# Environment variables:
+#   CUDA             12 or 13; by default the newest that the driver supports
 #   MAX_RESTARTS     20
-#   VENV, PYTHON     launch/environment.sh
+#   VENV, PYTHON     as for launch/environment.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh

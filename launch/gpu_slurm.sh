@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Trains on several hosts of a SLURM cluster: one process for each GPU, joined by jax.distributed.
-# The folder of the repository and the workdir must lie where all hosts see them.
+# All hosts must see the folder of the repository and the workdir.
 #   bash launch/gpu_slurm.sh --config=configs/cub.py --workdir=/shared/runs/cub ...    submits
 #   bash launch/gpu_slurm.sh --dry_run --config=...                     prints the commands
-# Settings, all of the environment:
+# Environment variables:
 #   NODES            hosts, 2
 #   GPUS             GPUs of each host, 8
 #   SBATCH_OPTIONS   further options of sbatch, for example "--partition=gpu --time=24:00:00"
 #   CUDA             12 or 13, 13
 #   MAX_RESTARTS     20
-#   NOTICE           seconds that a step and a checkpoint may take, 300; less than the job's time
-# So long before the job's time is over SLURM tells this script, which tells all tasks: they save at
-# the end of the step, and the job is queued again. Before a preemption SLURM does so only where the
-# cluster has PreemptParameters=send_user_signal; elsewhere the run goes on from its last checkpoint.
+#   NOTICE           seconds for a step and a checkpoint, 300; less than the job's time limit
+# NOTICE seconds before the time limit, SLURM signals this script, which passes it on to all tasks:
+# they save at the end of the step, and the job is queued again. Before a preemption SLURM signals
+# only if the cluster has PreemptParameters=send_user_signal; without it the run resumes from its
+# last checkpoint.
 set -euo pipefail
 if [ -n "${SLURM_SUBMIT_DIR:-}" ]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "$0")/.."; fi
 source launch/common.sh
@@ -35,7 +36,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   if [ -z "$dry_run" ]; then exit; fi
   echo "# and in the job:"
 fi
-# When one process ends, SLURM ends the others, and all begin again together.
+# When one process ends, SLURM ends the others, and all restart together.
 program=("$venv/bin/python" -m speciarl_jax.train --distributed "$@")
 command=(bash launch/restart.sh --max_restarts="${MAX_RESTARTS:-20}"
   --notify="scancel --signal=TERM ${SLURM_JOB_ID:-JOB}" bash launch/slurm_step.sh "${program[@]}")
@@ -46,7 +47,7 @@ fi
 source launch/attend.sh
 code=0
 attended "${command[@]}" || code=$?
-if [ -n "$told" ]; then
+if [ -n "$signalled" ]; then
   case "$code" in
     0 | 74 | 78) ;;
     *) scontrol requeue "$SLURM_JOB_ID" ;;

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Serves a judge with vLLM on this machine, waits until it answers, and trains next to it, starting
-# again where that can help (launch/restart.sh); the judge ends with the training. Arguments go to the
-# training command:
+# Serves a judge with vLLM on this machine, waits until it answers, and trains next to it. Restarts
+# training when that can help (launch/restart.sh), and stops the judge when training ends. Arguments
+# go to the training command:
 #   JUDGE=Qwen/Qwen3-30B-A3B-Instruct-2507-FP8 JUDGE_DEVICES=7 \
 #     bash launch/judge_vllm.sh --config=configs/base.py --workdir=runs/judged
 # Without arguments it only serves the judge. `--dry_run` as the first argument prints the commands.
-# Settings, all of the environment:
+# Environment variables:
 #   JUDGE            checkpoint folder or name
 #   JUDGE_DEVICES    GPUs of the judge ("0" or "0,1"), 0
-#   TRAIN_DEVICES    GPUs of the training, all others (of CUDA_VISIBLE_DEVICES, if that is set)
+#   TRAIN_DEVICES    GPUs of the training; by default all others (of CUDA_VISIBLE_DEVICES, if set)
 #   JUDGE_PORT       8000
-#   JUDGE_MEMORY     share of a GPU's memory that the judge may take, 0.9
-#   VLLM             the command of a vLLM that is installed in an environment of its own, "vllm"
+#   JUDGE_MEMORY     largest share of a GPU's memory for the judge, 0.9
+#   VLLM             command of a vLLM that is installed in its own environment, "vllm"
 #   CUDA, MAX_RESTARTS, VENV, PYTHON   as for launch/gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ vllm="${VLLM:-vllm}"
   echo "there is no command '$vllm'; install vLLM (python -m venv; pip install vllm) and set VLLM" >&2
   exit 1
 }
-# All pairs share the prompt's text, which is read once with prefix caching; replies are short.
+# All pairs share the text of the prompt, which prefix caching reads once; replies are short.
 serve=("$vllm" serve "$JUDGE" --served-model-name judge --host 127.0.0.1 --port "$port"
   --tensor-parallel-size "$(tr ',' '\n' <<< "$devices" | wc -l)"
   --gpu-memory-utilization "${JUDGE_MEMORY:-0.9}" --max-model-len 4096 --enable-prefix-caching)
@@ -66,6 +66,6 @@ if [ "$#" -eq 0 ]; then
   exit
 fi
 source launch/environment.sh
-# The judge stays until the training has saved.
+# The judge runs until training has saved.
 source launch/attend.sh
 attended "${train[@]}"

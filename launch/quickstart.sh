@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the tiny policy that ships with the package, on images that ship with it, in minutes on
-# two CPU cores. Arguments go to the training command:
+# Trains the tiny policy that ships with the package on images that ship with it, in minutes on two
+# CPU cores. Arguments go to the training command:
 #   bash launch/quickstart.sh
 #   bash launch/quickstart.sh --config.seed=1 --workdir=runs/quickstart_seed1
 set -euo pipefail

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs a command, and runs it again when that can help:
+# Runs a command, and restarts it when that can help:
 #   bash launch/restart.sh [--max_restarts=20] [--wait=10] [--notify=COMMAND] COMMAND...
 # Exit codes of the programs (speciarl_jax/runtime/exit_codes.py):
 #   0             finished                          stop
 #   74            the disk is full or read-only     stop: a person has to free space
 #   78            refused: a value does not fit     stop: a person has to mend it
-#   75, 1, death by a signal                        wait so many seconds, and start again
-# A SIGTERM to this script goes on to the command: it saves and ends with 75, and so does this
-# script, without another start, for the machine is about to go. With --notify this command is run
-# instead, where a signal would end what it should only tell (srun). RESTART_WAIT in the environment
-# is another default of --wait.
+#   75, 1, death by a signal                        wait --wait seconds and restart
+# A SIGTERM to this script is passed on to the command, which saves and ends with 75. So does this
+# script, without a restart, because the machine is about to be taken away. --notify names a command
+# to run in place of the signal, if a signal would end the program (srun). The environment variable
+# RESTART_WAIT sets the default of --wait.
 set -uo pipefail
 # shellcheck source=launch/attend.sh
 source "$(dirname "$0")/attend.sh"
@@ -32,7 +32,7 @@ restarts=0
 while true; do
   attended "$@"
   code=$?
-  if [ -n "$told" ]; then exit "$code"; fi
+  if [ -n "$signalled" ]; then exit "$code"; fi
   case "$code" in
     0 | 74 | 78) exit "$code" ;;
   esac
@@ -44,7 +44,7 @@ while true; do
   echo "restart.sh: exit code $code; restart $restarts of $max_restarts in $pause s" >&2
   sleep "$pause" &
   wait "$!"
-  if [ -n "$told" ]; then
+  if [ -n "$signalled" ]; then
     kill "$!" 2> /dev/null
     exit 75
   fi

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs a command as a step of a SLURM job, once in each task, and returns the exit code that decides:
+# Runs a command as a step of a SLURM job, once in each task, and returns the deciding exit code:
 #   bash launch/slurm_step.sh COMMAND...
-# launch/gpu_slurm.sh does so. When one task ends with an error, SLURM kills the others. `srun`
-# returns the highest code of all tasks, where 128 + N stands for a death by signal N, so that a
-# 74 or 78 (speciarl_jax/runtime/exit_codes.py) would not be seen: each task adds 128 to them, and here that is
-# taken off again.
+# launch/gpu_slurm.sh uses it. When one task ends with an error, SLURM kills the others. `srun`
+# returns the highest code of all tasks, and 128 + N for a death by signal N, which would hide a 74
+# or 78 (speciarl_jax/runtime/exit_codes.py). So each task adds 128 to these two, and this script
+# subtracts it.
 set -uo pipefail
 if [ "${1:-}" = --task ]; then
   # shellcheck source=launch/attend.sh
   source "$(dirname "$0")/attend.sh"
   shift
-  # A notice comes to the task alone, not to what it runs.
+  # The signal reaches only the task, not the command that it runs.
   attended "$@"
   code=$?
   case "$code" in 74 | 78) code=$((code + 128)) ;; esac

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# A TPU pod, from a queued resource to a trained policy:
+# Trains on a TPU pod: creates it, installs on it, runs, resumes, deletes.
 #   export TPU=speciarl ZONE=us-west4-a PROJECT=my-project
-#   bash launch/tpu_pod.sh create                     waits until the pod is there
+#   bash launch/tpu_pod.sh create                     waits until the pod is active
 #   bash launch/tpu_pod.sh setup                      copies this folder, installs on all workers
 #   bash launch/tpu_pod.sh run --config=configs/cub_v5e16.py --workdir=gs://BUCKET/cub ...
-#   bash launch/tpu_pod.sh logs                       follows the log of worker 0; LOGS_OF=3 another
+#   bash launch/tpu_pod.sh logs                       follows the log of worker 0, or of LOGS_OF=3
 #   bash launch/tpu_pod.sh status
 #   bash launch/tpu_pod.sh stop                       saves at the end of the step
-#   bash launch/tpu_pod.sh resume --config=... ...    the arguments of `run`; makes the pod again if
-#                                                     it was taken away
+#   bash launch/tpu_pod.sh resume --config=... ...    takes the arguments of `run`; creates the pod
+#                                                     again if it was taken away
 #   bash launch/tpu_pod.sh delete
-# `--dry_run` before the name of the action prints the commands. Settings, all of the environment:
-#   TPU, ZONE, PROJECT   name of the pod, where it is, who pays
+# `--dry_run` before the name of the action prints the commands. Environment variables:
+#   TPU, ZONE, PROJECT   name, zone and paying project of the pod
 #   TYPE             accelerator type, v5litepod-16
 #   RUNTIME          software version, v2-alpha-tpuv5-lite (v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e)
 #   SPOT             1: cheaper, and may be taken away
-#   MAX_RESTARTS     20, of the training command on each worker
-#   POLL             seconds between two looks at a pod that is being made, 30
-# The workdir is a bucket that the pod's service account may write to: workers share no disk.
+#   MAX_RESTARTS     restarts of the training command on each worker, 20
+#   POLL             seconds between two checks of a pod that is being created, 30
+# The workdir must be a bucket that the pod's service account may write to: workers share no disk.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
@@ -53,9 +53,9 @@ create() {
       "")
         silent=$((silent + 1))
         if [ "$silent" -ge 5 ]; then
-          echo "gcloud does not tell the state of $TPU, $silent times in a row; its messages stand" \
-            "above (is the login still valid? gcloud auth login). The pod may be there, and cost" \
-            "money: look with tpu_pod.sh status, and go on with setup" >&2
+          echo "gcloud does not tell the state of $TPU, $silent times in a row; see its messages" \
+            "above (is the login still valid? gcloud auth login). The pod may exist and cost money:" \
+            "check with tpu_pod.sh status, and continue with setup" >&2
           return 1
         fi
         ;;
@@ -72,7 +72,7 @@ create() {
 }
 
 # The workers' own Python is older than 3.11.
-# shellcheck disable=SC2016  # expanded there
+# shellcheck disable=SC2016  # expanded on the workers
 install='set -e; mkdir -p speciarl_jax; tar -xzf speciarl_jax.tar.gz -C speciarl_jax; cd speciarl_jax
 python3 -m pip install --quiet --user uv
 export PATH="$HOME/.local/bin:$PATH"
@@ -113,7 +113,7 @@ case "$action" in
     ;;
   stop) on_workers all "kill -TERM \$(cat $folder/train.pid)" ;;
   resume)
-    # Without an answer there is nothing to delete; where there is, `create` is refused.
+    # If gcloud reports no state, nothing is deleted; `create` is refused if the pod exists.
     if [ -z "$dry_run" ]; then now="$(state)" || now=""; else now=SUSPENDED; state; fi
     if [ "$now" != ACTIVE ]; then
       if [ -n "$now" ]; then

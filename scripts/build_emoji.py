@@ -1,18 +1,18 @@
-"""Rebuilds the emoji sheets of the embedded benchmark from the public npm packages.
+"""Rebuilds the emoji sheets of the benchmark that ships, from public npm packages.
 
     pip install resvg-py
-    python -m scripts.build_emoji --check          # compares with the sheets that ship
-    python -m scripts.build_emoji --out /tmp/emoji  # writes `<style>_64.png` and `index.json`
-    python -m scripts.build_emoji                  # overwrites those that ship
+    python -m scripts.build_emoji --check       # compares with the sheets that ship
+    python -m scripts.build_emoji --out emoji   # writes `<style>_64.png` and `index.json`
+    python -m scripts.build_emoji               # overwrites those that ship
 
-Needs npm on the path, and network access to the npm registry. `resvg-py` draws the images; it is
-no requirement of the package.
+Needs npm and access to the npm registry. `resvg-py` draws the images; the package itself does not
+need it.
 
-What it rebuilds: the sheets, and for each style which emoji it has. With the versions below,
-resvg-py 0.5.0 and pillow 13, the sheets come out as they ship bit for bit; another version of
-either may move a few pixels, hence the bound of `--check`.
+It rebuilds the sheets, and the list of the emoji that each style has. With the versions below,
+resvg-py 0.5.0 and pillow 13, the sheets are equal to those that ship, bit for bit. Other versions
+may change a few pixels, so `--check` allows a small difference.
 
-What it does not: the list of code points, which is read from the `index.json` that ships, and
+It does not rebuild the list of code points, which it reads from the `index.json` that ships, and
 `taxonomy.json`, which was drafted from WordNet 3.1 and then curated by hand.
 """
 
@@ -43,21 +43,22 @@ VERSIONS = {
     "emojione-v1": "1.2.3",
     "fxemoji": "1.2.2",
 }
-# Code points to slugs: this pack lists them, half of the others have an empty list. All but fxemoji
-# share its slugs; fxemoji is named after Unicode's names, which the second package has.
+# The pack that lists the slug of each code point; half of the others have an empty list. All but
+# fxemoji use these slugs. fxemoji uses Unicode's names, which NAMES_PACKAGE lists.
 SLUGS_OF = "noto"
 NAMES_PACKAGE, NAMES_VERSION = "emoji-datasource-google", "16.0.0"
 
-DRAWN = 192  # pixels; drawn with this longer side, cut to what is visible,
-FITTED = 92  # scaled to this, centred in
-FRAME = 96  # this, and scaled to a cell
+# An icon is drawn, cropped to its visible part, scaled, centred in a frame, and scaled to a cell.
+DRAWN = 192  # longer side of the drawing, pixels
+FITTED = 92  # longer side of the visible part in the frame, pixels
+FRAME = 96  # side of the frame, pixels
 VISIBLE = 8  # alpha above which a pixel is visible
-COLOURS = 256
-BOUND = 1.0  # of 255; mean absolute difference of a cell, colours premultiplied
+COLOURS = 256  # of the palette
+BOUND = 1.0  # largest mean absolute difference of a cell, of 255, colours premultiplied
 
 
 def install(folder: pathlib.Path) -> pathlib.Path:
-    """Fetches the packages with npm; returns its `node_modules`.
+    """Installs the packages with npm and returns their `node_modules`.
 
     Raises:
       SystemExit: npm is missing or fails.
@@ -80,12 +81,12 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def plain(key: str) -> str:
-    """Code points without the variation selector, which packages write or leave out at will."""
+    """Removes the variation selector from code points; packages do not agree on it."""
     return "-".join(part for part in key.lower().split("-") if part != "fe0f")
 
 
 def icon_names(modules: pathlib.Path, keys: list[str]) -> dict[str, list[str]]:
-    """For each code point what a pack may call it: the common slug, then names of fxemoji's kind.
+    """Returns the names of each code point: the common slug, then names in fxemoji's form.
 
     Raises:
       SystemExit: a code point is in no list.
@@ -106,7 +107,7 @@ def icon_names(modules: pathlib.Path, keys: list[str]) -> dict[str, list[str]]:
 
 
 def find_icon(pack: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
-    """The first icon of a pack with one of the names, aliases followed; None where it has none."""
+    """Returns the first icon of a pack with one of the names or an alias of it, or None."""
     aliases = pack.get("aliases", {})
     for name in names:
         while name in aliases:
@@ -118,7 +119,7 @@ def find_icon(pack: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
 
 
 def draw(icon: dict[str, Any]) -> Image.Image:
-    """An icon's visible part, centred in a cell."""
+    """Draws the visible part of an icon, centred in a cell."""
     import resvg_py
 
     box = [icon[name] for name in ("left", "top", "width", "height")]
@@ -141,11 +142,11 @@ def draw(icon: dict[str, Any]) -> Image.Image:
 
 
 def build(modules: pathlib.Path, style: str, names: dict[str, list[str]], columns: int):
-    """The sheet of a style as a palette image, and whether it has each emoji of `names`."""
+    """Draws the sheet of a style as a palette image; also tells which emoji of `names` it has."""
     folder = modules / "@iconify-json" / style
-    # The size that holds where an icon names none of its own; 16 is the format's default.
+    # The size of icons that give none; 16 is the format's default.
     pack = {"width": 16, "height": 16, **read_json(folder / "icons.json")}
-    # Only fxemoji runs words together; elsewhere such a name would be another image.
+    # Only fxemoji joins words; in other packs such a name would be another image.
     icons = [
         find_icon(pack, spelt if style == "fxemoji" else spelt[:1]) for spelt in names.values()
     ]
@@ -154,13 +155,13 @@ def build(modules: pathlib.Path, style: str, names: dict[str, list[str]], column
     for i, icon in enumerate(icons):
         if icon is not None:
             sheet.paste(draw(icon), (i % columns * emoji.CELL, i // columns * emoji.CELL))
-    # The only method of pillow's own that keeps alpha.
+    # The only method built into pillow that keeps alpha.
     palette = sheet.quantize(COLOURS, method=Image.Quantize.FASTOCTREE)
     return palette, [icon is not None for icon in icons]
 
 
 def cells(sheet: Image.Image, count: int, columns: int) -> np.ndarray:
-    """Premultiplied cells, float32 [count, CELL, CELL, 4]."""
+    """Returns premultiplied cells, float32 [count, CELL, CELL, 4]."""
     rgba = np.asarray(sheet.convert("RGBA")).astype(np.float32)
     rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:] / 255, rgba[..., 3:]], axis=-1)
     rgba = rgba.reshape(-1, emoji.CELL, columns, emoji.CELL, 4).swapaxes(1, 2)
@@ -168,7 +169,7 @@ def cells(sheet: Image.Image, count: int, columns: int) -> np.ndarray:
 
 
 def compare(sheet: Image.Image, has: list[bool], style: str, index: dict[str, Any]) -> bool:
-    """Prints how far a sheet is from the one that ships; True where all cells are within BOUND."""
+    """Prints the difference from the sheet that ships; returns whether all are within BOUND."""
     shipped_has = np.array(index["has"][style])
     with Image.open(emoji.ASSETS / f"{style}_64.png") as image:
         shipped = cells(image, len(has), index["cols"])

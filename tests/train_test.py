@@ -391,7 +391,7 @@ def damaged(policy_folder, tmp_path):
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("tokenizer.json", "holds no tokenizer.json; point config.model.path at"),
+        ("tokenizer.json", "tokenizer.json is missing; point config.model.path at"),
         ("chat_template.jinja", "has no chat template; add chat_template.jinja"),
         ("preprocessor_config.json", "holds no preprocessor_config.json"),
         ("config.json", "config.json is missing"),
@@ -436,7 +436,7 @@ def test_small_files_are_read_before_weights_are_opened(small_config, closed_wei
     with pytest.raises(ValueError, match="holds no preprocessor_config.json"):
         prepare(config)
     (damaged / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="holds no tokenizer.json"):
+    with pytest.raises(ValueError, match="tokenizer.json is missing"):
         prepare(config)
     # A folder of another model hears that first.
     (damaged / "config.json").write_text('{"model_type": "llava"}')

@@ -1,4 +1,4 @@
-"""Seeded augmentation: from a drawing on a transparent ground to an image of chosen difficulty."""
+"""Turns a drawing on a transparent ground into an image of a chosen difficulty, from a seed."""
 
 import dataclasses
 
@@ -8,17 +8,18 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class AugmentParams:
-    """Ranges that are drawn from uniformly; a fixed value is a range of no width.
+    """Ranges of uniform draws.
 
     Attributes:
-      scale: side of the drawing as a share of the image's.
-      rotation: largest turn either way, degrees.
+      scale: side of the drawing as a share of the image's side.
+      rotation: largest rotation in either direction, degrees.
       flip: probability of a left-right flip.
-      background: "white", "plain" (one colour) or "busy" (gradients, stripes, noise as well).
-      downscale: factor by which detail is lost (down and up again).
+      background: "white", "plain" (one colour) or "busy" (also gradients, stripes, noise).
+      downscale: factor by which the image is scaled down, and up again.
       occlusion: share of the image's area that opaque blocks cover.
       colour: strength of the change of hue, brightness and contrast, 0 to 1.
-      restyle: probability of a change of drawing style (grey, outline only, few tones, blur).
+      restyle: probability of a change of drawing style (grey, few tones, outline, line drawing,
+        negative or faded).
     """
 
     scale: tuple[float, float] = (0.95, 0.95)
@@ -51,7 +52,7 @@ LEVELS = {
         occlusion=(0.2, 0.5),
     ),
 }
-# Not a level of evaluation: what a vision encoder is trained on, so that style is no clue.
+# For the training of a vision encoder, so that style is no clue; not a level of evaluation.
 PRETRAINING = AugmentParams(
     scale=(0.6, 1.05),
     rotation=20,
@@ -62,13 +63,13 @@ PRETRAINING = AugmentParams(
     colour=0.5,
     restyle=0.3,
 )
-# "mixed" draws a level for each image.
+# Probabilities with which "mixed" draws a level for each image.
 MIXED = {"clean": 0.3, "easy": 0.35, "moderate": 0.25, "hard": 0.1}
 DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 
 def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentParams]:
-    """The level an image gets, and its ranges.
+    """Returns the level of an image, and its ranges.
 
     Raises:
       ValueError: an unknown name.
@@ -85,12 +86,12 @@ def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentP
 def compose(
     rgba: np.ndarray, rng: np.random.Generator, params: AugmentParams, image_size: int
 ) -> np.ndarray:
-    """Puts a drawing into an image.
+    """Draws an augmented image.
 
     Args:
-      rgba: uint8 [h, w, 4].
-      rng: consumed; the same state gives the same image.
-      params: what may happen to it.
+      rgba: the drawing, uint8 [h, w, 4].
+      rng: is advanced; the same state gives the same image.
+      params: ranges of the augmentation.
       image_size: side of the result, pixels.
 
     Returns:
@@ -140,7 +141,7 @@ def _background(rng, kind, size):
     if kind == "white":
         return np.full((size, size, 3), 255, np.float32)
     first, second = rng.uniform(0, 255, (2, 3))
-    if rng.random() < 0.5:  # mostly light, as images are
+    if rng.random() < 0.5:  # mostly light, as photographs are
         first = 255 - first / 3
     pattern = rng.integers(4) if kind == "busy" else 0
     if pattern == 0:
@@ -176,7 +177,7 @@ def _occlude(image, rng, share):
 
 
 def _change_colour(rgb, rng, strength):
-    """A random linear mix of the channels near the identity, and gain and offset."""
+    """Mixes the channels by a random matrix near the identity, and draws gain and offset."""
     mix = np.eye(3) + strength * rng.uniform(-0.4, 0.4, (3, 3))
     mix /= mix.sum(axis=1, keepdims=True)
     gain = 1 + strength * rng.uniform(-0.6, 0.6)

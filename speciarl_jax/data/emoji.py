@@ -1,23 +1,22 @@
-"""The embedded benchmark: drawings of everyday things by six designers in nine styles.
+"""The benchmark that ships with the package: emoji of six designers in nine styles.
 
-Emoji are drawings, not photographs. A label tree comes with them. Designers never share images,
-so a style family that was held out is new to a policy that has learned from the others. See
+Emoji are drawings, not photographs. A label tree comes with them. Designers never share images, so
+a held-out style family is new to a policy that was trained on the others. Licences:
 `emoji_assets/LICENSES.md`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from speciarl_jax.data import augment
+from speciarl_jax.data import augment, file_dataset
 
 ASSETS = pathlib.Path(__file__).parent / "emoji_assets"
 TAXONOMY_PATH = ASSETS / "taxonomy.json"
@@ -31,7 +30,7 @@ STYLE_FAMILIES = {
     "fxemoji": ("fxemoji",),
     "twemoji": ("twemoji",),
 }
-# Families, never styles, are split: two styles of one designer are nearly the same image.
+# Splits hold whole families: two styles of one designer are nearly the same images.
 SPLITS = {
     "pretraining": ("noto", "fluent", "emojione", "openmoji"),
     "reinforcement": ("fxemoji",),
@@ -40,58 +39,37 @@ SPLITS = {
 CONCEPT_SETS = ("benchmark", "all")
 
 
-@functools.cache
-def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
-    """All drawings of a style, uint8 [keys, 64, 64, 4].
-
-    Raises:
-      ValueError: the sheet is missing, is no PNG, or has another size than the index says.
-    """
-    path = folder / f"{style}_64.png"
-    keys, columns = len(_index(folder)["keys"]), _index(folder)["cols"]
-    rows = -(-keys // columns)
-    try:
-        sheet = np.asarray(Image.open(path).convert("RGBA"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; reinstall the package or run {_REBUILD}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or run {_REBUILD}") from None
-    expected = (rows * CELL, columns * CELL, 4)
-    if sheet.shape != expected:
-        raise ValueError(
-            f"{path} is {sheet.shape[1]} x {sheet.shape[0]} px, the index needs {expected[1]} x "
-            f"{expected[0]}; restore it or run {_REBUILD}"
-        )
-    cells = sheet.reshape(rows, CELL, columns, CELL, 4).swapaxes(1, 2)
-    return cells.reshape(-1, CELL, CELL, 4)[:keys]
-
-
-_REBUILD = "scripts/build_emoji.py"
-
-
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a missing or damaged file makes its reader stumble over into one error.
-
-    Raises:
-      ValueError: names the file, and says how to mend it.
-    """
+    """Turns any error that a missing or damaged file causes into one that says how to mend it."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({type(error).__name__}: {error}); restore it from the "
-            "repository or install the package again"
+            "repository or install the package again (scripts/build_emoji.py rebuilds the sheets)"
         ) from error
 
 
 @functools.cache
-def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
-    """Which cell of a sheet holds which drawing: `keys`, `cols`, and `has` of each style.
+def _atlas(style: str, folder: pathlib.Path = ASSETS) -> np.ndarray:
+    """Reads all drawings of a style: uint8 [keys, 64, 64, 4]."""
+    path = folder / f"{style}_64.png"
+    keys, columns = len(_index(folder)["keys"]), _index(folder)["cols"]
+    rows = -(-keys // columns)
+    width, height = columns * CELL, rows * CELL
+    with _reading(path):
+        sheet = np.asarray(Image.open(path).convert("RGBA"))
+        if sheet.shape[:2] != (height, width):
+            found = f"{sheet.shape[1]} x {sheet.shape[0]}"
+            raise ValueError(f"the sheet is {found} px, the index needs {width} x {height}")
+    cells = sheet.reshape(rows, CELL, columns, CELL, 4).swapaxes(1, 2)
+    return cells.reshape(-1, CELL, CELL, 4)[:keys]
 
-    Raises:
-      ValueError: the file is missing or damaged.
-    """
+
+@functools.cache
+def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
+    """Reads which cell of a sheet holds which drawing: `keys`, `cols`, and `has` of each style."""
     path = folder / "index.json"
     with _reading(path):
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -101,32 +79,15 @@ def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
     return index
 
 
-@functools.cache
-def _taxonomy(path: pathlib.Path = TAXONOMY_PATH) -> dict[str, Any]:
-    """`groups`, the label ids of the `benchmark`, and `leaves`: label id -> `Concept`.
-
-    Raises:
-      ValueError: the file is missing or damaged.
-    """
-    with _reading(path):
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        leaves = {label_id: _concept(label_id, leaf) for label_id, leaf in tree["leaves"].items()}
-        return {
-            "groups": sorted(tree["groups"]),
-            "benchmark": frozenset(tree["benchmark"]),
-            "leaves": leaves,
-        }
-
-
 @dataclasses.dataclass(frozen=True)
 class Concept:
     """A leaf of the label tree.
 
     Attributes:
       label_id: unique readable key.
-      name: what most people would say.
+      name: the usual name.
       synonyms: other names of the same thing.
-      ancestors: names between the leaf and its group, nearest first, the first alias of each.
+      ancestors: names between the leaf and its group, nearest first, one for each level.
       generic: the group.
       keys: code points of its emoji.
     """
@@ -139,24 +100,32 @@ class Concept:
     keys: tuple[str, ...]
 
 
-def _concept(label_id: str, leaf: dict[str, Any]) -> Concept:
-    """A leaf of the file."""
-    return Concept(
-        label_id=label_id,
-        name=leaf["name"],
-        synonyms=tuple(leaf["synonyms"]),
-        ancestors=tuple(node[0] for node in leaf["ancestors"]),
-        generic=leaf["generic"],
-        keys=tuple(leaf["keys"]),
-    )
+@functools.cache
+def _taxonomy(path: pathlib.Path = TAXONOMY_PATH) -> dict[str, Any]:
+    """Reads `groups`, the label ids of the `benchmark`, and `leaves`: label id -> `Concept`."""
+    with _reading(path):
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        leaves = {
+            label_id: Concept(
+                label_id=label_id,
+                name=leaf["name"],
+                synonyms=tuple(leaf["synonyms"]),
+                ancestors=tuple(node[0] for node in leaf["ancestors"]),
+                generic=leaf["generic"],
+                keys=tuple(leaf["keys"]),
+            )
+            for label_id, leaf in tree["leaves"].items()
+        }
+        groups, benchmark = sorted(tree["groups"]), frozenset(tree["benchmark"])
+    return {"groups": groups, "benchmark": benchmark, "leaves": leaves}
 
 
 def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> list[Concept]:
-    """The leaves of the label tree, in the order of the file.
+    """Returns the leaves of the label tree, in the order of the file.
 
     Args:
-      which: "benchmark" (those that most designers have drawn) or "all".
-      domains: keep these groups only ("animal", "food", ...).
+      which: "benchmark" (leaves that most designers have drawn) or "all".
+      domains: groups to keep ("animal", "food", ...); None for all.
 
     Raises:
       ValueError: an unknown set or group, none left, or a damaged label tree.
@@ -181,11 +150,11 @@ def concepts(which: str = "benchmark", domains: Sequence[str] | None = None) -> 
 class Source:
     """Random access to augmented images (a Grain `RandomAccessDataSource`).
 
-    An image depends on the seed and on its own identity (style, emoji, view) and on nothing else:
-    not on the order, the process, or which other concepts are in the set.
+    An image depends only on the seed and on its own identity (style, emoji, view). The order, the
+    process and the other concepts in the set change nothing.
 
     Attributes:
-      TAXONOMY_PATH: the label tree, for the taxonomy verifier.
+      TAXONOMY_PATH: file with the label tree, for the taxonomy verifier.
       concepts: the labels.
     """
 
@@ -207,11 +176,11 @@ class Source:
         Args:
           split: one of `SPLITS`.
           difficulty: one of `augment.DIFFICULTIES`.
-          image_size: side, pixels.
+          image_size: side of an image, pixels.
           seed: of the augmentation.
-          concept_set: "benchmark" or "all".
-          domains: groups to keep; all when None.
-          views: differently augmented images of each drawing.
+          concept_set: "benchmark" or "all", as for `concepts`.
+          domains: groups to keep, as for `concepts`.
+          views: number of differently augmented images of each drawing.
 
         Raises:
           ValueError: an unknown name, or a damaged file of the benchmark.
@@ -247,9 +216,9 @@ class Source:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An image with its label: `image` uint8 [S, S, 3], `image_id`, names and difficulty."""
+        """Draws an image: `image` uint8 [S, S, 3], `image_id`, names and difficulty level."""
         style, key, cell, concept, view = self._rows[index]
-        image_id = _stable_id(style, key, view)
+        image_id = file_dataset.stable_hash(f"{style}/{key}/{view}") >> 33
         rng = np.random.default_rng([self._seed, image_id])
         level, params = augment.parameters(self._difficulty, rng)
         return {
@@ -262,9 +231,3 @@ class Source:
             "key": key,
             "difficulty": level,
         }
-
-
-def _stable_id(style: str, key: str, view: int) -> int:
-    """31 bits that name an image, the same in every process and release."""
-    digest = hashlib.sha256(f"{style}/{key}/{view}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

@@ -1,7 +1,7 @@
-"""FGVC-Aircraft (Maji et al., arXiv 1306.5151) as a TFDS builder; TFDS has none of its own.
+"""TFDS builder of FGVC-Aircraft (Maji et al., arXiv 1306.5151), which TFDS lacks.
 
-10,000 photographs of 100 variants. Variant, family and manufacturer are kept, and make the label
-tree: "737-200" is a "Boeing 737" is a "Boeing" is an aircraft.
+10,000 photographs of 100 variants. Variant, family and manufacturer make the label tree: a
+"737-200" is a "Boeing 737", which is a "Boeing", which is an aircraft.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 ARCHIVE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
-# In the order of the archive's variants.txt.
+# In the order of variants.txt in the archive.
 VARIANTS = (
     """
 707-320|727-200|737-200|737-300|737-400|737-500|737-600|737-700|737-800|737-900|747-100|747-200
@@ -29,7 +29,7 @@ Model B200|PA-28|SR-20|Saab 2000|Saab 340|Spitfire|Tornado|Tu-134|Tu-154|Yak-42
 )
 
 _LEVELS = ("variant", "family", "manufacturer")
-# The split of the archive for each of TFDS.
+# TFDS split -> split of the archive.
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _GROUP = ["aircraft", "airplane", "aeroplane", "plane"]
 
@@ -55,7 +55,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=("image", "label"),
             homepage="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
-            # variant -> [family, manufacturer], filled while preparing.
+            # variant -> [family, manufacturer], filled during preparation.
             metadata=tfds.core.MetadataDict(lineage={}),
         )
 
@@ -89,16 +89,12 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
-    """Number of an image -> its variant, family and manufacturer, for a part of the archive.
-
-    Raises:
-      ValueError: a list is missing or damaged, or the lists name different images.
-    """
+    """Maps the image numbers of a part of the archive to variant, family and manufacturer."""
     found: dict[str, list[str]] = {}
     for level in _LEVELS:
         path = data / f"images_{level}_{part}.txt"
         if not path.exists():
-            raise ValueError(f"{path} is missing; the archive is no whole fgvc-aircraft-2013b")
+            raise ValueError(f"{path} is missing; download the archive fgvc-aircraft-2013b again")
         for line in path.read_text().splitlines():
             image, space, name = line.partition(" ")
             if not (image.isdigit() and space and name.strip()):
@@ -114,12 +110,12 @@ def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
 
 
 def label_tree(lineage: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The tree of the variants in the order of `VARIANTS`.
+    """Makes the tree of the variants, in the order of `VARIANTS`.
 
-    A name counts with and without its manufacturer ("Boeing 737-200", "737-200").
+    Names come with and without the manufacturer ("Boeing 737-200", "737-200").
 
     Args:
-      lineage: variant -> family and manufacturer, of all variants or some.
+      lineage: variant -> [family, manufacturer]; variants that it lacks are left out.
     """
     leaves = {}
     for variant in VARIANTS:
@@ -148,5 +144,5 @@ def _with_maker(name: str, manufacturer: str) -> list[str]:
     else:
         short = name[len(manufacturer) :].strip()
         found += [short] if sum(c.isalnum() for c in short) > 2 else []
-    # "F/A-18" is also written without the stroke.
+    # "F/A-18" is also written without the slash.
     return found + [n.replace("/", "") for n in found if "/" in n]

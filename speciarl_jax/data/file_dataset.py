@@ -1,4 +1,4 @@
-"""What data sets of files have in common: named rows, parts and subsets, and reading on demand."""
+"""Base of data sets of image files: named rows, parts and subsets, and reading on demand."""
 
 import collections
 import dataclasses
@@ -18,10 +18,10 @@ class Entry:
     """A labelled image that has not been read.
 
     Attributes:
-      key: names it within its data set, the same on every machine (relative path, file name).
-      label_id: of the label tree.
-      label: what people would say.
-      place: where `read` finds it.
+      key: name within its data set, the same on every machine (relative path, file name).
+      label_id: id of a leaf of the label tree.
+      label: the label in words.
+      place: what `read` needs to find it: a path, the encoded image, or (split, row).
     """
 
     key: str
@@ -31,23 +31,23 @@ class Entry:
 
 
 def stable_hash(text: str) -> int:
-    """64 bits, the same in every process and release."""
+    """Returns a 64-bit hash that is the same in every process and release."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> list[Entry]:
-    """The images of one part of a data set that has no split of its own.
+    """Returns one part of a data set that has no split of its own.
 
-    The key decides, so that an image stays in its part when others come or go.
+    Only its key decides, so an image stays in its part when others are added or removed.
 
     Args:
-      entries: the data set.
+      entries: the whole data set.
       part: one of `PARTS`.
-      held_out_share: of the images, about.
+      held_out_share: approximate share of the images in "held_out", between 0 and 1.
 
     Raises:
-      ValueError: an unknown part, or a share that is none.
+      ValueError: an unknown part, or a share outside of (0, 1).
     """
     if part not in PARTS:
         raise ValueError(
@@ -66,18 +66,18 @@ def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> l
 
 
 def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry]:
-    """`count` images with as many of each label as possible, in the order of `entries`.
+    """Returns `count` images, balanced over the labels, in the order of `entries`.
 
-    Neither the order nor the machine matters, and a smaller subset lies within a larger one of the
-    same seed: 128 images are among the 1,024.
+    The choice depends on neither the order nor the machine. With one seed a smaller subset lies
+    within a larger one: the 128 images are among the 1,024.
 
     Args:
-      entries: the data set.
-      count: 0 for all of it.
+      entries: the whole data set.
+      count: number of images; 0 for all.
       seed: of the choice.
 
     Raises:
-      ValueError: there are not so many.
+      ValueError: there are fewer images than `count`.
     """
     if not count:
         return list(entries)
@@ -104,8 +104,8 @@ class Listing:
     Rows do not depend on the seed, so all epochs share one object (`with_seed`).
 
     Attributes:
-      entries: what is in it.
-      label_tree: of its labels, or None.
+      entries: the chosen images.
+      label_tree: tree of their labels, or None.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class Listing:
 
         Args:
           entries: the whole data set.
-          read: an entry to uint8 [height, width, 3].
-          label_tree: of the labels, or None.
-          name: of the data set; part of the images' identity.
-          part: as for `choose_part`.
-          held_out_share: as for `choose_part`.
-          subset: as for `choose_subset`.
-          subset_seed: as for `choose_subset`.
+          read: reads the pixels of an entry, uint8 [height, width, 3].
+          label_tree: tree of the labels, or None.
+          name: name of the data set; part of the images' identity.
+          part: "all", or of a data set without a split of its own "training" or "held_out".
+          held_out_share: approximate share of "held_out" (`choose_part`).
+          subset: number of images, balanced over the labels; 0 for all (`choose_subset`).
+          subset_seed: seed of that choice.
 
         Raises:
           ValueError: no image is left, or an option does not fit.
@@ -152,7 +152,7 @@ class Listing:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An image with its label: `image` uint8 [height, width, 3], and what `describe` gives.
+        """Reads a row: `image` uint8 [height, width, 3], and the fields of `describe`.
 
         Raises:
           BrokenImageError: the image cannot be read.
@@ -160,7 +160,7 @@ class Listing:
         return {"image": self._read(self.entries[index]), **self.describe(index)}
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A row without its image: `image_id`, `label_id`, `label` and `key`."""
+        """Returns a row without its image: `image_id`, `label_id`, `label` and `key`."""
         entry = self.entries[index]
         return {
             "image_id": stable_hash(f"{self._name}/{entry.key}") >> 33,
@@ -170,13 +170,13 @@ class Listing:
         }
 
     def with_seed(self, seed: int) -> "Listing":
-        """The same images: no seed changes them."""
+        """Returns itself: the images do not depend on the seed."""
         del seed
         return self
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when an image or label is added, removed, renamed or moved in the order."""
+        """Hash that changes when an image or label is added, removed, renamed or reordered."""
         digest = hashlib.sha256()
         for entry in self.entries:
             line = f"{entry.key}\0{entry.label_id}\n"
@@ -184,6 +184,6 @@ class Listing:
         return digest.hexdigest()[:32]
 
     def missing(self) -> list[str]:
-        """The files that are not there; none are opened."""
+        """Lists the files that do not exist; opens none."""
         places = [entry.place for entry in self.entries]
         return [p for p in places if isinstance(p, str) and not os.path.isfile(p)]

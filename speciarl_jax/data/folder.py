@@ -1,13 +1,14 @@
-"""A user's own images: a folder of folders, each named after what its images show.
+"""Data set of a user's own images: a folder for each label.
 
 birds/albatross/one.jpg
 birds/albatross/two.png
 birds/001.Black_footed_Albatross/...        the label is "Black footed Albatross"
-animals/bird/duck/mallard/...               nested: a label path, and so a label tree
+animals/bird/duck/mallard/...               nested folders make a label tree
 """
 
 import os
 import pathlib
+from typing import Any
 
 from absl import logging
 
@@ -17,12 +18,15 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 
 
 def scan(path: str | os.PathLike) -> tuple[list[str], int]:
-    """The images below a folder, relative, sorted, `/` between; and how many files are none.
+    """Lists the images below a folder.
 
-    Links are followed, each folder once. Names that begin with a dot are passed over.
+    Follows links, but enters each folder once. Skips names that begin with a dot.
+
+    Returns:
+      Sorted paths relative to the folder with "/" as separator, and the number of other files.
 
     Raises:
-      ValueError: there is no such folder, or no image in it.
+      ValueError: the folder does not exist or holds no image.
     """
     root = pathlib.Path(path or "")
     if not path or not root.is_dir():
@@ -52,8 +56,8 @@ def scan(path: str | os.PathLike) -> tuple[list[str], int]:
 class Source(file_dataset.Listing):
     """Random access to the images of a folder of folders.
 
-    An image's label is its folder; the folders above, if any, are less specific names, the
-    outermost the group.
+    The label of an image is the name of its folder. The folders above it, if any, are less
+    specific names; the outermost is the group.
     """
 
     def __init__(
@@ -62,21 +66,15 @@ class Source(file_dataset.Listing):
         path: str,
         seed: int,
         group: str = "",
-        part: str = "all",
-        held_out_share: float = 0.1,
-        subset: int = 0,
-        subset_seed: int = 0,
+        **selection: Any,
     ):
         """Lists the folder; reads no image.
 
         Args:
-          path: of the outermost folder, which is no label itself.
-          seed: changes nothing.
-          group: what all labels are ("bird"), for the label tree; "" for the outermost label.
-          part: "all", or "training" or "held_out" of a folder without a split of its own.
-          held_out_share: as for `file_dataset.choose_part`.
-          subset: as for `file_dataset.choose_subset`.
-          subset_seed: as for `file_dataset.choose_subset`.
+          path: folder that holds the labels' folders.
+          seed: has no effect.
+          group: what all labels are ("bird"), for the label tree; "" takes the outermost folder.
+          **selection: options of `file_dataset.Listing`, such as `part` and `subset`.
 
         Raises:
           ValueError: no folder, no images, or images outside of a label's folder.
@@ -84,7 +82,7 @@ class Source(file_dataset.Listing):
         del seed
         found, others = scan(path)
         if others:
-            logging.info("%s: passed over %d files that are no images", path, others)
+            logging.info("%s: skipped %d files that are not images", path, others)
         loose = [name for name in found if "/" not in name]
         if loose:
             raise ValueError(
@@ -95,7 +93,7 @@ class Source(file_dataset.Listing):
         for name in found:
             label_id = name.rpartition("/")[0]
             if label_id not in paths:
-                paths[label_id] = [label_tree.clean(part_) for part_ in label_id.split("/")]
+                paths[label_id] = [label_tree.clean(part) for part in label_id.split("/")]
             place = os.path.join(path, name)
             entries.append(file_dataset.Entry(name, label_id, paths[label_id][-1], place))
         super().__init__(
@@ -103,8 +101,5 @@ class Source(file_dataset.Listing):
             lambda entry: images.read(entry.place),
             label_tree.from_paths(paths, group, str(path)),
             name="folder",
-            part=part,
-            held_out_share=held_out_share,
-            subset=subset,
-            subset_seed=subset_seed,
+            **selection,
         )

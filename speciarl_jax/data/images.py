@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, and what happens to images that are broken."""
+"""Decodes image files to pixels, and handles broken images."""
 
 import io
 import threading
@@ -11,11 +11,11 @@ from absl import logging
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ON_BROKEN = ("raise", "skip")
-# The image processor refuses images that are longer than so many times their width.
+# Largest ratio of the longer to the shorter side that the image processor accepts.
 MOST_ASPECT = 200
-# So many broken images, or this share of the set if it is more, are an accident of the set.
+# The run stops at more broken images than this number and this share of the data set.
 _TOLERATED, _TOLERATED_SHARE = 10, 0.1
-# What a row has at least.
+# Fields that every row must have.
 _FIELDS = ("image", "image_id", "label_id", "label")
 _BLANK = np.full((56, 56, 3), 128, np.uint8)
 
@@ -24,11 +24,11 @@ class BrokenImageError(ValueError):
     """An image that cannot be read; the message names the file and what to do.
 
     Attributes:
-      reason: the message without what to do about it in training.
+      reason: the message without the remedy for training.
     """
 
     def __init__(self, where: str, what: str):
-        """Args: where: names the image. what: is wrong with it, a verb first."""
+        """Args: where: name of the image. what: what is wrong with it, beginning with a verb."""
         self.reason = f"{where} {what}"
         super().__init__(
             f"{self.reason}; restore or remove it, or set config.data.on_decode_error='skip' to "
@@ -37,12 +37,12 @@ class BrokenImageError(ValueError):
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Pixels of an encoded image, upright, on white where it is transparent.
+    """Decodes an image, turns it upright (EXIF), and puts transparent parts on white.
 
     Args:
-      data: a file that Pillow can read (JPEG, PNG, WebP, GIF, BMP, TIFF, ...); of several frames
-        the first counts.
-      where: what errors call it.
+      data: content of a file that Pillow reads (JPEG, PNG, WebP, GIF, BMP, TIFF, ...); the first
+        frame of several.
+      where: name of the image in error messages.
 
     Returns:
       uint8 [height, width, 3].
@@ -52,7 +52,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
-            # Odd metadata is no reason to warn; a suspicious size is one to stop.
+            # Odd metadata is ignored; a suspicious size is an error.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
@@ -72,7 +72,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 def read(path: str) -> np.ndarray:
-    """Pixels of an image file, as `decode`.
+    """Reads the pixels of an image file, as `decode`.
 
     Raises:
       BrokenImageError: the file is missing or broken.
@@ -100,43 +100,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def describe(source: Any, index: int) -> dict[str, Any]:
-    """A row without its image; not decoded where the source can tell without."""
+    """Returns a row without its image; decodes it only if the source has no `describe`."""
     if hasattr(source, "describe"):
         return source.describe(index)
     return {key: value for key, value in source[index].items() if key != "image"}
 
 
+def missing(source: Any) -> list[str]:
+    """Lists the files of a source that do not exist, as far as the source can tell."""
+    return source.missing() if hasattr(source, "missing") else []
+
+
 def check_files(source: Any) -> None:
-    """Refuses a source whose files are not all there; opens none of them.
+    """Refuses a source with missing files; opens no file.
 
     Raises:
-      BrokenImageError: names the first, and how many are missing.
+      BrokenImageError: names the first file, and how many are missing.
     """
-    missing = source.missing() if hasattr(source, "missing") else []
-    if missing:
-        raise BrokenImageError(missing[0], f"is missing ({len(missing)} such files)")
+    if lost := missing(source):
+        raise BrokenImageError(lost[0], f"is missing ({len(lost)} such files)")
 
 
 def check_first_row(source: Any, name: str) -> None:
-    """Refuses a source whose rows are not what batches, verdicts and reports need.
-
-    Reads one image, that of the first row.
+    """Refuses a source whose first row lacks what batches, verdicts and reports need.
 
     Args:
       source: random access to rows.
-      name: what errors call it.
+      name: name of the data set in error messages.
 
     Raises:
-      ValueError: there is no row, or the first lacks a field or has an `image_id` that does not fit
-        into 32 bits.
+      ValueError: there is no row, a field is missing, or `image_id` does not fit into 32 bits.
       BrokenImageError: the image cannot be read.
     """
     if not len(source):
         raise ValueError(f"the data set {name!r} has no images; check its options")
     row = source[0]
-    if missing := [field for field in _FIELDS if field not in row]:
+    if lacking := [field for field in _FIELDS if field not in row]:
         raise ValueError(
-            f"rows of the data set {name!r} lack {missing}; its class Source must give rows with "
+            f"rows of the data set {name!r} lack {lacking}; its class Source must give rows with "
             f"{list(_FIELDS)}"
         )
     image_id = row["image_id"]
@@ -148,14 +149,13 @@ def check_first_row(source: Any, name: str) -> None:
 
 
 class WithoutBroken:
-    """A source whose broken images become rows of weight 0 (`skipped`), in their place.
+    """A source whose broken images become rows of weight 0, marked `skipped`.
 
-    So the order, the batches and the share of each process are what they would be without the
-    damage, and a resumed run sees the same. A left-out row is never answered, judged, learned from
-    or scored.
+    They keep their place, so the order, the batches and the shares of the processes stay the same.
+    A skipped row is never sampled, judged, trained on or scored.
 
     Attributes:
-      skipped: the errors seen so far, by row.
+      skipped: row -> error, as seen so far.
     """
 
     def __init__(self, source: Any):
@@ -168,11 +168,11 @@ class WithoutBroken:
         return len(self._source)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._source, name)  # what the source has not, this has not
+        found = getattr(self._source, name)  # AttributeError if the source lacks it, too
         return (lambda seed: self._another(found(seed))) if name == "with_seed" else found
 
     def _another(self, source: Any) -> "WithoutBroken":
-        """Of another epoch; what was left out of the same images is remembered."""
+        """Wraps the source of another epoch; the same source keeps its record of errors."""
         return self if source is self._source else WithoutBroken(source)
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -180,10 +180,10 @@ class WithoutBroken:
         return describe(self._source, index)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """A row; with `skipped` and a blank image where the image is broken.
+        """Reads a row; a broken image gives a blank one and `skipped`.
 
         Raises:
-          ValueError: more images are broken than can be an accident.
+          ValueError: too many images are broken.
         """
         try:
             return self._source[index]
@@ -197,9 +197,9 @@ class WithoutBroken:
             self.skipped[index] = error
             count = len(self.skipped)
         if new:
-            logging.warning("left out image %d (%d so far): %s", index, count, error)
+            logging.warning("skipped image %d (%d so far): %s", index, count, error)
         if count > max(_TOLERATED, _TOLERATED_SHARE * len(self)):
             raise ValueError(
-                f"{count} of {len(self)} images are broken, too many to leave out; check the "
+                f"{count} of {len(self)} images are broken, too many to skip; check the "
                 f"data with python -m speciarl_jax.tools.check_data. The last one: {error}"
             )

@@ -1,4 +1,4 @@
-"""Label trees made from names and label paths, in the format of `verify/taxonomy_file.py`."""
+"""Makes label trees from names and label paths (format: `verifiers/label_tree/schema.py`)."""
 
 import atexit
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any
 from absl import logging
 
 _NUMBER = re.compile(r"^(\d+\.|0\d*[_-])(?=\D)")
-# The group of labels about which nothing is known.
+# Group of labels that have neither a label path nor a group.
 _ANYTHING = ("object", "thing")
 
 
 def clean(name: str) -> str:
-    """A folder's or column's name as people would say it: no number before it, no underscores.
+    """Removes the number before a name, and underscores.
 
     "001.Black_footed_Albatross" -> "Black footed Albatross".
     """
@@ -27,15 +27,15 @@ def clean(name: str) -> str:
 
 
 def from_paths(paths: Mapping[str, Sequence[str]], group: str, where: str) -> dict[str, Any]:
-    """A tree from the names above each label.
+    """Makes a tree from label paths.
 
     Args:
-      paths: label id -> names from the most general to the label itself, at least the latter.
-      group: what all labels are ("bird"); "" for the first name of each path.
-      where: what the warning calls the data set.
+      paths: label id -> names from the most general to the label itself, which is always there.
+      group: what all labels are ("bird"); "" takes the first name of each path.
+      where: name of the data set in messages.
 
     Returns:
-      The tree. Where a label has neither group nor path, its group is "object", and the taxonomy
+      The tree. A label without group and path gets the group "object", with which the taxonomy
       verifier can only tell right from wrong; that is logged.
 
     Raises:
@@ -60,8 +60,8 @@ def from_paths(paths: Mapping[str, Sequence[str]], group: str, where: str) -> di
         leaves[label_id] = {"name": name, "generic": top, "ancestors": ancestors}
     if flat:
         logging.warning(
-            "%s: nothing is known above %d of %d labels, so the taxonomy verifier can tell right "
-            "from wrong and no levels between. Set config.data.options.group to what all labels "
+            "%s: %d of %d labels have no more general name, so the taxonomy verifier can only tell "
+            "right from wrong for them. Set config.data.options.group to what all labels "
             "are ('bird'), give label paths (nested folders, or a label path column), write a "
             "label tree of your own (config.verifier.options.path), or use another verifier",
             where,
@@ -72,7 +72,7 @@ def from_paths(paths: Mapping[str, Sequence[str]], group: str, where: str) -> di
 
 
 def read(source: Any) -> dict[str, Any] | None:
-    """The tree of a source: its `label_tree`, or the content of its `TAXONOMY_PATH`."""
+    """Returns the tree of a source: its `label_tree`, or the content of its `TAXONOMY_PATH`."""
     tree = getattr(source, "label_tree", None)
     if tree is None and getattr(source, "TAXONOMY_PATH", None):
         tree = json.loads(pathlib.Path(source.TAXONOMY_PATH).read_text())
@@ -80,10 +80,10 @@ def read(source: Any) -> dict[str, Any] | None:
 
 
 def merge(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One tree with the leaves and groups of all.
+    """Merges trees into one with the leaves and groups of all.
 
     Raises:
-      ValueError: two trees say different things about one leaf.
+      ValueError: a leaf differs between two trees.
     """
     leaves: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
@@ -101,13 +101,13 @@ def merge(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def path_of(sources: Iterable[Any]) -> str | os.PathLike | None:
-    """A file with the labels of all sources, or None if one brings no tree.
+    """Returns a file with the merged tree of all sources, or None if one source has no tree.
 
-    A file that all of them share is given as it is; a made tree lies in a temporary folder for as
-    long as the process lives.
+    If all sources share one file, that file is returned. Otherwise the tree is written to a
+    temporary folder, which is removed when the process ends.
 
     Raises:
-      ValueError: two trees contradict each other.
+      ValueError: a leaf differs between two trees.
     """
     sources = list(sources)
     paths = {

@@ -1,4 +1,4 @@
-"""Several data sets as one, each with a share of the images.
+"""Mixes several data sets into one, each with a share of the images.
 
 config.data.name = "mixture"
 config.data.options = ConfigDict({
@@ -8,6 +8,7 @@ config.data.options = ConfigDict({
 """
 
 import bisect
+import copy
 import hashlib
 import itertools
 import zlib
@@ -21,15 +22,15 @@ from speciarl_jax.runtime import plugins
 
 
 def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
-    """How many images of each part are in an epoch.
+    """Computes how many images of each part are in an epoch.
 
     Args:
-      weights: of the parts, above 0; relative to each other. All None: every image once.
-      lengths: of the parts.
-      size: of an epoch; 0 for the largest in which no image comes twice.
+      weights: relative weights of the parts, above 0; all None takes every image once.
+      lengths: number of images of each part.
+      size: images of an epoch; 0 for the largest epoch in which no image repeats.
 
     Returns:
-      Whole numbers whose sum is `size`; the largest remainders are rounded up.
+      Counts whose sum is `size`; the largest remainders are rounded up.
 
     Raises:
       ValueError: a weight is missing or not above 0, or `size` is below 0.
@@ -44,22 +45,20 @@ def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
     total = sum(weights)
     if not size:
         size = int(min(n * total / w for n, w in zip(lengths, weights, strict=True)) + 1e-9)
-    exact = [size * weight / total for weight in weights]
-    counts = [int(x + 1e-9) for x in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: size - sum(counts)]:
-        counts[i] += 1
-    return counts
+    exact = size * np.asarray(weights) / total
+    counts = (exact + 1e-9).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
+    return counts.tolist()
 
 
 class Source:
     """Random access to a mixture.
 
-    Where a part has more images than its share, each seed (so each epoch) draws other ones; where
-    it has fewer, all come equally often, give or take one.
+    If a part has more images than its share, each seed (and so each epoch) draws others. If it has
+    fewer, they repeat; the numbers of repetitions differ by at most one.
 
     Attributes:
-      label_tree: of all parts, or None if one has none.
+      label_tree: tree of the labels of all parts, or None if one part has none.
     """
 
     def __init__(
@@ -74,10 +73,10 @@ class Source:
 
         Args:
           parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
-            `weight` (None or left out: every image once).
-          seed: of the parts and the choice.
-          common: options of every part; its own come first.
-          size: images of an epoch; 0 for the largest in which none comes twice.
+            `weight` (None or missing: every image once).
+          seed: seed of the parts and of the choice of images.
+          common: options of every part; a part's own options take precedence.
+          size: images of an epoch; 0 for the largest epoch in which no image repeats.
 
         Raises:
           ValueError: no part, a part that cannot be opened, or weights that do not fit.
@@ -118,7 +117,7 @@ class Source:
         return self._ends[-1]
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Number of the part and of the image within it."""
+        """Returns the number of the part, and of the image within it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect.bisect_right(self._ends, index)
@@ -126,26 +125,24 @@ class Source:
         return part, int(self._orders[part][index - start])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A row of the part it belongs to, and the part's name as `part`."""
+        """Reads a row; `part` is the name of the part it belongs to."""
         part, place = self._find(index)
         return self._named(self._sources[part][place], part)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A row without its image."""
+        """Returns a row without its image."""
         part, place = self._find(index)
         return self._named(images.describe(self._sources[part], place), part)
 
     def _named(self, row, part):
-        # Two folders may have files of one name.
+        # Two folders may hold files of the same name.
         name = self._names[part]
         image_id = row["image_id"] ^ zlib.crc32(name.encode()) & 0x7FFFFFFF
         return {**row, "image_id": image_id, "part": name}
 
     def with_seed(self, seed: int) -> "Source":
-        """The mixture of another epoch; parts that no seed changes are shared."""
-        other = object.__new__(Source)
-        for name in ("_parts", "_names", "_size", "_common"):
-            setattr(other, name, getattr(self, name))
+        """Returns the mixture of another epoch; shares the parts that do not depend on the seed."""
+        other = copy.copy(self)
         sources = [
             source.with_seed(seed) if hasattr(source, "with_seed") else self._source(name, seed)
             for name, source in zip(self._names, self._sources, strict=True)
@@ -155,24 +152,19 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images of a part, its share, and the order."""
+        """Hash that changes with the images of a part, its share, and the order."""
         digest = hashlib.sha256(str(self._ends).encode())
         for name, source in zip(self._names, self._sources, strict=True):
             digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}\n".encode())
         return digest.hexdigest()[:32]
 
     def missing(self) -> list[str]:
-        """The files of all parts that are not there."""
-        return [
-            path
-            for source in self._sources
-            if hasattr(source, "missing")
-            for path in source.missing()
-        ]
+        """Lists the files of all parts that do not exist."""
+        return list(itertools.chain.from_iterable(map(images.missing, self._sources)))
 
 
 def _draw(length: int, count: int, seed: int, part: int) -> np.ndarray:
-    """`count` of `length` numbers, each as often as any other, give or take one; sorted."""
+    """Draws `count` sorted numbers below `length`; how often they occur differs by at most one."""
     whole, rest = divmod(count, length)
     rng = np.random.default_rng([seed, part])
     extra = rng.permutation(length)[:rest]

@@ -1,4 +1,4 @@
-"""The order in which images come: shuffled every epoch, cut by process, resumable."""
+"""Orders the images: shuffled in every epoch, split over processes, resumable."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ import grain.python as grain
 
 
 def check_length(length: int, batch_size: int) -> None:
-    """Refuses a data set that does not fill a batch.
+    """Refuses a data set that is smaller than a batch.
 
     Raises:
       ValueError: shows both numbers.
@@ -31,29 +31,29 @@ def training_batches(
     processes: int = 1,
     buffer: int = 4,
 ) -> grain.DatasetIterator:
-    """Batches without end; the iterator's `get_state` and `set_state` resume it exactly.
+    """Returns an endless iterator of batches; `get_state` and `set_state` resume it exactly.
 
-    Every epoch has an order of its own and holds each image once. All processes agree on the
-    batches; each builds its own share of the rows.
+    Every epoch holds each image once, in an order of its own. All processes see the same batches;
+    each builds its own share of the rows.
 
     Args:
-      source_of_epoch: epoch -> random access to its images, all of one length.
+      source_of_epoch: epoch -> random access to its images; all epochs have the same length.
       build: rows of this process -> batch.
       batch_size: images of a batch over all processes.
-      seed: of the order.
+      seed: seed of the order.
       workers: threads that read images.
-      process: number of this process.
-      processes: how many there are; must divide `batch_size`.
-      buffer: batches read ahead.
+      process: index of this process.
+      processes: number of processes; must divide `batch_size`.
+      buffer: number of batches read ahead.
 
     Raises:
-      ValueError: no image, fewer than a batch, or an indivisible batch.
+      ValueError: fewer images than a batch, or a batch that does not divide over the processes.
     """
     length = len(source_of_epoch(0))
     check_length(length, batch_size)
     if batch_size % processes:
         raise ValueError(
-            f"config.train.batch_size {batch_size} cannot be cut over {processes} processes"
+            f"config.train.batch_size {batch_size} does not divide over {processes} processes"
         )
     sources: dict[int, Sequence[Any]] = {}
     lock = threading.Lock()
@@ -80,19 +80,19 @@ def training_batches(
 
 
 def state_for(state: dict[str, Any], was: int, now: int) -> dict[str, Any]:
-    """The state of the batches of `now` processes where those of `was` processes stood.
+    """Translates the state of `training_batches` from `was` processes to `now` processes.
 
     Raises:
-      ValueError: it is no state of `training_batches`.
+      ValueError: the state is not one of `training_batches`, or lies inside of a batch.
     """
     if was == now:
         return state
     if set(state) != {"next_index"} or state["next_index"] * was % now:
         raise ValueError(
-            f"the position of the data, {state} of {was} processes, says nothing to {now}; resume "
-            f"with {was} processes"
+            f"the position of the data, {state} of {was} processes, has no counterpart with {now}; "
+            f"resume with {was} processes"
         )
-    # Rows that one process has read; all have read as many.
+    # `next_index` counts the rows that one process has read; all have read the same number.
     return {"next_index": state["next_index"] * was // now}
 
 
@@ -104,11 +104,10 @@ def evaluation_batches(
     processes: int = 1,
     start: int = 0,
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Each image once, in order: the indices of a batch and this process's rows of it.
+    """Yields the indices of each batch and this process's rows of it; each image once, in order.
 
-    Process p has the p-th of `processes` neighbouring parts, so a batch put together from all
-    processes is in order. The last batch may be short, and a process's part of it empty. The first
-    image is number `start`.
+    Process p reads the p-th of `processes` consecutive parts of a batch. The last batch may be
+    short, and a process's part of it empty. Image number `start` is the first.
     """
     share = batch_size // processes
     for first in range(start, len(source), batch_size):

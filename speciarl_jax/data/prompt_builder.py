@@ -1,6 +1,5 @@
-"""From images to what the policy reads: chat prompt, tokens, patches, layouts, positions."""
+"""Builds what the policy reads from images: chat prompt, tokens, patches, layouts, positions."""
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jinja2
 import numpy as np
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
@@ -17,7 +16,7 @@ from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.runtime import multihost
 
-# Prompts of a batch that has a bucket size are a multiple of this many tokens long.
+# Prompt lengths of bucket sizes are multiples of this number of tokens.
 PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
 _MEND_TEMPLATE = (
@@ -27,7 +26,7 @@ _MEND_TEMPLATE = (
 
 
 def read_prompt(name_or_path: str) -> str:
-    """The instruction of a prompt that ships with the package, or of a user's own text file.
+    """Reads an instruction that ships with the package, or a user's own text file.
 
     Raises:
       ValueError: neither exists.
@@ -44,34 +43,26 @@ def read_prompt(name_or_path: str) -> str:
 
 
 def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = None) -> Any:
-    """The image processor of a checkpoint folder, in the variant that needs no torch.
+    """Loads the image processor of a checkpoint folder, in the variant that needs no torch.
 
     Args:
-      folder: holds `preprocessor_config.json`, or the `processor_config.json` that processors of
-        transformers 5 save, with the same settings under `image_processor`.
-      max_pixels: larger images are shrunk to so many; if None or above the checkpoint's own
-        limit, that one holds.
+      folder: holds `preprocessor_config.json`, or the `processor_config.json` that transformers 5
+        saves, with the same settings under `image_processor`.
+      max_pixels: larger images are shrunk to this number of pixels; None, or a value above the
+        checkpoint's own limit, keeps that limit.
 
     Raises:
-      ValueError: there is no such file, it is damaged or of another model, or `max_pixels` is below
-        the checkpoint's `min_pixels`.
+      ValueError: the file is missing, damaged or of another model, or `max_pixels` is below the
+        checkpoint's `min_pixels`.
     """
-    path = _processor_file(pathlib.Path(folder))
-    load = functools.partial(
-        AutoImageProcessor.from_pretrained, folder, backend="pil", local_files_only=True
-    )
-    try:
-        processor = load()
-    except Exception as error:  # whatever the class that the file names raises
+    path, settings = _processor_settings(pathlib.Path(folder))
+    kind = settings.get("image_processor_type")
+    if not str(kind).startswith("Qwen2VLImageProcessor"):
         raise ValueError(
-            f"{path} describes no image processor ({error}); take the file of the Qwen2.5-VL "
-            "checkpoint"
-        ) from error
-    if not isinstance(processor, Qwen2VLImageProcessorPil):
-        raise ValueError(
-            f"{path} describes a {type(processor).__name__}; Qwen2.5-VL reads images with "
-            "Qwen2VLImageProcessor, so take the file of its checkpoint"
+            f"{path} describes {f'a {kind}' if kind else 'no image processor'}; Qwen2.5-VL reads "
+            "images with Qwen2VLImageProcessor, so take the file of its checkpoint"
         )
+    processor = Qwen2VLImageProcessorPil.from_dict(settings)
     if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
         return processor
     fewest = processor.size["shortest_edge"]
@@ -80,45 +71,45 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
             f"config.data.max_pixels is {max_pixels}, but the image processor of {folder} enlarges "
             f"images to {fewest} pixels (min_pixels); raise max_pixels to at least that"
         )
-    return load(max_pixels=max_pixels)
+    return Qwen2VLImageProcessorPil.from_dict(settings, max_pixels=max_pixels)
 
 
-def _processor_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file that describes the image processor, as transformers chooses it."""
-    nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
-    if nested.exists() and "image_processor" in safetensors_io.read_json(nested):
-        return nested
-    if not plain.exists():
+def _processor_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Reads the settings of the image processor, from the file that transformers would choose."""
+    path = folder / "processor_config.json"
+    if path.exists() and "image_processor" in (settings := safetensors_io.read_json(path)):
+        return path, settings["image_processor"]
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
         raise ValueError(
             f"{folder} holds no preprocessor_config.json, and no processor_config.json with an "
             "image_processor; copy the one of the Qwen2.5-VL checkpoint there"
         )
-    safetensors_io.read_json(plain)
-    return plain
+    return path, safetensors_io.read_json(path)
 
 
 def most_pixels(tokens: int, unit: int, aspect: int) -> int:
-    """The `max_pixels` with which no image takes more than so many tokens; 0 for none.
+    """Computes the `max_pixels` with which no image takes more than `tokens` tokens; 0 for none.
 
-    The image processor gives a thin image at least one token across, so that one of few pixels
-    may take more tokens than `max_pixels` would allow: up to sqrt(aspect * max_pixels / unit**2).
+    A thin image is at least one token wide, so it may take more tokens than its pixels suggest: up
+    to sqrt(aspect * max_pixels / unit**2).
 
     Args:
-      tokens: of an image, at most.
-      unit: pixels a side that become one token.
-      aspect: images are at most so many times as long as wide.
+      tokens: largest number of tokens of an image.
+      unit: side of the square of pixels that becomes one token.
+      aspect: largest ratio of the longer to the shorter side of an image.
     """
     tokens = max(tokens, 0)
     return (tokens if tokens >= aspect else tokens**2 // aspect) * unit**2
 
 
 class BatchSizes(NamedTuple):
-    """What the compiled programs depend on.
+    """Sizes of a batch that decide which compiled program it needs.
 
     Attributes:
-      windows: W, slots of attention windows a row.
-      image_tokens: M, of all images of a row.
-      prompt_tokens: P.
+      windows: W, slots of attention windows in a row.
+      image_tokens: M, tokens of all images of a row.
+      prompt_tokens: P, tokens of a prompt.
     """
 
     windows: int
@@ -129,9 +120,9 @@ class BatchSizes(NamedTuple):
 class PromptBuilder:
     """Turns images into a `PromptBatch`.
 
-    One instruction serves all rows. Shapes depend on the largest row alone: batches of images of
-    one size have one shape. For images of many sizes, `bucket_growth` makes the shapes bucket
-    sizes, so that they run through a handful of compiled programs; padding changes no number.
+    All rows share one instruction. The largest row decides the shapes, so batches of images of one
+    size have one shape. For images of many sizes, `bucket_growth` above 1 rounds the shapes up to
+    bucket sizes, so that they need few compiled programs. Padding changes no result.
     """
 
     def __init__(
@@ -145,16 +136,19 @@ class PromptBuilder:
         max_prompt_tokens: int = 2048,
         bucket_growth: float = 1.0,
     ):
-        """Prepares the text around images.
+        """Prepares the text around the images.
 
         Args:
           config: dimensions of the model.
-          tokenizer: of the checkpoint; its chat template is used.
-          image_processor: of the checkpoint.
-          instruction: what the policy is asked about each row's images.
-          system: system message, left out when empty.
+          tokenizer: tokenizer of the checkpoint, with its chat template.
+          image_processor: image processor of the checkpoint.
+          instruction: question to the policy about the images of a row.
+          system: system message; "" for none.
           max_prompt_tokens: longer prompts are refused.
-          bucket_growth: from one bucket size to the next; 1 for exact sizes.
+          bucket_growth: factor from one bucket size to the next; 1 for exact sizes.
+
+        Raises:
+          ValueError: the parts of the checkpoint do not fit each other, or an option is wrong.
         """
         for key, wanted in (
             ("patch_size", config.vision.patch_size),
@@ -180,10 +174,13 @@ class PromptBuilder:
         self._pad_id = tokenizer_lib.token_id(tokenizer, "<|endoftext|>")
         self._pieces: dict[int, list[list[int]]] = {}
         self.text = self._text(images=1)
-        self.prompt_ids(1)  # refuses a template that does not fit
+        self.prompt_ids(1)  # raises if the chat template does not fit
 
     def prompt_ids(self, *image_tokens: int) -> list[int]:
-        """The tokens of a prompt whose images take so many tokens each; of text alone for none.
+        """Returns the tokens of a prompt.
+
+        Args:
+          *image_tokens: number of tokens of each image; none for text alone.
 
         Raises:
           ValueError: the chat template does not give each image one placeholder.
@@ -201,8 +198,8 @@ class PromptBuilder:
         """Builds a batch; missing rows repeat the last example. They and skipped ones weigh 0.
 
         Args:
-          examples: each with `image` (uint8 [height, width, 3], or a list of such images, or an
-            empty list for a row of text alone), `image_id` and `label_index`.
+          examples: each has `image` (uint8 [height, width, 3], a list of such images, or an empty
+            list for a row of text alone), `image_id` and `label_index`.
           batch_size: B, at least `len(examples)`.
 
         Returns:
@@ -247,11 +244,11 @@ class PromptBuilder:
         )
         return enlarge(batch, self._bucket(grids, prompts), self._pad_id)
 
-    def agree(self, batch: PromptBatch) -> PromptBatch:
-        """This process's share of a batch, as large as the largest share of all processes.
+    def pad_to_largest_host(self, batch: PromptBatch) -> PromptBatch:
+        """Pads this process's share of a batch to the largest share of all processes.
 
-        All processes must call it together, from their main threads. Where sizes are exact, all
-        images have one, and nothing has to be agreed upon.
+        All processes must call it together, from their main threads. With exact sizes
+        (`bucket_growth` 1) all shares are equal already, and nothing is exchanged.
         """
         if jax.process_count() == 1 or self.bucket_growth == 1:
             return batch
@@ -274,7 +271,7 @@ class PromptBuilder:
             ) from error
 
     def _cut(self, text: str, images: int) -> list[list[int]]:
-        """The tokens before, between and after the placeholders."""
+        """Splits the tokens of a text at its image placeholders."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         holes = [i for i, token in enumerate(ids) if token == self.config.image_token_id]
         if len(holes) != images:
@@ -286,7 +283,7 @@ class PromptBuilder:
         return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _read(self, images: Sequence[Any]) -> tuple[list[list[window_layout.Grid]], np.ndarray]:
-        """Grids of the images of each row, and their patches [B, S, C], zeros behind them."""
+        """Returns the grids of the images of each row, and their patches [B, S, C], zero-padded."""
         rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
         vision, flat = self.config.vision, [image for row in rows for image in row]
         thw, pixels = np.zeros((0, 3), int), np.zeros((0, vision.patch_dim), np.float32)
@@ -305,7 +302,7 @@ class PromptBuilder:
         return grids, patches_BSC
 
     def _bucket(self, grids, prompts) -> BatchSizes:
-        """The bucket sizes of a batch; image tokens decide about all sizes but windows."""
+        """Returns the bucket sizes of a batch; the prompt length follows from the image tokens."""
         growth, length = self.bucket_growth, max(map(len, prompts))
         windows, image_tokens = window_layout.vision_sizes(grids, self.config.vision, growth)
         if growth > 1:
@@ -320,21 +317,21 @@ class PromptBuilder:
 
 
 def batch_sizes(batch: PromptBatch) -> BatchSizes:
-    """The sizes of a batch."""
+    """Returns the sizes of a batch."""
     layout = batch.layout
     return BatchSizes(layout.num_windows, layout.token_index_BM.shape[1], batch.tokens_BP.shape[1])
 
 
 def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
-    """The same batch with more padding; no feature, logit or answer of it changes.
+    """Pads a batch to larger sizes; none of its features, logits or completions changes.
 
     Args:
-      batch: of numpy arrays.
-      sizes: at least its own (`batch_sizes`).
-      pad_id: the token that pads prompts.
+      batch: batch of numpy arrays.
+      sizes: sizes to pad to, at least those of the batch.
+      pad_id: token that pads prompts.
 
     Raises:
-      ValueError: a size is smaller than the batch has.
+      ValueError: a size is smaller than that of the batch.
     """
     if sizes == (now := batch_sizes(batch)):
         return batch

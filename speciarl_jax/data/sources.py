@@ -12,10 +12,15 @@ from speciarl_jax.runtime import plugins
 def open_source(
     config: ml_collections.ConfigDict, seed: int, **changes: Any
 ) -> Sequence[Mapping[str, Any]]:
-    """Images of `config.data` with some options changed.
+    """Opens the data set of `config.data`.
+
+    Args:
+      config: the whole configuration.
+      seed: seed of the source (augmentation, draws of a mixture).
+      **changes: options that replace those of `config.data.options`.
 
     Raises:
-      ValueError: an unknown data set, one that does not hold what it should, or missing files.
+      ValueError: an unknown data set, missing files, or content that does not fit.
       TypeError: an option that the data set does not have.
     """
     options = {**config.data.options, **changes}

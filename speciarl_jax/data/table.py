@@ -1,11 +1,11 @@
-"""A user's own images: a CSV, JSONL or Parquet file with a row for each.
+"""Data set of a user's own images: a CSV, TSV, JSONL or Parquet file with a row for each image.
 
     image,label,label_path
     photos/1.jpg,eagle,animal > bird > bird of prey > eagle
 
-A label path, from the most general name to the label, makes the label tree. In JSONL and Parquet it
-may be a list. Parquet may hold the images themselves: bytes, or the `{bytes, path}` that
-`datasets` writes.
+The label path runs from the most general name to the label; label paths make the label tree. In
+JSONL and Parquet it may be a list. Parquet may hold the images themselves, as bytes or as the
+`{bytes, path}` that `datasets` writes.
 """
 
 import csv
@@ -22,11 +22,11 @@ SEPARATOR = ">"
 
 
 def rows_of(path: str | os.PathLike, columns: Iterable[str]) -> Iterator[tuple[int, dict]]:
-    """The rows of a table with their numbers, as an editor or `pyarrow` counts them.
+    """Yields the rows of a table with their numbers, as an editor or `pyarrow` counts them.
 
     Args:
-      path: of the file; what it is, its suffix says.
-      columns: must be there.
+      path: file with one of `SUFFIXES`.
+      columns: names of the columns that must exist.
 
     Raises:
       ValueError: the file is missing, damaged or of another kind, or lacks a column; names the file
@@ -111,7 +111,7 @@ def _parquet(path, columns):
 
 
 def _label_path(value: Any, label: str, where: str) -> list[str]:
-    """Names from the most general to `label`."""
+    """Returns the names from the most general to `label`."""
     parts = value.split(SEPARATOR) if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError(
@@ -136,30 +136,26 @@ class Source(file_dataset.Listing):
         id_column: str = "",
         root: str = "",
         group: str = "",
-        part: str = "all",
-        held_out_share: float = 0.1,
-        subset: int = 0,
-        subset_seed: int = 0,
+        **selection: Any,
     ):
         """Reads the table; opens no image.
 
         Args:
-          path: of the table.
-          seed: changes nothing.
-          image_column: paths of images, or the images themselves.
-          label_column: what each shows, in words.
-          label_path_column: names above the label, the most general first; "" for none.
-          id_column: names each row; "" for the image's path.
-          root: folder that relative paths start from; "" for the table's own.
-          group: what all labels are ("bird"), for the label tree; "" for the first of the path.
-          part: "all", or "training" or "held_out" of a table without a split of its own.
-          held_out_share: as for `file_dataset.choose_part`.
-          subset: as for `file_dataset.choose_subset`.
-          subset_seed: as for `file_dataset.choose_subset`.
+          path: file of the table.
+          seed: has no effect.
+          image_column: column of the images' paths, or of the images themselves.
+          label_column: column of the labels, in words.
+          label_path_column: column of the label paths; "" for none.
+          id_column: column that identifies a row; "" takes the image's path.
+          root: folder that relative paths start from; "" takes the table's folder.
+          group: what all labels are ("bird"), for the label tree; "" takes the first name of the
+            label path.
+          **selection: options of `file_dataset.Listing`, such as `part` and `subset`.
 
         Raises:
-          ValueError: the table is damaged, lacks a column, or a row has no label, no image, a
-            path that contradicts another row's, or the identity of another row; names the line.
+          ValueError: the table is damaged or lacks a column; a row has no label or no image,
+            contradicts the label path of another row, or has the identity of another row. Names
+            the line.
         """
         del seed
         columns = [image_column, label_column, *filter(None, (label_path_column, id_column))]
@@ -192,31 +188,26 @@ class Source(file_dataset.Listing):
             _read,
             label_tree.from_paths(paths, group, str(path)),
             name="table",
-            part=part,
-            held_out_share=held_out_share,
-            subset=subset,
-            subset_seed=subset_seed,
+            **selection,
         )
 
 
 def _label(value: Any, column: str, where: str) -> str:
+    where = f"{where}, column {column!r}"
     if not isinstance(value, str):
         raise ValueError(
-            f"{where}, column {column!r}: the label is {value!r}; write the name in words (a "
-            "number says nothing to a policy)"
+            f"{where}: the label is {value!r}; write the name in words (a policy does not know "
+            "what a number stands for)"
         )
-    label = label_tree.clean(value)
-    if not label:
-        raise ValueError(
-            f"{where}, column {column!r}: the label is empty; write it, or remove the row"
-        )
+    if not (label := label_tree.clean(value)):
+        raise ValueError(f"{where}: the label is empty; write it, or remove the row")
     return label
 
 
 def _image(
     row: Mapping[str, Any], image_column: str, id_column: str, folder: pathlib.Path, where: str
 ) -> tuple[str, Any]:
-    """The key of a row, and the path or bytes of its image."""
+    """Returns the key of a row, and the path or bytes of its image."""
     value, key = row[image_column], ""
     if isinstance(value, Mapping):
         key, value = value.get("path") or "", value.get("bytes") or value.get("path")

@@ -1,22 +1,20 @@
-"""Reads the paper's data sets without TensorFlow; `speciarl_jax.tools.prepare_data` makes them.
+"""Reads the paper's data sets without TensorFlow; `speciarl_jax.tools.prepare_data` writes them.
 
-Splits and sizes are those of TFDS. Two differ from the paper's, which follows CoOp: the test splits
-of Flowers102 (6,149 here, 2,463 there) and Food101 (25,250 here, 30,300 there).
-`split_file` takes CoOp's own list of images.
+Splits and sizes are those of TFDS. The paper follows CoOp, whose test splits of Flowers102 (2,463
+images; TFDS: 6,149) and Food101 (30,300; TFDS: 25,250) differ. `split_file` reads CoOp's own lists.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from speciarl_jax.data import file_dataset, images
+from speciarl_jax.runtime import jsonl
 
 TREES = pathlib.Path(__file__).parent / "label_trees"
 
@@ -27,12 +25,12 @@ class Published:
 
     Attributes:
       builder: name and version of the TFDS builder.
-      sizes: images of each split.
-      classes: how many labels.
-      name_feature: what names an image in TFDS.
+      sizes: split -> number of images.
+      classes: number of labels.
+      name_feature: TFDS feature that holds an image's name.
       aliases: other names of splits.
-      crop_bottom: rows of pixels at the lower edge that are no image.
-      coop_test: images of CoOp's test split, where it is not the one of `sizes`.
+      crop_bottom: rows of pixels at the lower edge that do not belong to the photograph.
+      coop_test: number of images of CoOp's test split, where it differs from `sizes`.
     """
 
     builder: str
@@ -80,7 +78,7 @@ PUBLISHED = {
 
 
 def make_builder(dataset: str, data_dir: str | None) -> Any:
-    """The TFDS builder of one of `PUBLISHED`, writing and reading ArrayRecord.
+    """Returns the TFDS builder of one of `PUBLISHED`, which writes and reads ArrayRecord.
 
     Raises:
       ValueError: an unknown data set.
@@ -90,7 +88,7 @@ def make_builder(dataset: str, data_dir: str | None) -> Any:
     if dataset not in PUBLISHED:
         raise ValueError(f"dataset is {dataset!r}; choose one of {sorted(PUBLISHED)}")
     if dataset == "fgvc_aircraft":
-        # Importing it makes it known to TFDS.
+        # The import registers the builder with TFDS.
         from speciarl_jax.data import fgvc_aircraft  # noqa: F401
     return tfds.builder(
         PUBLISHED[dataset].builder, data_dir=data_dir or None, file_format="array_record"
@@ -109,42 +107,37 @@ class Source(file_dataset.Listing):
         data_dir: str = "",
         check_sizes: bool = True,
         split_file: str = "",
-        subset: int = 0,
-        subset_seed: int = 0,
+        **selection: Any,
     ):
         """Opens the records; decodes no image.
 
         Args:
           dataset: one of `PUBLISHED`.
-          split: of the data set, or of `split_file`.
-          seed: changes nothing.
-          data_dir: where it was prepared; "" for TFDS' own folder (~/tensorflow_datasets).
-          check_sizes: refuse a split that has not as many images as were published, and a test
-            split of `split_file` that has not as many as CoOp's.
+          split: name of a split of the data set, or of `split_file`.
+          seed: has no effect.
+          data_dir: folder of prepared data sets; "" for TFDS' own (~/tensorflow_datasets).
+          check_sizes: refuses a split that differs in size from the published one, and a test
+            split of `split_file` that differs in size from CoOp's.
           split_file: CoOp's list of images (`split_zhou_*.json`); "" for the splits of TFDS.
-          subset: as for `file_dataset.choose_subset`.
-          subset_seed: as for `file_dataset.choose_subset`.
+          **selection: options of `file_dataset.Listing`, such as `subset`.
 
         Raises:
-          ValueError: it was not prepared, or does not hold what was published.
+          ValueError: the data set was not prepared, or does not hold what was published.
         """
         del seed
-        builder = make_builder(dataset, data_dir)
-        published = PUBLISHED[dataset]
-        tree = _tree(dataset, builder)
-        if split_file:
-            wanted = _read_split_file(split_file, split)
-            names = list(published.sizes)
-        else:
-            wanted, names = None, [published.aliases.get(split, split)]
-        entries = []
-        records = {}
+        builder, published = make_builder(dataset, data_dir), PUBLISHED[dataset]
+        label_ids, tree = _labels(dataset, builder)
+        # The lists of CoOp may draw from all splits.
+        names = list(published.sizes) if split_file else [published.aliases.get(split, split)]
+        entries, records = [], {}
         for name in names:
             records[name] = _open(builder, dataset, data_dir, name, check_sizes)
-            rows = _index(builder, dataset, name, records[name])
-            entries += _entries(tree, dataset, name, rows)
-        if wanted is not None:
-            entries = _pick(entries, wanted, split_file)
+            for i, (key, label) in enumerate(_index(builder, dataset, name, records[name], tree)):
+                label_id = label_ids[label]
+                label_name = tree["leaves"][label_id]["name"]
+                entries.append(file_dataset.Entry(key, label_id, label_name, (name, i)))
+        if split_file:
+            entries = _pick(entries, _read_split_file(split_file, split), split_file)
             if check_sizes and split == "test" and published.coop_test not in (0, len(entries)):
                 raise ValueError(
                     f"{split_file} has {len(entries)} images in 'test', CoOp's of {dataset} "
@@ -154,36 +147,28 @@ class Source(file_dataset.Listing):
 
         def read(entry: file_dataset.Entry) -> np.ndarray:
             name, row = entry.place
-            record = records[name][row]
-            image = images.decode(_bytes(record["image"]), f"{dataset} {entry.key!r}")
+            data = np.asarray(records[name][row]["image"]).tobytes()
+            image = images.decode(data, f"{dataset} {entry.key!r}")
             return image[: len(image) - published.crop_bottom]
 
-        super().__init__(
-            entries,
-            read,
-            tree,
-            name=dataset,
-            subset=subset,
-            subset_seed=subset_seed,
-        )
+        super().__init__(entries, read, tree, name=dataset, **selection)
 
 
-def _tree(dataset: str, builder: Any) -> Mapping[str, Any]:
+def _labels(dataset: str, builder: Any) -> tuple[list[str], Mapping[str, Any]]:
+    """Returns the label ids in the order of the class numbers, and the label tree."""
     if dataset != "fgvc_aircraft":
-        return json.loads((TREES / f"{dataset}.json").read_text())
+        tree = json.loads((TREES / f"{dataset}.json").read_text())
+        return list(tree["leaves"]), tree
     from speciarl_jax.data import fgvc_aircraft
 
-    return fgvc_aircraft.label_tree((builder.info.metadata or {}).get("lineage", {}))
+    tree = fgvc_aircraft.label_tree((builder.info.metadata or {}).get("lineage", {}))
+    return [f"{dataset}/{variant}" for variant in fgvc_aircraft.VARIANTS], tree
 
 
 def _open(
     builder: Any, dataset: str, data_dir: str, split: str, check_sizes: bool
 ) -> Sequence[Mapping[str, Any]]:
-    """The records of a split with their images encoded.
-
-    Raises:
-      ValueError: it was not prepared, in another format, or has another size than published.
-    """
+    """Opens the records of a split; their images stay encoded."""
     import tensorflow_datasets as tfds
 
     published = PUBLISHED[dataset]
@@ -210,97 +195,45 @@ def _open(
     return records
 
 
+def _index(
+    builder: Any, dataset: str, split: str, records: Sequence, tree: Mapping[str, Any]
+) -> list[list[Any]]:
+    """Returns [name, class number] of each record; a file beside the records keeps the list."""
+    folder = pathlib.Path(builder.data_dir)
+    shards = sorted([p.name, p.stat().st_size] for p in folder.glob(f"*-{split}.*"))
+    path = folder / f"speciarl_index_{split}.json"
+    # A damaged index is made anew.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text())
+        if kept["shards"] == shards and shards:
+            return kept["rows"]
+    feature, rows = PUBLISHED[dataset].name_feature, []
+    for number, record in enumerate(records):
+        name = _text(record.get(feature, "")) or f"{split}/{number}"
+        rows.append([name, int(record["label"])])
+        if dataset == "caltech_birds2011" and "label_name" in record and "." in name:
+            found = _text(record["label_name"])
+            wanted = list(tree["leaves"])[rows[-1][1]].split("/")[1].lower()
+            if found and found != wanted:
+                raise ValueError(
+                    f"{dataset} {name!r} is of class {rows[-1][1] + 1}, which is {wanted!r}, but "
+                    f"is labelled {found!r}; prepare the data set again"
+                )
+    # A folder that may not be written to goes without.
+    with contextlib.suppress(OSError):
+        jsonl.replace(path, json.dumps({"shards": shards, "rows": rows}))
+    return rows
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else np.asarray(value).tobytes()
-
-
-def _index(builder: Any, dataset: str, split: str, records: Sequence) -> list[list[Any]]:
-    """[name, class number] of each record, kept beside the records.
-
-    Raises:
-      ValueError: the records do not fit what was published.
-    """
-    folder = pathlib.Path(builder.data_dir)
-    shards = sorted((p.name, p.stat().st_size) for p in folder.glob(f"*-{split}.*"))
-    path = folder / f"speciarl_index_{split}.json"
-    try:
-        kept = json.loads(path.read_text())
-        if kept["shards"] == [list(shard) for shard in shards] and shards:
-            return kept["rows"]
-    except (OSError, ValueError, KeyError):
-        pass
-    feature = PUBLISHED[dataset].name_feature
-    rows = []
-    for number, record in enumerate(records):
-        name = _text(record[feature]) if feature in record else ""
-        rows.append([name or f"{split}/{number}", int(record["label"])])
-        said = _text(record.get("label_name", ""))
-        if dataset == "caltech_birds2011" and said:
-            _check_bird(said, rows[-1])
-    _keep(path, {"shards": shards, "rows": rows})
-    return rows
-
-
-@functools.cache
-def _bird_names() -> list[str]:
-    tree = json.loads((TREES / "caltech_birds2011.json").read_text())
-    return [label_id.split("/")[1].lower() for label_id in tree["leaves"]]
-
-
-def _check_bird(said: str, row: list[Any]) -> None:
-    name, label = row
-    if "." in name and _bird_names()[label] != said:
-        raise ValueError(
-            f"caltech_birds2011 {name!r} is of class {label + 1}, which is "
-            f"{_bird_names()[label]!r}, but calls itself {said!r}; prepare the data set again"
-        )
-
-
-def _keep(path: pathlib.Path, content: Any) -> None:
-    """Writes a file as a whole or, where the folder is not ours to write, not at all."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, path)
-    except OSError:
-        pass
-
-
-def _entries(
-    tree: Mapping[str, Any], dataset: str, split: str, rows: Sequence[Sequence[Any]]
-) -> list[file_dataset.Entry]:
-    if dataset == "fgvc_aircraft":
-        from speciarl_jax.data import fgvc_aircraft
-
-        label_ids = [f"{dataset}/{variant}" for variant in fgvc_aircraft.VARIANTS]
-    else:
-        label_ids = list(tree["leaves"])
-    if len(label_ids) != PUBLISHED[dataset].classes:
-        raise ValueError(
-            f"the label tree of {dataset} has {len(label_ids)} leaves, the data set "
-            f"{PUBLISHED[dataset].classes} classes"
-        )
-    return [
-        file_dataset.Entry(
-            name, label_ids[label], tree["leaves"][label_ids[label]]["name"], (split, i)
-        )
-        for i, (name, label) in enumerate(rows)
-    ]
-
-
 def _read_split_file(path: str, split: str) -> list[str]:
-    """The images of a split in CoOp's format: split -> [[file, class number, class name], ...].
-
-    Raises:
-      ValueError: the file is missing or damaged, or has no such split.
-    """
+    """Reads the image names of a split; CoOp's files hold [file, class number, class name] rows."""
     try:
         content = json.loads(pathlib.Path(path).read_text())
-        names = [str(row[0]) for row in content[split]]
+        return [str(row[0]) for row in content[split]]
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); set split_file") from None
     except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -308,17 +241,12 @@ def _read_split_file(path: str, split: str) -> list[str]:
             f"{path} holds no split {split!r} as CoOp writes it ({error!r}); choose train, val or "
             "test, or take the file from CoOp's own page"
         ) from None
-    return names
 
 
 def _pick(
     entries: Sequence[file_dataset.Entry], names: Sequence[str], path: str
 ) -> list[file_dataset.Entry]:
-    """The entries of the images that a split file names, in its order.
-
-    Raises:
-      ValueError: the file names an image that is not there.
-    """
+    """Returns the entries that a split file names, in its order."""
     by_name = {_stem(entry.key): entry for entry in entries}
     if len(by_name) < len(entries):
         raise ValueError(
@@ -335,5 +263,5 @@ def _pick(
 
 
 def _stem(name: str) -> str:
-    """An image's name without folders above its class and without suffix."""
+    """Returns an image's name without suffix, and of its folders only the class's."""
     return "/".join(name.split("/")[-2:]).rsplit(".jpg", 1)[0]

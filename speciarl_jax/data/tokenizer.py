@@ -1,14 +1,15 @@
-"""Loading a checkpoint's tokenizer, what its tokens mean as bytes, and training a small one."""
+"""Loads the tokenizer of a checkpoint, maps its tokens to bytes, and trains a small one."""
 
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from speciarl_jax.models import safetensors_io
+from speciarl_jax.models import load_policy, safetensors_io
 
-# Qwen2.5-VL's own, so that prompts and checkpoints are handled alike.
+# The special tokens of Qwen2.5-VL, which a tokenizer trained here has as well.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -22,24 +23,24 @@ ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrainedTokenizerBase:
-    """Reads the tokenizer of a checkpoint folder; `key` is what errors tell to mend.
+    """Reads the tokenizer of a checkpoint folder.
 
-    Its chat template is that of `chat_template.jinja`, else of `chat_template.json`, else of
-    `tokenizer_config.json`. The published Qwen2.5-VL folders have two: the second writes images,
-    and is read by the processors of transformers only; the third is Qwen2.5's, for text alone.
+    The chat template comes from `chat_template.jinja`, else from `chat_template.json`, else from
+    `tokenizer_config.json`. Published Qwen2.5-VL folders have the last two: that of
+    `chat_template.json` handles images, that of `tokenizer_config.json` text only.
+
+    Args:
+      folder: holds `tokenizer.json`.
+      key: the configuration key that error messages name.
 
     Raises:
       ValueError: the folder holds no tokenizer, a damaged one, or one without a chat template.
     """
     folder = pathlib.Path(folder)
-    if not (folder / "tokenizer.json").exists():
-        raise ValueError(
-            f"{folder} holds no tokenizer.json; point {key} at a checkpoint folder "
-            "with weights, tokenizer and preprocessor_config.json"
-        )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            safetensors_io.read_json(folder / name)
+    remedy = f"point {key} at a checkpoint folder with weights, tokenizer and image processor"
+    safetensors_io.read_json(folder / "tokenizer.json", remedy)
+    if (folder / "tokenizer_config.json").exists():
+        safetensors_io.read_json(folder / "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
@@ -56,7 +57,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """The id of a token that must exist.
+    """Returns the id of a token that must exist.
 
     Raises:
       ValueError: the vocabulary lacks it.
@@ -68,19 +69,19 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
-    """The bytes of each token of a byte-level BPE; special tokens have none.
+    """Returns the bytes of each token of a byte-level BPE; special tokens have none.
 
     Args:
       tokenizer: with a byte-level alphabet (GPT-2's mapping of bytes to printable characters).
-      vocab_size: rows of the model's head, which may be more than the tokenizer's tokens.
+      vocab_size: rows of the model's head; may be larger than the number of tokens.
 
     Returns:
-      `vocab_size` byte strings; ids without a token are empty.
+      `vocab_size` byte strings; an id without a token has an empty one.
 
     Raises:
       ValueError: the tokenizer has more tokens than `vocab_size`, or is not byte-level.
     """
-    alphabet = {character: byte for byte, character in _byte_alphabet().items()}
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     special = set(tokenizer.all_special_ids)
     added = tokenizer.get_added_vocab()
     found = [b""] * vocab_size
@@ -106,7 +107,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
 
 
 def banned_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int) -> np.ndarray:
-    """Which tokens an answer may never hold: special ones but the end, and ids without a token.
+    """Marks the tokens that a completion may never hold.
+
+    They are all special tokens except `eos_id`, and ids without a token.
 
     Returns:
       bool [V].
@@ -120,18 +123,20 @@ def banned_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: i
 
 
 def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> None:
-    """Trains a byte-level BPE in the manner of Qwen2 and writes it to `folder`.
+    """Trains a byte-level BPE like Qwen2's and writes it to `folder`.
+
+    The chat template is that of the policy that ships with the package.
 
     Args:
-      texts: what the model will read and write.
-      vocab_size: tokens in all, special ones and answer tags included.
+      texts: prompts and completions to train on.
+      vocab_size: number of tokens, special tokens and answer tags included.
       folder: receives `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    # Words with their space, numbers by digit, punctuation and line ends apart.
+    # Splits words (with the space before), single digits, punctuation, and line ends.
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -145,7 +150,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(ANSWER_TAGS),
-        initial_alphabet=sorted(_byte_alphabet().values()),
+        initial_alphabet=sorted(bytes_to_unicode().values()),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
@@ -155,30 +160,6 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.chat_template = CHAT_TEMPLATE
+    template = load_policy.model_folder("emoji_tiny") / "chat_template.jinja"
+    tokenizer.chat_template = template.read_text()
     tokenizer.save_pretrained(folder)
-
-
-# The turns of Qwen's chat format; an image is one placeholder between its two markers.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}"
-    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- else -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{ '<|im_end|>\\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level BPE."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in alphabet)
-    alphabet.update({byte: chr(256 + i) for i, byte in enumerate(others)})
-    return alphabet

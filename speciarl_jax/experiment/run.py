@@ -88,7 +88,7 @@ class Run:
         Where there is a cache of features, the batch holds features instead of patches. All
         processes must call it together, from their main threads.
         """
-        batch = self.builder.agree(batch)
+        batch = self.builder.pad_to_largest_host(batch)
         if self.vision_cache is not None:
             return self.vision_cache.place(batch)
         return sharding.put_batch(self.mesh, batch)

@@ -14,7 +14,7 @@ import pytest
 
 import configs
 from configs import base, quickstart
-from speciarl_jax.data import tfds_images
+from speciarl_jax.data import file_dataset, tfds_images
 from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.runtime import plugins, sharding
 
@@ -134,18 +134,23 @@ def options_of(config, changes):
     return {**config.data.options, **changes}
 
 
+def bind(data, options):
+    """Raises TypeError if a data set, or the list of images that it is, lacks an option."""
+    signature = inspect.signature(plugins.find("data", data, "Source").__init__)
+    given = signature.bind(None, seed=0, **options)
+    listing = inspect.signature(file_dataset.Listing.__init__)
+    listing.bind_partial(**given.arguments.get("selection", {}))
+
+
 @pytest.mark.parametrize("name", DATA_CONFIGS)
 def test_a_data_configuration_has_only_options_that_its_source_takes(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     assert config.is_locked
-    source = plugins.find("data", config.data.name, "Source")
-    signature = inspect.signature(source.__init__)
     for changes in ({}, config.evaluation.options):
-        signature.bind(None, seed=0, **options_of(config, changes))
+        bind(config.data.name, options_of(config, changes))
         # The parts of a mixture take their options too.
         for part in options_of(config, changes).get("parts", {}).values():
-            inner = inspect.signature(plugins.find("data", part.name, "Source").__init__)
-            inner.bind(None, seed=0, **{**config.data.options.common, **part.options})
+            bind(part.name, {**config.data.options.common, **part.options})
     kept = {key: value for key, value in flat(config).items() if "options" not in key}
     assert kept.keys() == {key for key in flat(base.get_config()) if "options" not in key}
     assert config.train.batch_size % (config.train.mini_batches * config.train.micro_batches) == 0

@@ -11,7 +11,7 @@ from speciarl_jax.data import file_dataset
 
 
 def entries(*counts):
-    """Labels 0, 1, ... with so many images each."""
+    """Entries of labels 0, 1, ... with `counts` images each."""
     return [
         file_dataset.Entry(f"{label}/{i}.jpg", str(label), str(label), f"/x/{label}/{i}.jpg")
         for label, count in enumerate(counts)

@@ -11,7 +11,7 @@ from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
 def fill(root, *names, size=(8, 6)):
-    """Images at those places, each of one colour that its place decides."""
+    """Writes images of one colour each; the path decides the colour."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def test_nested_folders_are_a_tree(tmp_path):
 
 def test_labels_without_a_group_are_said_to_have_no_levels(tmp_path, caplog):
     source = open_folder(fill(tmp_path, "rose/1.png", "tulip/1.png"))
-    assert "nothing is known above 2 of 2 labels" in caplog.text
+    assert "2 of 2 labels have no more general name" in caplog.text
     assert "config.data.options.group" in caplog.text and "verifier.options.path" in caplog.text
     taxonomy = Taxonomy(source.label_tree)
     assert taxonomy.category("rose", "rose").name == "SPECIFIC"

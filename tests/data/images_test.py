@@ -140,7 +140,7 @@ def test_broken_rows_keep_their_place_and_weigh_nothing():
 
 
 class OneRow:
-    """A source of one row; `read` are the places that were asked for."""
+    """A source of one row; `read` holds the indices that were read."""
 
     def __init__(self, row):
         self._row, self.read = row, []
@@ -185,11 +185,11 @@ def test_too_many_broken_images_are_no_accident():
     source = images.WithoutBroken(Rows(range(20)))
     for i in range(10):
         source[i]
-    with pytest.raises(ValueError, match="11 of 20 images are broken.*data_check.*image 10"):
+    with pytest.raises(ValueError, match="11 of 20 images are broken.*tools.check_data.*image 10"):
         source[10]
 
 
-def test_what_the_source_has_not_the_wrapper_has_not():
+def test_the_wrapper_has_no_attribute_that_its_source_lacks():
     source = images.WithoutBroken(Rows(()))
     assert not hasattr(source, "with_seed") and not hasattr(source, "fingerprint")
     Rows.with_seed = lambda self, seed: self

@@ -90,7 +90,7 @@ def test_sources_of_past_epochs_are_let_go():
     ("changes", "message"),
     [
         (dict(batch_size=13), "12 images and config.train.batch_size is 13.*more images"),
-        (dict(processes=3), "batch_size 4 cannot be cut over 3 processes"),
+        (dict(processes=3), "batch_size 4 does not divide over 3 processes"),
     ],
 )
 def test_unfit_batches_are_refused_with_both_numbers(changes, message):

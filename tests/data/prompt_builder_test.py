@@ -109,10 +109,10 @@ def test_the_prompt_is_the_chat_template_with_one_placeholder_a_token(builder, c
 
 
 def test_a_system_message_comes_first(config, tokenizer):
-    told = prompt_builder.PromptBuilder(
+    builder = prompt_builder.PromptBuilder(
         config, tokenizer, make_processor(), "What?", system="Be brief."
     )
-    assert told.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert builder.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
 
 
 def test_images_of_several_sizes_are_padded_on_the_left(builder, config):
@@ -248,11 +248,11 @@ def test_all_processes_pad_their_shares_to_the_largest(config, tokenizer, monkey
     builder = make_bucketed(config, tokenizer)
     shares = [builder([example(*size)], 1) for size in ((40, 40), (150, 90), (16, 160))]
     assert len({prompt_builder.batch_sizes(share) for share in shares}) == 3
-    assert builder.agree(shares[0]) is shares[0]
+    assert builder.pad_to_largest_host(shares[0]) is shares[0]
     gathered = [prompt_builder.batch_sizes(share) for share in shares]
     monkeypatch.setattr(prompt_builder.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(prompt_builder.distributed, "gather", lambda sizes: gathered)
-    agreed = [builder.agree(share) for share in shares]
+    monkeypatch.setattr(prompt_builder.multihost, "allgather", lambda sizes: gathered)
+    agreed = [builder.pad_to_largest_host(share) for share in shares]
     assert {prompt_builder.batch_sizes(share) for share in agreed} == {
         tuple(np.max(gathered, axis=0))
     }
@@ -498,7 +498,7 @@ def size_by_the_rule(height, width, fewest, most):
 
 
 def patches_by_hand(image, height, width):
-    """Resized, normalised, and cut patch by patch: 2 x 2 neighbours in turn, two equal frames."""
+    """Resizes, normalises, and splits into patches: 2 x 2 neighbours in turn, two equal frames."""
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     mean, std = (np.array(published.IMAGE_PROCESSOR[f"image_{key}"]) for key in ("mean", "std"))
     pixels = (np.asarray(resized, np.float64) / 255 - mean) / std

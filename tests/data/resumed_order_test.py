@@ -35,7 +35,7 @@ def stream_of(process, workers):
 
 
 def read(folder, process, workers, batches, seconds):
-    """Goes on from what is in `folder`, until so many batches have been had in all."""
+    """Resumes from the state in `folder`, until `batches` batches have been read in all."""
     saved = pathlib.Path(folder) / f"process_{process}.json"
     stream, had = stream_of(process, workers), []
     if saved.exists():
@@ -65,7 +65,7 @@ def test_killed_and_resumed_processes_see_every_image_once_an_epoch(start, tmp_p
     while alive:
         for process in list(alive):
             assert alive[process].poll() is None, alive[process].stdout.read()
-            # At different places, neither at the end of an epoch.
+            # At different positions, neither at the end of an epoch.
             if count(process) >= (2, 5)[process]:
                 alive[process].send_signal(signal.SIGKILL)
                 alive.pop(process).wait()
