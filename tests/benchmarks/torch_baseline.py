@@ -60,7 +60,7 @@ def rollout(model, config, shape, inputs):
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            num_return_sequences=shape.answers,
+            num_return_sequences=shape.rollouts,
             max_new_tokens=shape.tokens,
             suppress_tokens=special,
             eos_token_id=None,
@@ -123,7 +123,7 @@ class Torch:
         # Sampling runs without adapters, as if they were merged: the faster choice.
         self.plain = model
         self.inputs = inputs_of(config, shape, 1, 0)
-        self.repeated = inputs_of(config, shape, shape.answers, 0)
+        self.repeated = inputs_of(config, shape, shape.rollouts, 0)
         self.answers = rollout(model, config, shape, self.inputs)
         self.model = peft.get_peft_model(model, adapters)
         trained = [p for p in self.model.parameters() if p.requires_grad]
