@@ -261,14 +261,12 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
       ValueError: `out` is not empty, or the adapters do not fit the policy of `config`.
       RuntimeError: the written checkpoint reads back differently.
     """
-    for key, here, there in (
-        ("lora_rank", trained.adapter.rank, config.model.lora_rank),
-        ("lora_alpha", trained.adapter.alpha, config.model.lora_alpha),
-    ):
+    for key in ("rank", "alpha"):
+        here, there = getattr(trained.adapter, key), config.model[f"lora_{key}"]
         if here != there:
             raise ValueError(
-                f"the adapters have {key} {here}, the configuration says {there}; give "
-                f"--config.model.{key}={here}"
+                f"the adapters have lora_{key} {here}, the configuration says {there}; give "
+                f"--config.model.lora_{key}={here}"
             )
     with new_folder(out) as workdir:
         run = prepare(config)

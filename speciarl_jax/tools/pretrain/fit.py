@@ -1,6 +1,7 @@
 """Trains one supervised stage of `speciarl_jax.tools.pretrain`; resumes from its checkpoints."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -69,33 +70,29 @@ def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     def schedule(peak):
         return optax.warmup_cosine_decay_schedule(0.0, peak, stage.warmup_steps, steps)
 
+    def is_under(path, names):
+        return any(getattr(key, "key", None) in names for key in path)
+
     def is_matrix(path, param):
         # Biases and norms of stacked layers have two axes as well.
-        names = {getattr(key, "key", None) for key in path}
-        return param.ndim == (3 if names & _STACKED else 2)
+        return param.ndim == (3 if is_under(path, _STACKED) else 2)
 
-    def matrices(params):
-        def axes(path, param):
-            names = {getattr(key, "key", None) for key in path}
-            if not names & _HIDDEN or not is_matrix(path, param):
-                return None
+    def muon_axes(path, param):
+        if is_under(path, _HIDDEN) and is_matrix(path, param):
             return optax.contrib.MuonDimensionNumbers(param.ndim - 2, param.ndim - 1)
+        return None
 
-        return jax.tree_util.tree_map_with_path(axes, params)
-
-    def decayed(params):
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
+    map_tree = jax.tree_util.tree_map_with_path
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
             schedule(stage.muon_learning_rate),
             weight_decay=stage.weight_decay,
-            weight_decay_mask=decayed,
+            weight_decay_mask=functools.partial(map_tree, is_matrix),
             adam_b2=0.98,
             adam_weight_decay=stage.weight_decay,
             adam_learning_rate=schedule(stage.learning_rate),
-            muon_weight_dimension_numbers=matrices,
+            muon_weight_dimension_numbers=functools.partial(map_tree, muon_axes),
         ),
     )
 
@@ -156,10 +153,8 @@ def fit(
         return (optax.apply_updates(params, updates), opt_state), loss
 
     state, step = (params, optimizer.init(params)), 0
-    known = {
-        "rows": len(task.data),
-        **provenance_of(config, (name, "data", "vision", *depends_on)),
-    }
+    known = provenance_of(config, (name, "data", "vision", *depends_on))
+    known["rows"] = len(task.data)
     with (
         Checkpoints(folder / "checkpoints", **config.checkpoint) as checkpoints,
         preemption.Notice() as notice,
