@@ -72,6 +72,7 @@ class Shape:
     plain_micro_batches: tuple[int, ...]
 
 
+# images, rollouts, prompt, tokens, side, micro-batches with sharing and without
 SHAPES = {
     "short": Shape(16, 10, 98, 64, 4, (8,), (5, 20)),
     "paper": Shape(16, 10, 300, 96, 8, (8,), (5, 20, 40)),
