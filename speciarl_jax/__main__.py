@@ -1,54 +1,57 @@
-"""One command for all programs: `speciarl train ...`, `speciarl convert ...`.
+"""Runs any program of the package by its name.
 
     speciarl                                   lists the programs
     speciarl train --config=configs/quickstart.py --workdir=runs/quickstart
 
-The same as `python -m speciarl_jax.train ...`.
+The same as `python -m speciarl_jax.train ...`. Nothing but the named program is imported.
 """
 
+import os
 import pathlib
 import runpy
 import sys
 
 _ROOT = pathlib.Path(__file__).parent
-# Programs that people run every day; the others are tools.
-_PROGRAMS = ("train", "evaluate", "predict")
 
 
-def programs() -> dict[str, str]:
-    """Maps the names of all programs to their modules; no module is imported."""
-    found = {name: f"speciarl_jax.{name}" for name in _PROGRAMS}
-    for path in sorted((_ROOT / "tools").iterdir()):
-        name = path.stem
-        if (path / "__main__.py").is_file():
-            found[name] = f"speciarl_jax.tools.{name}"
-        elif path.suffix == ".py" and '__name__ == "__main__"' in path.read_text():
-            found[name] = f"speciarl_jax.tools.{name}"
-    found["report"] = "speciarl_jax.evaluation.report"
-    return found
+def programs() -> dict[str, pathlib.Path]:
+    """Finds the files of all programs by name, those for every day first."""
+    found = {name: _ROOT / f"{name}.py" for name in ("train", "evaluate", "predict")}
+    tools = [*(_ROOT / "tools").glob("*.py"), *(_ROOT / "tools").glob("*/__main__.py")]
+    for path in sorted(tools):
+        if '__name__ == "__main__"' in path.read_text():
+            found[path.parent.name if path.stem == "__main__" else path.stem] = path
+    return found | {"report": _ROOT / "evaluation" / "report" / "__main__.py"}
+
+
+def usage(known: dict[str, pathlib.Path]) -> str:
+    """Lists the programs, each with the first line of its description."""
+    lines = ["usage: speciarl PROGRAM [FLAGS]", ""]
+    for name, path in known.items():
+        description = path.read_text().split('"""')[1]
+        lines.append(f"  speciarl {name:18} {description.splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Runs the program that the first argument names with the arguments behind it."""
-    known = programs()
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
-        asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
-        lines = [f"  speciarl {name:20} {summary(module)}" for name, module in known.items()]
-        text = "usage: speciarl PROGRAM [FLAGS]\n\n" + "\n".join(lines)
-        if asked in ("--help", "-h", "help", "--helpfull"):
-            print(text)
-            return
-        sys.exit(f"there is no program {asked!r}\n{text}")
-    module = known[sys.argv[1]]
-    sys.argv = [f"speciarl {sys.argv[1]}", *sys.argv[2:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    """Runs the program that the first argument names with the arguments behind it.
 
-
-def summary(module: str) -> str:
-    """Reads the first line of a module's description without importing the module."""
-    path = _ROOT.joinpath(*module.split(".")[1:])
-    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    return path.read_text().split('"""')[1].split("\n")[0]
+    Without arguments, or with --help, it lists the programs. A wrong name ends with 78, the exit
+    code of all refusals (`runtime/exit_codes.py`, which is not imported, for it imports jax).
+    """
+    name, known = (sys.argv[1:] or ["--help"])[0], programs()
+    if name in ("--help", "-h", "help", "--helpfull"):
+        print(usage(known))
+    elif name not in known:
+        print(f"there is no program {name!r}\n{usage(known)}", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
+    else:
+        sys.argv = [f"speciarl {name}", *sys.argv[2:]]
+        # As for `python -m`: a configuration may import its neighbours.
+        sys.path.insert(0, os.getcwd())
+        path = known[name].parent if known[name].stem == "__main__" else known[name].with_suffix("")
+        module = ".".join(path.relative_to(_ROOT.parent).parts)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

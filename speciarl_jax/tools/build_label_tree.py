@@ -4,10 +4,10 @@
     python -m speciarl_jax.tools.build_label_tree --wordnet=WordNet-3.1/dict --labels=labels.txt \
         --groups=animal,food,vehicle --out=tree.json
 
-The CSV has a row a label, from the group to the label, a node a cell, the names of a node between
-bars (`verify/taxonomy_build.py`). With WordNet, `labels.txt` has a word a line, or an id, a tab and
-a word; "mouse#4" is the fourth sense. Read the tree before you train with it: WordNet's senses and
-hypernyms are not always what an image shows.
+A row of the CSV is one label: the cells are the nodes from its group down to it, and bars (|)
+separate the names of a node (`verifiers/label_tree/build.py`). A line of `labels.txt` is a word, or
+an id, a tab and a word; "mouse#4" is the fourth sense in WordNet. Read the tree before you train
+with it: WordNet's senses and hypernyms are not always what an image shows.
 """
 
 import json
@@ -32,12 +32,8 @@ def main(argv: Sequence[str]) -> None:
     if given.csv:
         tree = build.from_csv(given.csv, max_words=given.max_words)
     else:
-        tree = build.from_wordnet(
-            Nouns(given.wordnet),
-            build.read_labels(given.labels),
-            given.groups,
-            max_words=given.max_words,
-        )
+        nouns, labels = Nouns(given.wordnet), build.read_labels(given.labels)
+        tree = build.from_wordnet(nouns, labels, given.groups, max_words=given.max_words)
     taxonomy = Taxonomy(tree, source=given.out, max_words=given.max_words)
     out = pathlib.Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +45,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("csv", None, "Label paths.")
+    flags.DEFINE_string("csv", None, "Label paths, one a row.")
     flags.DEFINE_string("wordnet", None, "Folder with data.noun and index.noun.")
     flags.DEFINE_string("labels", None, "Words to look up in WordNet, one a line.")
     flags.DEFINE_list("groups", [], "Words of the broadest accepted classes, for WordNet.")
     flags.DEFINE_integer("max_words", 8, "Longer names are refused (CSV) or left out (WordNet).")
     flags.DEFINE_string("out", None, "Receives the tree (JSON).")
-    exit_codes.run_tool("build_taxonomy", main)
+    exit_codes.run_tool("build_label_tree", main)

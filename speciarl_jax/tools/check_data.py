@@ -1,16 +1,14 @@
-"""Looks at every image and label of a configuration before a run does.
+"""Checks every image and label of a configuration before a run uses them.
 
     python -m speciarl_jax.tools.check_data --config=configs/own_folder.py \
         --config.data.options.path=FOLDER --out=runs/data_check
 
-Prints counts, unreadable images, odd labels and images that stand twice, and writes
-`data_check.md` and `contact_sheet.png`. Exits with 1 if an image cannot be read or the labels do
-not fit the verifier.
+Prints counts, unreadable images, odd labels and duplicate images, and writes `data_check.md` and
+`contact_sheet.png`. Exits with 1 if an image cannot be read or the labels do not fit the verifier.
 """
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import pathlib
 import re
@@ -18,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
@@ -38,147 +37,113 @@ _CATCH_ALL = {"background", "clutter", "misc", "miscellaneous", "mixed", "other"
 _LISTED = 20
 
 
-@dataclasses.dataclass
 class Findings:
-    """What was seen in the images of one source.
+    """Collects what is known about the images of one source, "training" or "evaluation"."""
 
-    Attributes:
-      name: "training" or "evaluation".
-      counts: images of each label that can be read.
-      sizes: (width, height) of each image that can be read.
-      broken: key of a row -> error.
-      hashes: digest of the pixels -> keys.
-      samples: label -> small images of it.
-    """
-
-    name: str
-    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    broken: dict[str, str] = dataclasses.field(default_factory=dict)
-    hashes: dict[str, list[str]] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(list)
-    )
-    samples: dict[str, list[Image.Image]] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(list)
-    )
+    def __init__(self, name: str):
+        self.name = name
+        self.counts = collections.Counter()  # label -> readable images
+        self.sizes: list[tuple[int, int]] = []  # width, height of readable images
+        self.broken: dict[str, str] = {}  # key of a row -> error
+        self.keys_of = collections.defaultdict(list)  # digest of the pixels -> keys of rows
+        self.samples = collections.defaultdict(list)  # label -> small images
 
 
 def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findings:
-    """Reads every image once.
-
-    Args:
-      name: of the result.
-      source: random access to rows.
-      workers: threads.
-    """
+    """Reads every image of a source once, in `workers` threads; `name` is that of the result."""
     found = Findings(name)
 
     def read(index):
         try:
-            row = source[index]
+            row = {**source[index]}
         except images.BrokenImageError as error:
-            row = images.describe(source, index)
-            return row, error.reason, None, None, None
-        image = row["image"]
-        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        small = Image.fromarray(image)
-        size = small.size
+            return images.describe(source, index), None, None, error.reason
+        pixels = row.pop("image")
+        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        small = Image.fromarray(pixels)
         small.thumbnail((_IMAGE, _IMAGE))
-        return row, None, digest, size, small
+        return row | {"size": pixels.shape[1::-1]}, digest, small, None
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        results = pool.map(read, range(len(source)))
-        for index, (row, error, digest, size, small) in enumerate(
-            tqdm(results, total=len(source), desc=name)
-        ):
+        results = tqdm(pool.map(read, range(len(source))), total=len(source), desc=name)
+        for index, (row, digest, small, error) in enumerate(results):
             key = str(row.get("key", index))
             if error:
                 found.broken[key] = error
                 continue
             label = row["label"]
             found.counts[label] += 1
-            found.sizes.append(size)
-            found.hashes[digest].append(key)
+            found.sizes.append(row["size"])
+            found.keys_of[digest].append(key)
             if len(found.samples[label]) < _COLUMNS:
                 found.samples[label].append(small)
     return found
 
 
 def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str]]:
-    """Labels that a person would not say so, each with the reason.
+    """Finds labels that people would not use, each with the reason.
 
     Args:
       counts: label -> images.
       max_words: `config.verifier.options.max_words`.
     """
-    odd = []
-    keys: dict[str, str] = {}
+    odd, label_of = [], {}
+    abstentions = {parsing.key(text) for text in parsing.ABSTENTIONS}
     for label in sorted(counts):
         key = parsing.key(label).decode()
-        reasons = [
-            reason
-            for reason, found in (
-                ("has no letters", not re.search(r"[^\W\d_]", label)),
-                ("has an underscore", "_" in label),
-                ("lists several things; an answer that does is wrong", "," in key),
-                ("offers several things; an answer that does is wrong", " or " in f" {key} "),
-                (f"has more than {max_words} words", len(key.split()) > max_words),
-                ("ends in a mark", bool(re.search(r"[^\w)]$", label))),
-                ("is a catch-all, not a thing", key in _CATCH_ALL),
-                ("means that there is no answer", key in _abstentions()),
-                (f"has fewer than {_FEW} images", counts[label] < _FEW),
-            )
-            if found
-        ]
-        for form in {key, *word_forms.plurals(key)}:
-            if form in keys and keys[form] != label:
-                reasons.append(f"is {keys[form]!r} but for case, marks or number")
-                break
-        for form in {key, *word_forms.plurals(key)}:
-            keys.setdefault(form, label)
-        odd += [(label, reason) for reason in reasons]
+        reasons = {
+            "has no letters": not re.search(r"[^\W\d_]", label),
+            "has an underscore": "_" in label,
+            "lists several things; a completion that does is wrong": "," in key,
+            "offers several things; a completion that does is wrong": " or " in f" {key} ",
+            f"has more than {max_words} words": len(key.split()) > max_words,
+            "ends in a punctuation mark": re.search(r"[^\w)]$", label),
+            "is a catch-all, not a thing": key in _CATCH_ALL,
+            "means that there is no answer": parsing.key(label) in abstentions,
+            f"has fewer than {_FEW} images": counts[label] < _FEW,
+        }
+        odd += [(label, reason) for reason, applies in reasons.items() if applies]
+        forms = {key, *word_forms.plurals(key)}
+        if same := [label_of[form] for form in forms if form in label_of]:
+            odd.append((label, f"is {min(same)!r} but for case, marks or number"))
+        for form in forms:
+            label_of.setdefault(form, label)
     return odd
 
 
-def _abstentions() -> set[str]:
-    return {parsing.key(text).decode("utf-8", "replace") for text in parsing.ABSTENTIONS}
-
-
 def contact_sheet(found: Findings, path: pathlib.Path, rows: int = 12) -> None:
-    """Writes a sheet of small images with their labels, spread over the labels.
+    """Writes a PNG of small images with their labels, spread over the labels.
 
     Args:
-      found: of one source.
+      found: about one source.
       path: of the PNG.
-      rows: of the sheet.
+      rows: of the sheet, at most.
     """
-    labels = sorted(found.samples)
+    labels, cells = sorted(found.samples), rows * _COLUMNS
     chosen = [
         (label, found.samples[label][turn])
         for turn in range(_COLUMNS)
         for label in labels
         if turn < len(found.samples[label])
     ]
-    step = max(1, len(labels) / (rows * _COLUMNS))
-    if step > 1:
-        chosen = [chosen[int(i * step)] for i in range(rows * _COLUMNS)]
-    chosen = sorted(chosen[: rows * _COLUMNS], key=lambda pair: pair[0])
+    if len(labels) > cells:
+        chosen = [chosen[i * len(labels) // cells] for i in range(cells)]
+    chosen = sorted(chosen[:cells], key=lambda pair: pair[0])
     height = -(-len(chosen) // _COLUMNS) * (_CELL + _CAPTION)
     sheet = Image.new("RGB", (_COLUMNS * _CELL, max(height, 1)), "white")
     draw, font = ImageDraw.Draw(sheet), _font()
     for i, (label, small) in enumerate(chosen):
         x, y = i % _COLUMNS * _CELL, i // _COLUMNS * (_CELL + _CAPTION)
-        # Small images are enlarged, pixel by pixel, so that they can be seen.
+        # Small images are enlarged without smoothing.
         small = ImageOps.contain(small, (_IMAGE, _IMAGE), Image.Resampling.NEAREST)
-        left, top = x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2
-        sheet.paste(small, (left, top))
+        sheet.paste(small, (x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2))
         draw.rectangle((x + 2, y + 2, x + _CELL - 3, y + _CELL - 3), outline="lightgrey")
         draw.text((x + 2, y + _CELL), _caption(label, font), fill="black", font=font)
     sheet.save(path)
 
 
 def _font() -> Any:
-    """DejaVu, which has most alphabets, if it is installed; else Pillow's own, which has Latin."""
+    """Loads DejaVu, which has most alphabets, or else Pillow's own font, which has Latin."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", 11)
     except OSError:
@@ -186,69 +151,65 @@ def _font() -> Any:
 
 
 def _caption(label: str, font: Any) -> str:
-    """The label as far as it fits under an image; what the font cannot draw as a code point."""
+    """Cuts a label to the width of a cell; a letter that the font lacks becomes its code point."""
     missing = bytes(font.getmask("\uffff"))
     text = "".join(
         c if c.isspace() or c.isascii() or bytes(font.getmask(c)) != missing else f"<{ord(c):x}>"
         for c in label
     )
-    if font.getlength(text) <= _CELL - 4:
-        return text
-    while text and font.getlength(text + "...") > _CELL - 4:
+    whole = text
+    while text and font.getlength(text + "..." * (text != whole)) > _CELL - 4:
         text = text[:-1]
-    return text + "..."
+    return text if text == whole else text + "..."
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
+def _listed(title: str, lines: Sequence[str]) -> list[str]:
+    """Formats a list under a title; nothing if it is empty, and the first lines if it is long."""
     more = [f"- and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return [*lines[:_LISTED], *more]
+    return ["", f"{title}:", "", *lines[:_LISTED], *more] if lines else []
 
 
 def describe(found: Findings, max_words: int) -> list[str]:
-    """Lines of the report about one source; `max_words` as for `odd_labels`."""
-    readable = sum(found.counts.values())
+    """Reports about one source; `max_words` as for `odd_labels`."""
+    total, per_label = found.counts.total(), sorted(found.counts.values())
     lines = [f"## {found.name}", ""]
-    lines += [f"{readable} images of {len(found.counts)} labels; {len(found.broken)} unreadable."]
-    if readable:
-        per_label = sorted(found.counts.values())
-        middle = per_label[len(per_label) // 2]
+    lines += [f"{total} images of {len(per_label)} labels; {len(found.broken)} unreadable."]
+    if total:
         widths, heights = np.array(found.sizes).T
         lines += [
-            f"Images of a label: {per_label[0]} to {per_label[-1]}, median {middle}.",
+            f"Images of a label: {per_label[0]} to {per_label[-1]}, median "
+            f"{per_label[len(per_label) // 2]}.",
             f"Width {widths.min()} to {widths.max()} px, height {heights.min()} to "
             f"{heights.max()} px, median {int(np.median(widths))} x {int(np.median(heights))}.",
         ]
-    if found.broken:
-        lines += ["", "Unreadable:", ""]
-        lines += _listed([f"- {error}" for error in found.broken.values()])
-    twice = [keys for keys in found.hashes.values() if len(keys) > 1]
-    if twice:
-        lines += ["", f"{len(twice)} images stand more than once:", ""]
-        lines += _listed([f"- {' = '.join(keys)}" for keys in twice])
-    odd = odd_labels(found.counts, max_words)
-    if odd:
-        lines += ["", "Odd labels:", ""]
-        lines += _listed([f"- {label!r} {reason}" for label, reason in odd])
-    return [*lines, ""]
+    twice = [f"- {' = '.join(keys)}" for keys in found.keys_of.values() if len(keys) > 1]
+    odd = [f"- {label!r} {reason}" for label, reason in odd_labels(found.counts, max_words)]
+    lines += _listed("Unreadable", [f"- {error}" for error in found.broken.values()])
+    lines += _listed(f"{len(twice)} images occur more than once", twice)
+    return [*lines, *_listed("Odd labels", odd), ""]
 
 
 def compare(training: Findings, evaluation: Findings) -> list[str]:
-    """Lines of the report about what both sources share."""
-    shared = set(training.hashes) & set(evaluation.hashes)
-    new = sorted(set(evaluation.counts) - set(training.counts))
-    lines = ["## Together", ""]
-    lines += [f"{len(shared)} images of the evaluation are in training too."]
-    lines += _listed([f"- {training.hashes[h][0]} = {evaluation.hashes[h][0]}" for h in shared])
-    lines += [f"{len(new)} of {len(evaluation.counts)} evaluation labels are not in training."]
-    return [*lines, ""]
+    """Reports about what both sources share."""
+    shared = [digest for digest in training.keys_of if digest in evaluation.keys_of]
+    pairs = [f"- {training.keys_of[d][0]} = {evaluation.keys_of[d][0]}" for d in shared]
+    new = set(evaluation.counts) - set(training.counts)
+    return [
+        "## Together",
+        "",
+        f"{len(shared)} images of the evaluation are in training too.",
+        f"{len(new)} of {len(evaluation.counts)} evaluation labels are not in training.",
+        *_listed("In both", pairs),
+        "",
+    ]
 
 
 def check_tree(sources: Sequence[Any], path: str, max_words: int) -> tuple[list[str], bool]:
-    """Lines about the label tree, and whether the taxonomy verifier can use it.
+    """Reports about the label tree, and returns whether the taxonomy verifier can use it.
 
     Args:
-      sources: whose labels must be in it.
-      path: `config.verifier.options.path`; "" for the sources' own.
+      sources: their labels must be in the tree.
+      path: `config.verifier.options.path`; "" for the sources' own tree.
       max_words: `config.verifier.options.max_words`.
     """
     lines = ["## Label tree", ""]
@@ -265,10 +226,32 @@ def check_tree(sources: Sequence[Any], path: str, max_words: int) -> tuple[list[
     levels = [len({category for category, _ in r.values()}) for r in taxonomy.relations]
     flat = sum(n < 3 for n in levels)
     lines += [
-        f"{len(taxonomy.leaf_ids)} labels, {len(taxonomy.names)} names that an answer may have; "
+        f"{len(taxonomy.leaf_ids)} labels, {len(taxonomy.names)} accepted names; "
         f"{flat} labels have nothing between themselves and their group."
     ]
     return [*lines, ""], True
+
+
+def check(config: ml_collections.ConfigDict, out: pathlib.Path) -> bool:
+    """Writes report and contact sheet to `out`; returns whether a run can use the data."""
+    sources = [
+        open_source(config, config.seed),
+        open_source(config, config.evaluation.seed, **config.evaluation.options),
+    ]
+    training, evaluation = (
+        look(name, source, config.data.workers)
+        for name, source in zip(("training", "evaluation"), sources, strict=True)
+    )
+    options = config.verifier.options
+    words = options.get("max_words", 8)
+    tree, fits = check_tree(sources, options.get("path", ""), words)
+    about = [*describe(training, words), *describe(evaluation, words)]
+    report = "\n".join(["# Data", "", *about, *compare(training, evaluation), *tree])
+    (out / "data_check.md").write_text(report)
+    contact_sheet(training, out / "contact_sheet.png")
+    print(f"{report}\nreport: {out / 'data_check.md'}\nsheet:  {out / 'contact_sheet.png'}")
+    usable = fits or config.verifier.name != "taxonomy"
+    return usable and not training.broken and not evaluation.broken
 
 
 def main(argv: Sequence[str]) -> None:
@@ -278,30 +261,12 @@ def main(argv: Sequence[str]) -> None:
     config, out = given.config, pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     with config.unlocked():
-        config.data.on_decode_error = "raise"
-    sources = [
-        open_source(config, config.seed),
-        open_source(config, config.evaluation.seed, **config.evaluation.options),
-    ]
-    found = [
-        look(name, source, config.data.workers)
-        for name, source in zip(("training", "evaluation"), sources, strict=True)
-    ]
-    options = config.verifier.options
-    words = options.get("max_words", 8)
-    tree, fits = check_tree(sources, options.get("path", ""), words)
-    about = [line for one in found for line in describe(one, words)]
-    lines = ["# Data", "", *about, *compare(*found), *tree]
-    report = "\n".join(lines)
-    (out / "data_check.md").write_text(report)
-    contact_sheet(found[0], out / "contact_sheet.png")
-    print(report)
-    print(f"report: {out / 'data_check.md'}\nsheet:  {out / 'contact_sheet.png'}")
-    if found[0].broken or found[1].broken or not fits and config.verifier.name == "taxonomy":
+        config.data.on_decode_error = "raise"  # broken images are reported, not skipped
+    if not check(config, out):
         sys.exit(1)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("out", None, "Receives the report and the contact sheet.")
-    exit_codes.run_tool("data_check", main)
+    exit_codes.run_tool("check_data", main)

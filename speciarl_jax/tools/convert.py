@@ -1,21 +1,21 @@
-"""Hands a trained policy to other programs, and takes adapters from them.
+"""Exports a trained policy to Hugging Face layouts, or makes a run from PEFT adapters.
 
     python -m speciarl_jax.tools.convert --workdir=runs/quickstart --to=merged --out=exports/merged
     python -m speciarl_jax.tools.convert --workdir=runs/quickstart --to=peft --out=exports/adapter
     python -m speciarl_jax.tools.convert --adapter=exports/adapter --to=run --out=runs/warm \\
         --config=configs/quickstart.py
 
-What is read is a run of `speciarl_jax.train` (`--workdir`, its latest checkpoint or `--step`) or a
-folder of Hugging Face PEFT (`--adapter`). What is written is
+The input is a run of `speciarl_jax.train` (`--workdir`; its latest checkpoint, or `--step`) or a
+folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 
-  merged  a checkpoint folder in the Hugging Face layout with the adapters added to the weights, and
-          the base's tokenizer, processor and chat template; of its generation settings those
-          that change no answer (no repetition penalty, no temperature);
+  merged  a Hugging Face checkpoint folder: the weights with the adapters added, the base's
+          tokenizer, processor and chat template, and its generation settings without those that
+          change how text is sampled (temperature, repetition penalty, ...);
   peft    the adapters alone, in PEFT's layout;
-  run     a workdir whose checkpoint of step 0 holds the adapters: `train` goes on from it with a
-          fresh optimizer, `evaluate` scores it.
+  run     a workdir with the adapters as checkpoint 0: `train` continues from it with a fresh
+          optimizer, and `evaluate` scores it.
 
-All that is written is read back and compared bit for bit before it appears under its name.
+The output is read back and compared bit for bit before it gets its name.
 """
 
 import contextlib
@@ -47,21 +47,14 @@ from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
-# What a checkpoint folder holds beside weights and dimensions.
+# Files of the base that are copied.
 _COMPANIONS = (
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
+    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "*processor_config.json", "LICENSE*", "NOTICE*"),
 )
 _GENERATION = "generation_config.json"
-# Settings of it that change what a server answers. They were chosen for the base; training sampled
-# without them.
+# Generation settings that are left out: training sampled without them, so a server must not use
+# them.
 _SAMPLING = (
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty"),
@@ -71,14 +64,14 @@ _SAMPLING = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Adapters and what they belong to.
+    """Holds adapters and describes the base that they belong to.
 
     Attributes:
       base: checkpoint folder of the base.
       model_config: dimensions of the base.
       adapter: rank and alpha.
       lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
-      param_dtype: of the frozen weights in training; bfloat16 where that is not known.
+      param_dtype: dtype of the frozen weights in training; "bfloat16" if unknown.
     """
 
     base: pathlib.Path
@@ -91,40 +84,39 @@ class Trained:
 def read_run(
     workdir: pathlib.Path, *, step: int | None = None, model: str | None = None
 ) -> Trained:
-    """The adapters of a training run; neither its data nor its mesh are needed.
+    """Reads the adapters of a training run; needs neither its data nor its devices.
 
     Args:
       workdir: of the run.
-      step: of the checkpoint; the latest when None.
-      model: folder of the base, if it is no longer where the run found it.
+      step: of the checkpoint; None for the latest.
+      model: folder of the base; None for the one in the run's configuration.
 
     Raises:
-      ValueError: no run there, no such checkpoint, or a base of other dimensions.
+      ValueError: there is no run or no such checkpoint, or the base has other dimensions.
     """
     config = policy_sources.read_config(workdir)
     base = _base_folder(model or config.model.path, workdir)
     model_config = hf_checkpoint.read_config(base)
-    rank = config.model.lora_rank
-    optimizer_ = optimizer.make(**config.optimizer)
-    # Wherever the run's devices kept them, here they lie on one.
+    adapter = peft.AdapterConfig(
+        config.model.lora_rank, config.model.lora_alpha, str(base.resolve())
+    )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-    lora = peft.abstract_lora(model_config, rank)
-    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer_)
+    lora = peft.abstract_lora(model_config, adapter.rank)
+    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
     with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
         state, _ = checkpoints.restore(wanted, {}, step)
-    adapter = peft.AdapterConfig(rank, config.model.lora_alpha, str(base.resolve()))
     return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
 
 
 def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
-    """The adapters of a PEFT folder.
+    """Reads the adapters of a PEFT folder.
 
     Args:
       folder: as `peft.load_adapter` reads it.
-      model: folder of the base; the one that the adapter names when None.
+      model: folder of the base; None for the one that the adapter names.
 
     Raises:
-      ValueError: what `peft.load_adapter` refuses, or a base that is not on this disk.
+      ValueError: `peft.load_adapter` refuses the folder, or the base is not on this disk.
     """
     base = _base_folder(model or peft.read_adapter_config(folder).base, folder)
     model_config = hf_checkpoint.read_config(base)
@@ -133,23 +125,19 @@ def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
 
 
 def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
-    """The folder of the base that a run or an adapter belongs to.
-
-    Raises:
-      ValueError: it is not on this disk.
-    """
+    """Finds the folder of the base that a run or an adapter names."""
     try:
         return load_policy.model_folder(named)
     except ValueError:
         raise ValueError(
-            f"the base {named!r} of {source} is no folder on this disk; give --model, the folder "
-            "of a Qwen2.5-VL checkpoint"
+            f"the base {named!r} of {source} is no folder on this disk; give --model=FOLDER, a "
+            "Qwen2.5-VL checkpoint"
         ) from None
 
 
 @contextlib.contextmanager
 def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write to that is renamed to `out` at the end, or vanishes if something fails.
+    """Yields a folder to write to; renames it to `out` at the end, or deletes it after an error.
 
     Raises:
       ValueError: `out` exists and is not an empty folder.
@@ -158,7 +146,7 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise ValueError(f"--out={out} exists already and is not empty; choose another folder")
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so that the renaming stays on one disk.
+    # Beside `out`: a folder can be renamed only within one disk.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}_", dir=out.parent) as holder:
         folder = pathlib.Path(holder) / "new"
         folder.mkdir()
@@ -171,13 +159,13 @@ def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = N
 
     Args:
       out: new folder.
-      trained: what is written.
-      base_name: what the adapter calls its base, for instance its name on the hub; the path of its
-        folder when None.
+      trained: the adapters.
+      base_name: name of the base in the adapter's configuration, for instance its name on the
+        hub; None for the path of its folder.
 
     Raises:
       ValueError: `out` is not empty.
-      RuntimeError: what was written reads back differently.
+      RuntimeError: the written files read back differently.
     """
     adapter = dataclasses.replace(trained.adapter, base=base_name or str(trained.base.resolve()))
     with new_folder(out) as folder:
@@ -185,7 +173,7 @@ def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = N
         found, lora = peft.load_adapter(folder, trained.model_config)
         if found != adapter:
             raise RuntimeError(f"{adapter} was written to {out} and reads back as {found}")
-        _compare(lora, trained.lora)
+        _check_adapters(lora, trained.lora)
 
 
 def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = None) -> None:
@@ -193,13 +181,13 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
 
     Args:
       out: new folder.
-      trained: what is written.
-      dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); that of training
-        when None.
+      trained: the adapters.
+      dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); None for the
+        dtype of training.
 
     Raises:
       ValueError: `out` is not empty, or the base cannot be read.
-      RuntimeError: what was written reads back differently.
+      RuntimeError: the written files read back differently.
     """
     dtype = dtype or trained.param_dtype
     with new_folder(out) as folder:
@@ -216,20 +204,15 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
         for pattern in _COMPANIONS:
             for path in trained.base.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
-        _write_generation(trained.base, folder)
+        if (path := trained.base / _GENERATION).exists():
+            generation = safetensors_io.read_json(path)
+            kept = {key: value for key, value in generation.items() if key not in _SAMPLING}
+            (folder / _GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
         _check_merged(folder, config, policy)
 
 
-def _write_generation(base: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the base's `generation_config.json`, if it has one, without `_SAMPLING`."""
-    if (path := base / _GENERATION).exists():
-        settings = safetensors_io.read_json(path)
-        kept = {key: value for key, value in settings.items() if key not in _SAMPLING}
-        (folder / _GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
-
-
 def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:
-    """Reads a merged checkpoint back, a layer at a time, and compares it with base and adapters."""
+    """Reads a merged checkpoint back, one layer at a time, and compares it with base + adapters."""
     weights = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(policy))}
     different = []
 
@@ -241,10 +224,10 @@ def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -
         return lora_lib.merge(weights[path][layers], pair, policy.decoder.lora_scale)
 
     def compare(path, stored, axes):
-        shape = weights[path].shape
-        count = shape[0] if axes[0] == "layers" else 0
-        for layers in [slice(i, i + 1) for i in range(count)] or [slice(None)]:
-            found = stored.read((layers, *(slice(None),) * (len(shape) - 1)))
+        stacked = axes[0] == "layers"
+        for i in range(len(weights[path]) if stacked else 1):
+            layers = slice(i, i + 1) if stacked else slice(None)
+            found = stored.read((layers, *[slice(None)] * (weights[path].ndim - 1)))
             stored.done(found.nbytes)
             if not _same_bits(found, merged(path, layers)):
                 different.append(path)
@@ -259,9 +242,8 @@ def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -
 
 
 def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A parsed `config.json` that says the weights are stored in `dtype`."""
-    parts = [settings, settings.get("text_config") or {}, settings.get("vision_config") or {}]
-    for part in parts:
+    """Sets the dtype of the stored weights in a parsed `config.json`."""
+    for part in (settings, settings.get("text_config") or {}, settings.get("vision_config") or {}):
         part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
     if "torch_dtype" not in settings:
         settings["dtype"] = dtype
@@ -269,25 +251,23 @@ def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.ConfigDict) -> None:
-    """Writes a workdir whose checkpoint of step 0 holds the adapters, beside a fresh optimizer.
+    """Writes a workdir whose checkpoint 0 holds the adapters and a fresh optimizer.
 
     Args:
       out: new workdir.
-      trained: what is written.
-      config: of the run that will go on from it; `train` compares it with its own.
+      trained: the adapters.
+      config: of the run that will continue from it; `train` compares it with its own.
 
     Raises:
       ValueError: `out` is not empty, or the adapters do not fit the policy of `config`.
-      RuntimeError: what was written reads back differently.
+      RuntimeError: the written checkpoint reads back differently.
     """
-    for key, here, there in (
-        ("lora_rank", trained.adapter.rank, config.model.lora_rank),
-        ("lora_alpha", trained.adapter.alpha, config.model.lora_alpha),
-    ):
+    for key in ("rank", "alpha"):
+        here, there = getattr(trained.adapter, key), config.model[f"lora_{key}"]
         if here != there:
             raise ValueError(
-                f"the adapters have {key} {here}, the configuration says {there}; give "
-                f"--config.model.{key}={here}"
+                f"the adapters have lora_{key} {here}, the configuration says {there}; give "
+                f"--config.model.lora_{key}={here}"
             )
     with new_folder(out) as workdir:
         run = prepare(config)
@@ -309,34 +289,29 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
             checkpoints.save(0, state, position, facts, force=True)
             checkpoints.wait()
             found, _ = checkpoints.restore(state, facts)
-        _compare(found.lora, trained.lora)
+        _check_adapters(found.lora, trained.lora)
 
 
-def _compare(found: nnx.State, wanted: nnx.State) -> None:
-    """Raises RuntimeError unless both hold the same bits."""
-    found, wanted = (dict(nnx.to_flat_state(state)) for state in (found, wanted))
-    _refuse_differences(
-        [
-            path
-            for path in found.keys() | wanted.keys()
-            if path not in found
-            or path not in wanted
-            or not _same_bits(found[path][...], wanted[path][...])
-        ]
+def _check_adapters(found: nnx.State, wanted: nnx.State) -> None:
+    """Compares all arrays of two trees bit for bit."""
+    found, wanted = (
+        {path: v[...] for path, v in nnx.to_flat_state(state)} for state in (found, wanted)
     )
+    paths = found.keys() | wanted.keys()
+    _refuse_differences([p for p in paths if not _same_bits(found.get(p), wanted.get(p))])
 
 
 def _same_bits(a: Any, b: Any) -> bool:
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _refuse_differences(paths: Sequence[tuple[str, ...]]) -> None:
     if paths:
         names = sorted(".".join(map(str, path)) for path in paths)
         raise RuntimeError(
-            f"{names[:3]} ({len(names)} in all) read back differently from what was written; is "
-            "the disk sound?"
+            f"{names[:3]} ({len(names)} in all) read back differently from what was written; check "
+            "the disk"
         )
 
 
@@ -344,7 +319,7 @@ def check_usage(given: Any) -> None:
     """Refuses flags that do not go together.
 
     Raises:
-      app.UsageError: says which, and what is needed.
+      app.UsageError: names the flags and what is needed.
     """
     if not given.to or not given.out:
         raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
@@ -383,18 +358,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a training run whose adapters are read.")
-    flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
-    flags.DEFINE_string("adapter", None, "PEFT folder whose adapters are read.")
-    flags.DEFINE_string("model", None, "Folder of the base, where it is not where it was.")
-    flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "What is written.")
+    flags.DEFINE_string("workdir", None, "Training run to read.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; default: the latest.")
+    flags.DEFINE_string("adapter", None, "PEFT folder to read.")
+    flags.DEFINE_string("model", None, "Folder of the base, if it has moved.")
+    flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "Kind of the output.")
     flags.DEFINE_string("out", None, "New folder.")
     flags.DEFINE_enum(
         "dtype",
         None,
         ["bfloat16", "float32"],
-        "Of the merged weights: float32 is exact. The run's by default, bfloat16 for an adapter.",
+        "Of the merged weights; float32 is exact. Default: the run's, bfloat16 for an adapter.",
     )
-    flags.DEFINE_string("base_name", None, "What the adapter calls its base; its path by default.")
+    flags.DEFINE_string("base_name", None, "Name of the base in the adapter; default: its path.")
     config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
     exit_codes.run_tool("convert", main)

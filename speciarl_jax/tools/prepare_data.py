@@ -2,40 +2,32 @@
 
     python -m speciarl_jax.tools.prepare_data --dataset=caltech_birds2011 --data_dir=DATA
 
-With --archives=FOLDER nothing is downloaded: the official archives are taken from there, under
-their own names. The builders are those of TFDS; some need TensorFlow for this step, and nothing
-needs it afterwards. food101 and fgvc_aircraft never do.
+With --archives=FOLDER nothing is downloaded: the official archives are taken from that folder,
+under their own names. The builders are those of TFDS. All but food101 and fgvc_aircraft need
+TensorFlow for this step; training never does.
 """
 
 import pathlib
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 
 from speciarl_jax.data import tfds_images
 from speciarl_jax.runtime import exit_codes
 
-# What the builders of TFDS ask for, some of them.
+# Libraries that some builders of TFDS need.
 TOOLS = "tensorflow-cpu opencv-python-headless scipy"
 
 
-def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` of each leaf of nested dicts and lists."""
-    if isinstance(tree, dict):
-        return {key: mapped(function, value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [mapped(function, value) for value in tree]
-    return function(tree)
-
-
 def unpack(archive: str, folder: pathlib.Path) -> epath.Path:
-    """The folder of an unpacked tar archive; a file of another kind as it is.
+    """Unpacks a tar archive into `folder`, once; returns its folder, or any other file as it is.
 
     Raises:
       ValueError: the archive is damaged.
@@ -59,8 +51,8 @@ def unpack(archive: str, folder: pathlib.Path) -> epath.Path:
     return epath.Path(target)
 
 
-def adapted(manager: Any, archives: str | None) -> Any:
-    """A TFDS download manager that unpacks without TensorFlow.
+def adapt(manager: Any, archives: str | None) -> Any:
+    """Makes a TFDS download manager unpack without TensorFlow, and returns it.
 
     Args:
       manager: to be changed.
@@ -69,7 +61,7 @@ def adapted(manager: Any, archives: str | None) -> Any:
     folder = pathlib.Path(manager._extract_dir)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def local(url: str) -> str:
+    def local(url: Any) -> str:
         path = pathlib.Path(archives, urlsplit(str(url)).path.rsplit("/", 1)[-1])
         if not path.is_file():
             raise ValueError(
@@ -78,30 +70,27 @@ def adapted(manager: Any, archives: str | None) -> Any:
         return str(path)
 
     if archives:
-        manager.download = lambda urls: mapped(local, urls)
-    manager.extract = lambda paths: mapped(lambda path: unpack(path, folder), paths)
+        manager.download = lambda urls: jax.tree.map(local, urls)
+    manager.extract = lambda paths: jax.tree.map(lambda path: unpack(path, folder), paths)
     manager.download_and_extract = lambda urls: manager.extract(manager.download(urls))
     return manager
 
 
 def prepare(dataset: str, data_dir: str | None, archives: str | None = None) -> pathlib.Path:
-    """Writes a data set unless it is there already.
+    """Writes a data set unless it exists already; returns the folder of its records.
 
     Args:
       dataset: one of `tfds_images.PUBLISHED`.
-      data_dir: receives it; None for TFDS' own folder.
+      data_dir: receives the data; None for TFDS' own folder.
       archives: folder of the official archives; None to download them.
 
-    Returns:
-      The folder of the records.
-
     Raises:
-      ValueError: an unknown data set, an archive that is missing or not whole, or a library that
-        this data set's builder needs is not installed.
+      ValueError: the data set is unknown, an archive is missing or not whole, or a library that
+        the builder needs is not installed.
     """
     builder = tfds_images.make_builder(dataset, data_dir)
     make = builder._make_download_manager
-    builder._make_download_manager = lambda *args, **options: adapted(
+    builder._make_download_manager = lambda *args, **options: adapt(
         make(*args, **options), archives
     )
     try:
@@ -120,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"give --dataset, one of {sorted(tfds_images.PUBLISHED)}")
     folder = prepare(given.dataset, given.data_dir, given.archives)
     for split, count in tfds_images.PUBLISHED[given.dataset].sizes.items():
-        # Also makes the index of names and labels that training reads.
+        # Opening a split also writes the index of names and labels that training reads.
         source = tfds_images.Source(
             dataset=given.dataset, split=split, seed=0, data_dir=given.data_dir or ""
         )
@@ -130,6 +119,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, f"One of {sorted(tfds_images.PUBLISHED)}.")
-    flags.DEFINE_string("data_dir", None, "Receives the data; TFDS' own folder by default.")
-    flags.DEFINE_string("archives", None, "Folder of archives that were downloaded before.")
-    exit_codes.run_tool("prepare", main)
+    flags.DEFINE_string("data_dir", None, "Receives the data; default: TFDS' own folder.")
+    flags.DEFINE_string("archives", None, "Folder of the archives; default: download them.")
+    exit_codes.run_tool("prepare_data", main)

@@ -1,4 +1,4 @@
-"""Looks into a cache of verdicts, copies it out, and prunes it.
+"""Lists, exports or prunes the verdicts in a cache.
 
     python -m speciarl_jax.tools.verdict_cache list --cache=runs/verdicts.sqlite
     python -m speciarl_jax.tools.verdict_cache export --cache=redis://localhost:6379/0 \\
@@ -9,7 +9,7 @@
 `list` prints how many verdicts of each category every judge gave; a judge is a model, a prompt (the
 start of its SHA-256) and decoding settings. With --pairs it prints the verdicts themselves.
 `export` writes CSV, or JSON lines if --out ends in .jsonl. `prune` deletes. --model, --prompt,
---truth and --older_than_days narrow all three down; `prune` needs at least one of them.
+--truth and --older_than_days select verdicts; `prune` needs at least one of them.
 """
 
 import collections
@@ -28,6 +28,7 @@ from speciarl_jax.verifiers.judge import verdict_cache
 from speciarl_jax.verifiers.judge.verdict_cache import Row
 
 _DIGEST = 12  # characters of a prompt's SHA-256 that are shown
+_FILTERS = ("model", "prompt", "truth", "older_than_days")
 
 
 def chosen(
@@ -37,7 +38,7 @@ def chosen(
     truth: str | None = None,
     older_than_days: float | None = None,
 ) -> Callable[[Row], bool]:
-    """Whether a verdict is meant; None does not narrow down.
+    """Returns a function that tells whether a verdict is selected; None selects all.
 
     Args:
       model: name of the judge.
@@ -46,24 +47,19 @@ def chosen(
       older_than_days: age.
     """
     before = None if older_than_days is None else time.time() - 86400 * older_than_days
-
-    def means(row: Row) -> bool:
-        return (
-            (model is None or row.model == model)
-            and (prompt is None or row.prompt.startswith(prompt))
-            and (truth is None or row.truth == truth)
-            and (before is None or row.created < before)
-        )
-
-    return means
+    return lambda row: (
+        (model is None or row.model == model)
+        and row.prompt.startswith(prompt or "")
+        and (truth is None or row.truth == truth)
+        and (before is None or row.created < before)
+    )
 
 
 def summary(rows: Iterator[Row]) -> str:
-    """A table of judges with the number of their verdicts of each category."""
-    counts: dict[tuple[str, str, str], collections.Counter] = {}
+    """Formats the number of verdicts of each category by judge."""
+    counts = collections.defaultdict(collections.Counter)
     for row in rows:
-        judge = (row.model, row.prompt[:_DIGEST], row.settings)
-        counts.setdefault(judge, collections.Counter())[row.category] += 1
+        counts[row.model, row.prompt[:_DIGEST], row.settings][row.category] += 1
     verdicts = sorted((c for c in Category if c >= Category.WRONG), reverse=True)
     lines = []
     for (model, prompt, settings), count in sorted(counts.items()):
@@ -73,59 +69,46 @@ def summary(rows: Iterator[Row]) -> str:
 
 
 def line(row: Row) -> str:
-    """One verdict for people."""
-    return (
-        f"{Category(row.category).name.lower():13} {row.truth!r} <- {row.prediction!r}  {row.model}"
-    )
+    """Formats one verdict."""
+    category = Category(row.category).name.lower()
+    return f"{category:13} {row.truth!r} <- {row.prediction!r}  {row.model}"
 
 
 def export(rows: Iterator[Row], path: pathlib.Path) -> int:
-    """Writes verdicts, categories by name; CSV, or JSON lines by the ending of the path.
-
-    Returns:
-      How many.
-    """
-    names = [field.name for field in dataclasses.fields(Row)]
+    """Writes verdicts, categories by name, as CSV or JSON lines (.jsonl); returns how many."""
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = None if path.suffix == ".jsonl" else csv.DictWriter(file, names)
-        if table:
+        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        is_json = path.suffix == ".jsonl"
+        if not is_json:
             table.writeheader()
         for row in rows:
             values = dataclasses.asdict(row) | {"category": Category(row.category).name.lower()}
-            if table:
-                table.writerow(values)
-            else:
-                file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values) + "\n") if is_json else table.writerow(values)
             count += 1
     return count
 
 
 def main(argv: Sequence[str]) -> None:
-    given = flags.FLAGS
-    if len(argv) != 2 or argv[1] not in ("list", "export", "prune") or not given.cache:
+    given, command = flags.FLAGS, argv[1] if len(argv) == 2 else ""
+    if command not in ("list", "export", "prune") or not given.cache:
         raise app.UsageError("give list, export or prune, and --cache=FILE or --cache=redis://...")
-    filters = {
-        "model": given.model,
-        "prompt": given.prompt,
-        "truth": given.truth,
-        "older_than_days": given.older_than_days,
-    }
-    if argv[1] == "export" and not given.out:
+    filters = {name: given[name].value for name in _FILTERS}
+    if command == "export" and not given.out:
         raise app.UsageError("export needs --out=FILE")
-    if argv[1] == "prune" and all(value is None for value in filters.values()):
+    if command == "prune" and all(value is None for value in filters.values()):
         raise app.UsageError(
             "prune needs --model, --prompt, --truth or --older_than_days; to delete everything, "
             "give --older_than_days=0"
         )
     cache = verdict_cache.open_cache(given.cache, create=False)
     rows = filter(chosen(**filters), cache.rows())
-    if argv[1] == "list" and given.pairs:
+    if command == "list" and given.pairs:
         for row in rows:
             print(line(row))
-    elif argv[1] == "list":
+    elif command == "list":
         print(summary(rows))
-    elif argv[1] == "export":
+    elif command == "export":
         print(f"{export(rows, pathlib.Path(given.out))} verdicts written to {given.out}")
     else:
         print(f"{cache.delete([row.key for row in rows])} verdicts deleted")
@@ -140,4 +123,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("older_than_days", None, "Only verdicts older than this.")
     flags.DEFINE_bool("pairs", False, "List each verdict.")
     flags.DEFINE_string("out", None, "File that `export` writes.")
-    exit_codes.run_tool("verdicts", main, (ValueError, verdict_cache.Unavailable))
+    exit_codes.run_tool("verdict_cache", main, (ValueError, verdict_cache.Unavailable))

@@ -1,4 +1,4 @@
-"""Our side of a comparison: `python -m speciarl_jax.tools.bench`, in a process of its own."""
+"""Measures our side of a comparison: `speciarl_jax.tools.bench` in a process of its own."""
 
 import json
 import pathlib
@@ -9,12 +9,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def measure(python, shape, *, repeats, kl_coefficient, lora_rank=16, clock="wall"):
-    """The record of one shape, with sharing.
+    """Returns the record of one shape, with sharing.
 
     Args:
       python: interpreter of the environment in which speciarl_jax runs.
       shape: "short", for instance.
-      repeats: the median of so many counts.
+      repeats: measurements; their median counts.
       kl_coefficient: 0 for a step without reference.
       lora_rank: of the adapters.
       clock: "wall" or "cpu".

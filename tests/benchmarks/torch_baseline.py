@@ -1,4 +1,4 @@
-"""The step in torch and transformers, without sharing, beside ours in one run, as ratios.
+"""Compares our step with torch and transformers, which share nothing, in one run.
 
     python tests/benchmarks/torch_baseline.py --shapes=short,paper
 
@@ -6,10 +6,10 @@ Needs torch, transformers and peft (`launch/test.sh` installs them). The model h
 of `workload.SMALL` (speciarl_jax/tools/bench) and random weights; the images and prompts are
 those of the bench.
 
-- rollout: `generate(num_return_sequences=N)` on B images; no answer ends early.
+- rollout: `generate(num_return_sequences=N)` on B images; no completion ends early.
 - update: LoRA by peft on the linear layers of the language model; B x N whole sequences with their
-  images in micro-batches of 32, logits at answer positions only, clipped surrogate, AdamW. With a
-  --kl_coefficient, both sides also run the reference policy.
+  images in micro-batches of 32, logits at completion positions only, clipped surrogate, AdamW. With
+  --kl_coefficient both sides also run the reference policy.
 
 Ours is measured by `python -m speciarl_jax.tools.bench` in processes between the rounds of torch's.
 """
@@ -36,7 +36,7 @@ MICRO_BATCH = 32
 
 
 def inputs_of(config, shape, copies, seed):
-    """The bench's images and prompts as transformers reads them, each `copies` times."""
+    """Converts the bench's images and prompts for transformers, each `copies` times."""
     batch = workload.random_batch(config, shape, seed)
     tokens = torch.tensor(np.repeat(batch.tokens_BP, copies, axis=0)).long()
     patches = np.repeat(batch.patches_BSC, copies, axis=0)
@@ -51,7 +51,7 @@ def inputs_of(config, shape, copies, seed):
 
 
 def rollout(model, config, shape, inputs):
-    """Tokens [B x N, T], sampled; the end of sequence is suppressed."""
+    """Samples tokens [B x N, T]; the end of sequence is suppressed."""
     special = list(range(config.image_token_id, config.text.vocab_size))
     with torch.no_grad():
         found = model.generate(
@@ -60,7 +60,7 @@ def rollout(model, config, shape, inputs):
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            num_return_sequences=shape.answers,
+            num_return_sequences=shape.rollouts,
             max_new_tokens=shape.tokens,
             suppress_tokens=special,
             eos_token_id=None,
@@ -69,38 +69,40 @@ def rollout(model, config, shape, inputs):
     return found[:, shape.prompt :]
 
 
-def logprobs(model, inputs, answers):
-    """Log-probabilities [rows, T] of the answers; each row is a whole sequence with its image."""
+def logprobs(model, inputs, completions):
+    """Computes logp [rows, T] of the completions; a row is a whole sequence with its image."""
     extended = {
         **inputs,
-        "input_ids": torch.cat([inputs["input_ids"], answers], dim=1),
-        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(answers)], dim=1),
+        "input_ids": torch.cat([inputs["input_ids"], completions], dim=1),
+        "attention_mask": torch.cat(
+            [inputs["attention_mask"], torch.ones_like(completions)], dim=1
+        ),
         "mm_token_type_ids": torch.cat(
-            [inputs["mm_token_type_ids"], torch.zeros_like(answers, dtype=torch.int32)], dim=1
+            [inputs["mm_token_type_ids"], torch.zeros_like(completions, dtype=torch.int32)], dim=1
         ),
     }
-    length = answers.shape[1]
+    length = completions.shape[1]
     logits = model(**extended, logits_to_keep=length + 1, use_cache=False).logits[:, :-1].float()
-    chosen = logits.gather(-1, answers[..., None])[..., 0]
+    chosen = logits.gather(-1, completions[..., None])[..., 0]
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-def update(model, optimizer, config, shape, inputs, answers, advantages, kl_coefficient):
-    """One step of AdamW on the clipped surrogate, from gradients over micro-batches."""
-    rows, patches = len(answers), len(inputs["pixel_values"]) // len(answers)
-    total = answers.numel()
+def update(model, optimizer, config, shape, inputs, completions, advantages, kl_coefficient):
+    """Takes one step of AdamW on the clipped surrogate, with gradients over micro-batches."""
+    rows, patches = len(completions), len(inputs["pixel_values"]) // len(completions)
+    total = completions.numel()
     for start in range(0, rows, MICRO_BATCH):
         part = slice(start, start + MICRO_BATCH)
         some = {name: x[part] for name, x in inputs.items() if name != "pixel_values"}
         some["pixel_values"] = inputs["pixel_values"][start * patches : part.stop * patches]
-        logp = logprobs(model, some, answers[part])
+        logp = logprobs(model, some, completions[part])
         ratio = torch.exp(logp - logp.detach())
         advantage = advantages[part, None]
         clipped = torch.clamp(ratio, 0.8, 1.2)
         loss = -torch.minimum(ratio * advantage, clipped * advantage).sum()
         if kl_coefficient:
             with torch.no_grad(), model.disable_adapter():
-                reference = logprobs(model, some, answers[part])
+                reference = logprobs(model, some, completions[part])
             apart = reference - logp
             loss = loss + kl_coefficient * (torch.exp(apart) - apart - 1).sum()
         (loss / total).backward()
@@ -110,7 +112,7 @@ def update(model, optimizer, config, shape, inputs, answers, advantages, kl_coef
 
 
 class Torch:
-    """Model, adapters, optimizer and inputs of one shape."""
+    """Holds model, adapters, optimizer and inputs of one shape."""
 
     def __init__(self, config, shape, given):
         torch.manual_seed(0)
@@ -123,15 +125,15 @@ class Torch:
         # Sampling runs without adapters, as if they were merged: the faster choice.
         self.plain = model
         self.inputs = inputs_of(config, shape, 1, 0)
-        self.repeated = inputs_of(config, shape, shape.answers, 0)
-        self.answers = rollout(model, config, shape, self.inputs)
+        self.repeated = inputs_of(config, shape, shape.rollouts, 0)
+        self.completions = rollout(model, config, shape, self.inputs)
         self.model = peft.get_peft_model(model, adapters)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=3e-5)
-        self.advantages = torch.randn(len(self.answers))
+        self.advantages = torch.randn(len(self.completions))
 
     def measure(self, clock):
-        """Seconds of a rollout and of an update."""
+        """Returns the seconds of a rollout and of an update."""
         begun = clock()
         with self.model.disable_adapter():
             rollout(self.model, self.config, self.shape, self.inputs)
@@ -142,7 +144,7 @@ class Torch:
             self.config,
             self.shape,
             self.repeated,
-            self.answers,
+            self.completions,
             self.advantages,
             self.given.kl_coefficient,
         )

@@ -1,4 +1,4 @@
-"""A whole step of TRL's GRPOTrainer on the bench's images and model, beside ours.
+"""Compares our step with one of TRL's GRPOTrainer on the bench's images and model.
 
 In an environment of its own, whose torch is the build for CPUs:
 
@@ -8,8 +8,8 @@ In an environment of its own, whose torch is the build for CPUs:
 
 The dimensions are those of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and random
 weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random images and prompts
-of P tokens, N answers of T tokens. A step samples with `generate`, rewards and updates once, in
-micro-batches of 32 answers. The first step is left out. Ours is measured before and after,
+of P tokens, N completions of T tokens. A step samples with `generate`, rewards and updates once, in
+micro-batches of 32 completions. The first step is left out. Ours is measured before and after,
 by `python -m speciarl_jax.tools.bench` with the interpreter --python.
 Prints medians and their ratio.
 """
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-# images, answers, prompt, tokens, side of the image in merged tokens; as in
+# images, rollouts, prompt, tokens, side of the image in merged tokens; as in
 # `speciarl_jax.tools.bench`.
 SHAPES = {"short": (16, 10, 98, 64, 4), "paper": (16, 10, 300, 96, 8)}
 IMAGE, VIDEO, START, END, EOS, PAD = range(4090, 4096)
@@ -67,7 +67,7 @@ TEMPLATE = (
 
 
 def tokenizer_of():
-    """Words w0 ... w4095, one token each."""
+    """Makes a tokenizer of the words w0 ... w4095, one token each."""
     words = models.WordLevel({f"w{i}": i for i in range(4096)}, unk_token="w0")
     inner = Tokenizer(words)
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -81,7 +81,7 @@ def tokenizer_of():
 
 
 class Processor(ProcessorMixin):
-    """Images and words to inputs; transformers' own wants a video processor with torchvision."""
+    """Turns images and words into inputs; transformers' own needs torchvision for video."""
 
     def __init__(self, image_processor, tokenizer):
         self.image_processor, self.tokenizer = image_processor, tokenizer
@@ -127,7 +127,7 @@ class Processor(ProcessorMixin):
 
 
 def processor_of(side):
-    """Images of `side` x `side` merged tokens stay as they are."""
+    """Makes a processor that keeps the size of images of `side` x `side` merged tokens."""
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
 
     pixels = (28 * side) ** 2
@@ -138,7 +138,7 @@ def processor_of(side):
 
 
 def rows_of(shape):
-    """Prompts of random words around a random image; their tokens are P with the image's."""
+    """Makes prompts of random words and a random image, P tokens in all."""
     images, _, prompt, _, side = shape
     rng = np.random.default_rng(0)
     rows = []
@@ -164,7 +164,7 @@ def main():
     parser.add_argument("--python", required=True, help="of an environment with speciarl_jax")
     parser.add_argument("--json", help="file for the medians")
     given = parser.parse_args()
-    shape = images, answers, _, tokens, side = SHAPES[given.shape]
+    shape = images, rollouts, _, tokens, side = SHAPES[given.shape]
     before = ours.measure(
         given.python, given.shape, repeats=given.repeats, kl_coefficient=given.kl_coefficient
     )
@@ -200,8 +200,8 @@ def main():
             args=GRPOConfig(
                 output_dir=folder,
                 per_device_train_batch_size=given.micro_batch,
-                gradient_accumulation_steps=images * answers // given.micro_batch,
-                num_generations=answers,
+                gradient_accumulation_steps=images * rollouts // given.micro_batch,
+                num_generations=rollouts,
                 max_completion_length=tokens,
                 temperature=1.0,
                 top_k=0,

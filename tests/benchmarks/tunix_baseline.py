@@ -1,4 +1,4 @@
-"""A GRPO step of google-tunix on the bench's decoder, text only.
+"""Compares our step with a GRPO step of google-tunix on the bench's decoder, text only.
 
 In an environment of its own, which holds neither torch nor this package's other requirements:
 
@@ -7,7 +7,7 @@ In an environment of its own, which holds neither torch nor this package's other
 
 The decoder has the dimensions of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and
 random weights; LoRA of rank 16 by qwix on the same linear layers; B prompts of P random tokens, N
-answers, T tokens at most, which answers of random weights nearly always reach. Tunix has no
+completions of at most T tokens, which random weights nearly always reach. Tunix has no
 images in RL, so it runs no vision encoder, and text stands where ours has an image. A learner step
 samples, rewards, scores the reference (unless --kl_coefficient=0) and updates. `rollout` is the
 call of the cluster's `generate`, `rest` is all else. The first step compiles and is left out. Ours
@@ -33,7 +33,7 @@ from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
 # The dimensions and shapes of speciarl_jax/tools/bench/workload.py, which this environment cannot
-# import: images, answers, prompt, tokens.
+# import: images, rollouts, prompt, tokens.
 SHAPES = {"short": (16, 10, 98, 64), "paper": (16, 10, 300, 96)}
 DECODER = {
     "num_layers": 4,
@@ -51,7 +51,7 @@ PAD, BOS, EOS = 4093, 4092, 4094
 
 
 class Numbers:
-    """A tokenizer whose words are the numbers of the tokens."""
+    """Tokenizes text whose words are the numbers of the tokens."""
 
     def encode(self, text, **_):
         return [int(word) for word in text.split()]
@@ -70,14 +70,14 @@ class Numbers:
 
 
 def models():
-    """The actor with adapters, and the reference: the same weights without."""
+    """Makes the actor with adapters, and the reference: the same weights without."""
     base = qwen2.Qwen2(qwen2.ModelConfig(**DECODER), rngs=nnx.Rngs(0))
     provider = qwix.LoraProvider(module_path=LINEARS, rank=16, alpha=16.0)
     return qwix.apply_lora_to_model(base, provider, **base.get_model_input()), base
 
 
 def cluster_of(given, mesh, steps):
-    images, answers, prompt, tokens = SHAPES[given.shape]
+    images, num_rollouts, prompt, tokens = SHAPES[given.shape]
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-5, weight_decay=0.01))
     actor, reference = models()
     roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)
@@ -109,7 +109,7 @@ def cluster_of(given, mesh, steps):
 
 
 def batches(given, steps):
-    """Prompts of random tokens."""
+    """Yields prompts of random tokens."""
     images, _, prompt, _ = SHAPES[given.shape]
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--python", required=True, help="of an environment with speciarl_jax")
     parser.add_argument("--json", help="file for the medians")
     given = parser.parse_args()
-    answers, steps = SHAPES[given.shape][1], given.repeats + 1
+    num_rollouts, steps = SHAPES[given.shape][1], given.repeats + 1
     automatic = jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(automatic, automatic))
     rollouts, lengths, rewards = [], [], []
@@ -154,7 +154,7 @@ def main():
             rl_cluster=cluster,
             reward_fns=reward,
             algo_config=grpo_learner.GRPOConfig(
-                num_generations=answers, num_iterations=1, beta=given.kl_coefficient
+                num_generations=num_rollouts, num_iterations=1, beta=given.kl_coefficient
             ),
         )
         learner.train(batches(given, steps))

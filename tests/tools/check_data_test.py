@@ -65,7 +65,7 @@ def test_images_in_both_parts_and_new_labels_are_told(folder, tmp_path):
         ("cat, dog", "lists several things"),
         ("cat or dog", "offers several things"),
         ("one two three four five six seven eight nine", "more than 8 words"),
-        ("dahlia?", "ends in a mark"),
+        ("dahlia?", "ends in a punctuation mark"),
         ("misc", "catch-all"),
         ("unknown", "no answer"),
         ("Eagles", "is 'Eagles' but for case"),

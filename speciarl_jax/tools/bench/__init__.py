@@ -1,1 +1,1 @@
-"""What `speciarl_jax.tools.bench` measures, and what it is measured against."""
+"""Measures a training step on random weights, and the limits of the machine."""

@@ -1,10 +1,10 @@
-"""What bounds a step: the machine's rates, and the work that cannot be left out."""
+"""Limits of a step: the rates of the machine, and the FLOPs and bytes that no step can avoid."""
 
 import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from speciarl_jax.tools.bench.workload import Options, Shape
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Seconds: `wall`, or `cpu`, the processor seconds of this process / its cores.
+    """Reads seconds: `wall` time, or `cpu`, the processor time of this process / its cores.
 
-    The second does not count what other programs on a busy machine take. It is the first on an idle
-    one if all cores are in use, and less otherwise.
+    `cpu` does not count what other programs take on a busy machine. On an idle machine both agree
+    if all cores are in use; otherwise `cpu` is less.
     """
 
     name: str
@@ -29,93 +29,82 @@ class Clock:
             return time.process_time() / len(os.sched_getaffinity(0))
         return time.perf_counter()
 
-    def time(self, program: Callable, *args: Any) -> tuple[float, Any]:
+    def time(self, program: Callable, *args: Any) -> float:
+        """Returns the seconds that a program takes."""
         begun = self()
-        out = jax.block_until_ready(program(*args))
-        return self() - begun, out
+        jax.block_until_ready(program(*args))
+        return self() - begun
 
 
 class Machine:
-    """The limits of the machine, measured when asked for."""
+    """Measures the rates of the machine.
 
-    def __init__(self, dtype: Any, size: int, clock: Clock, seconds: float = 0.1):
-        """Compiles products of `size` x `size` matrices and copies of 256 MB.
+    Attributes:
+      clock: measures.
+      gemm_rate: () -> FLOP/s of square matrix products, the best of five.
+      memory_rate: () -> bytes/s read and written by a copy of 256 MB, the best of five.
+    """
+
+    def __init__(self, dtype: Any, size: int, clock: Clock):
+        """Compiles both programs.
 
         Args:
           dtype: of the matrices.
-          size: their side.
-          clock: that measures.
-          seconds: a measurement runs as many, one after the other in one program, as take about so
-            long; what it takes to start a program then does not count.
+          size: side of the matrices.
+          clock: measures.
         """
-        self._clock = clock
-        # Of a variance with which products neither grow nor vanish.
-        matrix = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
-        self._matrix = matrix.astype(dtype)
-        self._array = jnp.zeros(2**26, jnp.float32)
-        self._product = self._repeated(lambda a, matrix: a @ matrix, self._matrix, seconds)
-        self._copy = self._repeated(lambda x, _: x + 1, self._array, seconds)
+        self.clock = clock
+        # With this variance, repeated products neither grow nor vanish.
+        matrix = (jax.random.normal(jax.random.key(0), (size, size)) / size**0.5).astype(dtype)
+        array = jnp.zeros(2**26, jnp.float32)
+        self.gemm_rate = self._meter(lambda a, matrix: a @ matrix, matrix, 2.0 * size**3)
+        self.memory_rate = self._meter(lambda x, _: x + 1, array, 2.0 * array.nbytes)
 
-    def _repeated(self, function: Callable, first: jax.Array, seconds: float):
-        """A program that calls `function(result, first)` on its own result, and how often."""
+    def _meter(self, function: Callable, first: jax.Array, work: float) -> Callable[[], float]:
+        """Compiles a loop of `function` of about 0.1 s, so that starting a program does not count.
+
+        Args:
+          function: (its last result, first) -> result.
+          first: array that the loop begins with.
+          work: of one call.
+
+        Returns:
+          () -> work a second.
+        """
         once = jax.jit(function).lower(first, first).compile()
-        self._clock.time(once, first, first)
-        times = max(1, round(seconds / max(self._clock.time(once, first, first)[0], 1e-6)))
+        self.clock.time(once, first, first)
+        times = max(1, round(0.1 / max(self.clock.time(once, first, first), 1e-6)))
 
-        def program(first):
+        def repeated(first):
             return jax.lax.fori_loop(0, times, lambda _, x: function(x, first), first)
 
-        program = jax.jit(program).lower(first).compile()
-        self._clock.time(program, first)
-        return program, times
-
-    def _rate(self, repeated: tuple[Callable, int], first: jax.Array, work: float) -> float:
-        program, times = repeated
-        return work * times / min(self._clock.time(program, first)[0] for _ in range(5))
-
-    def gemm_rate(self) -> float:
-        """FLOP/s, the best of five."""
-        return self._rate(self._product, self._matrix, 2.0 * len(self._matrix) ** 3)
-
-    def memory_rate(self) -> float:
-        """Bytes/s read and written, the best of five."""
-        return self._rate(self._copy, self._array, 2.0 * self._array.nbytes)
+        program = jax.jit(repeated).lower(first).compile()
+        self.clock.time(program, first)
+        return lambda: work * times / min(self.clock.time(program, first) for _ in range(5))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """Weights of a decoder layer's linear parts and of their adapters; `width`: all query heads."""
+def _layer_weights(text: TextConfig, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [frozen, LoRA] weights of a layer's linear parts: of all, and of keys and values."""
+    heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    hidden, mlp = text.hidden_size, text.intermediate_size
+    others = [(hidden, heads), (heads, hidden), (hidden, mlp), (hidden, mlp), (mlp, hidden)]
 
-    kernels: int
-    adapters: int
-    kv_kernels: int
-    kv_adapters: int
-    width: int
+    def count(sides):
+        return np.array([sum(a * b for a, b in sides), rank * sum(a + b for a, b in sides)])
 
-    @classmethod
-    def of(cls, text: TextConfig, rank: int) -> "_Layer":
-        heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-        hidden, mlp = text.hidden_size, text.intermediate_size
-        others = [(hidden, heads), (heads, hidden), (hidden, mlp), (hidden, mlp), (mlp, hidden)]
-        kv_kernels, kv_adapters = 2 * hidden * kv, 2 * rank * (hidden + kv)
-        kernels = kv_kernels + sum(a * b for a, b in others)
-        adapters = kv_adapters + rank * sum(a + b for a, b in others)
-        return cls(kernels, adapters, kv_kernels, kv_adapters, heads)
+    keys_values = count([(hidden, kv)] * 2)
+    return keys_values + count(others), keys_values
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pass:
-    """Multiply-adds of a decoder over prompts and given answers, without the head.
-
-    All layers but the last run every token. Of the last, only the answers and the last token of
-    each prompt are read, so that of the prompts' other tokens it needs keys and values alone.
+class _Pass(NamedTuple):
+    """Multiply-adds of the decoder over prompts and given completions, without the head.
 
     Attributes:
       kernels: with frozen weights.
-      adapters: with adapters.
-      attention: scores, and sums of values; half of the square where it is causal.
-      embedded: with what of both reads the embeddings (queries, keys and values of the first
-        layer), through which no gradient has to flow: nothing before them is trained.
+      adapters: with LoRA.
+      attention: scores and sums of values; half of the square where it is causal.
+      embedded: the part of `kernels` and `adapters` that reads the embeddings (queries, keys and
+        values of the first layer). No gradient flows through it: nothing before it is trained.
     """
 
     kernels: float
@@ -123,44 +112,47 @@ class _Pass:
     attention: float
     embedded: float
 
-    @classmethod
-    def of(cls, text: TextConfig, rank: int, prompt: int, run_BN: np.ndarray) -> "_Pass":
-        layer, inner = _Layer.of(text, rank), text.num_layers - 1
-        images, answered = len(run_BN), run_BN.sum()
-        tokens, read = images * prompt + answered, images + answered
-        own_pairs = (run_BN * (prompt + run_BN / 2)).sum()
-        pairs, read_pairs = images * prompt**2 / 2 + own_pairs, images * prompt + own_pairs
 
-        def linear(whole, kv):
-            return tokens * (inner * whole + kv) + read * (whole - kv)
+def _decoder_pass(text: TextConfig, rank: int, prompt: int, run_BN: np.ndarray) -> _Pass:
+    """Counts a pass over prompts of `prompt` tokens and completions of `run_BN` tokens.
 
-        keys_values = layer.kv_kernels + 2 * rank * text.hidden_size
-        queries = text.hidden_size * (layer.width + rank)
-        return cls(
-            kernels=linear(layer.kernels, layer.kv_kernels),
-            adapters=linear(layer.adapters, layer.kv_adapters),
-            attention=2 * layer.width * (inner * pairs + read_pairs),
-            embedded=tokens * keys_values + (tokens if inner else read) * queries,
-        )
+    All layers but the last run every token. The last needs only keys and values of a prompt, but
+    for its last token.
+    """
+    (whole, keys_values), inner = _layer_weights(text, rank), text.num_layers - 1
+    width, hidden = text.num_heads * text.head_dim, text.hidden_size
+    images, completed = len(run_BN), run_BN.sum()
+    tokens, read = images * prompt + completed, images + completed
+    own_pairs = (run_BN * (prompt + run_BN / 2)).sum()
+    pairs, read_pairs = images * prompt**2 / 2 + own_pairs, images * prompt + own_pairs
+    kernels, adapters = tokens * (inner * whole + keys_values) + read * (whole - keys_values)
+    queries = (tokens if inner else read) * hidden * (width + rank)
+    return _Pass(
+        kernels,
+        adapters,
+        attention=2 * width * (inner * pairs + read_pairs),
+        embedded=tokens * (keys_values[0] + 2 * rank * hidden) + queries,
+    )
 
 
 def update_useful_flops(
     config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
 ) -> float:
-    """FLOPs that an update of the adapters cannot do without; a multiply-add is two.
+    """Counts the FLOPs that an update of the adapters cannot avoid; a multiply-add is two.
 
-    Each prompt and each token of an answer once, in the last layer only what is read (`_Pass`); the
-    head at answer positions; no product that is computed again; no gradient of a frozen weight.
+    Each prompt and each token of a completion once, the last layer only where it is read
+    (`_decoder_pass`), and the head at completions. Nothing that is computed again counts, and no
+    gradient of a frozen weight.
 
     Args:
       config: dimensions.
       shape: of the step.
       options: the rank, and whether there is a reference.
-      lengths_BN: tokens of each answer.
+      lengths_BN: tokens of each completion.
     """
     text = config.text
     # Nothing is predicted from the last token.
-    work = _Pass.of(text, options.lora_rank, shape.prompt, lengths_BN - 1.0)
+    work = _decoder_pass(text, options.lora_rank, shape.prompt, lengths_BN - 1.0)
     head = lengths_BN.sum() * text.hidden_size * text.vocab_size
     reference = work.kernels + work.attention + head
     policy = 2 * work.kernels + 3 * work.adapters - work.embedded + 3 * work.attention + 2 * head
@@ -170,22 +162,23 @@ def update_useful_flops(
 def rollout_useful_flops(
     config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
 ) -> float:
-    """FLOPs that a rollout cannot do without: encoder and prefill once an image, each token once.
+    """Counts the FLOPs that a rollout cannot avoid; arguments as for `update_useful_flops`.
 
-    Args: as for `update_useful_flops`. The adapters are taken for merged in decoding.
+    The vision encoder and the prefill once an image, each sampled token once, adapters merged.
     """
-    text, layer = config.text, _Layer.of(config.text, options.lora_rank)
-    run_BN = lengths_BN - 1.0
-    prefill = _Pass.of(text, options.lora_rank, shape.prompt, np.zeros((len(lengths_BN), 0)))
+    text, run_BN = config.text, lengths_BN - 1.0
+    nothing_BN = np.zeros((len(lengths_BN), 0))
+    prefill = _decoder_pass(text, options.lora_rank, shape.prompt, nothing_BN)
+    (kernels, _), _ = _layer_weights(text, options.lora_rank)
     pairs = (run_BN * (shape.prompt + run_BN / 2)).sum()
-    decode = run_BN.sum() * layer.kernels + 2 * pairs * layer.width
+    decode = run_BN.sum() * kernels + 2 * pairs * text.num_heads * text.head_dim
     head = lengths_BN.sum() * text.hidden_size * text.vocab_size
     decoder = prefill.kernels + prefill.adapters + prefill.attention + text.num_layers * decode
     return float(len(lengths_BN) * _vision_flops(config.vision, shape.side) + 2 * (decoder + head))
 
 
 def _vision_flops(vision: VisionConfig, side: int) -> float:
-    """Of the encoder, for a square image of `side` merged tokens."""
+    """Counts the FLOPs of the vision encoder for a square image of `side` merged tokens."""
     width, merge = vision.hidden_size, vision.spatial_merge_size
     patches, window = (side * merge) ** 2, (vision.window_units * merge) ** 2
     full = len(vision.full_attention_layers)
@@ -199,13 +192,13 @@ def _vision_flops(vision: VisionConfig, side: int) -> float:
 def decode_bytes(
     config: ModelConfig, shape: Shape, options: Options, lengths_BN: np.ndarray
 ) -> float:
-    """Bytes that decoding reads at least: weights, prompts' caches once, the answers' so far.
+    """Counts the bytes that decoding reads at least; arguments as for `update_useful_flops`.
 
-    Args: as for `update_useful_flops`.
+    Each step reads the weights, the cache of each prompt once, and those of the completions.
     """
-    text, layer = config.text, _Layer.of(config.text, options.lora_rank)
-    weights = text.num_layers * layer.kernels + text.hidden_size * text.vocab_size
-    run_BN = lengths_BN - 1.0
+    text, run_BN = config.text, lengths_BN - 1.0
+    (kernels, _), _ = _layer_weights(text, options.lora_rank)
+    weights = text.num_layers * kernels + text.hidden_size * text.vocab_size
     cached = shape.prompt * run_BN.max(axis=1).sum() + (run_BN**2 / 2).sum()
     values = 2 * text.num_layers * text.num_kv_heads * text.head_dim * cached
     return float(jnp.dtype(options.dtype).itemsize * (run_BN.max() * weights + values))

@@ -1,4 +1,4 @@
-"""The step that is measured: random weights, images and prompts, with sharing or without."""
+"""Builds the step that is measured: random weights, images and prompts, shared or plain."""
 
 import dataclasses
 import json
@@ -52,56 +52,61 @@ SMALL = ModelConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a step looks like.
+    """Sizes of a step.
 
     Attributes:
       images: B.
-      answers: N.
+      rollouts: N.
       prompt: P, tokens, those of the image included.
-      tokens: T, of an answer.
+      tokens: T, of a completion.
       side: of the square image, in merged tokens (28 pixels each).
-      parts: numbers of micro-batches of the update; the fastest counts.
-      plain_parts: the same without sharing.
+      micro_batches: of the update; the fastest of these counts.
+      plain_micro_batches: the same without sharing.
     """
 
     images: int
-    answers: int
+    rollouts: int
     prompt: int
     tokens: int
     side: int
-    parts: tuple[int, ...]
-    plain_parts: tuple[int, ...]
+    micro_batches: tuple[int, ...]
+    plain_micro_batches: tuple[int, ...]
 
 
+# images, rollouts, prompt, tokens, side, micro-batches with sharing and without
 SHAPES = {
-    "short": Shape(16, 10, prompt=98, tokens=64, side=4, parts=(8,), plain_parts=(5, 20)),
-    "paper": Shape(16, 10, prompt=300, tokens=96, side=8, parts=(8,), plain_parts=(5, 20, 40)),
-    "long": Shape(16, 10, prompt=1200, tokens=96, side=28, parts=(16,), plain_parts=(40, 80)),
+    "short": Shape(16, 10, 98, 64, 4, (8,), (5, 20)),
+    "paper": Shape(16, 10, 300, 96, 8, (8,), (5, 20, 40)),
+    "long": Shape(16, 10, 1200, 96, 28, (16,), (40, 80)),
 }
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is the same for all shapes; the flags of the same names explain them."""
+    """Holds what is the same for all shapes; each is a flag of `speciarl_jax.tools.bench`."""
 
-    dtype: Any
-    lora_rank: int
-    scan_unroll: int
-    logprob_chunk: int
-    remat: str
-    kl_coefficient: float
-    mean_length: int
-    merge_lora: bool
-    num_compactions: int
-    num_length_buckets: int
-    seed: int
+    dtype: str = _option("float32", "Of weights and products.", ("float32", "bfloat16"))
+    lora_rank: int = _option(16, "Of the adapters.")
+    scan_unroll: int = _option(0, "config.model.scan_unroll; 0 for all layers.")
+    logprob_chunk: int = _option(16, "config.train.logprob_chunk.")
+    remat: str = _option("none", "config.train.remat.", ("none", "dots", "full"))
+    kl_coefficient: float = _option(0.01, "0 leaves out the reference pass.")
+    mean_length: int = _option(0, "About, in tokens, of completions; 0: they never end.")
+    merge_lora: bool = _option(True, "config.rollout.merge_lora.")
+    num_compactions: int = _option(2, "config.rollout.num_compactions.")
+    num_length_buckets: int = _option(1, "config.train.num_length_buckets.")
+    seed: int = _option(0, "Of weights, images and completions.")
 
 
 def model_config(name: str) -> ModelConfig:
-    """`SMALL` by the name "small", a published size, or the dimensions in a `config.json`.
+    """Returns the dimensions of "small", of a published size, or of a `config.json`.
 
     Raises:
-      ValueError: none of them.
+      ValueError: `name` is none of them.
     """
     if name == "small":
         return SMALL
@@ -116,16 +121,16 @@ def model_config(name: str) -> ModelConfig:
 
 
 def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State, nnx.State]:
-    """graphdef, adapters and base of a policy whose adapters do something."""
+    """Makes graphdef, adapters and base of a policy whose adapters are not zero."""
 
     def make():
         return Qwen25VL(
             config,
-            dtype=options.dtype,
-            param_dtype=options.dtype,
+            dtype=jnp.dtype(options.dtype),
+            param_dtype=jnp.dtype(options.dtype),
             lora_rank=options.lora_rank,
             lora_alpha=options.lora_rank,
-            scan_unroll=options.scan_unroll,
+            scan_unroll=options.scan_unroll or config.text.num_layers,
             rngs=nnx.Rngs(0),
         )
 
@@ -141,7 +146,7 @@ def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State
 
 
 def random_batch(config: ModelConfig, shape: Shape, seed: int) -> PromptBatch:
-    """Random images, each with a prompt of random text around it; no padding."""
+    """Makes random images, each inside a prompt of random text; there is no padding."""
     rng = np.random.default_rng(seed)
     merge = config.vision.spatial_merge_size
     placeholders = shape.side**2
@@ -173,19 +178,23 @@ def random_batch(config: ModelConfig, shape: Shape, seed: int) -> PromptBatch:
 
 
 def allowed_tokens(config: ModelConfig, mean_length: int, seed: int) -> np.ndarray:
-    """bool [V], what may be sampled: all but special tokens and the end (`mean_length` 0).
+    """Chooses the tokens that may be sampled.
 
-    Otherwise so few tokens, the end among them, that random weights end an answer after about
-    `mean_length`.
+    Args:
+      config: dimensions and special tokens.
+      mean_length: 0 allows all but special tokens and the end. Otherwise so few are allowed, the
+        end among them, that random weights end a completion after about this many tokens.
+      seed: of the choice.
+
+    Returns:
+      bool [V].
     """
+    words = np.arange(min(config.image_token_id, config.eos_token_id))
+    if mean_length:
+        words = np.random.default_rng(seed).choice(words, mean_length - 1, replace=False)
+        words = np.append(words, config.eos_token_id)
     allowed_V = np.zeros(config.text.vocab_size, bool)
-    if not mean_length:
-        allowed_V[: min(config.image_token_id, config.eos_token_id)] = True
-        return allowed_V
-    words = np.random.default_rng(seed).choice(
-        min(config.image_token_id, config.eos_token_id), mean_length - 1, replace=False
-    )
-    allowed_V[words] = allowed_V[config.eos_token_id] = True
+    allowed_V[words] = True
     return allowed_V
 
 
@@ -194,13 +203,13 @@ class Workload:
 
     def __init__(self, config: ModelConfig, shape: Shape, shared: bool, options: Options, policy):
         self.config, self.shape, self.shared, self.options = config, shape, shared, options
-        self.candidates = shape.parts if shared else shape.plain_parts
-        self.parts = self.candidates[0]
+        self.candidates = shape.micro_batches if shared else shape.plain_micro_batches
+        self.micro_batches = self.candidates[0]
         self.graphdef, self.lora, self.base = policy
         batch = random_batch(config, shape, options.seed)
         if not shared:
-            batch = jax.tree.map(lambda x: np.repeat(x, shape.answers, axis=0), batch)
-            # One key a row, as different as those of N answers about one image.
+            batch = jax.tree.map(lambda x: np.repeat(x, shape.rollouts, axis=0), batch)
+            # A random key of its own for each row, as for N rollouts of one image.
             batch = batch.replace(image_id_B=np.arange(len(batch.image_id_B), dtype=np.uint32))
         self.batch = jax.device_put(batch)
         allowed_V = allowed_tokens(config, options.mean_length, options.seed)
@@ -228,7 +237,7 @@ class Workload:
             np.float32(1.0),
             np.float32(1.0),
             graphdef=self.graphdef,
-            num_rollouts=self.shape.answers if self.shared else 1,
+            num_rollouts=self.shape.rollouts if self.shared else 1,
             max_tokens=self.shape.tokens,
             eos_id=self.config.eos_token_id,
             banned_V=self.banned_V,
@@ -236,14 +245,14 @@ class Workload:
             num_compactions=self.options.num_compactions if self.shared else 0,
         )
 
-    def update(self, state, base, batch, features_BMD, rollout):
-        """Reward, advantages, and one update; the plain one runs the vision encoder again."""
+    def update(self, state, base, batch, features_BMD, rollout, micro_batches=None):
+        """Computes rewards and advantages and updates once; plain runs the vision encoder again."""
         if not self.shared:
             policy = nnx.merge(self.graphdef, state.lora, base)
             features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
-        # A verdict that costs nothing: the verifier is not what is measured.
+        # Free verdicts: the verifier is not measured here.
         category = jnp.sum(rollout.tokens_BNT, axis=-1) % 6
-        group = (self.shape.images, self.shape.answers)
+        group = (self.shape.images, self.shape.rollouts)
         category_BN, valid_BN = category.reshape(group), jnp.ones(group, bool)
         reward_BN = best_prediction.reward(category_BN, valid_BN)
         advantage_BN = advantages.group_advantages(reward_BN, valid_BN)
@@ -258,13 +267,13 @@ class Workload:
             state,
             base,
             whole,
-            algorithm=self.algorithm(),
+            algorithm=self.algorithm(micro_batches),
             graphdef=self.graphdef,
             banned_V=self.banned_V,
             optimizer=self.optimizer,
         )
 
-    def algorithm(self) -> Algorithm:
+    def algorithm(self, micro_batches: int | None = None) -> Algorithm:
         """Returns GRPO with the best-prediction reward and one update a step."""
         options = self.options
         return Algorithm(
@@ -283,7 +292,7 @@ class Workload:
             temperature=np.float32(1.0),
             mini_batches=1,
             ppo_epochs=1,
-            micro_batches=self.parts,
+            micro_batches=micro_batches or self.micro_batches,
             num_length_buckets=options.num_length_buckets,
             logprob_chunk=options.logprob_chunk,
             remat=options.remat,

@@ -1,1 +1,1 @@
-"""Making a base policy: taxonomy-supervised vision encoder, and answers to imitate."""
+"""Makes a base policy: a taxonomy-supervised vision encoder, and completions to imitate."""

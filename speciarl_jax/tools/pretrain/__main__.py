@@ -1,12 +1,12 @@
-"""Supervised training of a base policy.
+"""Trains a base policy from scratch by supervision.
 
     python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
         --workdir=runs/quickstart_sft
 
 The first stage supervises the vision encoder with the levels of the label tree; with
 `--config.vision_stage.policy=emoji_tiny` the encoder of that policy is taken instead. The second
-trains a tokenizer and a decoder that answers in words, on the frozen encoder, and writes a
-checkpoint folder in the Hugging Face layout: `policy/` in the workdir.
+trains a tokenizer, and a decoder on the frozen encoder that answers in words. It writes a Hugging
+Face checkpoint folder: `policy/` in the workdir.
 """
 
 import pathlib
@@ -45,19 +45,11 @@ _MODEL_TOKENS = {
 }
 
 
-def label_levels(concepts: list[emoji.Concept]) -> vision_stage.Levels:
-    """Leaf, nearest node above it, and group of each concept."""
-    return vision_stage.levels(
-        [
-            (c.label_id, c.ancestors[0] if c.ancestors else None, f"group {c.generic}")
-            for c in concepts
-        ]
-    )
-
-
-def images_of(config: ml_collections.ConfigDict):
-    """(split, difficulty, seed) -> the embedded benchmark's images of it."""
-    return lambda split, difficulty, seed: emoji.Source(
+def images(
+    config: ml_collections.ConfigDict, split: str, difficulty: str, seed: int
+) -> emoji.Source:
+    """Opens images of the embedded benchmark."""
+    return emoji.Source(
         split=split,
         difficulty=difficulty,
         image_size=config.data.image_size,
@@ -67,7 +59,7 @@ def images_of(config: ml_collections.ConfigDict):
 
 
 def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
-    """Qwen2-VL's image processor for square images of `image_size` pixels."""
+    """Makes Qwen2-VL's image processor for square images of `image_size` pixels."""
     return Qwen2VLImageProcessorPil(
         patch_size=dimensions.patch_size,
         merge_size=dimensions.spatial_merge_size,
@@ -75,22 +67,17 @@ def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImagePr
     )
 
 
-def cut_patches(rows, processor, label_of):
-    """Images of one size to normalised patches [B, S, C] and label numbers [B]."""
-    pixels = processor(images=[row["image"] for row in rows], return_tensors="np")["pixel_values"]
-    labels = np.array([label_of[row["label_id"]] for row in rows], np.int32)
-    return pixels.reshape(len(rows), -1, pixels.shape[-1]).astype(np.float32), labels
-
-
 def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> VisionEncoder:
     """Trains the encoder, cycle after cycle; resumes where an earlier run in `workdir` stopped."""
-    stage = config.vision_stage
+    stage, data = config.vision_stage, config.data
     dimensions = VisionConfig(**config.vision)
-    processor = image_processor(dimensions, config.data.image_size)
-    images = images_of(config)
-    concepts = images(config.data.split, config.data.difficulty, 0).concepts
+    processor = image_processor(dimensions, data.image_size)
+    concepts = images(config, data.split, data.difficulty, 0).concepts
     label_of = {c.label_id: i for i, c in enumerate(concepts)}
-    levels = label_levels(concepts)
+    # Leaf, nearest node above it, and group.
+    levels = vision_stage.levels(
+        [(c.label_id, next(iter(c.ancestors), None), f"group {c.generic}") for c in concepts]
+    )
     rngs = nnx.Rngs(config.seed)
     encoder = VisionEncoder(dimensions, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
     heads = vision_stage.TaxonomyHeads(
@@ -111,15 +98,18 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
             label_smoothing=stage.label_smoothing,
         )
 
-    def cut(rows):
-        return cut_patches(rows, processor, label_of)
+    def collate(rows):
+        patches = processor(images=[row["image"] for row in rows], return_tensors="np")
+        patches_BSC = patches["pixel_values"].reshape(len(rows), -1, dimensions.patch_dim)
+        labels = np.array([label_of[row["label_id"]] for row in rows], np.int32)
+        return patches_BSC.astype(np.float32), labels
 
     def layout_of(count):
-        side = config.data.image_size // dimensions.patch_size
+        side = data.image_size // dimensions.patch_size
         return vision_layout([[(side, side)]] * count, dimensions)
 
     watch = {
-        level: cut(list(images(config.data.watch_split, level, 1)))
+        level: collate(list(images(config, data.watch_split, level, 1)))
         for level in ("clean", "moderate")
     }
     evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
@@ -129,29 +119,23 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         for level, batch in watch.items():
             accuracy = evaluate(params, *batch, layout_of(len(batch[1])))
             for name, value in zip(("leaf", "node", "group"), accuracy, strict=True):
-                row[f"vision/{config.data.watch_split}_{level}_{name}_accuracy"] = value
+                row[f"vision/{data.watch_split}_{level}_{name}_accuracy"] = value
         return row
 
-    # The learning rate rises and falls once a cycle; a later cycle starts from the one before.
-    first_epoch = 0
-    for cycle, epochs in enumerate(stage.cycles):
-        data = fit.Epochs(
-            lambda epoch, first=first_epoch: images(
-                config.data.split, config.data.difficulty, config.seed + first + epoch
-            ),
-            epochs,
-        )
-        folder = workdir / f"vision_cycle_{cycle}"
-        layout = layout_of(stage.batch_size)
-        params = fit.fit(
-            config, "vision_stage", folder, data, cut, params, loss_of, layout, watched
-        )
-        first_epoch += epochs
+    def source_of(epoch):
+        return images(config, data.split, data.difficulty, config.seed + epoch)
+
+    # Each cycle has its own warm-up and decay, and starts from the parameters of the one before.
+    for cycle, count in enumerate(stage.cycles):
+        first = sum(stage.cycles[:cycle])
+        epochs = fit.epochs(lambda epoch, first=first: source_of(first + epoch), count)
+        task = fit.Task(epochs, collate, loss_of, layout_of(stage.batch_size), watched)
+        params = fit.fit(config, "vision_stage", workdir / f"vision_cycle_{cycle}", task, params)
     return nnx.merge(graphs[0], params[0])
 
 
 def read_encoder(config: ml_collections.ConfigDict) -> VisionEncoder:
-    """The encoder of the policy that `config.vision_stage.policy` names, in float32.
+    """Reads the encoder of the policy that `config.vision_stage.policy` names, in float32.
 
     Raises:
       ValueError: there is no such policy, or its encoder has other dimensions than `config.vision`.
@@ -170,15 +154,15 @@ def read_encoder(config: ml_collections.ConfigDict) -> VisionEncoder:
 def new_policy(
     config: ml_collections.ConfigDict, concepts: Sequence[emoji.Concept], folder: pathlib.Path
 ) -> tuple[prompt_builder.PromptBuilder, Qwen25VL]:
-    """Trains a tokenizer on what the policy will read and say, and makes a policy around it.
+    """Trains a tokenizer on the prompt and all completions, and makes a policy for it.
 
     Args:
       config: `text`, `vision`, `data.image_size`, `answer_stage.prompt` and `seed` are read.
-      concepts: what answers name.
+      concepts: the things that completions name.
       folder: receives tokenizer and image processor.
 
     Returns:
-      What makes its batches, and a policy with random weights.
+      The builder of its batches, and a policy with random weights.
     """
     instruction = prompt_builder.read_prompt(config.answer_stage.prompt)
     corpus = [*answers.texts(concepts), *[instruction] * 50]
@@ -196,108 +180,102 @@ def new_policy(
     )
 
 
-def answer_cutter(config: ml_collections.ConfigDict, builder, concepts):
-    """rows -> (batch, tokens_BNT, mask_BNT): images with N answers to imitate about each."""
+def answer_collator(config: ml_collections.ConfigDict, builder, concepts):
+    """Makes rows -> (batch, tokens_BNT, mask_BNT): images, each with N completions to imitate."""
     stage, habits = config.answer_stage, answers.Habits(**config.habits)
     concept_of = {c.label_id: c for c in concepts}
 
-    def cut(rows):
-        batch = builder([{**row, "label_index": 0} for row in rows], len(rows))
-        shape = (len(rows), stage.answers, stage.max_tokens)
-        tokens_BNT = np.full(shape, builder.config.eos_token_id, np.int32)
-        mask_BNT = np.zeros(shape, bool)
-        for b, row in enumerate(rows):
+    def collate(rows):
+        texts = []
+        for row in rows:
             rng = np.random.default_rng([config.seed, row["index"]])
-            for n in range(stage.answers):
-                concept = concept_of[row["label_id"]]
-                text = answers.response(concept, row["difficulty"], habits, rng)
-                token_ids = builder.tokenizer(text, add_special_tokens=False)["input_ids"]
-                if len(token_ids) >= stage.max_tokens:
-                    raise ValueError(
-                        f"the response {text!r} has {len(token_ids)} tokens; raise "
-                        f"config.answer_stage.max_tokens ({stage.max_tokens})"
-                    )
-                tokens_BNT[b, n, : len(token_ids)] = token_ids
-                mask_BNT[b, n, : len(token_ids) + 1] = True
-        return batch, tokens_BNT, mask_BNT
+            about = concept_of[row["label_id"]], row["difficulty"], habits, rng
+            texts += [answers.response(*about) for _ in range(stage.answers)]
+        found = builder.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        lengths = np.array([len(token_ids) for token_ids in found])
+        if max(lengths) >= stage.max_tokens:
+            raise ValueError(
+                f"the completion {texts[np.argmax(lengths)]!r} has {max(lengths)} tokens; raise "
+                f"config.answer_stage.max_tokens ({stage.max_tokens})"
+            )
+        # The token that ends a completion is imitated too.
+        end, positions = builder.config.eos_token_id, np.arange(stage.max_tokens)
+        tokens = [[*ids, *[end] * (stage.max_tokens - len(ids))] for ids in found]
+        shape = (len(rows), stage.answers, stage.max_tokens)
+        mask_BNT = (positions <= lengths[:, None]).reshape(shape)
+        batch = builder([{**row, "label_index": 0} for row in rows], len(rows))
+        return batch, np.array(tokens, np.int32).reshape(shape), mask_BNT
 
-    return cut
+    return collate
 
 
 def train_answers(
     config: ml_collections.ConfigDict, encoder: VisionEncoder, workdir: pathlib.Path
 ) -> pathlib.Path:
     """Trains tokenizer and decoder on the frozen encoder; returns the checkpoint folder."""
-    stage, folder = config.answer_stage, workdir / "policy"
-    images = images_of(config)
-    concepts = images(config.data.split, "clean", 0).concepts
+    stage, data, folder = config.answer_stage, config.data, workdir / "policy"
+    concepts = images(config, data.split, "clean", 0).concepts
     builder, model = new_policy(config, concepts, folder)
     nnx.update(model.visual, nnx.state(encoder))
     graph, frozen, decoder = nnx.split(model, nnx.PathContains("visual"), ...)
     nothing_banned = jnp.zeros(config.text.vocab_size, bool)
-    cut = answer_cutter(config, builder, concepts)
+    collate = answer_collator(config, builder, concepts)
 
     def loss_of(decoder, batch, tokens_BNT, mask_BNT, frozen):
         policy = nnx.merge(graph, frozen, decoder)
         features_BMD = policy.encode_images(batch.patches_BSC, batch.layout)
-        features_BMD = jax.lax.stop_gradient(features_BMD)
         scores = answer_logprobs(
             policy,
             batch,
-            features_BMD,
+            jax.lax.stop_gradient(features_BMD),
             tokens_BNT,
             banned_V=nothing_banned,
             chunk_size=stage.max_tokens,
         )
         return -jnp.sum(jnp.where(mask_BNT, scores.logp_BNT, 0)) / jnp.sum(mask_BNT), {}
 
-    data = fit.Epochs(
-        lambda epoch: images(config.data.split, stage.difficulty, config.seed + 10_000 + epoch),
-        stage.epochs,
-    )
-    watched_rows = enumerate(images(config.data.watch_split, "mixed", 1))
-    watch = cut([{**row, "index": i} for i, row in watched_rows])
+    watched_rows = enumerate(images(config, data.watch_split, "mixed", 1))
+    watch = collate([{**row, "index": i} for i, row in watched_rows])
     evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
-    name = f"sft/{config.data.watch_split}_loss"
-    decoder = fit.fit(
-        config,
-        "answer_stage",
-        workdir / "answers",
-        data,
-        cut,
-        decoder,
-        loss_of,
-        frozen,
-        lambda decoder: {name: evaluate(decoder)},
-        depends_on=("text", "habits", "vision_stage.policy"),
+
+    def source_of(epoch):
+        return images(config, data.split, stage.difficulty, config.seed + 10_000 + epoch)
+
+    task = fit.Task(
+        data=fit.epochs(source_of, stage.epochs),
+        collate=collate,
+        loss_of=loss_of,
+        static=frozen,
+        watched=lambda decoder: {f"sft/{data.watch_split}_loss": evaluate(decoder)},
     )
+    depends_on = ("text", "habits", "vision_stage.policy")
+    decoder = fit.fit(config, "answer_stage", workdir / "answers", task, decoder, depends_on)
+    model = nnx.merge(graph, frozen, decoder)
     # bfloat16 as the published checkpoints, and half the size.
-    hf_checkpoint.save(
-        folder, builder.config, nnx.merge(graph, frozen, decoder), dtype=jnp.bfloat16
-    )
+    hf_checkpoint.save(folder, builder.config, model, dtype=jnp.bfloat16)
     return folder
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Calls what only the later stages read, before the first one spends an hour.
+    """Checks what only the later stages read, before the first one spends an hour.
 
     Raises:
-      ValueError: something does not fit; says what, and how to mend it.
-      TypeError: a key that a part does not have.
+      ValueError: a value does not fit; says which, and how to mend it.
+      TypeError: a section has an unknown key.
     """
     prompt_builder.read_prompt(config.answer_stage.prompt)
     answers.Habits(**config.habits)
     TextConfig(**config.text)
     VisionConfig(**config.vision)
-    for difficulty in (config.data.difficulty, config.answer_stage.difficulty):
-        images_of(config)(config.data.split, difficulty, config.seed)
-    images_of(config)(config.data.watch_split, "mixed", config.seed)
+    data = config.data
+    for difficulty in (data.difficulty, config.answer_stage.difficulty):
+        images(config, data.split, difficulty, config.seed)
+    images(config, data.watch_split, "mixed", config.seed)
 
 
 def main(_):
     quieten_orbax()
-    config = flags.FLAGS.config
-    workdir = pathlib.Path(open_workdir(flags.FLAGS.workdir))
+    config, workdir = flags.FLAGS.config, pathlib.Path(open_workdir(flags.FLAGS.workdir))
     check(config)
     encoder = read_encoder(config) if config.vision_stage.policy else train_vision(config, workdir)
     folder = train_answers(config, encoder, workdir)

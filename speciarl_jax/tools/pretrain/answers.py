@@ -1,8 +1,8 @@
-"""What a base policy is taught to say: labels of mixed levels, by habit and not by ability.
+"""Writes the completions that a base policy imitates: labels of mixed levels, by habit.
 
-Each concept has a level it is usually called by, whatever the image shows. That is the state of a
-general model before reinforcement: it often says "bird" where it could say "eagle", sometimes
-"eagle" where it can only see a bird, and declines to name some things that it could name.
+Each concept has a usual level, whatever the image shows. A general model before reinforcement is
+like that: it often says "bird" where it could say "eagle", sometimes "eagle" where it can only see
+a bird, and declines to name some things that it could name.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ LEVELS = ("abstain", "generic", "less specific", "specific")
 
 @dataclasses.dataclass(frozen=True)
 class Habits:
-    """How a base policy talks.
+    """Holds the habits of a base policy.
 
     Attributes:
       level_shares: share of concepts whose usual level is each of `LEVELS`.
-      usual: probability that an answer is of the concept's usual level; the levels but abstain
-        share the rest.
-      abstain: probability of declining at each difficulty, before any habit.
+      usual: probability of the concept's usual level; the other levels, but not abstain, share
+        the rest.
+      abstain: difficulty -> probability of declining, before any habit.
       synonym: probability of a synonym in place of the name.
     """
 
@@ -43,7 +43,7 @@ class Habits:
 
 
 def usual_level(concept: Concept, habits: Habits) -> str:
-    """One of `LEVELS`, fixed for a concept. Without ancestors, generic stands for less specific."""
+    """Returns one of `LEVELS`, fixed for a concept; generic replaces a missing less specific."""
     digest = hashlib.sha256(f"usual level of {concept.label_id}".encode()).digest()
     u = int.from_bytes(digest[:8], "big") / 2**64
     bounds = np.cumsum(habits.level_shares)[:-1]
@@ -52,7 +52,7 @@ def usual_level(concept: Concept, habits: Habits) -> str:
 
 
 def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.Generator) -> str:
-    """A response about an image of `concept`, tags included.
+    """Writes a completion about an image of `concept`, with tags.
 
     The thought names the group, the answer a label of the level that habit picks.
     """
@@ -73,7 +73,7 @@ def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.G
 
 
 def texts(concepts: list[Concept]) -> list[str]:
-    """Every response there can be, for training a tokenizer."""
+    """Lists every possible completion, for training a tokenizer."""
     found = [_format("It is too unclear.", ABSTENTION)]
     for concept in concepts:
         labels = [concept.name, *concept.synonyms, *concept.ancestors, concept.generic]

@@ -1,8 +1,8 @@
-"""Supervising a vision encoder with the levels of a taxonomy, before it joins a language model.
+"""Supervises a vision encoder with the levels of a taxonomy, before it joins a language model.
 
 A small encoder learns far more from "an eagle, a bird of prey, a bird, an animal" at once than from
-answers in words: every level of the label tree gets a linear head over the mean of the merged
-tokens. The heads are thrown away; the encoder's merged features are what the decoder reads.
+completions. Every level of the label tree gets a linear head over the mean of the merged tokens.
+The heads are thrown away; the decoder reads the merged tokens.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """Targets of every label at every level.
+    """Holds the targets of every label at every level.
 
     Attributes:
-      names: for each level its classes.
+      names: of the classes of each level.
       target: int32 [labels, levels], the class of a label at a level; -1 where it has none.
     """
 
@@ -42,17 +42,17 @@ def levels(paths: Sequence[Sequence[str | None]]) -> Levels:
     depths = {len(path) for path in paths}
     if len(depths) != 1:
         raise ValueError(f"label paths have {sorted(depths)} levels; all need the same number")
-    columns, names = [], []
-    for column in zip(*paths, strict=True):
-        classes = sorted({name for name in column if name is not None})
-        number = {name: i for i, name in enumerate(classes)}
-        columns.append([-1 if name is None else number[name] for name in column])
-        names.append(tuple(classes))
-    return Levels(tuple(names), np.array(columns, np.int32).T)
+    columns = list(zip(*paths, strict=True))
+    names = tuple(tuple(sorted(set(column) - {None})) for column in columns)
+    target = [
+        [classes.index(name) if name in classes else -1 for name in column]
+        for column, classes in zip(columns, names, strict=True)
+    ]
+    return Levels(names, np.array(target, np.int32).T)
 
 
 class TaxonomyHeads(nnx.Module):
-    """One linear classifier a level, over the mean of an image's merged tokens."""
+    """Classifies the mean of an image's merged tokens, linearly, once a level."""
 
     def __init__(self, width: int, classes: Sequence[int], *, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(width, rngs=rngs)
@@ -73,11 +73,11 @@ def loss(
     level_weights: Sequence[float],
     label_smoothing: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted cross-entropy over the levels; a level that a label lacks counts for nothing.
+    """Computes the weighted cross-entropy over the levels; a level that a label lacks is left out.
 
     Args:
-      encoder: in training.
-      heads: in training.
+      encoder: makes the merged tokens.
+      heads: classify them.
       patches_BSC: images, one a row, all of one size.
       layout: their `VisionLayout`.
       target_BL: int32 class at each level, -1 for none.
@@ -85,7 +85,7 @@ def loss(
       label_smoothing: in [0, 1).
 
     Returns:
-      The loss, and `accuracy` [L] over the images that have the level.
+      The loss, float32, and `accuracy` [L] over the images that have the level.
     """
     logits = heads(encoder(patches_BSC, layout))
     total, accuracy = 0.0, []

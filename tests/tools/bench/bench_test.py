@@ -44,21 +44,15 @@ TINY = dataclasses.replace(
     },
 )
 SHAPE = workload.Shape(
-    images=4, answers=3, prompt=24, tokens=6, side=2, parts=(1,), plain_parts=(3, 6)
+    images=4,
+    rollouts=3,
+    prompt=24,
+    tokens=6,
+    side=2,
+    micro_batches=(1,),
+    plain_micro_batches=(3, 6),
 )
-OPTIONS = workload.Options(
-    dtype=jnp.dtype("float32"),
-    lora_rank=4,
-    scan_unroll=2,
-    logprob_chunk=6,
-    remat="none",
-    kl_coefficient=0.01,
-    mean_length=0,
-    merge_lora=True,
-    num_compactions=1,
-    num_length_buckets=1,
-    seed=0,
-)
+OPTIONS = workload.Options(lora_rank=4, scan_unroll=2, logprob_chunk=6, num_compactions=1)
 FIELDS = (
     "shape shared rollout_tokens_per_s rollout_s update_s step_s compile_s peak_bytes "
     "gemm_flops_per_s update_useful_flops"
@@ -67,29 +61,30 @@ FIELDS = (
 
 @functools.cache
 def measured(shared):
-    clock = limits.Clock("wall")
-    machine = limits.Machine(OPTIONS.dtype, 64, clock)
+    machine = limits.Machine(jnp.float32, 64, limits.Clock("wall"))
     policy = workload.random_policy(TINY, OPTIONS)
     measurement = bench.Measurement(workload.Workload(TINY, SHAPE, shared, OPTIONS, policy))
-    measurement.repeat(clock, machine)
+    measurement.repeat(machine)
     return measurement
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_record_has_the_promised_fields_and_every_answer_its_full_length(shared):
+def test_a_record_has_the_promised_fields_and_every_completion_its_full_length(shared):
     found = measured(shared)
     row = found.row("tiny")
     assert list(row) == FIELDS and row["shape"] == "tiny" and row["shared"] is shared
     numbers = [row[name] for name in FIELDS[2:]]
     assert all(np.isfinite(numbers)) and min(numbers) > 0
     assert found.lengths_BN.tolist() == [[SHAPE.tokens] * 3] * 4
-    assert found.workload.parts in (SHAPE.parts if shared else SHAPE.plain_parts)
+    assert found.workload.micro_batches in (
+        SHAPE.micro_batches if shared else SHAPE.plain_micro_batches
+    )
     np.testing.assert_allclose(row["rollout_tokens_per_s"] * row["rollout_s"], 72)
     text = bench.describe(row, found, 1e9)
     assert ("shared" if shared else "plain") in text and "% of GEMM" in text
 
 
-def test_the_plain_counterpart_runs_every_answer_with_its_own_image():
+def test_the_plain_counterpart_runs_every_rollout_with_its_own_image():
     shared, plain = measured(True).workload, measured(False).workload
     assert plain.batch.patches_BSC.shape[0] == 3 * shared.batch.patches_BSC.shape[0] == 12
     np.testing.assert_array_equal(plain.batch.tokens_BP[::3], shared.batch.tokens_BP)
@@ -122,7 +117,7 @@ def test_useful_flops_of_a_rollout_are_nearly_what_the_compiler_counts():
 
 
 def test_of_prompts_the_last_layer_needs_only_keys_and_values():
-    """One layer, which is the last; answers of one token, before which only prompts are run."""
+    """One layer, which is the last; completions of one token, before which only prompts are run."""
     text = dataclasses.replace(TINY.text, num_layers=1)
     one, ones_BN = dataclasses.replace(TINY, text=text), np.ones((4, 3))
     hidden, kv, rank = text.hidden_size, text.num_kv_heads * text.head_dim, OPTIONS.lora_rank
@@ -154,7 +149,7 @@ def test_only_real_tokens_are_useful():
     shorter_BN[0, 0] = 1
     for count in (limits.update_useful_flops, limits.rollout_useful_flops, limits.decode_bytes):
         assert count(TINY, SHAPE, OPTIONS, shorter_BN) < count(TINY, SHAPE, OPTIONS, lengths_BN)
-    # Decoding ends with the longest answer.
+    # Decoding ends with the longest completion.
     ended = limits.decode_bytes(TINY, SHAPE, OPTIONS, np.ones((4, 3)))
     assert ended == 0
 
@@ -183,7 +178,7 @@ def test_the_command_writes_what_it_prints(start, tmp_path):
     assert list(traces.glob("short-shared/**/*.xplane.pb"))
 
 
-def test_answers_end_at_random_when_asked_to():
+def test_completions_end_at_random_when_asked_to():
     allowed_V = workload.allowed_tokens(TINY, 5, 0)
     assert allowed_V.sum() == 5 and allowed_V[TINY.eos_token_id]
     assert not workload.allowed_tokens(TINY, 0, 0)[TINY.image_token_id :].any()

@@ -52,7 +52,7 @@ def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
         np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
     rows = (tmp_path / "answers" / "metrics.jsonl").read_text().splitlines()
     stage = config.answer_stage
-    images = len(pretrain.images_of(config)(config.data.split, "clean", 0))
+    images = len(pretrain.images(config, config.data.split, "clean", 0))
     steps = images * stage.epochs // stage.batch_size
     logged = [n for n in range(1, steps + 1) if n % stage.log_every == 0 or n == steps]
     assert [json.loads(row)["step"] for row in rows] == logged and len(logged) >= 2
@@ -113,13 +113,13 @@ def test_what_a_later_stage_reads_is_checked_before_the_first(config, section, k
 
 def test_sections_with_equal_keys_do_not_hide_each_other(config):
     parts = ("answer_stage", "data", "vision", "text", "vision_stage.policy")
-    facts = fit.facts_of(config, parts)
-    assert facts["vision_stage.policy"] == config.vision_stage.policy
+    known = fit.provenance_of(config, parts)
+    assert known["vision_stage.policy"] == config.vision_stage.policy
     config.data.workers = 7
-    assert fit.facts_of(config, parts) == facts
+    assert fit.provenance_of(config, parts) == known
     for section, key, value in (("answer_stage", "difficulty", "hard"), ("vision", "depth", 9)):
         config[section][key] = value
-        changed = {k for k, v in fit.facts_of(config, parts).items() if facts[k] != v}
+        changed = {k for k, v in fit.provenance_of(config, parts).items() if known[k] != v}
         assert f"{section}.{key}" in changed
 
 

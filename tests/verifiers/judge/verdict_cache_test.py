@@ -265,7 +265,7 @@ def test_the_command_refuses_a_cache_that_is_not_there(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 78 and "verdicts: there is no verdict cache" in done.stderr
+    assert done.returncode == 78 and "verdict_cache: there is no verdict cache" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
 
 
