@@ -83,7 +83,7 @@ def train(
         done, state, window = go_on(checkpoints, state, stream, clock, facts, allow_change)
         watch = step_timer.StepTimer()
         stack.callback(watch.close)
-        program = steps.build_step(run, optimizer, where, watch.mark)
+        program = steps.build_step(run, optimizer, where, watch.stage_done)
 
         def first_step_done():
             clock.step_done(done + 1)
