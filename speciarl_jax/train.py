@@ -226,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
     metrics.check_weights(config.evaluation.weights)
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.agree(facts_of(run), allow_change=given.allow_config_change)
+        checkpoints.check_fingerprint(facts_of(run), allow_change=given.allow_config_change)
     if jax.process_index() == 0:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None

@@ -20,7 +20,7 @@ from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
-from speciarl_jax.runtime import checksum, multihost, sharding
+from speciarl_jax.runtime import activation_sharding, checksum, multihost, sharding
 from speciarl_jax.runtime.byte_store import DiskStore, HostStore
 
 PLACES = ("none", "host", "disk")
@@ -55,7 +55,7 @@ class VisionCache:
             return nnx.merge(graphdef, weights)(patches_BSC, layout)
 
         self._encode = jax.jit(
-            sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
+            activation_sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
         )
         self._found = self._asked = 0
 
@@ -163,11 +163,11 @@ def make(
         )
     if options.place == "none":
         return None
-    for key, least in (("bytes", 1), ("images", 0)):
+    for key, least in (("bytes", 1), ("images_per_device", 0)):
         if options[key] < least:
             raise ValueError(
                 f"config.data.vision_cache.{key} is {options[key]}; it must be at least {least}"
             )
     host = options.place == "host"
     store = HostStore(options.bytes) if host else DiskStore(options.path, options.bytes)
-    return VisionCache(store, encoder, mesh, options.images)
+    return VisionCache(store, encoder, mesh, options.images_per_device)

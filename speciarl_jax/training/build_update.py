@@ -11,7 +11,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.rl import optimizer
 from speciarl_jax.rl.losses import kl
 from speciarl_jax.rollout import rescore
-from speciarl_jax.runtime import sharding
+from speciarl_jax.runtime import activation_sharding, sharding
 from speciarl_jax.training import rl_step
 from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState, init_state
@@ -36,7 +36,9 @@ def update_of(run: Run, optimizer_: Any, **changes: Any) -> Any:
         "remat": config.train.remat,
         "num_length_buckets": config.train.num_length_buckets,
     }
-    return functools.partial(sharding.on_mesh(run.mesh, update_lib.update), **options | changes)
+    return functools.partial(
+        activation_sharding.on_mesh(run.mesh, update_lib.update), **options | changes
+    )
 
 
 def learner(run: Run, optimizer_: Any) -> Any:
@@ -63,7 +65,7 @@ def learner(run: Run, optimizer_: Any) -> Any:
     # The only update of a step is its own trainer before the update.
     rescored = loss.old_logprobs == "recomputed" and updates > 1
     return functools.partial(
-        sharding.on_mesh(run.mesh, rl_step.learn),
+        activation_sharding.on_mesh(run.mesh, rl_step.learn),
         reward=parts["reward"],
         advantages=parts["advantages"],
         update=update_of(run, optimizer_),

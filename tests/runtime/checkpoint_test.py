@@ -113,7 +113,7 @@ def test_other_facts_are_refused_with_old_and_new(opened, saved):
     ]
     assert "--workdir" in lines[-1]
     with pytest.raises(ValueError, match="--allow_config_change"):
-        opened(folder).agree(now)
+        opened(folder).check_fingerprint(now)
     # Facts that the caller does not give are not compared.
     got, _ = opened(folder).restore(small(0), {"seed": 0})
     assert int(got["step"]) == 3
@@ -357,7 +357,7 @@ def test_a_checkpoint_that_is_out_of_reach_is_left_where_it_is(
     monkeypatch.setattr(checkpoints._manager, "restore", away)
     for read in (
         lambda: checkpoints.resume(small(0), FACTS),
-        lambda: checkpoints.agree(FACTS),
+        lambda: checkpoints.check_fingerprint(FACTS),
     ):
         with pytest.raises(raised) as error:
             read()
@@ -421,6 +421,6 @@ def test_the_best_are_kept_besides_the_latest(opened, tmp_path):
 def test_a_changed_configuration_is_taken_where_that_is_allowed(opened, saved, caplog):
     now = FACTS | {"optimizer.learning_rate": 0.5}
     folder = saved([3])
-    opened(folder).agree(now, allow_change=True)
+    opened(folder).check_fingerprint(now, allow_change=True)
     assert opened(folder).resume(small(0), now, allow_change=True)[0] == 3
     assert "optimizer.learning_rate: 0.01 -> 0.5" in caplog.text
