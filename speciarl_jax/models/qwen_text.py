@@ -15,7 +15,7 @@ from flax import nnx
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.config_json import Section
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, hf_names
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig, text_sizes
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 
 _FAMILIES = ("qwen2", "qwen3")  # Qwen2.5 calls itself qwen2
@@ -38,24 +38,20 @@ def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
     rope = root.section("rope_parameters", "rope_scaling")
     try:
         _refuse_unimplemented(root, rope)
-        hidden, heads = root.whole("hidden_size"), root.whole("num_attention_heads")
+        sizes = text_sizes(root)
         # Qwen3 has heads of 128 channels whatever its width is, unless it says otherwise.
-        head_dim = 128 if family == "qwen3" else hidden // heads
+        natural = sizes["hidden_size"] // sizes["num_heads"]
+        head_dim = 128 if family == "qwen3" else natural
         if root.get("head_dim") is not None:
             head_dim = root.whole("head_dim")
+        override = None if head_dim * sizes["num_heads"] == sizes["hidden_size"] else head_dim
         return TextConfig(
-            vocab_size=root.whole("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=root.whole("intermediate_size"),
-            num_layers=root.whole("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=root.whole("num_key_value_heads"),
+            **sizes,
             # With three equal positions it does not matter which of them a frequency takes.
             mrope_section=(head_dim // 2, 0, 0),
             rope_theta=(rope if "rope_theta" in rope else root).number("rope_theta", 10_000.0),
             norm_eps=root.number("rms_norm_eps"),
-            max_position_embeddings=root.whole("max_position_embeddings"),
-            head_dim_override=None if head_dim * heads == hidden else head_dim,
+            head_dim_override=override,
             tie_word_embeddings=bool(root.get("tie_word_embeddings")),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",

@@ -55,29 +55,23 @@ def read_config(
 def load(
     folder: str | pathlib.Path,
     *,
-    dtype: Any = jnp.bfloat16,
     param_dtype: Any = jnp.bfloat16,
     lora_rank: int = 0,
     lora_alpha: float = 1.0,
-    scan_unroll: int = 1,
-    base_weights: str = "param_dtype",
-    attention: str = "xla",
     seed: int = 0,
     put: Put | None = None,
+    **of_model: Any,
 ) -> tuple[ModelConfig, Qwen25VL]:
     """Reads a checkpoint folder into a model with fresh LoRA.
 
     Args:
       folder: holds `config.json` and safetensors, in either layout of names in circulation.
-      dtype: of the matrix products.
       param_dtype: of the frozen weights.
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
-      scan_unroll: layers a turn of the loop over layers.
-      base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
-      attention: over whole sequences, one of `fused.KINDS`.
       seed: of LoRA.
       put: places a parameter on its devices (`Put`); the default device when None.
+      **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `Qwen25VL`.
 
     Raises:
       ValueError: `config.json` describes another model, a tensor is missing, unexpected, of the
@@ -86,32 +80,23 @@ def load(
     """
     config = read_config(folder)
     reader = safetensors_io.Reader(folder)
-
-    def make():
-        return Qwen25VL(
-            config,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            scan_unroll=scan_unroll,
-            base_weights=base_weights,
-            attention=attention,
-            rngs=nnx.Rngs(seed),
-        )
-
-    model = nnx.eval_shape(make)
+    lora = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
+    model = nnx.eval_shape(
+        lambda: Qwen25VL(config, param_dtype=param_dtype, rngs=nnx.Rngs(seed), **lora, **of_model)
+    )
     state = dict(nnx.to_flat_state(nnx.state(model)))
-    frozen = {
-        p: variable for p, variable in state.items() if not isinstance(variable, nnx.LoRAParam)
-    }
+    adapters = {path: x for path, x in state.items() if isinstance(x, nnx.LoRAParam)}
+    frozen = {path: x for path, x in state.items() if path not in adapters}
     fill(frozen, reader, sources(config), param_dtype, put)
-    if lora_rank:
-        fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
-        for path, variable in state.items():
-            if isinstance(variable, nnx.LoRAParam):
-                array = np.asarray(fresh[path][...])
-                variable.set_value(put(path, array, variable.axes) if put else jnp.asarray(array))
+    if adapters:
+        # Under jit the base, which nobody reads here, is never computed.
+        fresh = jax.jit(
+            lambda: nnx.state(Qwen25VL(config, rngs=nnx.Rngs(seed), **lora), nnx.LoRAParam)
+        )()
+        fresh = dict(nnx.to_flat_state(fresh))
+        for path, variable in adapters.items():
+            array = np.asarray(fresh[path][...])
+            variable.set_value(put(path, array, variable.axes) if put else jnp.asarray(array))
     nnx.update(model, nnx.from_flat_state(list(state.items())))
     return config, model
 
@@ -159,16 +144,6 @@ def fill(
         for path, variable in state.items():
             array = found[path]
             variable.set_value(put(path, array, variable.axes) if put else array.place(None))
-
-
-def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
-    """LoRA of a new model. Under jit the base, which nobody reads, is never computed."""
-
-    def make():
-        model = Qwen25VL(config, lora_rank=rank, lora_alpha=alpha, rngs=nnx.Rngs(seed))
-        return nnx.state(model, nnx.LoRAParam)
-
-    return jax.jit(make)()
 
 
 def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
 Only what this package trains can be written and read: plain LoRA of one rank on every linear layer
-of the language model (`decoder.LINEARS`), none on the vision encoder.
+of the language model (`decoder_weights.LINEARS`), none on the vision encoder.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
+from speciarl_jax.models.qwen2_5_vl.decoder_weights import LINEARS
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
