@@ -203,17 +203,13 @@ class Checkpoints:
         already), and the one before is used: the run takes the same steps again, to the same bits.
         That is logged as an error.
 
-        Args:
-          state: as for `restore`.
-          fingerprint: likewise.
-          allow_change: likewise.
+        Arguments and errors are those of `restore`.
 
         Returns:
           Its step, the state and the state of the data iterator; None if there is none.
 
         Raises:
           DamagedCheckpoint: there were checkpoints, and not one is whole.
-          exit_codes.RestartNeeded, OSError, ValueError: as for `restore`.
         """
         while (step := self.latest_step()) is not None:
             try:

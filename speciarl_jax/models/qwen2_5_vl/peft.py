@@ -1,7 +1,7 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
 Only what this package trains can be written and read: plain LoRA of one rank on every linear layer
-of the language model (`decoder_weights.LINEARS`), none on the vision encoder.
+of the language model, none on the vision encoder.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.decoder_weights import LINEARS
+from speciarl_jax.models.qwen2_5_vl.hf_names import DECODER_LINEARS
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -31,7 +31,7 @@ _LAYERS, _OLD_LAYERS = "model.language_model.layers.", "model.layers."
 _TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
-# Options that change what an adapter computes; unset, or set to something empty, they do not.
+# Options that change what an adapter computes, unless they are unset or empty.
 _UNSUPPORTED = (
     "use_rslora",
     "use_dora",
@@ -50,13 +50,13 @@ _UNSUPPORTED = (
     "kasa_config",
     "monteclora_config",
 )
-# Initialisations after which the adapter belongs to the base as it was, not to a changed one.
+# Initialisations that leave the base as it was; others change it.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says beside the fixed part.
+    """The settings of an adapter in `adapter_config.json`.
 
     Attributes:
       rank: r.
@@ -70,7 +70,7 @@ class AdapterConfig:
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
-    """The adapters' tree of a model with these dimensions: shapes, dtypes and axes, no numbers."""
+    """Returns the abstract adapters of a model: shapes, dtypes and axes, no numbers."""
     model = nnx.eval_shape(lambda: Qwen25VL(config, lora_rank=rank, rngs=nnx.Rngs(0)))
     return nnx.state(model, nnx.LoRAParam)
 
@@ -187,20 +187,19 @@ def load_adapter(
 
 
 def _names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Path of each stacked half of an adapter -> PEFT's name of each layer's tensor."""
-    found = {}
-    for linear in LINEARS:
-        block = "self_attn" if linear in ("q", "k", "v", "o") else "mlp"
-        for half in ("a", "b"):
-            tail = f"{block}.{linear}_proj.lora_{half.upper()}.weight"
-            found["decoder", "lora", f"{linear}_{half}"] = tuple(
-                f"{_PREFIX}{_LAYERS}{layer}.{tail}" for layer in range(config.text.num_layers)
-            )
-    return found
+    """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
+    return {
+        ("decoder", "lora", f"{linear}_{half.lower()}"): tuple(
+            f"{_PREFIX}{_LAYERS}{layer}.{module}.lora_{half}.weight"
+            for layer in range(config.text.num_layers)
+        )
+        for linear, module in DECODER_LINEARS.items()
+        for half in "AB"
+    }
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors by their name of today."""
+    """Reads all tensors, by their names since transformers 4.52."""
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="numpy") as file:
@@ -224,7 +223,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 def _check_shape(
     path: pathlib.Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...], rank: int
 ) -> None:
-    """`wanted` is torch's [out, in]: A [r, in], B [out, r]."""
+    """Refuses a tensor of another shape than torch's [out, in]: A [r, in], B [out, r]."""
     if found == wanted:
         return
     axis = 0 if "lora_A" in name else 1
