@@ -1,7 +1,6 @@
 """Text models of the Qwen2, Qwen2.5 and Qwen3 families (dense): the decoder without images.
 
-`load` gives a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE; a
-cached continuation is `prefill` and `decode_step`, as in a model with images.
+`load` returns a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE.
 """
 
 import pathlib
@@ -93,7 +92,7 @@ def load(
       folder: holds `config.json` and safetensors.
       dtype: of the matrix products.
       param_dtype: of the weights.
-      scan_unroll: layers a turn of the loop over layers.
+      scan_unroll: layers in one turn of the loop over layers.
       put: places a parameter on its devices; the default device when None.
 
     Raises:
@@ -102,20 +101,10 @@ def load(
     """
     config = hf_checkpoint.read_config(folder, config_from_hf)
 
-    def make():
-        return Decoder(
-            config,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            lora_rank=0,
-            lora_alpha=1.0,
-            scan_unroll=scan_unroll,
-            rngs=nnx.Rngs(0),
-        )
-
-    decoder = nnx.eval_shape(make)
+    options = {"dtype": dtype, "param_dtype": param_dtype, "scan_unroll": scan_unroll}
+    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **options))
     state = dict(nnx.to_flat_state(nnx.state(decoder)))
-    # The table of names has the decoder inside a model with images.
+    # In the table of names the decoder is part of a model with images.
     placed = {("decoder", *path): variable for path, variable in state.items()}
     reader = safetensors_io.Reader(folder)
     hf_checkpoint.fill(placed, reader, hf_names.text_sources(config), param_dtype, put)
@@ -124,13 +113,13 @@ def load(
 
 
 def positions(mask_BS: jax.Array) -> jax.Array:
-    """int32 [3, B, S]: the tokens of each row, counted from 0, padding on either side left out."""
+    """Counts the tokens of each row from 0, without padding on either side; int32 [3, B, S]."""
     position_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
     return jnp.broadcast_to(position_BS, (3, *position_BS.shape))
 
 
 def logits(decoder: Decoder, tokens_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """float32 logits [B, S, V] of whole sequences; what stands at padding means nothing."""
+    """Computes float32 logits [B, S, V] of whole sequences; those at padding mean nothing."""
     hidden_BSD, _ = decoder.prefill(
         decoder.embed(tokens_BS), positions(mask_BS), mask_BS, use_lora=False
     )

@@ -84,7 +84,7 @@ class VisionEncoder(nnx.Module):
 
         Args:
           patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
-          layout: from `layout.vision_layout`.
+          layout: from `window_layout.vision_layout`.
 
         Returns:
           Features [B, M, `config.out_hidden_size`] of the merged tokens in the processor's order;
