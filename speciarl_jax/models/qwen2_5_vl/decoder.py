@@ -93,7 +93,7 @@ class Decoder(nnx.Module):
                 return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
-        x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
+        x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend)
         return self._norm(x_BPD), PrefixCache.of(k, v, mask_BP)
 
     @property
@@ -195,7 +195,7 @@ class Decoder(nnx.Module):
         k, v = suffix.k_LBNGKT, suffix.v_LBNGTK
         if not self.unrolled:
             layers = (jnp.arange(self.config.num_layers), prefix.k_LBGKP, prefix.v_LBGPK)
-            x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, (k, v), layers, weights=weights)
+            x_BND, (k, v), _ = self._run(x_BND, weights, cos_sin, attend, (k, v), layers)
             return self._norm(x_BND), SuffixCache(k_LBNGKT=k, v_LBNGTK=v)
         written = []
         for i in range(self.config.num_layers):
@@ -235,8 +235,8 @@ class Decoder(nnx.Module):
             out = attention.shared_prefix(q, prefix_k, prefix_v, prefix.mask_BP, k, v, mask)
             return out, carry, ()
 
-        layers = (prefix.k_LBGKP, prefix.v_LBGPK)
-        x_BNTD, _, _ = self._run(self.embed(tokens_BNT), cos_sin, attend, (), layers, use_lora)
+        x_BNTD, layers = self.embed(tokens_BNT), (prefix.k_LBGKP, prefix.v_LBGPK)
+        x_BNTD, _, _ = self._run(x_BNTD, self._weights(use_lora), cos_sin, attend, (), layers)
         return self._norm(x_BNTD)
 
     def forward_shared(
@@ -296,7 +296,7 @@ class Decoder(nnx.Module):
 
         beside = jax.lax.stop_gradient(x) if reference else None
         *found, _, _ = self._run(
-            x, cos_sin, attend, (), (), use_lora, remat=remat, reference=beside
+            x, self._weights(use_lora), cos_sin, attend, remat=remat, reference=beside
         )
 
         def parts(x):
@@ -311,13 +311,12 @@ class Decoder(nnx.Module):
     def _run(
         self,
         x: jax.Array,
+        weights: Any,
         cos_sin: tuple[jax.Array, jax.Array],
         attend: Callable,
-        carry: Any,
-        per_layer: Any,
-        use_lora: bool = True,
+        carry: Any = (),
+        per_layer: Any = (),
         remat: str = "none",
-        weights: Any = None,
         reference: jax.Array | None = None,
     ) -> tuple[Any, ...]:
         """Runs all layers over `x` [..., D].
@@ -329,8 +328,6 @@ class Decoder(nnx.Module):
         Returns:
           `x`, `reference` if there is one, `carry`, and `kept` of each layer, stacked.
         """
-        if weights is None:
-            weights = self._weights(use_lora)
 
         def step(state, layer):
             x, *beside, carry = state
