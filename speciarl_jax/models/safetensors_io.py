@@ -42,21 +42,18 @@ class Reader:
             tensor that two shards hold, or an index that disagrees with its shards.
         """
         self.folder = pathlib.Path(folder)
-        index = self.folder / INDEX
-        if index.exists():
-            promised = _read_index(index)
-            files = sorted(set(promised.values()))
-            if (self.folder / SINGLE).exists() and SINGLE not in files:
-                raise ValueError(
-                    f"{self.folder} holds {SINGLE} beside an index of other files; delete "
-                    "whichever of the two is out of date"
-                )
-        elif (self.folder / SINGLE).exists():
-            promised, files = None, [SINGLE]
-        else:
+        index, single = self.folder / INDEX, (self.folder / SINGLE).exists()
+        promised = _read_index(index) if index.exists() else None
+        if promised is None and not single:
             raise ValueError(
                 f"{self.folder} holds neither {SINGLE} nor {INDEX}; point the path at a checkpoint "
                 "folder with safetensors weights"
+            )
+        files = sorted(set(promised.values())) if promised else [SINGLE]
+        if single and SINGLE not in files:
+            raise ValueError(
+                f"{self.folder} holds {SINGLE} beside an index of other files; delete whichever of "
+                "the two is out of date"
             )
         self._headers: dict[str, Header] = {}
         for file in files:

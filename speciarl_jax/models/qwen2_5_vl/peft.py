@@ -178,10 +178,10 @@ def load_adapter(
     lora = abstract_lora(config, adapter.rank)
     variables = dict(nnx.to_flat_state(lora))
     for path, variable in variables.items():
-        layers = [tensors[name].astype(np.float32).T for name in names[path]]
-        for name, layer in zip(names[path], layers, strict=True):
-            _check_shape(folder / WEIGHTS, name, layer.T.shape, variable.shape[:0:-1], adapter.rank)
-        array = np.stack(layers)
+        for name in names[path]:
+            wanted = variable.shape[:0:-1]
+            _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
+        array = np.stack([tensors[name].astype(np.float32).T for name in names[path]])
         variable.set_value(array if put is None else put(path, array, variable.axes))
     return adapter, nnx.from_flat_state(list(variables.items()))
 
