@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-# As `transformers` has it.
+# The default of `transformers`.
 MAX_SHARD_BYTES = 5 * 10**9
 _STAGING = ".incomplete"
-_META = "__metadata__"  # of a header; no tensor
-_MAX_HEADER = 10**8  # bytes, as the format has it
+_META = "__metadata__"  # an entry of headers that is no tensor
+_MAX_HEADER = 10**8  # bytes, by the format
 
 
 class Header(NamedTuple):

@@ -8,7 +8,8 @@ import jax
 def enable(folder: str) -> None:
     """Keeps compiled programs in `folder`; does nothing if that is "".
 
-    To be called before anything is compiled.
+    To be called before anything is compiled. A program is found again by its content, the versions
+    and flags of jax and the compiler, and the devices.
 
     Raises:
       ValueError: the folder cannot be made.

@@ -9,7 +9,7 @@ from speciarl_jax.models.config_json import Section
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision encoder; sizes in pixels where they say so, in patches or channels otherwise."""
+    """Dimensions of the vision encoder; sizes are in patches or channels unless a comment says so."""
 
     depth: int
     hidden_size: int
@@ -47,7 +47,7 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values of one flattened patch: channels x frames x height x width."""
+        """Number of values in a flattened patch: channels x frames x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
@@ -58,7 +58,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text decoder of Qwen2.5-VL and, by the last two options, of Qwen2, Qwen2.5 and Qwen3."""
+    """Dimensions of the text decoder; the last two fields serve Qwen2, Qwen2.5 and Qwen3 too."""
 
     vocab_size: int
     hidden_size: int
@@ -97,7 +97,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Qwen2.5-VL: text decoder, vision encoder, and the tokens that join them."""
+    """Dimensions of a whole Qwen2.5-VL, and the tokens that join decoder and vision encoder."""
 
     text: TextConfig
     vision: VisionConfig
@@ -190,8 +190,8 @@ _TEXT_KEYS = {
     "num_kv_heads": "num_key_value_heads",
     "max_position_embeddings": "max_position_embeddings",
 }
-# What transformers takes for a key that `vision_config` lacks (`Qwen2_5_VLVisionConfig`). Its
-# versions 4.49 to 4.51 wrote only what differs; the published 32B is so.
+# Defaults of transformers for keys that `vision_config` lacks (`Qwen2_5_VLVisionConfig`). Its
+# versions 4.49 to 4.51 wrote only other values; the published 32B is such a file.
 _VISION_DEFAULTS = {
     "depth": 32,
     "hidden_size": 3584,

@@ -24,8 +24,8 @@ from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Where the language model lies in `Qwen2_5_VLForConditionalGeneration` of transformers 4.52 and
-# later, and where it lay before.
+# The layers of the language model in `Qwen2_5_VLForConditionalGeneration`, since transformers 4.52
+# and before.
 _LAYERS, _OLD_LAYERS = "model.language_model.layers.", "model.layers."
 # A regular expression over whole module names: the vision encoder has `gate_proj` and others too.
 _TARGETS = (
