@@ -9,7 +9,7 @@ from speciarl_jax.models.config_json import Section
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Dimensions of the vision encoder; sizes are in patches or channels unless a comment says so."""
+    """Dimensions of the vision encoder; sizes are in patches or channels where no comment is."""
 
     depth: int
     hidden_size: int
