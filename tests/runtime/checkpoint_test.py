@@ -322,6 +322,11 @@ class ServerDisconnectedError(Exception):
     __module__ = "aiohttp.client_exceptions"
 
 
+class HttpError(Exception):
+    __module__ = "gcsfs.retry"
+    code = 403
+
+
 def caused(cause):
     error = RuntimeError("restore failed")
     error.__cause__ = cause
@@ -344,6 +349,7 @@ def caused(cause):
         (caused(ServerDisconnectedError()), exit_codes.RestartNeeded, exit_codes.RESTART),
         (TimeoutError(), exit_codes.RestartNeeded, exit_codes.RESTART),
         (ValueError("PERMISSION_DENIED: 403"), exit_codes.StorageError, exit_codes.STORAGE),
+        (caused(HttpError("Forbidden")), exit_codes.StorageError, exit_codes.STORAGE),
         (PermissionError(errno.EACCES, "not yours"), PermissionError, exit_codes.STORAGE),
         (caused(OSError(errno.EIO, "a bad sector")), OSError, 1),
         (MemoryError(), MemoryError, 1),
