@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
     metrics.check_weights(config.evaluation.weights)
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.agree(fingerprint(run), allow_change=allow_change)
+        checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")

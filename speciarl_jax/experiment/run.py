@@ -25,7 +25,7 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
-from speciarl_jax.runtime import plugins, resume_config, sharding
+from speciarl_jax.runtime import activation_sharding, plugins, resume_config, sharding
 from speciarl_jax.verifiers import flax_judge
 from speciarl_jax.verifiers.base import HostVerifier
 
@@ -125,7 +125,7 @@ class Run:
           ValueError: as for `chunks`.
         """
         return functools.partial(
-            sharding.on_mesh(self.mesh, sample_and_verify.sample),
+            activation_sharding.on_mesh(self.mesh, sample_and_verify.sample),
             graphdef=self.graphdef,
             chunks=self.chunks(num_rollouts, max_tokens),
             num_rollouts=num_rollouts,

@@ -1,4 +1,4 @@
-"""Values of a parsed `config.json`, each checked as it is read."""
+"""Checks the values of a parsed `config.json` as they are read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ _REQUIRED = object()
 
 
 class Section:
-    """An object of a parsed `config.json`: the whole of it, or one that it holds.
+    """An object of a parsed `config.json`: all of it, or one that it holds.
 
-    A key without a default must be there: its absence is a KeyError, of which the reader of an
-    architecture makes a ValueError. `null` is a value like others, and right only for `get`.
+    A missing key without a default is a KeyError, of which the reader of an architecture makes a
+    ValueError. `null` is a value like others, and only `get` accepts it.
     """
 
     def __init__(self, values: Any, name: str = ""):
-        """`name` is the key under which it lies, empty for the whole.
+        """Takes the object; `name` is its key, empty for all of `config.json`.
 
         Raises:
           ValueError: it is no object.
@@ -27,11 +27,11 @@ class Section:
         return key in self._values
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What stands there, unchecked."""
+        """Returns a value unchecked."""
         return self._values.get(key, default)
 
     def section(self, *keys: str) -> "Section":
-        """The object under the first of these keys that holds something; an empty one if none does.
+        """Returns the object of the first of these keys that holds one, or an empty one.
 
         Raises:
           ValueError: it is no object.
@@ -42,7 +42,7 @@ class Section:
         return Section({}, self._path(keys[0]))
 
     def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 1) -> int:
-        """A whole number.
+        """Returns a whole number.
 
         Raises:
           KeyError: it is not there and has no default.
@@ -54,14 +54,14 @@ class Section:
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A number above 0; raises as `whole` does."""
+        """Returns a number above 0; raises as `whole` does."""
         value = self._find(key, default)
         if type(value) not in (int, float) or not value > 0:
             self._refuse(key, "a number above 0")
         return float(value)
 
     def wholes(self, key: str, default: Any = _REQUIRED) -> tuple[int, ...]:
-        """A list of whole numbers of at least 0; raises as `whole` does."""
+        """Returns a list of whole numbers of at least 0; raises as `whole` does."""
         value = self._find(key, default)
         if not isinstance(value, list | tuple) or any(type(x) is not int or x < 0 for x in value):
             self._refuse(key, "a list of whole numbers of at least 0")

@@ -12,14 +12,14 @@ import qwix
 
 
 def quantize(kernel: jax.Array) -> qwix.QArray:
-    """Rounds kernels to the nearest of 256 steps, of which the middle one is exactly 0.
+    """Rounds kernels to the nearest of 256 steps; the middle one is exactly 0.
 
     Args:
       kernel: [..., in, out].
 
     Returns:
-      int8 `qvalue` [..., in, out] and float32 `scale` [..., 1, out]: the largest weight of each
-      output channel / 127.5. Their product is off by at most half a scale.
+      int8 `qvalue` [..., in, out] and float32 `scale` [..., 1, out], which is the largest weight of
+      each output channel / 127.5. Their product is off by at most half a scale.
     """
     inputs = kernel.ndim - 2
     channels = [axis for axis in range(kernel.ndim) if axis != inputs]
@@ -28,10 +28,10 @@ def quantize(kernel: jax.Array) -> qwix.QArray:
 
 
 def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray, dtype: Any) -> jax.Array:
-    """`x W` in `dtype`, for a kernel of either kind.
+    """Computes `x W` in `dtype`, for a kernel of either kind.
 
-    An int8 kernel becomes `dtype` when it is used, in the backward pass once more: kept from the
-    forward pass, it would take the memory that int8 saves.
+    An int8 kernel is converted to `dtype` when it is used, and again in the backward pass: kept
+    from the forward pass, it would take the memory that int8 saves.
     """
     if not isinstance(kernel, qwix.QArray):
         return x @ kernel.astype(dtype)

@@ -1,4 +1,4 @@
-"""The policy of a configuration: its folder, its weights in their shards, its arithmetic."""
+"""Loads the policy that a configuration names into its shards."""
 
 import pathlib
 from typing import Any
@@ -16,7 +16,7 @@ SHIPPED = pathlib.Path(__file__).parent / "pretrained"
 
 
 def model_folder(name_or_path: str | None) -> pathlib.Path:
-    """The folder of a policy that ships with the package, or of a user's own checkpoint.
+    """Returns the folder of a policy that ships with the package, or of a user's own checkpoint.
 
     Raises:
       ValueError: neither exists.
@@ -50,9 +50,9 @@ def load(
 
 
 def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
-    """What `config.model.attention` means on these devices, one of `fused.KINDS`.
+    """Returns the kernel that `config.model.attention` means here, of `attention_kernels.KINDS`.
 
-    A mesh without devices (`jax.sharding.AbstractMesh`) is taken for one of CPUs.
+    A mesh without devices (`jax.sharding.AbstractMesh`) counts as one of CPUs.
 
     Raises:
       ValueError: an unknown name, or a dtype that the kernel does not compute in.
@@ -79,7 +79,7 @@ def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
 
 
 def dtypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """`dtype` of matrix products and `param_dtype` of frozen weights."""
+    """Returns `dtype` of matrix products and `param_dtype` of frozen weights."""
     return {
         "dtype": _dtype("model.dtype", config.model.dtype),
         "param_dtype": _dtype("model.param_dtype", config.model.param_dtype),

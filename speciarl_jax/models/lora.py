@@ -15,12 +15,12 @@ from speciarl_jax.models import int8
 def adapters(
     layers: int, in_features: int, out_features: int, rank: int, axes: tuple[str, str], key
 ) -> tuple[nnx.LoRAParam, nnx.LoRAParam]:
-    """The pair A [layers, in, rank], B [layers, rank, out] of one linear layer, float32.
+    """Makes the pair A [layers, in, rank], B [layers, rank, out] of a linear layer, float32.
 
     A is uniform in +-1/sqrt(in), as PEFT initialises it, and B zero: fresh adapters change nothing.
 
     Args:
-      layers: how many layers are stacked.
+      layers: number of stacked layers.
       in_features: of the linear layer.
       out_features: of the linear layer.
       rank: r.
@@ -44,7 +44,7 @@ def linear(
     scale: float,
     dtype: Any,
 ) -> jax.Array:
-    """`x W + b + scale (x A) B` in `dtype`; without an adapter the last term is not computed.
+    """Computes `x W + b + scale (x A) B` in `dtype`; without an adapter `x W + b`.
 
     Args:
       x: [..., in].
@@ -64,7 +64,7 @@ def linear(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def delta(x: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """`scale (x A) B`.
+    """Computes `scale (x A) B`.
 
     The backward pass is written out so that the transposed operand of both weight gradients is the
     narrow one, `x A` or its gradient: XLA's CPU backend copies that operand.
@@ -93,9 +93,9 @@ delta.defvjp(_delta_forward, _delta_backward)
 def merge(
     kernel: jax.Array | qwix.QArray, adapter: tuple[jax.Array, jax.Array], scale: float
 ) -> jax.Array:
-    """`W + scale A B` of stacked layers, added in float32 and cast back to the kernel's dtype.
+    """Computes `W + scale A B` of stacked layers in float32, cast back to the kernel's dtype.
 
-    Layer by layer, so that only one of them is ever there in float32.
+    It goes layer by layer, so that only one of them is ever there in float32.
 
     Raises:
       ValueError: the kernel is int8, whose steps would swallow what the adapter learned.

@@ -1,4 +1,4 @@
-"""What one stage hands to the next. Axes: B images, N rollouts, P prompt, T answer tokens."""
+"""The batch of prompts that the stages of a step share. Axes: B images, P prompt tokens."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ class PromptBatch:
     Attributes:
       patches_BSC: float32, normalised patches in the order of the published image processor; None
         once the vision encoder has run.
-      layout: `VisionLayout` of the images; likewise.
+      layout: `VisionLayout` of the images; None likewise.
       tokens_BP: int32 prompt tokens, padded on the left.
       mask_BP: bool, true where `tokens_BP` is a token.
       positions_B3P: int32 rotary positions (temporal, height, width).
-      next_position_B: int32, the position of the first token of an answer.
+      next_position_B: int32, rotary position of the first token of a completion.
       image_id_B: uint32, stable identity of an image; folded into its sampling keys.
       label_index_B: int32, index of the true label in the verifier's tables.
       weight_B: float32, 1 for an image and 0 for a row that only pads the batch.
-      target: `Rollout` of one given answer about each image, for supervised training; else None.
+      target: `Rollout` of one given completion for each image, for supervised training; else None.
       features_BMD: of the images, where they come from the cache of features; else None.
     """
 
@@ -38,5 +38,5 @@ class PromptBatch:
     features_BMD: jax.Array | None = None
 
     def without_images(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
-        """The prompts alone, or with features in place of the images."""
+        """Returns the prompts alone, or with features in place of the images."""
         return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)

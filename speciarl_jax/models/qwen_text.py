@@ -1,7 +1,6 @@
 """Text models of the Qwen2, Qwen2.5 and Qwen3 families (dense): the decoder without images.
 
-`load` gives a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE; a
-cached continuation is `prefill` and `decode_step`, as in a model with images.
+`load` returns a `Decoder`. With three equal rotary positions (`positions`), M-RoPE is plain RoPE.
 """
 
 import pathlib
@@ -15,7 +14,7 @@ from flax import nnx
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.config_json import Section
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, hf_names
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.config import TextConfig, text_sizes
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 
 _FAMILIES = ("qwen2", "qwen3")  # Qwen2.5 calls itself qwen2
@@ -38,24 +37,20 @@ def config_from_hf(config: Mapping[str, Any]) -> TextConfig:
     rope = root.section("rope_parameters", "rope_scaling")
     try:
         _refuse_unimplemented(root, rope)
-        hidden, heads = root.whole("hidden_size"), root.whole("num_attention_heads")
+        sizes = text_sizes(root)
         # Qwen3 has heads of 128 channels whatever its width is, unless it says otherwise.
-        head_dim = 128 if family == "qwen3" else hidden // heads
+        natural = sizes["hidden_size"] // sizes["num_heads"]
+        head_dim = 128 if family == "qwen3" else natural
         if root.get("head_dim") is not None:
             head_dim = root.whole("head_dim")
+        override = None if head_dim * sizes["num_heads"] == sizes["hidden_size"] else head_dim
         return TextConfig(
-            vocab_size=root.whole("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=root.whole("intermediate_size"),
-            num_layers=root.whole("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=root.whole("num_key_value_heads"),
+            **sizes,
             # With three equal positions it does not matter which of them a frequency takes.
             mrope_section=(head_dim // 2, 0, 0),
             rope_theta=(rope if "rope_theta" in rope else root).number("rope_theta", 10_000.0),
             norm_eps=root.number("rms_norm_eps"),
-            max_position_embeddings=root.whole("max_position_embeddings"),
-            head_dim_override=None if head_dim * heads == hidden else head_dim,
+            head_dim_override=override,
             tie_word_embeddings=bool(root.get("tie_word_embeddings")),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
@@ -97,7 +92,7 @@ def load(
       folder: holds `config.json` and safetensors.
       dtype: of the matrix products.
       param_dtype: of the weights.
-      scan_unroll: layers a turn of the loop over layers.
+      scan_unroll: layers in one turn of the loop over layers.
       put: places a parameter on its devices; the default device when None.
 
     Raises:
@@ -106,20 +101,10 @@ def load(
     """
     config = hf_checkpoint.read_config(folder, config_from_hf)
 
-    def make():
-        return Decoder(
-            config,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            lora_rank=0,
-            lora_alpha=1.0,
-            scan_unroll=scan_unroll,
-            rngs=nnx.Rngs(0),
-        )
-
-    decoder = nnx.eval_shape(make)
+    options = {"dtype": dtype, "param_dtype": param_dtype, "scan_unroll": scan_unroll}
+    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **options))
     state = dict(nnx.to_flat_state(nnx.state(decoder)))
-    # The table of names has the decoder inside a model with images.
+    # In the table of names the decoder is part of a model with images.
     placed = {("decoder", *path): variable for path, variable in state.items()}
     reader = safetensors_io.Reader(folder)
     hf_checkpoint.fill(placed, reader, hf_names.text_sources(config), param_dtype, put)
@@ -128,13 +113,13 @@ def load(
 
 
 def positions(mask_BS: jax.Array) -> jax.Array:
-    """int32 [3, B, S]: the tokens of each row, counted from 0, padding on either side left out."""
+    """Counts the tokens of each row from 0, without padding on either side; int32 [3, B, S]."""
     position_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=1, dtype=jnp.int32) - 1, 0)
     return jnp.broadcast_to(position_BS, (3, *position_BS.shape))
 
 
 def logits(decoder: Decoder, tokens_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """float32 logits [B, S, V] of whole sequences; what stands at padding means nothing."""
+    """Computes float32 logits [B, S, V] of whole sequences; those at padding mean nothing."""
     hidden_BSD, _ = decoder.prefill(
         decoder.embed(tokens_BS), positions(mask_BS), mask_BS, use_lora=False
     )

@@ -1,4 +1,4 @@
-"""Reading and writing safetensors checkpoints, one file or several with an index."""
+"""Reads and writes safetensors checkpoints, one file or several with an index."""
 
 import json
 import math
@@ -15,15 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-# As `transformers` has it.
+# The default of `transformers`.
 MAX_SHARD_BYTES = 5 * 10**9
 _STAGING = ".incomplete"
-_META = "__metadata__"  # of a header; no tensor
-_MAX_HEADER = 10**8  # bytes, as the format has it
+_META = "__metadata__"  # an entry of headers that is no tensor
+_MAX_HEADER = 10**8  # bytes, by the format
 
 
 class Header(NamedTuple):
-    """What a file says about one of its tensors."""
+    """The entry of a tensor in the header of its file."""
 
     file: str
     dtype: str  # as the format spells it: "BF16", "F32", "I8", "F8_E4M3", ...
@@ -32,31 +32,28 @@ class Header(NamedTuple):
 
 
 class Reader:
-    """The tensors of a checkpoint folder, each read from disk when it is asked for."""
+    """Reads the tensors of a checkpoint folder, each when it is asked for."""
 
     def __init__(self, folder: str | pathlib.Path):
         """Reads the headers of all files; no weights.
 
         Raises:
-          ValueError: no safetensors there, an index that is none, a shard that is missing or
-            damaged, a tensor that two shards hold, or an index that disagrees with its shards.
+          ValueError: no safetensors there, a broken index, a shard that is missing or damaged, a
+            tensor that two shards hold, or an index that disagrees with its shards.
         """
         self.folder = pathlib.Path(folder)
-        index = self.folder / INDEX
-        if index.exists():
-            promised = _read_index(index)
-            files = sorted(set(promised.values()))
-            if (self.folder / SINGLE).exists() and SINGLE not in files:
-                raise ValueError(
-                    f"{self.folder} holds {SINGLE} beside an index of other files; delete "
-                    "whichever of the two is out of date"
-                )
-        elif (self.folder / SINGLE).exists():
-            promised, files = None, [SINGLE]
-        else:
+        index, single = self.folder / INDEX, (self.folder / SINGLE).exists()
+        promised = _read_index(index) if index.exists() else None
+        if promised is None and not single:
             raise ValueError(
                 f"{self.folder} holds neither {SINGLE} nor {INDEX}; point the path at a checkpoint "
                 "folder with safetensors weights"
+            )
+        files = sorted(set(promised.values())) if promised else [SINGLE]
+        if single and SINGLE not in files:
+            raise ValueError(
+                f"{self.folder} holds {SINGLE} beside an index of other files; delete whichever of "
+                "the two is out of date"
             )
         self._headers: dict[str, Header] = {}
         for file in files:
@@ -93,14 +90,14 @@ class Reader:
         return iter(self._headers)
 
     def header(self, name: str) -> Header:
-        """File, dtype and shape of a tensor, without reading it."""
+        """Returns file, dtype, shape and bytes of a tensor, without reading it."""
         return self._headers[name]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or a part of it, as it is stored (bfloat16 as `ml_dtypes.bfloat16`).
+        """Reads a tensor, or a part of it, as it is stored (bfloat16 as `ml_dtypes.bfloat16`).
 
-        The file is opened for this one tensor: an open file keeps every page that was ever touched
-        in memory, and would add up to the whole checkpoint.
+        The file is opened for this one tensor: an open file keeps in memory every page that was
+        ever touched, in the end the whole checkpoint.
 
         Args:
           name: of the tensor.
@@ -118,9 +115,9 @@ class Reader:
 
 
 def damage(path: pathlib.Path, error: Exception) -> str:
-    """What is wrong with a safetensors file that cannot be opened, as far as can be told.
+    """Says what is wrong with a safetensors file that cannot be opened.
 
-    A file that was cut short names the first tensor that is not whole, if its header still is.
+    For a file that was cut short behind its header it names the first tensor that is not whole.
     """
     said = f"{path} is damaged ({error})"
     try:
@@ -152,7 +149,7 @@ def _header(file: str, part: Any) -> Header:
 def read_json(
     path: pathlib.Path, hint: str = "point the path at a checkpoint folder"
 ) -> dict[str, Any]:
-    """A JSON object; `hint` says what to do where there is no such file.
+    """Reads a JSON object; `hint` says what to do where there is no such file.
 
     Raises:
       ValueError: the file is missing, no text, no JSON or no object.
@@ -184,7 +181,7 @@ def check_names(
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-    """Name of a tensor -> its file."""
+    """Returns the file of each tensor."""
     promised = read_json(path).get("weight_map")
     if not isinstance(promised, dict) or not promised:
         raise ValueError(f"{path} lacks a weight_map; download it again")
@@ -203,9 +200,9 @@ class Pending(NamedTuple):
 
 
 def plan_shards(nbytes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
-    """Cuts tensors, in their order, into files of at most `max_shard_bytes`.
+    """Deals tensors, in their order, to files of at most `max_shard_bytes`.
 
-    A tensor that is larger has a file to itself.
+    A larger tensor has a file to itself.
     """
     shards, used = [], math.inf
     for name, size in nbytes.items():

@@ -1,4 +1,4 @@
-"""Sentence embeddings: a BERT encoder with mean pooling, as all-MiniLM-L6-v2 is one.
+"""Sentence embeddings: a BERT encoder with mean pooling, such as all-MiniLM-L6-v2.
 
 BERT (arXiv 1810.04805) with learned positions and exact GELU; the embedding of a text is the mean
 of its tokens' last hidden states, scaled to length 1 (Sentence-BERT, arXiv 1908.10084).
@@ -19,14 +19,7 @@ from speciarl_jax.models import safetensors_io
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Dimensions.
-
-    Attributes:
-      num_layers: of the encoder.
-      num_heads: of a layer.
-      norm_eps: of layer norms.
-      max_tokens: of a text; a longer one is cut.
-    """
+    """Dimensions; a text of more than `max_tokens` tokens is cut."""
 
     num_layers: int
     num_heads: int
@@ -35,7 +28,7 @@ class EncoderConfig:
 
 
 def read_config(folder: str | pathlib.Path) -> EncoderConfig:
-    """Reads `config.json`, `sentence_bert_config.json` and the pooling where they are there.
+    """Reads `config.json` and, where they exist, `sentence_bert_config.json` and the pooling.
 
     Raises:
       ValueError: no BERT, another activation or kind of position, or another pooling than the mean.
@@ -61,26 +54,22 @@ def read_config(folder: str | pathlib.Path) -> EncoderConfig:
     limits, longest = folder / "sentence_bert_config.json", config["max_position_embeddings"]
     if limits.exists():
         longest = min(longest, json.loads(limits.read_text()).get("max_seq_length") or longest)
-    return EncoderConfig(
-        config["num_hidden_layers"],
-        config["num_attention_heads"],
-        config["layer_norm_eps"],
-        longest,
-    )
+    keys = ("num_hidden_layers", "num_attention_heads", "layer_norm_eps")
+    return EncoderConfig(*(config[key] for key in keys), longest)
 
 
 def load(folder: str | pathlib.Path) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
     """Reads an encoder: its dimensions, and its tensors in float32 by their published names.
 
     Raises:
-      ValueError: another model, or a tensor that is missing or unexpected.
+      ValueError: it is another model, or a tensor is missing or unexpected.
     """
     config, reader = read_config(folder), safetensors_io.Reader(folder)
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in reader else ""
     names = {
         name.removeprefix(prefix): name
         for name in reader
-        # Not used by the mean, and a table of 0, 1, 2, ...
+        # Parts that the mean does not use, and a table of 0, 1, 2, ...
         if name.startswith(prefix)
         and not name.removeprefix(prefix).startswith(("pooler.", "embeddings.position_ids", "cls."))
     }
@@ -113,11 +102,11 @@ def encode(
     tokens_BS: jax.Array,
     mask_BS: jax.Array,
 ) -> jax.Array:
-    """Embeddings of texts; traceable.
+    """Computes embeddings of texts; traceable.
 
     Args:
       config: dimensions.
-      weights: of `load`.
+      weights: from `load`.
       tokens_BS: int32, special tokens included, padded on the right.
       mask_BS: bool, true for tokens; at least one in each row.
 

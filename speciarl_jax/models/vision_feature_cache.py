@@ -1,12 +1,12 @@
-"""Features of images that were seen before: the frozen encoder runs once an image, not an epoch.
+"""Caches features of images: the frozen vision encoder runs once an image, not once an epoch.
 
-A feature is known by what the encoder reads, and by the encoder: a hash of patches, grids and
-fingerprint. With the cache the encoder is a program of its own, and the others take features as an
-input. It runs for a whole batch when one of its images is not known, in the shape that it has
-without the cache; or for the images that are not known, a fixed number at a time. Either way
-nothing is compiled anew for the number that is missing. What was computed in a batch of the same
-shape has the bits that it has without the cache; where a feature comes from another shape (another
-bucket of sizes, another number of images at a time), its last bits may differ.
+The key of a feature is a hash of the encoder's fingerprint and of what it reads: patches and grids.
+With the cache the encoder is a program of its own, and the other programs take features as input.
+It runs for a whole batch when one of its images is missing, in the shape that it has without the
+cache; or for the missing images, a fixed number at a time. So no number of missing images needs a
+new compilation. A feature that was computed in a batch of the same shape has the bits that it has
+without the cache; from another shape (another bucket of sizes, another number of images at a time)
+its last bits may differ.
 """
 
 import hashlib
@@ -20,30 +20,30 @@ from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
-from speciarl_jax.runtime import checksum, multihost, sharding
+from speciarl_jax.runtime import activation_sharding, checksum, multihost, sharding
 from speciarl_jax.runtime.byte_store import DiskStore, HostStore
 
 PLACES = ("none", "host", "disk")
 
 
 class VisionCache:
-    """Turns batches on the host into batches on the devices, with features for their images.
+    """Brings batches to the devices, with features in place of their images.
 
-    Every process keeps the features of its own rows. Processes run the encoder together, for as
-    many calls as the one with the most missing images needs.
+    Every process keeps the features of its own rows. Processes run the encoder together, as often
+    as the one with the most missing images needs.
     """
 
     def __init__(
         self, store: HostStore | DiskStore, encoder: VisionEncoder, mesh: Any, images: int
     ):
-        """Takes the fingerprint of the encoder.
+        """Computes the fingerprint of the encoder.
 
         Args:
-          store: of the values.
+          store: keeps the features.
           encoder: its weights lie on the mesh, and never change.
           mesh: over all devices.
-          images: of a call of the encoder, on each device that the batch is cut over; 0 for the
-            whole batch.
+          images: per call of the encoder and device that the batch is cut over; 0 for the whole
+            batch.
         """
         self._store, self._mesh = store, mesh
         graphdef, self._weights = nnx.split(encoder)
@@ -55,19 +55,18 @@ class VisionCache:
             return nnx.merge(graphdef, weights)(patches_BSC, layout)
 
         self._encode = jax.jit(
-            sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
+            activation_sharding.on_mesh(mesh, encode), out_shardings=sharding.batch_sharding(mesh)
         )
         self._found = self._asked = 0
 
     def place(self, batch: PromptBatch) -> PromptBatch:
-        """This process's rows, numpy, to the global batch on the devices, with its features.
+        """Brings this process's rows, numpy, to the global batch on the devices, with features.
 
         All processes must call it together, from their main threads.
         """
         keys = [self._key(batch, row) for row in range(len(batch.weight_B))]
         known = {key: self._store.get(key) for key in dict.fromkeys(keys)}
-        wanted = dict(zip(keys, range(len(keys)), strict=True))
-        missing = {key: wanted[key] for key in wanted if known[key] is None}
+        missing = {key: row for row, key in enumerate(keys) if known[key] is None}
         kept_B = batch.weight_B > 0
         found = sum(known[key] is not None for key, kept in zip(keys, kept_B, strict=True) if kept)
         counts = multihost.allgather((len(missing), found, int(kept_B.sum())))
@@ -81,22 +80,21 @@ class VisionCache:
         for row, key in enumerate(keys):
             value = np.frombuffer(known[key], self._dtype).reshape(-1, self._width)
             features_BMD[row, : len(value)] = value
-        batch = batch.without_images(features_BMD)
-        return sharding.put_batch(self._mesh, batch)
+        return sharding.put_batch(self._mesh, batch.without_images(features_BMD))
 
     def metrics(self) -> dict[str, float]:
-        """The share of the images that were known, since this was last asked."""
+        """Returns the share of the images that were known, since the last call."""
         share = self._found / max(self._asked, 1)
         self._found = self._asked = 0
         return {"data/vision_cache_hits": share}
 
     def _compute(self, batch: PromptBatch, missing: dict[str, int], most: int) -> dict[str, bytes]:
-        """Runs the encoder for rows of the batch, and keeps what comes out.
+        """Runs the encoder for rows of the batch, and keeps the features.
 
         Args:
           batch: numpy.
           missing: key -> row.
-          most: rows that any process misses.
+          most: number of rows that the process with the most misses.
         """
         whole = np.arange(len(batch.weight_B))
         share = self._rows or len(whole)
@@ -115,13 +113,13 @@ class VisionCache:
             features_BMD = sharding.local_rows(features_BMD)
             for i, key in enumerate(keys):
                 row = missing[key]
-                place = i if self._rows else row
-                computed[key] = features_BMD[place, : tokens_B[row]].tobytes()
+                found = features_BMD[i if self._rows else row]
+                computed[key] = found[: tokens_B[row]].tobytes()
                 self._store.put(key, computed[key])
         return computed
 
     def _key(self, batch: PromptBatch, row: int) -> str:
-        """Depends on nothing that pads the row."""
+        """Hashes the fingerprint and an image, without what pads its row."""
         layout, patches_SC = batch.layout, batch.patches_BSC[row]
         index_S = layout.patch_index_BS[row]
         order = np.argsort(index_S, kind="stable")[np.sum(index_S < 0) :]
@@ -133,10 +131,12 @@ class VisionCache:
 
 
 def fingerprint(encoder: VisionEncoder) -> bytes:
-    """Says which encoder it is, on any mesh: weights, dimensions, precision, kernels, and kind of
-    device."""
+    """Hashes weights, dimensions, precision, kernels and kind of device of an encoder; 32 bytes.
+
+    It is the same on any mesh.
+    """
     _, weights = nnx.split(encoder)
-    facts = (
+    parts = (
         encoder.config,
         encoder.attention,
         encoder.scan_unroll,
@@ -146,16 +146,16 @@ def fingerprint(encoder: VisionEncoder) -> bytes:
         jax.devices()[0].device_kind,
         str(jax.config.jax_default_matmul_precision),
     )
-    return hashlib.blake2b(repr(facts).encode(), digest_size=32).digest()
+    return hashlib.blake2b(repr(parts).encode(), digest_size=32).digest()
 
 
 def make(
     options: ml_collections.ConfigDict, encoder: VisionEncoder, mesh: Any
 ) -> VisionCache | None:
-    """The cache of `config.data.vision_cache`; None where there is none.
+    """Makes the cache of `config.data.vision_cache`; None where there is none.
 
     Raises:
-      ValueError: an option that is none, or a folder that cannot be written to.
+      ValueError: a value that is not allowed, or a folder that cannot be written to.
     """
     if options.place not in PLACES:
         raise ValueError(
@@ -163,11 +163,11 @@ def make(
         )
     if options.place == "none":
         return None
-    for key, least in (("bytes", 1), ("images", 0)):
+    for key, least in (("bytes", 1), ("images_per_device", 0)):
         if options[key] < least:
             raise ValueError(
                 f"config.data.vision_cache.{key} is {options[key]}; it must be at least {least}"
             )
     host = options.place == "host"
     store = HostStore(options.bytes) if host else DiskStore(options.path, options.bytes)
-    return VisionCache(store, encoder, mesh, options.images)
+    return VisionCache(store, encoder, mesh, options.images_per_device)

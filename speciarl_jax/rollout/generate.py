@@ -35,7 +35,7 @@ def generate(
     """Samples answers until each has ended or holds `max_tokens` tokens.
 
     The prompt is prefilled once an image, and its keys and values lie there once: the N answers
-    are N queries against one prefix (`Qwen25VL.decode_step`). The loop stops when all have ended.
+    are N queries against one prefix (`Decoder.decode_step`). The loop stops when all have ended.
     When those that go on find room in half of the decode slots (`slot_compaction`), they are moved
     there with their prompts' caches, and a loop of half the size goes on; so `num_compactions`
     times. That changes no answer: what is drawn depends on the number of an answer, not on its
@@ -60,7 +60,7 @@ def generate(
       use_lora: False samples from the reference policy.
       merge_lora: decode with a copy of the linear layers to which the adapters are added.
       num_compactions: how often the loop is halved; each time is one more compiled loop.
-      weights: `policy.decode_weights` of these options; made here when None.
+      weights: `policy.decoder.decode_weights` of these options; made here when None.
 
     Returns:
       `Rollout`.
@@ -68,22 +68,24 @@ def generate(
     batch_size, prompt_length = batch.tokens_BP.shape
     x_BPD = policy.embed(batch.tokens_BP, features_BMD)
     positions_3BP = jnp.swapaxes(batch.positions_B3P, 0, 1)
-    hidden_BPD, prefix = policy.prefill(x_BPD, positions_3BP, batch.mask_BP, use_lora=use_lora)
+    hidden_BPD, prefix = policy.decoder.prefill(
+        x_BPD, positions_3BP, batch.mask_BP, use_lora=use_lora
+    )
     hidden_BND = jnp.broadcast_to(
         hidden_BPD[:, -1:], (batch_size, num_rollouts, hidden_BPD.shape[-1])
     )
     keys_BN = sampling.rollout_keys(key, batch.image_id_B, num_rollouts)
 
     dtype = hidden_BPD.dtype
-    suffix = policy.init_suffix(batch_size, num_rollouts, max_tokens, dtype)
+    suffix = policy.decoder.init_suffix(batch_size, num_rollouts, max_tokens, dtype)
     if weights is None:
-        weights = policy.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
+        weights = policy.decoder.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
     if policy.decoder.unrolled:
         prefix = prefix.by_layer()
 
     def draw(hidden_BND, keys_BN, position):
         return sampling.sample(
-            policy.logits(hidden_BND),
+            policy.decoder.logits(hidden_BND),
             keys_BN,
             position,
             banned_V,
@@ -95,7 +97,7 @@ def generate(
         step, token_BN = answers.step, answers.token_BN
         position_BN = images.next_position_B[:, None] + step - 1
         position_BN = jnp.broadcast_to(position_BN, token_BN.shape)
-        hidden_BND, suffix = policy.decode_step(
+        hidden_BND, suffix = policy.decoder.decode_step(
             token_BN, position_BN, step - 1, images.prefix, answers.suffix, weights=weights
         )
         token_BN, logp_BN = draw(hidden_BND, answers.keys_BN, step)

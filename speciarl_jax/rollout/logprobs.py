@@ -42,7 +42,7 @@ def answer_logprobs(
 ) -> AnswerScores:
     """Log-probability and entropy at each token of N answers about each image.
 
-    The prompt is run once an image and the answers attend to it (`Qwen25VL.forward_shared`). The
+    The prompt is run once an image and the answers attend to it (`Decoder.forward_shared`). The
     head sees answer positions only, `chunk_size` of them at a time: logits of the whole batch never
     exist, in the backward pass neither.
 
@@ -65,7 +65,7 @@ def answer_logprobs(
     length = tokens_BNT.shape[-1]
     # Nothing is predicted from the last token of an answer, so it is not run.
     position_BT = batch.next_position_B[:, None] + jnp.arange(length - 1, dtype=jnp.int32)
-    hidden = policy.forward_shared(
+    hidden = policy.decoder.forward_shared(
         x_BPD,
         positions_3BP,
         batch.mask_BP,
@@ -78,7 +78,7 @@ def answer_logprobs(
     score = _frozen_score if frozen_head else jax.checkpoint(_score)
 
     # Gathered once, and not for every chunk.
-    head_DV = activation_sharding.constrain(policy.head(), None, "vocab")
+    head_DV = activation_sharding.constrain(policy.decoder.head_kernel(), None, "vocab")
 
     def score_chunk(chunk):
         tokens, own, *beside = activation_sharding.constrain(chunk, "batch", ...)

@@ -51,7 +51,9 @@ def sample(
     if parts == 1:
         features_BMD = encode(policy, batch)
         return features_BMD, answer(batch, features_BMD)
-    weights = policy.decode_weights(use_lora=True, merge_lora=options.get("merge_lora", False))
+    weights = policy.decoder.decode_weights(
+        use_lora=True, merge_lora=options.get("merge_lora", False)
+    )
 
     def answer_part(part):
         features_BMD = encode(policy, part)

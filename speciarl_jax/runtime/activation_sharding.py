@@ -1,57 +1,52 @@
-"""Where activations lie on a mesh: models name the axes, whoever runs them says where those are.
+"""Places activations on a mesh: models name the axes, `sharding.RULES` says how they are cut.
 
-Without that, a compiler that is only told where weights and batches lie may well copy a whole batch
-to every device and cut the products instead.
+Without it, a compiler that only knows where weights and batches lie may well copy a whole batch to
+every device and cut the products instead.
 """
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from speciarl_jax.runtime.sharding import RULES
 
 # A logical name for each axis of an array; None for one that is not cut.
 Axes = tuple[str | None, ...]
 
-
-class Placement(Protocol):
-    """What a mesh does for `constrain`, `parts` and `on_each_device`."""
-
-    def parts(self, size: int, axis: str) -> int: ...
-
-    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array: ...
-
-    def on_each_device(
-        self, function: Callable, arrays: Sequence[jax.Array], axes: Sequence[Axes], out: Axes
-    ) -> jax.Array: ...
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
-_current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
-    "placement", default=None
-)
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """Returns the same function, whose activations are traced to lie on `mesh` as `RULES` says."""
 
+    @functools.wraps(function)
+    def placed(*args, **kwargs):
+        token = _mesh.set(mesh)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _mesh.reset(token)
 
-@contextlib.contextmanager
-def placing(placement: Placement) -> Iterator[None]:
-    """While this lasts, `placement` decides; it belongs around the tracing of a program."""
-    token = _current.set(placement)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return placed if mesh.size > 1 else function
 
 
 def constrain(tree: Any, *axes: Any) -> Any:
-    """The same arrays, placed by the names of their axes; as they are where nobody places any.
+    """Places arrays by the names of their axes; changes nothing outside of `on_mesh`.
+
+    An axis that its part of the mesh does not divide is not cut.
 
     Args:
       tree: of arrays that all have these axes.
       *axes: a logical axis for each, or None for one that is not cut. `...` stands for as many that
         are not cut as an array has beyond the others.
     """
-    placement = _current.get()
-    if placement is None:
+    mesh = _mesh.get()
+    if mesh is None:
         return tree
 
     def one(x):
@@ -59,29 +54,60 @@ def constrain(tree: Any, *axes: Any) -> Any:
         if ... in names:
             at = names.index(...)
             names[at : at + 1] = [None] * (x.ndim - len(names) + 1)
-        return placement.constrain(x, tuple(names))
+        spec = _spec(mesh, x.shape, names)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, tree)
 
 
 def parts(size: int, axis: str) -> int:
-    """How many devices an axis of this size is cut over, each with as much as the others."""
-    placement = _current.get()
-    return 1 if placement is None else placement.parts(size, axis)
+    """Returns how many devices an axis of this size is cut over, in equal parts."""
+    mesh = _mesh.get()
+    count = 1 if mesh is None else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+    return 1 if size % count else count
 
 
 def on_each_device(
     function: Callable, arrays: Sequence[jax.Array], axes: Sequence[Axes], out: Axes
 ) -> jax.Array:
-    """`function(*arrays)`, for each device on its own parts: kernels that no compiler can cut.
+    """Runs `function(*arrays)` on each device for its own parts: for kernels that no compiler cuts.
 
     Args:
-      function: treats what lies along a named axis apart from each other.
-      arrays: its arguments.
+      function: must treat the entries along a named axis independently.
+      arrays: its arguments; the result has the shape of the first.
       axes: their logical axes.
-      out: of the result.
+      out: logical axes of the result.
     """
-    placement = _current.get()
-    if placement is None:
+    mesh = _mesh.get()
+    if mesh is None:
         return function(*arrays)
-    return placement.on_each_device(function, arrays, axes, out)
+    # Queries are not cut where their keys cannot be.
+    whole = frozenset(
+        name
+        for x, names in zip(arrays, axes, strict=True)
+        for size, axis in zip(x.shape, names, strict=True)
+        for name in _mesh_axes(axis)
+        if size % mesh.shape[name]
+    )
+    specs = tuple(_spec(mesh, x.shape, a, whole) for x, a in zip(arrays, axes, strict=True))
+    out_spec = _spec(mesh, arrays[0].shape, out, whole)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_spec, check_vma=False)(
+        *arrays
+    )
+
+
+def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """Returns the axes of the mesh that a logical axis is cut over."""
+    found = RULES[axis] if axis is not None else None
+    return (found,) if isinstance(found, str) else found or ()
+
+
+def _spec(mesh, shape, axes, whole=frozenset()) -> PartitionSpec:
+    """Returns how an array is cut; never over the mesh axes in `whole`."""
+
+    def cut(size, axis):
+        names = _mesh_axes(axis)
+        fits = names and not size % math.prod(mesh.shape[name] for name in names)
+        return names if fits and not whole & set(names) else None
+
+    return PartitionSpec(*(cut(*each) for each in zip(shape, axes, strict=True)))

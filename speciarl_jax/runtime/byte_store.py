@@ -1,4 +1,4 @@
-"""Arrays of bytes by key, bounded, least recently used first out: in memory, or in a folder."""
+"""Stores of bytes by key, bounded, least recently used first out: in memory, or in a folder."""
 
 import collections
 import hashlib
@@ -12,15 +12,15 @@ _DIGEST_BYTES = 16
 
 
 class HostStore:
-    """In the memory of this process."""
+    """Keeps values in the memory of this process."""
 
     def __init__(self, limit: int):
-        """`limit`: bytes at most."""
+        """Makes an empty store of at most `limit` bytes."""
         self._limit, self._used = limit, 0
         self._values: collections.OrderedDict[str, bytes] = collections.OrderedDict()
 
     def get(self, key: str) -> bytes | None:
-        """The value, which is now the one that was used last; None if there is none."""
+        """Returns the value, which is now the one that was used last; None if there is none."""
         value = self._values.get(key)
         if value is not None:
             self._values.move_to_end(key)
@@ -38,11 +38,12 @@ class HostStore:
 
 
 class DiskStore:
-    """In a folder, which runs and processes may share; it outlives them.
+    """Keeps values in a folder, which runs and processes may share; it outlives them.
 
     A file is written under another name and renamed, so nobody reads half of one. It begins with a
     checksum over its key and value: a damaged file is dropped, logged, and counts as none. The time
-    of a file is that of its last use. What cannot be written is logged once and not kept.
+    of a file is that of its last use. A value that cannot be written is not kept; the first such
+    error is logged.
     """
 
     def __init__(self, folder: str | os.PathLike, limit: int):
@@ -61,7 +62,9 @@ class DiskStore:
         self._warned = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._folder / f"probe_{uuid.uuid4().hex}", b"").unlink()
+            probe = self._folder / f"probe_{uuid.uuid4().hex}"
+            _write(probe, b"")
+            probe.unlink()
         except OSError as error:
             raise ValueError(
                 f"the folder {folder} (config.data.vision_cache.path) cannot be written to "
@@ -70,7 +73,7 @@ class DiskStore:
         self._used, self._uncounted = self._make_room(0), 0
 
     def get(self, key: str) -> bytes | None:
-        """The value, and its file is now the one used last; None if there is no sound one."""
+        """Returns the value, whose file is now the one used last; None if there is no sound one."""
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -94,7 +97,7 @@ class DiskStore:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            self._write(path, _digest(key, value) + value)
+            _write(path, _digest(key, value) + value)
         except OSError as error:
             if not self._warned:
                 logging.warning("%s cannot be written (%s); goes on without", path, error.strerror)
@@ -106,19 +109,8 @@ class DiskStore:
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / key[:2] / key
 
-    @staticmethod
-    def _write(path: pathlib.Path, content: bytes) -> pathlib.Path:
-        draft = path.with_name(f"{path.name}_{uuid.uuid4().hex}.draft")
-        try:
-            draft.write_bytes(content)
-            os.replace(draft, path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-        return path
-
     def _make_room(self, size: int) -> int:
-        """Bytes of all files, after the oldest were deleted if `size` more would be too many."""
+        """Returns the bytes of all files, after making room for `size` more if there is none."""
         found = []
         for folder, _, names in os.walk(self._folder):
             for name in names:
@@ -137,6 +129,16 @@ class DiskStore:
             pathlib.Path(path).unlink(missing_ok=True)
             used -= bytes_
         return used
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    draft = path.with_name(f"{path.name}_{uuid.uuid4().hex}.draft")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _digest(key: str, value: bytes) -> bytes:

@@ -1,6 +1,8 @@
-"""Orbax checkpoints: what changes while training, and where the data iterator stands."""
+"""Orbax checkpoints: the train state and the position of the data, with checksums."""
 
+import contextlib
 import logging as logging_lib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from speciarl_jax.runtime import checksum, exit_codes, resume_config, storage_er
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
-_PARTS = ("state", "iterator", "facts")
+# What a checkpoint consists of; `facts` holds the fingerprint of the run.
+_ITEMS = ("state", "iterator", "facts")
 
 
 class DamagedCheckpoint(ValueError):
@@ -37,12 +40,14 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """A folder of checkpoints, one a step.
+    """Reads and writes a folder of checkpoints, one a step.
 
     A checkpoint holds the train state (LoRA, optimizer, step, never the frozen base), the state of
-    the data iterator, the facts a resumed run must agree with, and checksums. It is written
+    the data iterator, the fingerprint that a resumed run must match, and checksums. It is written
     asynchronously and is complete or absent: Orbax renames it into place (in a bucket: marks it as
     complete) when all of it is written.
+
+    A fingerprint is a JSON-able dictionary; only the keys that the caller gives are compared.
     """
 
     def __init__(
@@ -61,9 +66,9 @@ class Checkpoints:
         Args:
           folder: local path, or a URL (gs://...).
           save_every: steps between two checkpoints.
-          keep: how many of the latest stay.
-          keep_best: how many of the best stay besides.
-          best_metric: what `save` is told of each checkpoint, if `keep_best`.
+          keep: number of the latest checkpoints that stay.
+          keep_best: number of the best that stay besides.
+          best_metric: name of the metric that `save` receives, if `keep_best`.
           best_mode: "max" or "min".
           create: make a local folder that does not exist.
 
@@ -109,26 +114,11 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def agree(self, facts: dict[str, Any], *, allow_change: bool = False) -> None:
-        """Refuses a run that the newest checkpoint does not belong to, before it costs anything.
-
-        Raises:
-          ValueError: facts differ, and `allow_change` is not set.
-        """
-        step = self.latest_step()
-        if step is None:
-            return
-        try:
-            saved = self._read(step, facts=ocp.args.JsonRestore()).facts
-        except DamagedCheckpoint:
-            return  # `resume` knows what to do.
-        resume_config.agree(saved, facts, f"the checkpoint of step {step}", allow_change)
-
     def best_step(self) -> int:
-        """The checkpoint with the best value of the metric.
+        """Returns the step of the checkpoint with the best value of the metric.
 
         Raises:
           ValueError: none has a value.
@@ -142,15 +132,30 @@ class Checkpoints:
         return best
 
     def due(self, step: int) -> bool:
-        """Whether `save` would write at this step without being forced."""
+        """Returns whether `save` writes at this step without `force`."""
         return self._manager.should_save(step)
+
+    def check_fingerprint(self, fingerprint: dict[str, Any], *, allow_change: bool = False) -> None:
+        """Refuses a run that the newest checkpoint does not belong to, before it costs anything.
+
+        Raises:
+          ValueError: the fingerprints differ, and `allow_change` is not set.
+        """
+        step = self.latest_step()
+        if step is None:
+            return
+        try:
+            saved = self._read(step, facts=ocp.args.JsonRestore()).facts
+        except DamagedCheckpoint:
+            return  # `resume` sets it aside.
+        resume_config.agree(saved, fingerprint, f"the checkpoint of step {step}", allow_change)
 
     def save(
         self,
         step: int,
         state: Any,
         iterator_state: dict[str, Any],
-        facts: dict[str, Any],
+        fingerprint: dict[str, Any],
         *,
         metric: float | None = None,
         force: bool = False,
@@ -161,7 +166,7 @@ class Checkpoints:
           step: number of finished steps.
           state: pytree of arrays.
           iterator_state: JSON-able state of the data iterator.
-          facts: JSON-able description of the run that `restore` compares.
+          fingerprint: of the run.
           metric: value of `best_metric`, if the best are kept.
           force: write it even though none is due.
 
@@ -175,47 +180,40 @@ class Checkpoints:
         if step == self.latest_step() or not (force or self.due(step)):
             return False
         known = self._best_metric and metric is not None
-        digest = checksum.digest(state, iterator_state, facts)
-        try:
+        digest = checksum.digest(state, iterator_state, fingerprint)
+        with self._writing():
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     iterator=ocp.args.JsonSave(iterator_state),
-                    facts=ocp.args.JsonSave(facts),
+                    facts=ocp.args.JsonSave(fingerprint),
                     checksum=ocp.args.JsonSave(digest),
                 ),
                 metrics={self._best_metric: metric} if known else None,
                 force=True,
             )
-        except Exception as error:
-            self._explain(error)
-            raise
 
     def resume(
-        self, state: Any, facts: dict[str, Any], *, allow_change: bool = False
+        self, state: Any, fingerprint: dict[str, Any], *, allow_change: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole, for a run that goes on from it.
 
-        One that is damaged is set aside, as `damaged_STEP` (`damaged_STEP_2` where there
-        is one already), and the one before is used: the run takes the same steps again, to the same
-        bits. That is logged as an error.
+        One that is damaged is set aside, as `damaged_STEP` (`damaged_STEP_2` where there is one
+        already), and the one before is used: the run takes the same steps again, to the same bits.
+        That is logged as an error.
 
-        Args:
-          state: as for `restore`.
-          facts: likewise.
-          allow_change: likewise.
+        Arguments and errors are those of `restore`.
 
         Returns:
           Its step, the state and the state of the data iterator; None if there is none.
 
         Raises:
           DamagedCheckpoint: there were checkpoints, and not one is whole.
-          exit_codes.RestartNeeded, OSError, ValueError: as for `restore`.
         """
         while (step := self.latest_step()) is not None:
             try:
-                return step, *self.restore(state, facts, step, allow_change=allow_change)
+                return step, *self.restore(state, fingerprint, step, allow_change=allow_change)
             except DamagedCheckpoint as error:
                 self._set_aside(step, error)
         folder = self._manager.directory
@@ -230,7 +228,7 @@ class Checkpoints:
     def restore(
         self,
         state: Any,
-        facts: dict[str, Any],
+        fingerprint: dict[str, Any],
         step: int | None = None,
         *,
         allow_change: bool = False,
@@ -239,9 +237,9 @@ class Checkpoints:
 
         Args:
           state: pytree of arrays, or of abstract arrays with shardings, to be filled.
-          facts: what this run believes; every key must agree with the checkpoint's.
-          step: which one; the latest when None.
-          allow_change: log the facts that differ, and go on.
+          fingerprint: of this run; every key must agree with the checkpoint's.
+          step: of the checkpoint; the latest when None.
+          allow_change: log the keys that differ, and go on.
 
         Returns:
           The state and the state of the data iterator.
@@ -250,18 +248,18 @@ class Checkpoints:
           DamagedCheckpoint: it is not whole.
           exit_codes.RestartNeeded, OSError: it is out of reach and may be whole
             (`storage_errors.check`).
-          ValueError: there is no such checkpoint, its facts differ from this run's, or its arrays
-            have other shapes.
+          ValueError: there is no such checkpoint, its fingerprint differs from this run's, or its
+            arrays have other shapes.
         """
+        folder, steps = self._manager.directory, self._manager.all_steps()
         step = self.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
+        if step is None or step not in steps:
             raise ValueError(
-                f"{self._manager.directory} holds no checkpoint"
-                + ("" if step is None else f" of step {step}, only {self._manager.all_steps()}")
+                f"{folder} holds no checkpoint"
+                + ("" if step is None else f" of step {step}, only {steps}")
             )
-        found = self._manager.directory / str(step)
-        missing = [part for part in _PARTS if not (found / part).exists()]
-        if missing:
+        found = folder / str(step)
+        if missing := [item for item in _ITEMS if not (found / item).exists()]:
             raise DamagedCheckpoint(
                 f"{found} is no whole checkpoint: it lacks {missing} (a copy that was cut short?)"
             )
@@ -270,10 +268,12 @@ class Checkpoints:
         wanted = None
         if (found / "checksum").exists():
             wanted = self._read(step, checksum=ocp.args.JsonRestore()).checksum
-            # First, or a flipped bit would be taken for another configuration.
+            # Checked first, or a flipped bit would be taken for another configuration.
             if wanted["json"] != checksum.text_digest(texts.iterator, texts.facts):
                 raise damaged
-        resume_config.agree(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
+        resume_config.agree(
+            texts.facts, fingerprint, f"the checkpoint of step {step}", allow_change
+        )
         self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state
@@ -285,8 +285,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if _others_are_gone(error):
-            return  # What is being written waits for them; the exit of the program ends it.
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # Another process is gone, and the writing would wait for it; the exit ends it.
         self.close()
 
     def wait(self) -> None:
@@ -295,23 +295,29 @@ class Checkpoints:
         Raises:
           exit_codes.StorageError: it cannot be written.
         """
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except Exception as error:
-            self._explain(error)
-            raise
 
     def close(self) -> None:
-        """Waits for what is being written and frees the threads.
-
-        Raises:
-          exit_codes.StorageError: it cannot be written.
-        """
-        try:
+        """Waits for what is being written and frees the threads; raises as `wait` does."""
+        with self._writing():
             self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises a StorageError in place of what Orbax says when it cannot write."""
+        try:
+            yield
+        except (exit_codes.StorageError, jax.errors.JaxRuntimeError):
+            raise  # No disk says the latter.
         except Exception as error:
-            self._explain(error)
-            raise
+            folder = self._manager.directory
+            whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+            raise exit_codes.StorageError(
+                f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
+                f"Whole ones there: {whole}. Free space, or make the folder writable, and start "
+                "the same command again"
+            ) from error
 
     def _read(self, step: int, **args: Any) -> Any:
         try:
@@ -319,11 +325,10 @@ class Checkpoints:
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise  # No memory, or another process went away: the checkpoint is not to blame.
         except Exception as error:
-            storage_errors.check(self._manager.directory / str(step), error)
-            # Whatever a damaged file makes Orbax and TensorStore stumble over.
+            found = self._manager.directory / str(step)
+            storage_errors.check(found, error)
             raise DamagedCheckpoint(
-                f"{self._manager.directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {error})"
+                f"{found} cannot be read ({type(error).__name__}: {error})"
             ) from error
 
     def _check_shapes(self, step: int, state: Any) -> None:
@@ -334,19 +339,18 @@ class Checkpoints:
             saved = saved.item_metadata.tree
         except Exception:
             return  # Damaged; reading it says how.
-        shapes = [
-            sorted(
+        before, now = (
+            {
                 (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(leaf.shape))
-                for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
                 if hasattr(leaf, "shape")
-            )
+            }
             for tree in (saved, state)
-        ]
-        if shapes[0] != shapes[1]:
-            differing = sorted(set(shapes[0]) ^ set(shapes[1]))
+        )
+        if before != now:
             raise ValueError(
                 f"the arrays of the checkpoint of step {step} are not this run's; they differ in "
-                f"{differing[:8]}"
+                f"{sorted(before ^ now)[:8]}"
             )
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
@@ -363,39 +367,19 @@ class Checkpoints:
             target,
             error,
         )
-        several = jax.process_count() > 1
-        if (folder / str(step)).exists():
-            try:
-                (folder / str(step)).rename(target)
-            except (FileNotFoundError, FileExistsError):
-                pass  # Another process was faster.
-        if several:
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # another process was faster
+            (folder / str(step)).rename(target)
+        if jax.process_count() > 1:
             raise exit_codes.RestartNeeded(
                 f"checkpoint {step} was damaged and is set aside"
             ) from error
         self._manager.reload()
 
-    def _explain(self, error: Exception) -> None:
-        """Raises a StorageError in place of what Orbax says when it cannot write."""
-        if isinstance(error, exit_codes.StorageError | jax.errors.JaxRuntimeError):
-            return  # No disk says the latter.
-        folder = self._manager.directory
-        whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        raise exit_codes.StorageError(
-            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
-            f"Whole ones there: {whole}. Free space, or make the folder writable, and start the "
-            "same command again"
-        ) from error
-
 
 def _free_name(folder: epath.Path, step: int) -> epath.Path:
-    """Where a damaged checkpoint of a step goes; it may not be the first."""
+    """Returns where a damaged checkpoint of a step goes; it may not be the first."""
     target, number = folder / f"{DAMAGED}{step}", 1
     while target.exists():
         number += 1
         target = folder / f"{DAMAGED}{step}_{number}"
     return target
-
-
-def _others_are_gone(error: BaseException | None) -> bool:
-    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1

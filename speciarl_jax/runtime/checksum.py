@@ -1,4 +1,4 @@
-"""Sums over all bits of arrays, and digests of what is written beside them."""
+"""Checksums of arrays, and of the JSON that is written beside them."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ import numpy as np
 
 @jax.jit
 def of_arrays(state: Any) -> list[jax.Array]:
-    """A uint32 for each array: the sum of its bits, each element times its own odd number.
+    """Returns a uint32 for each array: the sum of its bits, each element times its own odd number.
 
-    One changed element always changes it, and no mesh does, for whole numbers add up alike in any
+    One changed element always changes it. No mesh does, for whole numbers add up alike in any
     order. Orbax notices damage to the structure of a checkpoint, and none to its numbers.
     """
 
@@ -32,9 +32,10 @@ def of_arrays(state: Any) -> list[jax.Array]:
 
 
 def digest(state: Any, *parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What `restore` compares: of the arrays, and of what is written as JSON."""
+    """Returns the checksums that `Checkpoints.restore` compares: of arrays, and of JSON."""
     return {"state": [int(x) for x in of_arrays(state)], "json": text_digest(*parts)}
 
 
 def text_digest(*parts: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of JSON-able values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Compiled programs on disk, for the next process that runs them."""
+"""Keeps compiled programs on disk, for the next process that runs them."""
 
 import pathlib
 
@@ -8,8 +8,8 @@ import jax
 def enable(folder: str) -> None:
     """Keeps compiled programs in `folder`; does nothing if that is "".
 
-    To be called before anything is compiled. A program is found again by what it computes, the
-    versions of jax and of the compiler, their flags, and the devices.
+    To be called before anything is compiled. A program is found again by its content, the versions
+    and flags of jax and the compiler, and the devices.
 
     Raises:
       ValueError: the folder cannot be made.
@@ -24,6 +24,6 @@ def enable(folder: str) -> None:
             "another folder, or an empty text for none"
         ) from None
     jax.config.update("jax_compilation_cache_dir", folder)
-    # By default what compiles in less than a second is not kept; a start has many such programs.
+    # By default JAX keeps no program that compiles in under a second; a start has many of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,4 +1,4 @@
-"""How a program ends, so that a launcher knows what to do: restart it, or call a person.
+"""Exit codes, by which a launcher knows whether to restart a program or to call a person.
 
 | code | what happened | what `launch/restart.sh` does |
 |---|---|---|
@@ -25,7 +25,6 @@ RESTART = 75
 STORAGE = 74
 REFUSED = 78
 
-# What a person can do where a device has too little memory.
 MEMORY = (
     "a device has too little memory for this configuration; where it was sampling, set or lower "
     "config.rollout.cache_bytes or config.rollout.max_images_per_chunk (0: no limit); where it was "
@@ -33,7 +32,7 @@ MEMORY = (
     "devices"
 )
 
-# What a disk says that will say the same after a restart.
+# Errors of a disk that will be the same after a restart.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 
 
@@ -50,20 +49,18 @@ class StorageError(OSError):
 
 
 def code_of(error: BaseException, several: bool) -> int:
-    """The exit code for an error that ended the program.
+    """Returns the exit code for an error that ended the program.
 
     Args:
       error: that nobody caught.
-      several: whether the run has several processes. An error of the runtime then mostly means that
-        one of the others went away, or is late.
+      several: whether the run has several processes: then an error of JAX's runtime mostly means
+        that one of the others went away, or is late.
     """
     if isinstance(error, Preempted | RestartNeeded):
         return RESTART
     if isinstance(error, StorageError) or getattr(error, "errno", None) in _STORAGE_ERRORS:
         return STORAGE
-    if isinstance(error, ValueError | TypeError | FloatingPointError):
-        return REFUSED
-    if out_of_memory(error):
+    if isinstance(error, ValueError | TypeError | FloatingPointError) or out_of_memory(error):
         return REFUSED
     if isinstance(error, jax.errors.JaxRuntimeError) and several:
         return RESTART
@@ -71,15 +68,15 @@ def code_of(error: BaseException, several: bool) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a program needs more memory than a device has, as it would after a restart."""
+    """Says whether a program needs more memory than a device has, as it would after a restart."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
-    """`main` for `app.run`, with the exit codes of this module.
+    """Wraps `main` for `app.run`, so that the program ends with the exit codes of this module.
 
-    Until training begins, and after it, a SIGTERM ends the program at once with `RESTART`; while
-    training, `preemption.Notice` takes it.
+    Before and after training a SIGTERM ends the program at once with `RESTART`; while training,
+    `preemption.Notice` takes it.
     """
 
     def call(argv: Sequence[str]) -> None:
@@ -91,7 +88,8 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         except (app.UsageError, SystemExit):
             raise
         except Exception as error:
-            if isinstance(error, Preempted):
+            preempted = isinstance(error, Preempted)
+            if preempted:
                 logging.warning("%s", error)
             else:
                 traceback.print_exc()
@@ -99,8 +97,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
                 logging.error("%s", MEMORY)
             # Not jax.process_count(): it asks for the devices, and where connecting has failed it
             # would wait for the others.
-            code = code_of(error, jax.distributed.is_initialized())
-            leave(code, together=isinstance(error, Preempted))
+            leave(code_of(error, jax.distributed.is_initialized()), together=preempted)
 
     return call
 
@@ -110,12 +107,10 @@ def run_tool(
     main: Callable[[Sequence[str]], int | None],
     refused: tuple[type[Exception], ...] = (ValueError,),
 ) -> None:
-    """`app.run(main)` of a command that people run by hand: a refusal is one line, and `REFUSED`.
-
-    The traceback is shown with --verbosity=1.
+    """Runs a command for people: a refusal is one line and `REFUSED`, --verbosity=1 says more.
 
     Args:
-      name: of the command, before the line.
+      name: of the command; begins the line.
       main: as for `app.run`; its result is the exit code.
       refused: errors whose message says what to mend.
     """
@@ -128,12 +123,10 @@ def run_tool(
 
 
 def leave(code: int, *, together: bool) -> None:
-    """Ends this process.
+    """Ends this process with an exit code.
 
-    Args:
-      code: of the exit.
-      together: all processes of the run end now, and wait for each other. Otherwise this one does
-        not wait: the others may be gone already, or hang until they see that this one is.
+    With `together`, all processes of the run end now and wait for each other. Otherwise this one
+    does not wait: the others may be gone already, or hang until they see that this one is.
     """
     if jax.distributed.is_initialized():
         if not together:

@@ -1,5 +1,6 @@
-"""Files of JSON that outlive a kill, in a folder or in a bucket (gs://...): lines, and objects."""
+"""JSON files that outlive a kill, in a folder or in a bucket (gs://...): lines, and objects."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +8,13 @@ from typing import Any
 
 from etils import epath
 
-# An object in a bucket is written anew as a whole: not more often than in so many seconds,
-_REWRITE_EVERY = 30
-# and then after so many times the seconds that it took the last time.
-_REST = 20
+# An object in a bucket is written anew as a whole: at most once in so many seconds, and at most
+# once in so many times the seconds that the last writing took.
+_REWRITE_EVERY, _REST = 30, 20
 
 
 def read(path: epath.PathLike, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a file; none where it is missing. What a kill cut short is left out.
+    """Reads the rows of a file; none where it is missing. A row that a kill cut short is left out.
 
     Args:
       path: of the file, or a URL.
@@ -28,7 +28,7 @@ def read(path: epath.PathLike, fields: Sequence[str] = ()) -> list[dict[str, Any
 
 
 def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Like `read`, of the content of `path`: its whole lines are those that have their end."""
+    """Reads the rows of `content`, which is that of `path`; as `read` does."""
     rows = []
     # Not splitlines: a model may say U+2028, which ends no line of JSON.
     for number, line in enumerate(content.decode("utf-8", "replace").split("\n")[:-1], 1):
@@ -48,7 +48,7 @@ def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[
 
 
 def read_object(path: epath.PathLike, remedy: str) -> dict[str, Any]:
-    """The object that a file holds as a whole; empty where it is missing.
+    """Reads a file that is one JSON object; empty where it is missing.
 
     Raises:
       ValueError: it is no JSON; names it, with the remedy.
@@ -65,8 +65,7 @@ def read_object(path: epath.PathLike, remedy: str) -> dict[str, Any]:
 def replace(path: epath.PathLike, text: str) -> None:
     """Writes a file so that a kill leaves the old or the new one."""
     path = epath.Path(path)
-    if _in_bucket(path):
-        # An object appears when all of it is there.
+    if _in_bucket(path):  # where an object appears when all of it is there
         path.write_text(text)
         return
     unfinished = path.with_name(path.name + ".unfinished")
@@ -77,9 +76,8 @@ def replace(path: epath.PathLike, text: str) -> None:
 class GrowingFile:
     """A file that lines are added to.
 
-    In a folder they are appended, and outlive the process at once. Nothing can be appended to an
-    object in a bucket: it is written anew, now and then, so that the time for it stays a small
-    share of the whole however long the file grows.
+    In a folder they are appended at once. Nothing can be appended to an object in a bucket: it is
+    written anew now and then, so that the time for it stays a small share however long it grows.
 
     Attributes:
       in_bucket: it is such an object.
@@ -90,7 +88,7 @@ class GrowingFile:
 
         Args:
           path: of the file, or a URL.
-          whole: the text of all lines, those that were added last included.
+          whole: returns the text of all lines, those that were added last included.
         """
         self._path, self._whole = epath.Path(path), whole
         self.in_bucket = _in_bucket(self._path)
@@ -128,15 +126,17 @@ class JsonLines:
 
         Args:
           path: of the file, or a URL (gs://...).
-          first_step: rows of this step and later are dropped, and what a kill cut short.
+          first_step: rows of this step and later are dropped, and a row that a kill cut short.
         """
         path = epath.Path(path)
         self._lines: list[str] = []
         self._file = GrowingFile(path, lambda: "".join(self._lines))
         if path.exists():
             content = path.read_text()
-            rows = [row for row in content.split("\n") if _before(row, first_step)]
-            self._lines = [row + "\n" for row in rows]
+            for line in content.split("\n"):
+                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                    if json.loads(line)["step"] < first_step:
+                        self._lines.append(line + "\n")
             if "".join(self._lines) != content:
                 self._file.rewrite()
         self._file.add("")  # the file is there even if no row comes
@@ -151,18 +151,6 @@ class JsonLines:
     def flush(self) -> None:
         """Returns when all rows are written: before a checkpoint, or a killed run loses some."""
         self._file.flush()
-
-    def close(self) -> None:
-        """Flushes."""
-        self.flush()
-
-
-def _before(row: str, first_step: int) -> bool:
-    """Whether a row is of an earlier step; not so where a kill cut it short."""
-    try:
-        return json.loads(row)["step"] < first_step
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
 
 
 def _in_bucket(path: epath.Path) -> bool:

@@ -1,4 +1,4 @@
-"""Metrics to a JSON-lines file and to TensorBoard."""
+"""Writes metrics to a JSON-lines file and to TensorBoard."""
 
 import time
 from collections.abc import Mapping
@@ -43,5 +43,5 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes both."""
-        self._lines.close()
+        self._lines.flush()
         self.board.close()

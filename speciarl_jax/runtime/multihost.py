@@ -1,4 +1,4 @@
-"""Several processes that run one program, each with its own devices: the flags, and the start.
+"""Connects several processes that run one program, each with its own devices.
 
 python -m speciarl_jax.train --distributed ...                    on each host of a TPU pod, or
                                                                   in each task of a SLURM job
@@ -11,23 +11,19 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-
-# JAX hands out the client of its coordination service nowhere else.
 from jax._src import distributed as jax_distributed
 
 from speciarl_jax.runtime import exit_codes
 
-# Seconds. A process that is silent for so long counts as gone, and the others end.
+# Seconds after which a silent process counts as gone, and the others end.
 HEARTBEAT = 60
-# Seconds that the processes wait for each other when they end.
-SHUTDOWN = 60
-# Seconds that the processes wait for each other in `gather`.
-PATIENCE = 1800
-_gathers = itertools.count()
+# Seconds that the processes wait for each other at their end, and in `allgather`.
+SHUTDOWN, TIMEOUT = 60, 1800
+_exchanges = itertools.count()
 
 
 def define_flags() -> None:
-    """The flags that `start` reads."""
+    """Defines the flags that `start` reads."""
     flags.DEFINE_bool(
         "distributed", False, "Several processes, found out from the TPU pod or the SLURM job."
     )
@@ -40,7 +36,7 @@ def define_flags() -> None:
 
 
 def start(given: Any) -> None:
-    """Connects this process with the others, before anything asks for a device.
+    """Connects this process with the others; to be called before anything asks for a device.
 
     Args:
       given: the parsed flags.
@@ -98,43 +94,44 @@ def _report() -> None:
 
 
 def allgather(value: Any) -> list[Any]:
-    """Small values of all processes, in the order of their numbers; with one process `[value]`.
+    """Returns small values of all processes, in the order of the processes; of one, `[value]`.
 
     They go through JAX's coordination service. `multihost_utils.process_allgather` is a program on
-    the devices, which would wait there for the step before, and the host with it.
+    the devices: it would wait there for the step before, and the host with it.
 
     All processes must call it equally often and in the same order, from their main threads.
 
     Args:
-      value: what JSON can hold; tuples come back as lists.
+      value: JSON-able; tuples come back as lists.
 
     Raises:
-      exit_codes.RestartNeeded: a process did not come within `PATIENCE`.
+      exit_codes.RestartNeeded: a process did not come within `TIMEOUT` seconds.
       jax.errors.JaxRuntimeError: a process went away.
     """
     if jax.process_count() == 1:
         return [value]
-    client, process = jax_distributed.global_state.client, jax.process_index()
-    # A key serves for one exchange; all processes count alike.
-    number = next(_gathers)
-    folder = f"speciarl_jax/gather/{number}"
+    # JAX gives out the client of its coordination service nowhere else.
+    client = jax_distributed.global_state.client
+    count, process, number = jax.process_count(), jax.process_index(), next(_exchanges)
+    folder = f"speciarl_jax/gather/{number}"  # serves once; all processes count alike
+
+    def arrived() -> dict[int, str]:
+        texts = client.key_value_dir_get(f"{folder}/")
+        return {int(key.rpartition("/")[2]): text for key, text in texts}
+
     client.key_value_set(f"{folder}/{process}", json.dumps(value))
-    if process == 0:
-        found = [json.loads(_get(client, f"{folder}/{i}")) for i in range(jax.process_count())]
-        client.key_value_set(f"{folder}/all", json.dumps(found))
-        # Who brought a value to this exchange has read the one before.
-        client.key_value_delete(f"speciarl_jax/gather/{number - 1}")
-    return json.loads(_get(client, f"{folder}/all"))
-
-
-def _get(client: Any, key: str) -> str:
     try:
-        return client.blocking_key_value_get(key, 1000 * PATIENCE)
+        client.wait_at_barrier(folder, 1000 * TIMEOUT)
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
+        late = sorted(set(range(count)) - arrived().keys())
         raise exit_codes.RestartNeeded(
-            f"process {jax.process_index()} of {jax.process_count()} waited {PATIENCE} seconds for "
-            f"{key} of another process, which hangs or is far behind; look at the logs of the "
-            "others, and start all of them again"
+            f"process {process} of {count} waited {TIMEOUT} seconds for processes {late}, which "
+            "hang or are far behind; look at their logs, and start all of them again"
         ) from error
+    texts = arrived()
+    if process == 0:
+        # Every process that came to this barrier has read the values of the exchange before.
+        client.key_value_delete(f"speciarl_jax/gather/{number - 1}")
+    return [json.loads(texts[i]) for i in range(count)]

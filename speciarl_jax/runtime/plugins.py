@@ -1,4 +1,4 @@
-"""Finding the part that a configuration names: the name is the module's, no registry is kept."""
+"""Finds the part that a configuration names: the name is the module's, no registry is kept."""
 
 import importlib
 import pkgutil
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def find(room: str, name: str, attribute: str) -> Any:
-    """`attribute` of the module `speciarl_jax.<room>.<name>`.
+    """Returns `attribute` of the module `speciarl_jax.<room>.<name>`.
 
     A new verifier, reward, data set or policy loss is one file in its room with that attribute.
 
@@ -25,9 +25,9 @@ def find(room: str, name: str, attribute: str) -> Any:
         if found is not None:
             return found
     able = [
-        m
-        for m in sorted(modules)
-        if hasattr(importlib.import_module(f"speciarl_jax.{room}.{m}"), attribute)
+        module
+        for module in sorted(modules)
+        if hasattr(importlib.import_module(f"speciarl_jax.{room}.{module}"), attribute)
     ]
     raise ValueError(
         f"{name!r} is no choice for {room}; choose one of {able}, or add the file "

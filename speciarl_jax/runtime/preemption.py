@@ -1,4 +1,4 @@
-"""Notices that the machine is about to be taken away: SIGTERM, in one process or in several."""
+"""Notices by SIGTERM that the machine is about to be taken away, in one process or in several."""
 
 import signal
 import threading
@@ -9,21 +9,21 @@ from jax.experimental import multihost_utils
 
 
 class Notice:
-    """Whether to save and leave, asked at the end of each step.
+    """Says at the end of each step whether to save and leave.
 
-    One process looks for its own SIGTERM. Of several, each that gets one tells the others through
-    JAX's coordination service, and all find the same step to leave after. A context manager: while
+    A single process looks for its own SIGTERM. Of several, each that gets one tells the others
+    through JAX's coordination service, and all leave after the same step. A context manager: while
     it is open, a SIGTERM does not end the process.
     """
 
     def __init__(self) -> None:
         self._together = jax.distributed.is_initialized()
-        # Python lets no other thread handle signals; a run in one is not told.
+        # Python lets no other thread handle signals; a run in one gets no notice.
         self._handles = not self._together and threading.current_thread() is threading.main_thread()
         self._came, self._steps, self._before = False, 0, None
 
     def __enter__(self) -> "Notice":
-        # JAX's own handler stands where there are several processes.
+        # With several processes, JAX has a handler of its own.
         if self._handles:
             self._before = signal.signal(signal.SIGTERM, self._take)
         return self
@@ -36,9 +36,9 @@ class Notice:
         self._came = True
 
     def after_step(self) -> bool:
-        """Whether to save and leave now; to be asked once a step, by all processes."""
-        # Not the number of the step: one that came before the first step names the step after the
-        # 0 that JAX begins with, which a run that goes on from a checkpoint never reaches.
+        """Says whether to save and leave now; all processes must ask once a step."""
+        # Not the number of the step in the run: after a SIGTERM before the first step JAX waits
+        # for step 1, which a run that goes on from a checkpoint never reaches.
         self._steps += 1
         if not self._together:
             return self._came

@@ -1,4 +1,4 @@
-"""Profiles of a run that is under way, on demand.
+"""Profiles a run that is under way, on demand.
 
     kill -USR1 PID                       the process with this number
     touch WORKDIR/profile_now            process 0
@@ -9,7 +9,6 @@ to `WORKDIR/profiles`. TensorBoard's profile plug-in, or https://ui.perfetto.dev
 """
 
 import pathlib
-import shutil
 import signal
 import tempfile
 import threading
@@ -26,24 +25,21 @@ _INTERVAL = 5.0
 
 
 class Profiler:
-    """Traces steps when somebody asks. A context manager; SIGUSR1 is its while it is open."""
+    """Traces steps on request. A context manager, which takes SIGUSR1 while it is open."""
 
     def __init__(self, workdir: epath.PathLike, steps: int):
-        """Nothing is traced yet.
+        """Traces nothing yet.
 
         Args:
-          workdir: is looked into for the request, and receives `profiles`.
+          workdir: may receive the request, and receives `profiles`.
           steps: to trace for each request.
         """
         self._workdir, self._steps = epath.Path(workdir), steps
         self._asked, self._left, self._looked = False, 0, float("-inf")
-        self._folder: epath.Path | None = None
-        self._local: pathlib.Path | None = None
-        self._before: Any = None
-
-    def __enter__(self) -> "Profiler":
         # Python lets no other thread handle signals; a run in one only looks for the file.
         self._handles = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "Profiler":
         if self._handles:
             self._before = signal.signal(signal.SIGUSR1, self._ask)
         return self
@@ -70,15 +66,13 @@ class Profiler:
         if not self._asked:
             return
         self._asked, self._left = False, self._steps
-        name = f"step_{number}_process_{jax.process_index()}"
-        self._folder = self._workdir / "profiles" / name
-        # The profiler writes to local disks only.
-        self._local = pathlib.Path(tempfile.mkdtemp(prefix="profile_"))
+        self._name = f"step_{number}_process_{jax.process_index()}"
+        # JAX writes traces to local disks only.
+        self._local = tempfile.TemporaryDirectory(prefix="profile_")
         logging.warning("profiling %d steps from step %d on", self._steps, number)
         options = jax.profiler.ProfileOptions()
-        # A trace of every Python call would slow down the host that is to be measured.
-        options.python_tracer_level = 0
-        jax.profiler.start_trace(self._local, profiler_options=options)
+        options.python_tracer_level = 0  # tracing every Python call would slow the host down
+        jax.profiler.start_trace(self._local.name, profiler_options=options)
 
     def after_step(self, values: Any) -> None:
         """Counts a traced step, and writes the trace after the last.
@@ -94,13 +88,14 @@ class Profiler:
             self._write()
 
     def _write(self) -> None:
-        self._left = 0
+        self._left, local = 0, pathlib.Path(self._local.name)
         jax.profiler.stop_trace()
-        jax.profiler.save_device_memory_profile(self._local / "memory.prof")
-        for path in sorted(self._local.rglob("*")):
+        jax.profiler.save_device_memory_profile(local / "memory.prof")
+        folder = self._workdir / "profiles" / self._name
+        for path in sorted(local.rglob("*")):
             if path.is_file():
-                target = self._folder / path.relative_to(self._local)
+                target = folder / path.relative_to(local)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
-        shutil.rmtree(self._local)
-        logging.warning("wrote %s", self._folder)
+        self._local.cleanup()
+        logging.warning("wrote %s", folder)

@@ -22,6 +22,7 @@ _FREE = (
     ),
     "train.num_length_buckets",
     "train.samples_",
+    "train.num_logged_images",
 )
 
 

@@ -1,26 +1,20 @@
-"""The mesh, and which axis of every array lies on which axis of it. No other file knows."""
+"""Defines the mesh, and in one table over which of its axes every array is cut."""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import multihost
 
-from speciarl_jax.runtime import activation_sharding
+from speciarl_jax.runtime import multihost
 
 AXES = ("data", "fsdp", "tensor")
-# The batch of images is cut over both.
+# The first axis of a batch of images is cut over both.
 BATCH_AXES = ("data", "fsdp")
-
-# Seconds that processes wait for each other at the start.
-MEETING = 1800
-_meetings = itertools.count()
 
 # Logical axis of a parameter or an activation -> axis of the mesh.
 RULES = {
@@ -40,15 +34,15 @@ RULES = {
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh:
-    """A mesh over all devices, or over `devices`.
+    """Makes a mesh over all devices, or over `devices`.
 
     Args:
-      data: copies of the weights.
-      fsdp: parts that weights and batch are cut into.
-      tensor: parts that heads and hidden units are cut into.
+      data: number of copies of the weights.
+      fsdp: number of parts that weights and batch are cut into.
+      tensor: number of parts that heads and hidden units are cut into.
       devices: array of devices; `jax.devices()` when None.
 
-    One of the sizes may be -1: whatever is left.
+    One of the sizes may be -1: what the others leave.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -75,18 +69,17 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh
 def barrier(mesh: Mesh) -> None:
     """Waits for all processes, and lets their devices exchange once along every axis.
 
-    XLA's CPU backend connects the devices of an exchange at the first one, and gives up on a
-    process that comes half a minute later. Loading and compiling can keep them apart for longer,
-    so they connect before. Nothing happens in a run of one process.
+    XLA's CPU backend connects the devices at their first exchange, and gives up on a process that
+    comes half a minute later. Loading and compiling can keep processes apart for longer, so they
+    connect before. Nothing happens in a run of one process.
 
     Raises:
-      jax.errors.JaxRuntimeError: a process did not come, or went away.
+      exit_codes.RestartNeeded: a process did not come in time.
+      jax.errors.JaxRuntimeError: a process went away.
     """
     if jax.process_count() == 1:
         return
-    # A name serves for one meeting; all processes count alike.
-    name = f"meeting_{next(_meetings)}"
-    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * MEETING)
+    multihost.allgather(None)
     groups = [axes for n in range(len(AXES)) for axes in itertools.combinations(AXES, n + 1)]
 
     @functools.partial(
@@ -99,10 +92,10 @@ def barrier(mesh: Mesh) -> None:
 
 
 def mesh_alone(mesh: Mesh) -> Mesh:
-    """A mesh for programs that one process runs without the others.
+    """Returns a mesh for programs that one process runs without the others.
 
-    The mesh itself if there is one process; else one over this process's devices, which cuts
-    weights over all of them.
+    That is the mesh itself if there is one process; else one over this process's devices, which
+    cuts weights over all of them.
     """
     if jax.process_count() == 1:
         return mesh
@@ -110,28 +103,27 @@ def mesh_alone(mesh: Mesh) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of every array of a batch is cut over the devices that share it."""
+    """Cuts the first axis of an array over the devices that share a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that lie on the mesh stay where they are; all others are copied to every device."""
-    where = replicated(mesh)
+    """Copies arrays to every device; those that lie on the mesh already stay as they are."""
 
     def one(x):
         sharded = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
-        return x if sharded and x.sharding.mesh == mesh else jax.device_put(x, where)
+        return x if sharded and x.sharding.mesh == mesh else jax.device_put(x, replicated(mesh))
 
     return jax.tree.map(one, tree)
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Devices that the first axis of a batch is cut over."""
+    """Returns the number of devices that the first axis of a batch is cut over."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -152,7 +144,7 @@ def check_batch(mesh: Mesh, what: str, size: int) -> None:
 def param_sharding(
     mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> NamedSharding:
-    """Where a parameter lies, by the logical names of its axes.
+    """Returns where a parameter lies, by the logical names of its axes.
 
     Raises:
       ValueError: an axis is unknown, two of them share a mesh axis, or a size does not divide.
@@ -177,94 +169,35 @@ def param_sharding(
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-class OnMesh:
-    """`activation_sharding.Placement`: activations lie as `RULES` says.
-
-    An axis that its part of the mesh does not divide is left whole.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-
-    def parts(self, size, axis):
-        count = math.prod(self._mesh.shape[name] for name in self._names(axis))
-        return 1 if size % count else count
-
-    def _spec(self, shape, axes, whole=frozenset()) -> PartitionSpec:
-        def cut(size, axis):
-            names = self._names(axis)
-            fits = names and not size % math.prod(self._mesh.shape[name] for name in names)
-            return names if fits and not whole & set(names) else None
-
-        return PartitionSpec(*(cut(*each) for each in zip(shape, axes, strict=True)))
-
-    @staticmethod
-    def _names(axis: str | None) -> tuple[str, ...]:
-        where = RULES[axis] if axis is not None else None
-        return (where,) if isinstance(where, str) else where or ()
-
-    def constrain(self, x, axes):
-        where = NamedSharding(self._mesh, self._spec(x.shape, axes))
-        return jax.lax.with_sharding_constraint(x, where)
-
-    def on_each_device(self, function, arrays, axes, out):
-        # Queries are not cut where their keys cannot be.
-        sides = [
-            (size, name)
-            for x, names in zip(arrays, axes, strict=True)
-            for size, axis in zip(x.shape, names, strict=True)
-            for name in self._names(axis)
-        ]
-        whole = frozenset(name for size, name in sides if size % self._mesh.shape[name])
-        specs = tuple(self._spec(x.shape, a, whole) for x, a in zip(arrays, axes, strict=True))
-        # The result is as large as the first argument.
-        out_spec = self._spec(arrays[0].shape, out, whole)
-        return jax.shard_map(
-            function, mesh=self._mesh, in_specs=specs, out_specs=out_spec, check_vma=False
-        )(*arrays)
-
-
-def on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """The same function, whose activations are traced to lie as `RULES` says."""
-
-    @functools.wraps(function)
-    def placed(*args, **kwargs):
-        with activation_sharding.placing(OnMesh(mesh)):
-            return function(*args, **kwargs)
-
-    return placed if mesh.size > 1 else function
-
-
 def put_param(mesh: Mesh):
-    """`put` for `hf.load`: a parameter goes straight into its shards.
+    """Returns `put` for `hf_checkpoint.load`: it brings a parameter straight into its shards.
 
     Every process reads its own part of what is in a checkpoint; numpy arrays, which every process
     holds whole, are cut.
     """
 
     def put(path, array, axes):
-        where = param_sharding(mesh, ".".join(map(str, path)), array.shape, axes)
+        to = param_sharding(mesh, ".".join(map(str, path)), array.shape, axes)
         if isinstance(array, np.ndarray):
-            return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
-        return array.place(where)
+            return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
+        return array.place(to)
 
     return put
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """A batch of numpy arrays, each process's own rows, to one global batch of device arrays."""
-    where = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
-    )
+    """Brings a batch of numpy arrays, each process's own rows, to a global batch on the devices."""
+    make = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    return jax.tree.map(lambda x: make(np.asarray(x)), batch)
 
 
 def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of an array of `batch_sharding`, so that each row is one process's and no other's.
+    """Returns rows of an array of `batch_sharding`, so that each row is one process's alone.
+
+    Where several processes hold copies of a row, one of them has it here.
 
     Returns:
-      int [b], which rows, and their values [b, ...]. Where several processes hold copies of a row,
-      one of them has it here.
+      The numbers of the rows, int [b], and their values [b, ...].
     """
     shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
     numbers = [np.arange(array.shape[0])[shard.index[0]] for shard in shards]
@@ -275,19 +208,18 @@ def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array of `batch_sharding`, in order: undoes `put_batch`."""
+    """Returns this process's rows of an array of `batch_sharding`, in order: undoes `put_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """All rows, which every process holds, to an array of `batch_sharding`."""
-    where = batch_sharding(mesh)
-    return jax.make_array_from_callback(rows.shape, where, lambda index: rows[index])
+    """Brings all rows, which every process holds, to an array of `batch_sharding`."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
 
 
 def shardings_of(mesh: Mesh, tree: Any) -> Any:
-    """The shardings of a pytree of `nnx.Variable` (by their axes) and other arrays (replicated).
+    """Returns the shardings of a pytree: `nnx.Variable` by their axes, other arrays replicated.
 
     Optimizer states keep the variables of the parameters they belong to, so they lie beside them.
     """
@@ -304,10 +236,10 @@ def shardings_of(mesh: Mesh, tree: Any) -> Any:
     )
 
 
-def placed(tree: Any, where: Any) -> Any:
-    """Shapes and dtypes of a tree, with its shardings or with one for all."""
-    if isinstance(where, jax.sharding.Sharding):
-        where = jax.tree.map(lambda _: where, tree)
+def placed(tree: Any, shardings: Any) -> Any:
+    """Returns shapes and dtypes of a tree, with a tree of shardings or with one for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-        lambda x, w: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), tree, where
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings
     )

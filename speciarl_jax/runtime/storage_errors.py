@@ -1,4 +1,4 @@
-"""Tells what cannot be reached now from what is damaged, when reading it has failed."""
+"""Tells what cannot be read now from what is damaged, when reading it has failed."""
 
 import errno
 import re
@@ -6,48 +6,49 @@ from typing import Any
 
 from speciarl_jax.runtime import exit_codes
 
-# What the system says where something is missing or of another kind: damage.
+# Errors of the system where something is missing or of another kind: damage.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
-# As TensorStore writes the system's errors, and the codes that it gives to a bucket's.
+# TensorStore raises nothing but ValueError: only the text has its status and the system's error.
 _SYSTEM = re.compile(r"os_error_code='(\d+)'")
-_FORBIDDEN = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
-_AWAY = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED)\b")
+_FORBIDDEN = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")
 # Libraries whose errors are of the way to a bucket.
 _BUCKET = {"aiohttp", "gcsfs", "google", "requests", "urllib3"}
 
 
 def check(path: Any, error: BaseException) -> None:
-    """Returns if an error can only come from damage.
+    """Returns if an error can only come from damage; otherwise raises what hides behind it.
 
-    Libraries put the errors of a disk or a bucket into their own, so that the causes of `error` and
-    their texts are looked through.
+    Libraries wrap the errors of a disk or a bucket, so all causes of `error` are looked at.
 
     Args:
-      path: what could not be read.
-      error: what the library said.
+      path: of what could not be read.
+      error: that the library raised.
 
     Raises:
       OSError: the disk's own error.
-      MemoryError: the machine's.
+      MemoryError: the machine has too little memory.
       exit_codes.StorageError: a bucket refuses to let this program read.
       exit_codes.RestartNeeded: a bucket does not answer.
     """
     said = f"{path} cannot be read now, and may be whole ({type(error).__name__}: {error})"
     cause: BaseException | None = error
     while cause is not None:
-        text = str(cause)
+        text, library = str(cause), type(cause).__module__.split(".")[0]
+        system = _SYSTEM.search(text)
         if isinstance(cause, MemoryError):
             raise cause
         if isinstance(cause, OSError) and cause.errno and cause.errno not in _DAMAGE:
             raise cause
-        system = _SYSTEM.search(text)
-        if system and int(system.group(1)) not in _DAMAGE:
-            raise OSError(int(system.group(1)), said) from error
-        if _FORBIDDEN.search(text):
+        if system and int(system[1]) not in _DAMAGE:
+            raise OSError(int(system[1]), said) from error
+        if any(status in text for status in _FORBIDDEN) or (
+            library in _BUCKET and getattr(cause, "code", None) in (401, 403)
+        ):
             raise exit_codes.StorageError(
                 f"{said}; give this program the right to read it"
             ) from error
-        unanswered = isinstance(cause, TimeoutError | ConnectionError) or _AWAY.search(text)
-        if unanswered or type(cause).__module__.split(".")[0] in _BUCKET:
+        unanswered = isinstance(cause, TimeoutError | ConnectionError)
+        if unanswered or library in _BUCKET or any(status in text for status in _AWAY):
             raise exit_codes.RestartNeeded(said) from error
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""How long a run has taken, over all processes that worked on it one after the other."""
+"""Measures a run over all processes that worked on it one after the other."""
 
 import time
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RunClock:
-    """Seconds of a run: loading and evaluation included, and of processes that were killed.
+    """Counts the seconds of a run, with loading, evaluation and processes that were killed.
 
     A process counts up to the checkpoint that the next one goes on from.
 
@@ -22,30 +22,30 @@ class RunClock:
         self.earlier, self.first_step, self.moved = 0.0, None, False
 
     def seconds(self) -> float:
-        """Of all processes so far."""
+        """Returns the seconds of all processes so far."""
         return self.earlier + time.time() - self._begun
 
     def step_done(self, number: int) -> None:
-        """Step `number` of the run is done, the first of this process."""
+        """Notes that step `number` of the run is done, the first of this process."""
         self.moved = True
         if number == 1:
             self.first_step = self.seconds()
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; JSON-able."""
+        """Returns what a checkpoint keeps; JSON-able."""
         return {"seconds": self.seconds(), "first_step_seconds": self.first_step}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint; those of older versions do not know of the first step."""
+        """Goes on from a checkpoint; those of older versions lack the first step."""
         self.earlier, self.first_step = state["seconds"], state.get("first_step_seconds")
 
     def summary(self, steps: int, before: Mapping[str, Any]) -> dict[str, Any]:
-        """`steps`, `wall_seconds` and `first_step_seconds` of a finished run.
+        """Returns `steps`, `wall_seconds` and `first_step_seconds` of a finished run.
 
         Args:
           steps: of the run.
-          before: summary that the run has already, or nothing. If it is of as many steps, and this
-            process took none, its times stay.
+          before: summary that the run has already, or nothing. Its times stay if it is of as many
+            steps and this process took none.
         """
         found = {
             "steps": steps,

@@ -1,4 +1,4 @@
-"""The folder that an entry point writes to."""
+"""Opens the folder that a program writes to."""
 
 import jax
 from etils import epath

@@ -66,7 +66,7 @@ class SampleLogger:
     def close(self) -> None:
         """Closes the file; the board is its owner's."""
         if self._lines is not None:
-            self._lines.close()
+            self._lines.flush()
 
 
 def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:

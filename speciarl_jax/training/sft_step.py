@@ -18,7 +18,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
-from speciarl_jax.runtime import sharding
+from speciarl_jax.runtime import activation_sharding
 from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
 
@@ -129,4 +129,4 @@ def step_of(
         # Nothing was sampled.
         return state, {k: v for k, v in metrics.items() if not k.startswith("update/sampler_")}
 
-    return sharding.on_mesh(run.mesh, step)
+    return activation_sharding.on_mesh(run.mesh, step)

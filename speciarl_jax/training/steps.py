@@ -20,7 +20,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import rescore, sample_and_verify
 from speciarl_jax.rollout.types import Groups
-from speciarl_jax.runtime import sharding, step_timer
+from speciarl_jax.runtime import activation_sharding, sharding, step_timer
 from speciarl_jax.training import dynamic_sampling, host_verified_step, rl_step, sft_step
 from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
@@ -84,7 +84,7 @@ def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
         state, updated = update_lib.update_on_all(state, base, batch, update, algorithm)
         return state, updated | metrics
 
-    return Stages(rollout, verify, sharding.on_mesh(run.mesh, learn))
+    return Stages(rollout, verify, activation_sharding.on_mesh(run.mesh, learn))
 
 
 def programs(

@@ -28,7 +28,7 @@ def encoder(run, policy_folder):
 def options_of(small_config, **changes):
     options = small_config().data.vision_cache
     with options.unlocked():
-        options.update({"place": "host", "bytes": 2**20, "images": 0} | changes)
+        options.update({"place": "host", "bytes": 2**20, "images_per_device": 0} | changes)
     return options
 
 
@@ -212,7 +212,7 @@ def test_features_by_another_program_are_not_served(encoder, changes):
     [
         ({"place": "cloud"}, "vision_cache.place is 'cloud'; choose one of"),
         ({"bytes": 0}, "vision_cache.bytes is 0; it must be at least 1"),
-        ({"images": -1}, "vision_cache.images_per_device is -1; it must be at least 0"),
+        ({"images_per_device": -1}, "vision_cache.images_per_device is -1; it must be at least 0"),
     ],
 )
 def test_a_bad_option_is_refused(run, small_config, encoder, changes, said):

@@ -12,7 +12,7 @@ from speciarl_jax.runtime import checkpoint, checksum, exit_codes
 from speciarl_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from speciarl_jax.training import state as state_lib
 
-FACTS = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
+FINGERPRINT = {"seed": 0, "data.options.split": "reinforcement", "optimizer.learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def saved(tmp_path):
     def saved(steps, state=small):
         checkpoints = Checkpoints(tmp_path, save_every=1, keep=5)
         for step in steps:
-            checkpoints.save(step, state(step), {"position": step}, FACTS)
+            checkpoints.save(step, state(step), {"position": step}, FINGERPRINT)
         checkpoints.close()
         return tmp_path
 
@@ -73,11 +73,11 @@ def test_a_state_comes_back_bit_for_bit_where_it_lay(opened, run, trained, tmp_p
     position = {"stream": {"next": 12, "names": ["a", "b"]}, "seconds": 1 / 3}
     checkpoints = opened(tmp_path)
     assert checkpoints.latest_step() is None
-    assert checkpoints.save(7, state, position, FACTS)
+    assert checkpoints.save(7, state, position, FINGERPRINT)
     checkpoints.close()
     _, empty, _ = state_lib.start(run)
     checkpoints = opened(tmp_path)
-    got, got_position = checkpoints.restore(empty, FACTS)
+    got, got_position = checkpoints.restore(empty, FINGERPRINT)
     checkpoints.close()
     assert got_position == position
     assert jax.tree.structure(got) == jax.tree.structure(state)
@@ -94,14 +94,18 @@ def test_a_state_comes_back_into_other_shardings(opened, saved):
         "lora": jax.ShapeDtypeStruct((3, 2), jnp.float32, sharding=place),
         "step": jax.ShapeDtypeStruct((), jnp.int32),
     }
-    got, _ = opened(folder).restore(abstract, FACTS)
+    got, _ = opened(folder).restore(abstract, FINGERPRINT)
     assert got["lora"].sharding.is_equivalent_to(place, 2)
     np.testing.assert_array_equal(got["lora"], small(1)["lora"])
 
 
-def test_other_facts_are_refused_with_old_and_new(opened, saved):
+def test_another_fingerprint_is_refused_with_old_and_new(opened, saved):
     folder = saved([3])
-    now = FACTS | {"optimizer.learning_rate": 0.5, "data.options.split": "held_out", "new.key": 1}
+    now = FINGERPRINT | {
+        "optimizer.learning_rate": 0.5,
+        "data.options.split": "held_out",
+        "new.key": 1,
+    }
     with pytest.raises(ValueError) as error:
         opened(folder).restore(small(0), now)
     lines = str(error.value).splitlines()
@@ -113,8 +117,8 @@ def test_other_facts_are_refused_with_old_and_new(opened, saved):
     ]
     assert "--workdir" in lines[-1]
     with pytest.raises(ValueError, match="--allow_config_change"):
-        opened(folder).agree(now)
-    # Facts that the caller does not give are not compared.
+        opened(folder).check_fingerprint(now)
+    # Keys that the caller does not give are not compared.
     got, _ = opened(folder).restore(small(0), {"seed": 0})
     assert int(got["step"]) == 3
 
@@ -128,20 +132,20 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(opened, saved):
     folder = saved([2, 4])
     checkpoints = opened(folder)
     with pytest.raises(ValueError, match=r"no checkpoint of step 3, only \[2, 4\]"):
-        checkpoints.restore(small(0), FACTS, 3)
+        checkpoints.restore(small(0), FINGERPRINT, 3)
     for step in (2, 4, None):
-        got, position = checkpoints.restore(small(0), FACTS, step)
+        got, position = checkpoints.restore(small(0), FINGERPRINT, step)
         assert int(got["step"]) == position["position"] == (step or 4)
 
 
 def test_only_the_latest_are_kept_and_only_due_steps_are_saved(opened, tmp_path):
     checkpoints = opened(tmp_path, save_every=2, keep=2)
-    written = [s for s in range(2, 10) if checkpoints.save(s, small(s), {}, FACTS)]
+    written = [s for s in range(2, 10) if checkpoints.save(s, small(s), {}, FINGERPRINT)]
     assert written == [2, 4, 6, 8]
     assert not checkpoints.due(9) and checkpoints.due(10)
-    assert checkpoints.save(9, small(9), {}, FACTS, force=True)
+    assert checkpoints.save(9, small(9), {}, FINGERPRINT, force=True)
     # Saved already.
-    assert not checkpoints.save(9, small(9), {}, FACTS, force=True)
+    assert not checkpoints.save(9, small(9), {}, FINGERPRINT, force=True)
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["8", "9"]
     assert opened(tmp_path).latest_step() == 9
@@ -181,10 +185,10 @@ def test_a_checkpoint_that_was_not_finished_is_never_chosen(opened, saved, leave
     leave(folder)
     checkpoints = opened(folder)
     assert checkpoints.latest_step() == 4
-    got, position = checkpoints.restore(small(0), FACTS)
+    got, position = checkpoints.restore(small(0), FINGERPRINT)
     np.testing.assert_array_equal(got["lora"], small(4)["lora"])
     # The step can be taken and saved again.
-    assert checkpoints.save(7, small(7), {"position": 7}, FACTS)
+    assert checkpoints.save(7, small(7), {"position": 7}, FINGERPRINT)
     checkpoints.close()
     assert opened(folder).latest_step() == 7
 
@@ -194,8 +198,8 @@ def test_a_step_folder_without_a_whole_checkpoint_is_set_aside(opened, saved, le
     folder = saved([2, 4])
     leave(folder)
     with pytest.raises(DamagedCheckpoint, match="7 is no whole checkpoint: it lacks .*'state'"):
-        opened(folder).restore(small(0), FACTS)
-    step, got, position = opened(folder).resume(small(0), FACTS)
+        opened(folder).restore(small(0), FINGERPRINT)
+    step, got, position = opened(folder).resume(small(0), FINGERPRINT)
     assert step == 4 and position == {"position": 4}
     np.testing.assert_array_equal(got["lora"], small(4)["lora"])
     assert sorted(p.name for p in folder.iterdir()) == ["2", "4", "damaged_7"]
@@ -215,7 +219,7 @@ def test_a_folder_is_not_made_where_none_is_wanted(opened, tmp_path):
 def test_a_relative_folder_will_do(opened, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints = opened("here")
-    checkpoints.save(1, small(1), {}, FACTS)
+    checkpoints.save(1, small(1), {}, FINGERPRINT)
     checkpoints.wait()
     assert opened("here").latest_step() == 1 and (tmp_path / "here" / "1").is_dir()
 
@@ -226,7 +230,7 @@ def test_a_state_of_another_shape_is_refused(opened, saved):
     folder = saved([1])
     other = {"lora": jnp.zeros((3, 5)), "step": jnp.int32(0)}
     with pytest.raises(ValueError, match=r"\(3, 5\)|\[3, 5\]|shape"):
-        opened(folder).restore(other, FACTS)
+        opened(folder).restore(other, FINGERPRINT)
 
 
 def test_what_is_saved_does_not_follow_later_changes(opened, tmp_path):
@@ -234,12 +238,12 @@ def test_what_is_saved_does_not_follow_later_changes(opened, tmp_path):
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     state = small(1)
     want = np.asarray(state["lora"])
-    checkpoints.save(1, state, {}, FACTS)
+    checkpoints.save(1, state, {}, FINGERPRINT)
     # Written asynchronously, while the next step reuses the memory.
     for _ in range(5):
         state = bump(state)
     checkpoints.wait()
-    got, _ = checkpoints.restore(small(0), FACTS, 1)
+    got, _ = checkpoints.restore(small(0), FINGERPRINT, 1)
     checkpoints.close()
     np.testing.assert_array_equal(got["lora"], want)
 
@@ -272,7 +276,7 @@ def test_no_damage_to_the_newest_checkpoint_goes_unnoticed(opened, saved, tmp_pa
             shutil.copytree(tmp_path / step, folder / step)
         spoil(folder / "4" / name)
         caplog.clear()
-        step, got, position = opened(folder).resume(large(0), FACTS)
+        step, got, position = opened(folder).resume(large(0), FINGERPRINT)
         assert (step, position) == (2, {"position": 2}), name
         np.testing.assert_array_equal(got["lora"], large(2)["lora"])
         assert "DAMAGED CHECKPOINT" in caplog.text and (folder / "damaged_4").is_dir()
@@ -284,16 +288,16 @@ def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(opened, sav
         flipped(files_of(folder / step)[0])
     for _ in range(2):
         with pytest.raises(DamagedCheckpoint, match="no whole checkpoint, only .*damaged_2.*anew"):
-            opened(folder).resume(large(0), FACTS)
+            opened(folder).resume(large(0), FINGERPRINT)
     shutil.copytree(saved([6], large) / "6", folder / "8")
-    assert opened(folder).resume(large(0), FACTS)[0] == 8
+    assert opened(folder).resume(large(0), FINGERPRINT)[0] == 8
 
 
 def test_a_checkpoint_that_is_damaged_again_gets_a_name_of_its_own(opened, saved, tmp_path):
     folder = saved([2, 4], large)
     (folder / "damaged_4").mkdir()
     flipped(files_of(folder / "4")[0])
-    assert opened(folder).resume(large(0), FACTS)[0] == 2
+    assert opened(folder).resume(large(0), FINGERPRINT)[0] == 2
     assert sorted(p.name for p in folder.iterdir()) == ["2", "damaged_4", "damaged_4_2"]
 
 
@@ -318,6 +322,11 @@ class ServerDisconnectedError(Exception):
     __module__ = "aiohttp.client_exceptions"
 
 
+class HttpError(Exception):
+    __module__ = "gcsfs.retry"
+    code = 403
+
+
 def caused(cause):
     error = RuntimeError("restore failed")
     error.__cause__ = cause
@@ -340,6 +349,7 @@ def caused(cause):
         (caused(ServerDisconnectedError()), exit_codes.RestartNeeded, exit_codes.RESTART),
         (TimeoutError(), exit_codes.RestartNeeded, exit_codes.RESTART),
         (ValueError("PERMISSION_DENIED: 403"), exit_codes.StorageError, exit_codes.STORAGE),
+        (caused(HttpError("Forbidden")), exit_codes.StorageError, exit_codes.STORAGE),
         (PermissionError(errno.EACCES, "not yours"), PermissionError, exit_codes.STORAGE),
         (caused(OSError(errno.EIO, "a bad sector")), OSError, 1),
         (MemoryError(), MemoryError, 1),
@@ -356,8 +366,8 @@ def test_a_checkpoint_that_is_out_of_reach_is_left_where_it_is(
 
     monkeypatch.setattr(checkpoints._manager, "restore", away)
     for read in (
-        lambda: checkpoints.resume(small(0), FACTS),
-        lambda: checkpoints.agree(FACTS),
+        lambda: checkpoints.resume(small(0), FINGERPRINT),
+        lambda: checkpoints.check_fingerprint(FINGERPRINT),
     ):
         with pytest.raises(raised) as error:
             read()
@@ -372,7 +382,7 @@ def test_an_error_of_the_disk_is_not_taken_for_damage(opened, saved):
     numbers.unlink()
     numbers.symlink_to(numbers)  # "Too many levels of symbolic links", for root as well
     with pytest.raises(OSError, match="may be whole") as error:
-        opened(folder).resume(large(0), FACTS)
+        opened(folder).resume(large(0), FINGERPRINT)
     assert error.value.errno == errno.ELOOP
     assert sorted(p.name for p in folder.iterdir()) == ["2", "4"]
 
@@ -387,7 +397,7 @@ def test_an_error_of_the_devices_is_not_taken_for_a_full_disk(opened, saved, mon
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, broken)
             with pytest.raises(jax.errors.JaxRuntimeError, match="a device is lost"):
-                checkpoints.save(4, small(4), {}, FACTS)
+                checkpoints.save(4, small(4), {}, FINGERPRINT)
 
 
 def test_checksums_tell_any_changed_or_moved_element_and_no_mesh(run):
@@ -406,12 +416,12 @@ def test_the_best_are_kept_besides_the_latest(opened, tmp_path):
     best = {"keep": 1, "keep_best": 2, "best_metric": "reward/mean"}
     checkpoints = opened(tmp_path, **best)
     for step, metric in enumerate((0.5, 0.9, 0.2, 0.7, 0.1), start=1):
-        checkpoints.save(step, small(step), {}, FACTS, metric=metric)
+        checkpoints.save(step, small(step), {}, FINGERPRINT, metric=metric)
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5"]
     assert opened(tmp_path, **best).best_step() == 2
     assert opened(tmp_path, **best | {"best_mode": "min"}).best_step() == 5
-    assert opened(tmp_path, **best).resume(small(0), FACTS)[0] == 5
+    assert opened(tmp_path, **best).resume(small(0), FINGERPRINT)[0] == 5
     with pytest.raises(ValueError, match="best_mode is 'most'; choose 'max' or 'min'"):
         opened(tmp_path, **best | {"best_mode": "most"})
     with pytest.raises(ValueError, match="has a metric; train with config.checkpoint.keep_best"):
@@ -419,8 +429,8 @@ def test_the_best_are_kept_besides_the_latest(opened, tmp_path):
 
 
 def test_a_changed_configuration_is_taken_where_that_is_allowed(opened, saved, caplog):
-    now = FACTS | {"optimizer.learning_rate": 0.5}
+    now = FINGERPRINT | {"optimizer.learning_rate": 0.5}
     folder = saved([3])
-    opened(folder).agree(now, allow_change=True)
+    opened(folder).check_fingerprint(now, allow_change=True)
     assert opened(folder).resume(small(0), now, allow_change=True)[0] == 3
     assert "optimizer.learning_rate: 0.01 -> 0.5" in caplog.text

@@ -98,11 +98,11 @@ def test_the_stages_of_a_step_add_up_to_it(run_with, calm, tmp_path):
         assert 0 <= row["time/device_idle"] <= row["time/step"]
     train.train(run_with(train__fused=False, train__steps=3), tmp_path)
     for row in rows_of(tmp_path):
-        parts = [row[f"time/{name}"] for name in (*step_timer.STAGES, "wait")]
+        parts = [row[f"time/{name}"] for name in (*step_timer.STAGES, "device_idle")]
         assert min(parts[:3]) > 0 and sum(parts) == pytest.approx(row["time/step"], rel=1e-6)
 
 
-def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
+def test_the_timer_tells_work_from_waiting(monkeypatch):
     class Clock:
         now = 0.0
 
@@ -116,15 +116,15 @@ def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
             Clock.now = max(Clock.now, self.moment)
 
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: Clock.now)
-    watch = step_timer.StepTimer()
+    timer = step_timer.StepTimer()
 
     def step(begun, *ends):
         Clock.now = begun
-        watch.begin()
+        timer.begin()
         for stage, end in zip(("rollout", "rollout", "update"), ends[:-1], strict=False):
-            watch.mark(stage, Later(end))
-        watch.end(Later(ends[-1]))
-        return watch.row()
+            timer.stage_done(stage, Later(end))
+        timer.end(Later(ends[-1]))
+        return timer.row()
 
     assert step(10.0, 12.0) == {"time/step": 2.0, "time/device_idle": 0.0}
     # Handed out three seconds after the devices had finished.
@@ -135,7 +135,7 @@ def test_a_stopwatch_tells_work_from_waiting(monkeypatch):
         "time/rollout": 5.0,
         "time/update": 1.0,
     }
-    watch.close()
+    timer.close()
 
 
 def test_the_best_checkpoints_stay_and_a_wrong_metric_is_refused(run, run_with, tmp_path):

@@ -1,4 +1,4 @@
-"""Attention of the decoder: causal over one sequence, or over a shared prefix and a suffix."""
+"""Attention of the decoder: over one sequence, or over a shared prefix and a suffix."""
 
 import functools
 
@@ -10,7 +10,7 @@ _MASKED = -1e30
 
 
 def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
-    """Causal grouped-query attention [B, S, H, K]; keys where `mask_BS` is false are not seen."""
+    """Computes causal grouped-query attention [B, S, H, K]; where `mask_BS` is false is padding."""
     length = q_BSHK.shape[1]
     order_SS = jnp.tril(jnp.ones((length, length), bool))
     mask = order_SS[None, None] & mask_BS[:, None, None, :]
@@ -18,21 +18,21 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
 
 
 def seen_in_shared_row(rows, columns, prompt: int, length: int):
-    """Which columns the tokens of a row `[prompt | answer 1 ... answer N]` see, apart from padding.
+    """Returns which columns of a row `[prompt | completion 1 ... completion N]` a token sees.
 
-    It is causal, and no answer sees another.
+    Attention is causal, no completion sees another, and padding is not looked at.
 
     Args:
-      rows: [R] places in the row, NumPy or JAX.
+      rows: [R] positions in the row, NumPy or JAX.
       columns: [C] likewise.
       prompt: P, tokens.
-      length: T, tokens of each answer.
+      length: T, tokens of each completion.
 
     Returns:
       bool [R, C].
     """
-    # The prompt's part is numbered -1, -2, ...
-    mine, theirs = ((places - prompt) // length for places in (rows, columns))
+    # Completions are numbered 0, 1, ..., the parts of the prompt -1, -2, ...
+    mine, theirs = ((positions - prompt) // length for positions in (rows, columns))
     same = (mine[:, None] == theirs) | (columns < prompt)
     return same & (columns <= rows[:, None])
 
@@ -46,21 +46,21 @@ def shared_prefix(
     suffix_v_BNSGK: jax.Array,
     suffix_mask_TS: jax.Array,
 ) -> jax.Array:
-    """Attention of N answers to one prompt and each to itself, exactly one softmax over both.
+    """Computes attention of N completions to one prompt and each to itself, in one exact softmax.
 
     The two blocks of scores share their maximum and their sum (the log-sum-exp merge of cascade
-    attention), so neither the prompt's keys are repeated N times nor a square over all answers is
-    ever built.
+    attention). So the prompt's keys are not repeated N times, and no square over all completions
+    is built.
 
     Args:
       q_BNTHK: rotated queries.
       prefix_k_BPGK: keys of the prompt.
       prefix_v_BPGK: values of the prompt.
       prefix_mask_BP: bool.
-      suffix_k_BNSGK: keys of each answer.
-      suffix_v_BNSGK: values of each answer.
-      suffix_mask_TS: bool, which of its own columns a query sees; at least one. Axes before T and S
-        may differ from answer to answer: [B, 1, 1, N, T, S].
+      suffix_k_BNSGK: keys of each completion.
+      suffix_v_BNSGK: values of each completion.
+      suffix_mask_TS: bool, which of its own columns a query sees; at least one. [B, 1, 1, N, T, S]
+        where that differs between completions.
 
     Returns:
       [B, N, T, H, K] in the dtype of the queries.
@@ -108,20 +108,20 @@ def decode(
     step: jax.Array,
     layer: jax.Array | None = None,
 ) -> jax.Array:
-    """`shared_prefix` for one query an answer, against caches laid out for it (`cache`).
+    """Computes `shared_prefix` for one query of each completion, against the layout of `cache`.
 
-    Of the answers' caches only the first columns are read, as many as the next of
-    `columns_to_read`: an answer may be long, and most are short.
+    Only the first columns of the completions' caches are read, as many as the next of
+    `columns_to_read`: a completion may be long, and most are short.
 
     Args:
       q_BNHK: rotated queries of token `step`.
       prefix_k_BGKP: keys of the prompt.
       prefix_v_BGPK: values of the prompt.
       prefix_mask_BP: bool.
-      suffix_k_BNGKT: keys of each answer; columns after `step` are not seen.
-      suffix_v_BNGTK: values of each answer.
+      suffix_k_BNGKT: keys of each completion; columns after `step` are not seen.
+      suffix_v_BNGTK: values of each completion.
       step: int32 scalar.
-      layer: int32 scalar, if the answers' caches have a leading axis of layers: which to read.
+      layer: int32 scalar, which layer to read if the completions' caches have an axis of layers.
 
     Returns:
       [B, N, H, K] in the dtype of the queries.
@@ -129,7 +129,7 @@ def decode(
     lengths = columns_to_read(suffix_v_BNGTK.shape[-2])
 
     def first_columns(cache, axis, length):
-        # Cut inside the branch: what goes into a branch as an argument would be copied whole.
+        # Cut inside the branch: an argument of a branch would be copied whole.
         if layer is None:
             return jax.lax.slice_in_dim(cache, 0, length, axis=axis)
         sizes = [1, *cache.shape[1:]]
@@ -156,7 +156,7 @@ def decode(
 
 
 def columns_to_read(length: int, shortest: int = 32) -> list[int]:
-    """Halves of `length` down to no less than `shortest`, the shortest first."""
+    """Halves `length` repeatedly, down to no less than `shortest`; the shortest comes first."""
     lengths = [length]
     while lengths[0] >= 2 * shortest:
         lengths.insert(0, -(-lengths[0] // 2))
@@ -169,7 +169,7 @@ def _decode(
     dtype, answers, groups = q_BNHK.dtype, q_BNHK.shape[1], prefix_k_BGKP.shape[1]
     q = rearrange(q_BNHK * q_BNHK.shape[-1] ** -0.5, "b n (g r) k -> b n g r k", g=groups)
     dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    # All answers are rows of one product with the prompt's keys.
+    # All completions are rows of one product with the prompt's keys.
     to_prefix = dot(rearrange(q, "b n g r k -> b g (n r) k"), prefix_k_BGKP)
     to_prefix = rearrange(to_prefix, "b g (n r) p -> b n g r p", n=answers)
     to_suffix = dot(q, suffix_k_BNGKT)

@@ -1,11 +1,11 @@
-"""Kernels for attention over whole sequences that keep no scores, by name."""
+"""Kernels for attention over whole sequences that keep no array of scores, by name."""
 
 import types
 
 from speciarl_jax.models.qwen2_5_vl import cudnn, splash
 
-# Values of `attention`, each with the module whose `causal`, `full` and `shared` compute it; "xla"
-# is `attention` itself. The second of each pair runs anywhere, for tests.
+# Name -> the module whose `causal`, `full` and `shared` compute it; "xla" is `attention` itself.
+# "splash_interpret" and "cudnn_by_xla" compute the same anywhere, for tests.
 KINDS: dict[str, types.ModuleType | None] = {
     "xla": None,
     "splash": splash,

@@ -1,8 +1,8 @@
-"""Keys and values of a shared prompt, and of the answers that follow it.
+"""Keys and values of a shared prompt, and of the completions that follow it.
 
 The axes lie as the products of decoding read them, so that no step transposes a cache: keys
 [K, tokens], values [tokens, K]. `*_L` is a leading axis of layers, or a tuple of L arrays: a loop
-that reads a layer of its own array copies nothing.
+that reads a layer from an array of its own copies nothing.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,14 @@ from typing import Any
 
 import flax.struct
 import jax
+from einops import rearrange
+
+from speciarl_jax.runtime import activation_sharding
 
 
 @flax.struct.dataclass
 class PrefixCache:
-    """Keys and values of a prompt; one copy serves all answers of a row.
+    """Keys and values of a prompt; one copy serves all completions of a row.
 
     Attributes:
       k_LBGKP: rotated keys of every layer.
@@ -26,12 +29,20 @@ class PrefixCache:
     v_LBGPK: Any
     mask_BP: jax.Array
 
+    @classmethod
+    def of(cls, k_LBPGK: jax.Array, v_LBPGK: jax.Array, mask_BP: jax.Array) -> "PrefixCache":
+        """Makes a cache of the keys and values that the layers computed."""
+        axes = (None, "batch", None, "kv_heads", None)
+        k, v = activation_sharding.constrain((k_LBPGK, v_LBPGK), *axes)
+        k, v = rearrange(k, "l b p g k -> l b g k p"), rearrange(v, "l b p g k -> l b g p k")
+        return cls(k_LBGKP=k, v_LBGPK=v, mask_BP=mask_BP)
+
     def by_layer(self) -> "PrefixCache":
-        """The same with a tuple of layers."""
+        """Returns the same with a tuple of layers."""
         return self.replace(k_LBGKP=tuple(self.k_LBGKP), v_LBGPK=tuple(self.v_LBGPK))
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "PrefixCache":
-        """The same after `function(x, axis)`; images lie along `axis` of `x`."""
+        """Returns the same after `function(x, axis)`; images lie along `axis` of `x`."""
         return PrefixCache(
             k_LBGKP=_over_batch(function, self.k_LBGKP),
             v_LBGPK=_over_batch(function, self.v_LBGPK),
@@ -41,7 +52,7 @@ class PrefixCache:
 
 @flax.struct.dataclass
 class SuffixCache:
-    """Keys and values of the answers' own tokens; column t holds token t.
+    """Keys and values of the completions' own tokens; column t holds token t.
 
     Attributes:
       k_LBNGKT: rotated keys of every layer.
@@ -52,7 +63,7 @@ class SuffixCache:
     v_LBNGTK: Any
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "SuffixCache":
-        """The same after `function(x, axis)`; images lie along `axis` of `x`, answers behind."""
+        """Returns the same after `function(x, axis)`; images lie along `axis` of `x`."""
         return SuffixCache(
             k_LBNGKT=_over_batch(function, self.k_LBNGKT),
             v_LBNGTK=_over_batch(function, self.v_LBNGTK),

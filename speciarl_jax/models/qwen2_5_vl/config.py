@@ -9,7 +9,7 @@ from speciarl_jax.models.config_json import Section
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision encoder; sizes in pixels where they say so, in patches or channels otherwise."""
+    """Dimensions of the vision encoder; sizes are in patches or channels where no comment is."""
 
     depth: int
     hidden_size: int
@@ -47,7 +47,7 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values of one flattened patch: channels x frames x height x width."""
+        """Number of values in a flattened patch: channels x frames x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
@@ -58,7 +58,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text decoder of Qwen2.5-VL and, by the last two options, of Qwen2, Qwen2.5 and Qwen3."""
+    """Dimensions of the text decoder; the last two fields serve Qwen2, Qwen2.5 and Qwen3 too."""
 
     vocab_size: int
     hidden_size: int
@@ -97,7 +97,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Qwen2.5-VL: text decoder, vision encoder, and the tokens that join them."""
+    """Dimensions of a whole Qwen2.5-VL, and the tokens that join decoder and vision encoder."""
 
     text: TextConfig
     vision: VisionConfig
@@ -118,9 +118,9 @@ class ModelConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
         """Reads a parsed `config.json`, with the text part nested (`text_config`) or flat.
 
-        What a `vision_config` leaves out has the default of transformers. The head is tied if the
-        root or the text part says so. Of several tokens that end an answer the first is kept; the
-        text part's count where the root has none.
+        Keys that a `vision_config` lacks have the defaults of transformers. The head is tied if the
+        root or the text part says so. Of several end-of-sequence tokens the first is kept; the text
+        part's count where the root has none.
 
         Raises:
           ValueError: another architecture, a missing key, a value of the wrong kind, or an option
@@ -137,61 +137,40 @@ class ModelConfig:
             return cls(
                 text=_text_from_hf(text, root),
                 vision=_vision_from_hf(Section(config["vision_config"], "vision_config")),
-                image_token_id=root.whole("image_token_id", least=0),
-                video_token_id=root.whole("video_token_id", least=0),
-                vision_start_token_id=root.whole("vision_start_token_id", least=0),
-                vision_end_token_id=root.whole("vision_end_token_id", least=0),
                 eos_token_id=_eos(root, text),
+                **{key: root.whole(key, least=0) for key in _TOKENS},
             )
         except KeyError as error:
             raise ValueError(f"config.json lacks {error}; is it a Qwen2.5-VL checkpoint?") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that `transformers` and this package read back."""
+        """Returns the `config.json` that `transformers` and this package read back."""
         text, vision = self.text, self.vision
-        rope = {
-            "rope_type": "default",
-            "rope_theta": text.rope_theta,
-            "mrope_section": list(text.mrope_section),
+        rope = {"rope_type": "default", "rope_theta": text.rope_theta}
+        shared = {
+            "eos_token_id": self.eos_token_id,
+            "tie_word_embeddings": text.tie_word_embeddings,
         }
+        head_dim = {"head_dim": text.head_dim_override} if text.head_dim_override else {}
         return {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "model_type": "qwen2_5_vl",
-            "image_token_id": self.image_token_id,
-            "video_token_id": self.video_token_id,
-            "vision_start_token_id": self.vision_start_token_id,
-            "vision_end_token_id": self.vision_end_token_id,
-            "eos_token_id": self.eos_token_id,
-            "tie_word_embeddings": text.tie_word_embeddings,
+            **{key: getattr(self, key) for key in _TOKENS},
+            **shared,
             "text_config": {
                 "model_type": "qwen2_5_vl_text",
-                "vocab_size": text.vocab_size,
-                "hidden_size": text.hidden_size,
-                "intermediate_size": text.intermediate_size,
-                "num_hidden_layers": text.num_layers,
-                "num_attention_heads": text.num_heads,
-                "num_key_value_heads": text.num_kv_heads,
-                **({"head_dim": text.head_dim_override} if text.head_dim_override else {}),
+                **{key: getattr(text, ours) for ours, key in _TEXT_KEYS.items()},
+                **head_dim,
                 "hidden_act": "silu",
                 "rms_norm_eps": text.norm_eps,
-                "max_position_embeddings": text.max_position_embeddings,
                 "use_sliding_window": False,
-                "rope_parameters": rope,
+                "rope_parameters": rope | {"mrope_section": list(text.mrope_section)},
                 "bos_token_id": None,
-                "eos_token_id": self.eos_token_id,
-                "tie_word_embeddings": text.tie_word_embeddings,
+                **shared,
             },
             "vision_config": {
                 "model_type": "qwen2_5_vl_vision",
-                "depth": vision.depth,
-                "hidden_size": vision.hidden_size,
-                "intermediate_size": vision.intermediate_size,
-                "num_heads": vision.num_heads,
-                "out_hidden_size": vision.out_hidden_size,
-                "patch_size": vision.patch_size,
-                "temporal_patch_size": vision.temporal_patch_size,
-                "spatial_merge_size": vision.spatial_merge_size,
-                "window_size": vision.window_size,
+                **{key: getattr(vision, key) for key in _VISION_DEFAULTS},
                 "fullatt_block_indexes": list(vision.full_attention_layers),
                 "in_channels": vision.in_channels,
                 "hidden_act": "silu",
@@ -200,8 +179,19 @@ class ModelConfig:
         }
 
 
-# What transformers takes for a key that `vision_config` lacks (`Qwen2_5_VLVisionConfig`). Its
-# versions 4.49 to 4.51 wrote only what differs; the published 32B is so.
+_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# Field of `TextConfig` -> its key.
+_TEXT_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "max_position_embeddings": "max_position_embeddings",
+}
+# Defaults of transformers for keys that `vision_config` lacks (`Qwen2_5_VLVisionConfig`). Its
+# versions 4.49 to 4.51 wrote only other values; the published 32B is such a file.
 _VISION_DEFAULTS = {
     "depth": 32,
     "hidden_size": 3584,
@@ -213,7 +203,14 @@ _VISION_DEFAULTS = {
     "spatial_merge_size": 2,
     "window_size": 112,
 }
-_FULL_ATTENTION = (7, 15, 23, 31)
+
+
+def text_sizes(config: Section, **defaults: int) -> dict[str, int]:
+    """Reads the sizes of a `TextConfig`; `defaults` are of keys that may be missing."""
+    return {
+        ours: config.whole(key, defaults[key]) if key in defaults else config.whole(key)
+        for ours, key in _TEXT_KEYS.items()
+    }
 
 
 def _eos(root: Section, text: Section) -> int:
@@ -237,20 +234,16 @@ def _text_from_hf(text: Section, root: Section) -> TextConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ValueError(f"rope type {kind!r} is not implemented, only 'default' and 'mrope'")
-    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
+    sizes = text_sizes(text, max_position_embeddings=128_000)
     head_dim = None if text.get("head_dim") is None else text.whole("head_dim")
+    if head_dim and head_dim * sizes["num_heads"] == sizes["hidden_size"]:
+        head_dim = None
     return TextConfig(
-        vocab_size=text.whole("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=text.whole("intermediate_size"),
-        num_layers=text.whole("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=text.whole("num_key_value_heads"),
+        **sizes,
         mrope_section=rope.wholes("mrope_section"),
         rope_theta=(rope if "rope_theta" in rope else text).number("rope_theta", 1_000_000.0),
         norm_eps=text.number("rms_norm_eps"),
-        max_position_embeddings=text.whole("max_position_embeddings", 128_000),
-        head_dim_override=None if head_dim and head_dim * heads == hidden else head_dim,
+        head_dim_override=head_dim,
         # Written in either place, by the version of transformers.
         tie_word_embeddings=any(part.get("tie_word_embeddings") for part in (root, text)),
     )
@@ -262,7 +255,9 @@ def _vision_from_hf(vision: Section) -> VisionConfig:
     channels = "in_channels" if "in_channels" in vision else "in_chans"
     return VisionConfig(
         **{key: vision.whole(key, default) for key, default in _VISION_DEFAULTS.items()},
-        full_attention_layers=vision.wholes("fullatt_block_indexes", _FULL_ATTENTION),
+        full_attention_layers=vision.wholes(
+            "fullatt_block_indexes", VisionConfig.full_attention_layers
+        ),
         in_channels=vision.whole(channels, 3),
         rope_theta=vision.section("rope_parameters").number("rope_theta", 10_000.0),
     )

@@ -1,8 +1,8 @@
 """Attention of cuDNN, for GPUs: no array of scores is ever in memory.
 
-What a token sees is a mask [B, 1, S, S] that all heads share. A row of a prompt and N answers is
-one call, whose products between different answers are computed for nothing: of Qwen2.5-VL 7B with
-1,260 tokens a row they are less than 4% of the row's FLOPs.
+All heads share one mask [B, 1, S, S]. A row of a prompt and N completions is one call, which
+computes products between different completions for nothing: for Qwen2.5-VL 7B with 1,260 tokens a
+row they are less than 4% of the row's FLOPs.
 """
 
 import jax
@@ -11,24 +11,24 @@ import jax.numpy as jnp
 from speciarl_jax.models.qwen2_5_vl import attention
 from speciarl_jax.runtime import activation_sharding
 
-# The values of `kind` for cuDNN, and for the same calls by XLA, for tests and machines without GPU.
+# Values of `kind`: cuDNN, and the same calls by XLA for tests and machines without GPU.
 _IMPLEMENTATIONS = {"cudnn": "cudnn", "cudnn_by_xla": "xla"}
 
 
 def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
-    """`attention.causal`."""
+    """Computes `attention.causal`."""
     order_S = jnp.arange(q_BSHK.shape[1])
     mask_BSS = mask_BS[:, None, :] & (order_S <= order_S[:, None])
     return _attend(q_BSHK, k_BSGK, v_BSGK, mask_BSS, kind)
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Every token sees its whole segment, int32; [B, S, H, K]."""
+    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
     return _attend(q_BSHK, k_BSGK, v_BSGK, segment_BS[:, :, None] == segment_BS[:, None, :], kind)
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
-    """`splash.shared`: rows `[prompt | answer 1 ... answer N]`, S = P + N T."""
+    """Computes `splash.shared`: rows `[prompt | completion 1 ... completion N]`, S = P + N T."""
     prompt, tokens = mask_BP.shape[1], q_BSHK.shape[1]
     order_S = jnp.arange(tokens)
     seen_SS = attention.seen_in_shared_row(order_S, order_S, prompt, (tokens - prompt) // answers)

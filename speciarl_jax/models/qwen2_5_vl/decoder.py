@@ -8,37 +8,25 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import int8, lora
+from speciarl_jax.models import lora
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl import attention, attention_kernels, mrope
+from speciarl_jax.models.qwen2_5_vl import attention, attention_kernels, decoder_weights, mrope
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.decoder_weights import LINEARS, constant, normal
 from speciarl_jax.runtime import activation_sharding
 
-# Input and output axes of the linear layers, and whether `config.qkv_bias` gives them a bias.
-LINEARS = {
-    "q": ("embed", "heads", True),
-    "k": ("embed", "kv_heads", True),
-    "v": ("embed", "kv_heads", True),
-    "o": ("heads", "embed", False),
-    "gate": ("embed", "mlp", False),
-    "up": ("embed", "mlp", False),
-    "down": ("mlp", "embed", False),
-}
-
-# How the kernels of `LINEARS` are kept: as all other weights, or by `int8.quantize`.
-BASE_WEIGHTS = ("param_dtype", "int8")
-# What the backward pass finds of each layer; it computes the rest again. None: all is kept.
+# What of each layer is kept for the backward pass, which computes the rest again. None: all.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    # Results of the linear layers; not the scores of attention, which grow with the square.
+    # Results of the linear layers; not the attention scores, which grow with the square.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 class Decoder(nnx.Module):
-    """Stacked layers, embedding, final norm and head; the arguments are those of `Qwen25VL`."""
+    """Stacked layers, embedding, final norm and head."""
 
     def __init__(
         self,
@@ -46,76 +34,57 @@ class Decoder(nnx.Module):
         *,
         dtype: Any,
         param_dtype: Any,
-        lora_rank: int,
-        lora_alpha: float,
-        scan_unroll: int,
+        lora_rank: int = 0,
+        lora_alpha: float = 1.0,
+        scan_unroll: int = 1,
         base_weights: str = "param_dtype",
         attention: str = "xla",
         rngs: nnx.Rngs,
     ):
-        if base_weights not in BASE_WEIGHTS:
-            raise ValueError(
-                f"config.model.base_weights is {base_weights!r}; choose one of {BASE_WEIGHTS}"
-            )
+        """Draws random weights; arguments that are not named here are as for `Qwen25VL`.
+
+        Args:
+          config: dimensions.
+          lora_rank: r of the adapters on all linear layers; 0 for none.
+          lora_alpha: the adapters are scaled by alpha / r.
+          base_weights: of the linear layers, one of `decoder_weights.BASE_WEIGHTS`.
+        """
         self.config, self.dtype, self.attention = config, dtype, attention
         self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
         self.scan_unroll = scan_unroll
-        count, width = config.num_layers, config.hidden_size
-        sizes = {
-            "embed": width,
-            "heads": config.num_heads * config.head_dim,
-            "kv_heads": config.num_kv_heads * config.head_dim,
-            "mlp": config.intermediate_size,
-        }
-
-        def normal(shape, axes):
-            value = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
-            return nnx.Param(value.astype(param_dtype), axes=axes)
-
-        def constant(value, shape, axes):
-            return nnx.Param(jnp.full(shape, value, param_dtype), axes=axes)
-
-        self.layers, self.lora = nnx.Dict(), nnx.Dict()
-        for name, (inputs, outputs, has_bias) in LINEARS.items():
-            shape = (count, sizes[inputs], sizes[outputs])
-            kernel = normal(shape, ("layers", inputs, outputs))
-            if base_weights == "int8":
-                kernel.set_value(int8.quantize(kernel[...]))
-            self.layers[name] = kernel
-            if has_bias and config.qkv_bias:
-                self.layers[f"{name}_bias"] = constant(0, shape[::2], ("layers", outputs))
-            if lora_rank:
-                a, b = lora.adapters(*shape, lora_rank, (inputs, outputs), rngs.params())
-                self.lora[f"{name}_a"], self.lora[f"{name}_b"] = a, b
-        for name in ("attention_norm", "mlp_norm"):
-            self.layers[name] = constant(1, (count, width), ("layers", "embed"))
-        if config.qk_norm:
-            for name in ("q_norm", "k_norm"):
-                self.layers[name] = constant(1, (count, config.head_dim), ("layers", None))
-        self.embedding = normal((config.vocab_size, width), ("vocab", "embed"))
-        self.final_norm = constant(1, (width,), ("embed",))
+        self.layers, self.lora = decoder_weights.layers(
+            config, param_dtype, lora_rank, base_weights, rngs
+        )
+        size, width = config.vocab_size, config.hidden_size
+        self.embedding = normal(rngs, (size, width), ("vocab", "embed"), param_dtype)
+        self.final_norm = constant(1, (width,), ("embed",), param_dtype)
         if not config.tie_word_embeddings:
-            self.head = normal((width, config.vocab_size), ("embed", "vocab"))
+            self.head = normal(rngs, (width, size), ("embed", "vocab"), param_dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Embeddings [..., D] of int32 tokens."""
+        """Returns embeddings [..., D] of int32 tokens."""
         x = self.embedding[...].astype(self.dtype)[tokens]
         return activation_sharding.constrain(x, "batch", ...)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits [..., V] of final hidden states [..., D]."""
+        """Returns float32 logits [..., V] of final hidden states [..., D]."""
         logits = jnp.matmul(hidden, self.head_kernel(), preferred_element_type=jnp.float32)
         return activation_sharding.constrain(logits, "batch", ..., "vocab")
 
     def head_kernel(self) -> jax.Array:
-        """The head [D, V] in the dtype of the products."""
+        """Returns the language-model head [D, V] in the dtype of the products."""
         tied = self.config.tie_word_embeddings
         return (self.embedding[...].T if tied else self.head[...]).astype(self.dtype)
 
     def prefill(
-        self, x_BPD: jax.Array, positions_3BP: jax.Array, mask_BP: jax.Array, *, use_lora: bool
+        self,
+        x_BPD: jax.Array,
+        positions_3BP: jax.Array,
+        mask_BP: jax.Array,
+        *,
+        use_lora: bool = True,
     ) -> tuple[jax.Array, PrefixCache]:
-        """Runs prompts; returns final hidden states [B, P, D] and their cache."""
+        """Runs embedded prompts once; returns normed hidden states [B, P, D] and their cache."""
         kernel = attention_kernels.KINDS[self.attention]
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
@@ -124,48 +93,40 @@ class Decoder(nnx.Module):
                 return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
-        x_BPD, _, (k, v) = self._run(x_BPD, cos_sin, attend, (), (), use_lora)
-        k, v = activation_sharding.constrain((k, v), None, "batch", None, "kv_heads", None)
-        prefix = PrefixCache(
-            k_LBGKP=rearrange(k, "l b p g k -> l b g k p"),
-            v_LBGPK=rearrange(v, "l b p g k -> l b g p k"),
-            mask_BP=mask_BP,
-        )
-        return self._norm(x_BPD), prefix
+        x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend)
+        return self._norm(x_BPD), PrefixCache.of(k, v, mask_BP)
 
     @property
     def unrolled(self) -> bool:
-        """Whether decoding runs the layers one after the other, with no loop over them."""
+        """Says whether decoding runs the layers one after the other, with no loop over them."""
         return self.scan_unroll >= self.config.num_layers
 
     def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
-        """An empty cache for `answers` answers of up to `length` tokens to each prompt."""
+        """Makes an empty cache for `answers` completions of `length` tokens after each prompt."""
         config = self.config
-        rows = (batch, answers, config.num_kv_heads)
+        rows, axes = (batch, answers, config.num_kv_heads), ("batch", None, "kv_heads", None, None)
 
-        def empty(*shape):
-            def zeros(*shape):
-                axes = [None] * (len(shape) - 5) + ["batch", None, "kv_heads", None, None]
-                return activation_sharding.constrain(jnp.zeros(shape, dtype), *axes)
-
-            if self.unrolled:
-                return tuple(zeros(*shape) for _ in range(config.num_layers))
-            return zeros(config.num_layers, *shape)
+        def zeros(*shape):
+            if not self.unrolled:
+                shape = (config.num_layers, *shape)
+                return activation_sharding.constrain(jnp.zeros(shape, dtype), None, *axes)
+            empty = (jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+            return tuple(activation_sharding.constrain(x, *axes) for x in empty)
 
         return SuffixCache(
-            k_LBNGKT=empty(*rows, config.head_dim, length),
-            v_LBNGTK=empty(*rows, length, config.head_dim),
+            k_LBNGKT=zeros(*rows, config.head_dim, length),
+            v_LBNGTK=zeros(*rows, length, config.head_dim),
         )
 
     def decode_weights(self, *, use_lora: bool, merge_lora: bool) -> Any:
-        """Weights for `decode_step`, to be made once before a loop over steps.
+        """Makes the weights for a loop over `decode_step`.
 
         Adapters that stay adapters are cast to the dtype of the products here, not in every step.
 
         Args:
           use_lora: False gives the frozen base.
-          merge_lora: a copy of the linear layers' kernels with the adapters added in; the steps
-            then run no adapters, and read each layer where it lies.
+          merge_lora: add the adapters to a copy of the linear layers' kernels; the steps then run
+            no adapters, and read each layer where it lies.
 
         Raises:
           ValueError: merging into int8 weights.
@@ -181,7 +142,7 @@ class Decoder(nnx.Module):
         return layers, {}
 
     def _weights(self, use_lora: bool) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Stacked weights and adapters; no adapters without `use_lora`."""
+        """Returns stacked weights and adapters; no adapters without `use_lora`."""
         layers = {name: p[...] for name, p in self.layers.items()}
         return layers, {name: p[...] for name, p in self.lora.items()} if use_lora else {}
 
@@ -196,7 +157,20 @@ class Decoder(nnx.Module):
         use_lora: bool = True,
         weights: Any = None,
     ) -> tuple[jax.Array, SuffixCache]:
-        """Runs one token of each answer and writes it to column `step` of the suffix."""
+        """Runs one token of each completion against the shared prefix and its own past.
+
+        Args:
+          tokens_BN: int32.
+          position_BN: int32 rotary position, the same on the three axes.
+          step: int32 scalar, the column of the suffix that is written; later ones are not seen.
+          prefix: from `prefill`, not repeated.
+          suffix: from `init_suffix` or the last step.
+          use_lora: False runs the frozen base; without effect if there are `weights`.
+          weights: from `decode_weights`; made anew in every step when None.
+
+        Returns:
+          Normed hidden states [B, N, D] and the suffix.
+        """
         x_BND = self.embed(tokens_BN)
         positions = jnp.broadcast_to(position_BN, (3, *position_BN.shape))
         cos_sin = mrope.rotary(positions, self.config)
@@ -221,7 +195,7 @@ class Decoder(nnx.Module):
         k, v = suffix.k_LBNGKT, suffix.v_LBNGTK
         if not self.unrolled:
             layers = (jnp.arange(self.config.num_layers), prefix.k_LBGKP, prefix.v_LBGPK)
-            x_BND, (k, v), _ = self._run(x_BND, cos_sin, attend, (k, v), layers, weights=weights)
+            x_BND, (k, v), _ = self._run(x_BND, weights, cos_sin, attend, (k, v), layers)
             return self._norm(x_BND), SuffixCache(k_LBNGKT=k, v_LBNGTK=v)
         written = []
         for i in range(self.config.num_layers):
@@ -244,9 +218,12 @@ class Decoder(nnx.Module):
         *,
         use_lora: bool,
     ) -> jax.Array:
-        """Runs N given continuations of each prefilled prompt; final hidden states [B, N, T, D].
+        """Runs N given continuations of each prefilled prompt.
 
         `mask_BNTT` says which of its own columns a token sees; all see the whole prompt.
+
+        Returns:
+          Normed hidden states [B, N, T, D].
         """
         position_3BNT = jnp.broadcast_to(position_BNT, (3, *position_BNT.shape))
         cos_sin = mrope.rotary(position_3BNT, self.config)
@@ -258,8 +235,8 @@ class Decoder(nnx.Module):
             out = attention.shared_prefix(q, prefix_k, prefix_v, prefix.mask_BP, k, v, mask)
             return out, carry, ()
 
-        layers = (prefix.k_LBGKP, prefix.v_LBGPK)
-        x_BNTD, _, _ = self._run(self.embed(tokens_BNT), cos_sin, attend, (), layers, use_lora)
+        x_BNTD, layers = self.embed(tokens_BNT), (prefix.k_LBGKP, prefix.v_LBGPK)
+        x_BNTD, _, _ = self._run(x_BNTD, self._weights(use_lora), cos_sin, attend, (), layers)
         return self._norm(x_BNTD)
 
     def forward_shared(
@@ -270,17 +247,31 @@ class Decoder(nnx.Module):
         tokens_BNT: jax.Array,
         position_BT: jax.Array,
         *,
-        use_lora: bool,
-        remat: str,
-        reference: bool,
+        use_lora: bool = True,
+        remat: str = "none",
+        reference: bool = False,
     ) -> list[tuple[jax.Array, jax.Array]]:
-        """Runs prompts once and N given answers after each; returns both final hidden states, and
-        with `reference` those of the frozen base after them."""
+        """Runs rows `[prompt | completion 1 ... completion N]`, teacher-forced and differentiable.
+
+        Args:
+          x_BPD: embedded prompts.
+          positions_3BP: their rotary positions.
+          mask_BP: bool, false at padding.
+          tokens_BNT: completions, padded on the right (nothing before the padding sees it).
+          position_BT: rotary position of completion token t, the same for all N.
+          use_lora: False runs the frozen base.
+          remat: what the backward pass computes again, a key of `REMAT`.
+          reference: run the frozen base as well, without gradient, in the same loop over layers.
+
+        Returns:
+          One pair, or with `reference` two: normed hidden states of the prompts [B, P, D] and of
+          the completions [B, N, T, D].
+        """
         _, prompt, _ = x_BPD.shape
         _, answers, length = tokens_BNT.shape
         row = rearrange(self.embed(tokens_BNT), "b n t d -> b (n t) d")
         x = jnp.concatenate([x_BPD, row], axis=1)
-        # Positions restart after the prompt for every answer.
+        # Positions restart after the prompt for every completion.
         position = jnp.tile(position_BT, (1, answers))
         positions = jnp.broadcast_to(position, (3, *position.shape))
         cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
@@ -297,7 +288,7 @@ class Decoder(nnx.Module):
 
             (q0, q1), (k0, k1), (v0, v1) = split(q), split(k), split(v)
             first = attention.causal(q0, k0, v0, mask_BP)
-            own = q1  # of no tokens, if answers have but one
+            own = q1  # no tokens, if completions have but one
             if length:
                 own = attention.shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
             own = rearrange(own, "b n t h k -> b (n t) h k")
@@ -305,7 +296,7 @@ class Decoder(nnx.Module):
 
         beside = jax.lax.stop_gradient(x) if reference else None
         *found, _, _ = self._run(
-            x, cos_sin, attend, (), (), use_lora, remat=remat, reference=beside
+            x, self._weights(use_lora), cos_sin, attend, remat=remat, reference=beside
         )
 
         def parts(x):
@@ -320,26 +311,23 @@ class Decoder(nnx.Module):
     def _run(
         self,
         x: jax.Array,
+        weights: Any,
         cos_sin: tuple[jax.Array, jax.Array],
         attend: Callable,
-        carry: Any,
-        per_layer: Any,
-        use_lora: bool = True,
+        carry: Any = (),
+        per_layer: Any = (),
         remat: str = "none",
-        weights: Any = None,
         reference: jax.Array | None = None,
     ) -> tuple[Any, ...]:
-        """All layers over `x` [..., D].
+        """Runs all layers over `x` [..., D].
 
-        `attend(q, k, v, carry, layer) -> (out, carry, kept)` is the only thing that differs between
-        prefill, decoding and the shared forward pass. `reference` [..., D] goes through the same
-        layers without LoRA, so that each layer's weights are read or gathered once for both.
+        Prefill, decoding and the shared forward pass differ only in
+        `attend(q, k, v, carry, layer) -> (out, carry, kept)`. `reference` [..., D] goes through the
+        same layers without LoRA, so that a layer's weights are read or gathered once for both.
 
         Returns:
-          `x`, `reference` if there is one, `carry`, and what was kept of each layer.
+          `x`, `reference` if there is one, `carry`, and `kept` of each layer, stacked.
         """
-        if weights is None:
-            weights = self._weights(use_lora)
 
         def step(state, layer):
             x, *beside, carry = state
@@ -392,12 +380,12 @@ class Decoder(nnx.Module):
 
 
 def _layer_of(tree: Any, index: int) -> Any:
-    """One layer of stacked weights."""
+    """Returns one layer of stacked weights."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
 def remat_policy(name: str) -> Callable | None:
-    """The member of `jax.checkpoint_policies` that `REMAT` calls `name`.
+    """Returns the member of `jax.checkpoint_policies` that `REMAT` calls `name`.
 
     Raises:
       ValueError: no such name.

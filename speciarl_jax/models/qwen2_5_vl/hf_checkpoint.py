@@ -27,7 +27,7 @@ from speciarl_jax.models.qwen2_5_vl.hf_names import (
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 # (path, array, logical axes) -> array on its devices. Parameters of a checkpoint come as `Stored`,
-# to be read with `place` or turned into numpy; adapters come as numpy arrays.
+# whose `place` reads them; adapters come as numpy arrays.
 Put = Callable[[tuple[str, ...], "np.ndarray | Stored", tuple[str | None, ...]], jax.Array]
 
 # Dtypes of weights, as safetensors spells them.
@@ -37,14 +37,14 @@ STACK_BYTES = 2**26
 
 
 def sources(config: ModelConfig) -> Sources:
-    """Where every parameter of the frozen model lies in a checkpoint."""
+    """Returns where every parameter of the frozen model lies in a checkpoint."""
     return vision_sources(config.vision) | text_sources(config.text)
 
 
 def read_config(
     folder: str | pathlib.Path, parse: Callable[[Any], Any] = ModelConfig.from_hf
 ) -> ModelConfig:
-    """Reads `config.json`; `parse` makes dimensions of what it holds.
+    """Reads the dimensions in `config.json` with `parse`.
 
     Raises:
       ValueError: it is missing, no JSON, or describes another model.
@@ -55,29 +55,23 @@ def read_config(
 def load(
     folder: str | pathlib.Path,
     *,
-    dtype: Any = jnp.bfloat16,
     param_dtype: Any = jnp.bfloat16,
     lora_rank: int = 0,
     lora_alpha: float = 1.0,
-    scan_unroll: int = 1,
-    base_weights: str = "param_dtype",
-    attention: str = "xla",
     seed: int = 0,
     put: Put | None = None,
+    **of_model: Any,
 ) -> tuple[ModelConfig, Qwen25VL]:
     """Reads a checkpoint folder into a model with fresh LoRA.
 
     Args:
       folder: holds `config.json` and safetensors, in either layout of names in circulation.
-      dtype: of the matrix products.
       param_dtype: of the frozen weights.
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
-      scan_unroll: layers a turn of the loop over layers.
-      base_weights: of the decoder's linear layers, one of `decoder.BASE_WEIGHTS`.
-      attention: over whole sequences, one of `fused.KINDS`.
       seed: of LoRA.
       put: places a parameter on its devices (`Put`); the default device when None.
+      **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `Qwen25VL`.
 
     Raises:
       ValueError: `config.json` describes another model, a tensor is missing, unexpected, of the
@@ -86,32 +80,23 @@ def load(
     """
     config = read_config(folder)
     reader = safetensors_io.Reader(folder)
-
-    def make():
-        return Qwen25VL(
-            config,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            scan_unroll=scan_unroll,
-            base_weights=base_weights,
-            attention=attention,
-            rngs=nnx.Rngs(seed),
-        )
-
-    model = nnx.eval_shape(make)
+    lora = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
+    model = nnx.eval_shape(
+        lambda: Qwen25VL(config, param_dtype=param_dtype, rngs=nnx.Rngs(seed), **lora, **of_model)
+    )
     state = dict(nnx.to_flat_state(nnx.state(model)))
-    frozen = {
-        p: variable for p, variable in state.items() if not isinstance(variable, nnx.LoRAParam)
-    }
+    adapters = {path: x for path, x in state.items() if isinstance(x, nnx.LoRAParam)}
+    frozen = {path: x for path, x in state.items() if path not in adapters}
     fill(frozen, reader, sources(config), param_dtype, put)
-    if lora_rank:
-        fresh = dict(nnx.to_flat_state(_fresh_lora(config, lora_rank, lora_alpha, seed)))
-        for path, variable in state.items():
-            if isinstance(variable, nnx.LoRAParam):
-                array = np.asarray(fresh[path][...])
-                variable.set_value(put(path, array, variable.axes) if put else jnp.asarray(array))
+    if adapters:
+        # Under jit the base, which nobody reads here, is never computed.
+        fresh = jax.jit(
+            lambda: nnx.state(Qwen25VL(config, rngs=nnx.Rngs(seed), **lora), nnx.LoRAParam)
+        )()
+        fresh = dict(nnx.to_flat_state(fresh))
+        for path, variable in adapters.items():
+            array = np.asarray(fresh[path][...])
+            variable.set_value(put(path, array, variable.axes) if put else jnp.asarray(array))
     nnx.update(model, nnx.from_flat_state(list(state.items())))
     return config, model
 
@@ -135,9 +120,10 @@ def fill(
       put: places a parameter (`Put`); the default device when None.
 
     Raises:
-      ValueError: a tensor is missing, unexpected, of the wrong shape or of a dtype that is not
-        floating-point, or a file is damaged.
+      ValueError: a tensor is missing, unexpected, of the wrong shape or not floating-point, or a
+        file is damaged.
     """
+    put = put or (lambda path, array, axes: array.place(None))
     stored = _checked_names(reader, sources)
     nbytes = sum(reader.header(stored[name]).nbytes for s in sources.values() for name in s.names)
     with tqdm.tqdm(
@@ -157,22 +143,11 @@ def fill(
             found[path] = Stored(reader, source, variable.shape, dtype, is_int8, bar.update)
             found[path].check_shape()
         for path, variable in state.items():
-            array = found[path]
-            variable.set_value(put(path, array, variable.axes) if put else array.place(None))
-
-
-def _fresh_lora(config: ModelConfig, rank: int, alpha: float, seed: int) -> nnx.State:
-    """LoRA of a new model. Under jit the base, which nobody reads, is never computed."""
-
-    def make():
-        model = Qwen25VL(config, lora_rank=rank, lora_alpha=alpha, rngs=nnx.Rngs(seed))
-        return nnx.state(model, nnx.LoRAParam)
-
-    return jax.jit(make)()
+            variable.set_value(put(path, found[path], variable.axes))
 
 
 def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str, str]:
-    """Published name -> name in this checkpoint, of exactly the tensors that are wanted."""
+    """Maps the published names to those in this checkpoint, which has exactly these tensors."""
     stored = {}
     for name in reader:
         header, published = reader.header(name), published_name(name)
@@ -185,8 +160,7 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
         stored[published] = name
     wanted, present = {name for source in sources.values() for name in source.names}, set(stored)
     if ("decoder", "head") not in sources:
-        # Some writers store the tied head a second time.
-        present.discard("lm_head.weight")
+        present.discard("lm_head.weight")  # some writers store the tied head a second time
     question = "do config.json and the weights belong together?"
     safetensors_io.check_names(reader.folder, present, wanted, question)
     return stored
@@ -215,7 +189,7 @@ class Stored:
       shape: of the parameter, layers first if it is stacked.
       dtype: of the parameter; tensors in another one are cast.
       is_int8: the devices keep it by `int8.quantize`, layers stacked.
-      done: told the number of bytes in the checkpoint whenever some more were placed.
+      done: called with the number of bytes in the checkpoint whenever some more were placed.
     """
 
     reader: safetensors_io.Reader
@@ -235,8 +209,7 @@ class Stored:
         if self.source.layout != "same":
             one = one[::-1]
         for name in self.source.names:
-            found = self.reader.header(name).shape
-            flat = found
+            found = flat = self.reader.header(name).shape
             if self.source.layout == "patches" and found:
                 flat = (found[0], math.prod(found[1:]))
             if flat != one:
@@ -246,7 +219,7 @@ class Stored:
                 )
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the parameter at `index`, a slice for each axis; only that is read."""
+        """Reads the part of the parameter at `index`, a slice for each axis, and no more."""
         layers, inner = (index[0], index[1:]) if self.source.stacked else (slice(None), index)
         cut = {"same": inner, "transposed": inner[::-1], "patches": inner[1:]}[self.source.layout]
         tensors = [self.reader.read(name, cut) for name in self.source.names[layers]]
@@ -263,36 +236,37 @@ class Stored:
         self.done(self._stored_bytes(self.source.names))
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def place(self, where: jax.sharding.Sharding | None) -> jax.Array | qwix.QArray:
+    def place(self, sharding: jax.sharding.Sharding | None) -> jax.Array | qwix.QArray:
         """Reads the parameter into its shards; each process reads only those of its devices.
 
         A stacked parameter is written into its place on the devices a few layers at a time, so the
         host never holds all of it.
 
         Args:
-          where: must not cut the layers; the default device when None.
+          sharding: must not cut the layers; the default device when None.
         """
         count = len(self.source.names)
         at_once = max(1, STACK_BYTES * count // max(1, self._stored_bytes(self.source.names)))
         if not self.is_int8 and (not self.source.stacked or at_once >= count):
-            return self._place_layers(slice(0, count), where)
+            return self._place_layers(slice(0, count), sharding)
         dtype = jnp.int8 if self.is_int8 else self.dtype
-        stack, scales = jnp.zeros(self.shape, dtype, device=where), []
+        stack, scales = jnp.zeros(self.shape, dtype, device=sharding), []
         for first in range(0, count, at_once):
-            part = self._place_layers(slice(first, min(first + at_once, count)), where)
+            part = self._place_layers(slice(first, min(first + at_once, count)), sharding)
             if self.is_int8:
                 part, scale = _quantize(part)
                 scales.append(scale)
             # One part at a time: without waiting, those that were read would queue up on the host.
-            stack = jax.block_until_ready(_set_layers(stack, part, np.int32(first), where))
+            stack = jax.block_until_ready(_set_layers(stack, part, np.int32(first), sharding))
         if self.is_int8:
             return qwix.QArray(stack, jnp.concatenate(scales), qtype=jnp.int8)
         return stack
 
-    def _place_layers(self, layers: slice, where: jax.sharding.Sharding | None) -> jax.Array:
-        shape, parts = self.shape, {}
+    def _place_layers(self, layers: slice, sharding: jax.sharding.Sharding | None) -> jax.Array:
+        shape = self.shape
         if self.source.stacked:
             shape = (layers.stop - layers.start, *shape[1:])
+        parts = {}
 
         def part(index):
             # Devices that hold copies of the same part share one reading of it.
@@ -301,10 +275,10 @@ class Stored:
                 parts[key] = self.read((layers, *index[1:]) if self.source.stacked else index)
             return parts[key]
 
-        if where is None:
+        if sharding is None:
             array = jnp.asarray(part((slice(None),) * len(shape)))
         else:
-            array = jax.make_array_from_callback(shape, where, part, dtype=self.dtype)
+            array = jax.make_array_from_callback(shape, sharding, part, dtype=self.dtype)
         array.block_until_ready()
         self.done(self._stored_bytes(self.source.names[layers]))
         return array
@@ -320,9 +294,9 @@ def _quantize(part):
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _set_layers(stack, part, first, where):
+def _set_layers(stack, part, first, sharding):
     stack = jax.lax.dynamic_update_slice_in_dim(stack, part, first, axis=0)
-    return stack if where is None else jax.lax.with_sharding_constraint(stack, where)
+    return stack if sharding is None else jax.lax.with_sharding_constraint(stack, sharding)
 
 
 def save(
@@ -371,7 +345,7 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _export(config, model, path, source, layer, stack, dtype) -> np.ndarray:
-    """One tensor as it is published."""
+    """Returns one tensor as it is published."""
     tensor = stack[layer] if source.stacked else stack
     adapters = model.decoder.lora
     if path[:2] == ("decoder", "layers") and f"{path[2]}_a" in adapters:

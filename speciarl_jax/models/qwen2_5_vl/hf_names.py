@@ -16,6 +16,14 @@ class Source(NamedTuple):
 # Path of a parameter in the model -> where it lies.
 Sources = dict[tuple[str, ...], Source]
 
+# Linear layer of a decoder layer -> its published module.
+DECODER_LINEARS = {name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")} | {
+    name: f"mlp.{name}_proj" for name in ("gate", "up", "down")
+}
+_VISION_LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj"} | {
+    name: f"mlp.{name}_proj" for name in ("gate", "up", "down")
+}
+
 
 def _single(path: str, name: str, layout: str = "same") -> Sources:
     return {tuple(path.split(".")): Source((name,), False, layout)}
@@ -27,20 +35,14 @@ def _stacked(path: str, pattern: str, count: int, layout: str = "same") -> Sourc
 
 
 def vision_sources(config: VisionConfig) -> Sources:
-    """Published names (`visual.*`) of the tensors of the vision encoder, whose root is `visual`."""
+    """Lists the tensors of the vision encoder (`visual.*`), whose root in the model is `visual`."""
     found = _single("visual.patch_embed", "visual.patch_embed.proj.weight", "patches")
     found |= _single("visual.merger_norm", "visual.merger.ln_q.weight")
     for mine, number in (("merger_in", 0), ("merger_out", 2)):
         found |= _single(f"visual.{mine}", f"visual.merger.mlp.{number}.weight", "transposed")
         found |= _single(f"visual.{mine}_bias", f"visual.merger.mlp.{number}.bias")
     blocks, depth = "visual.blocks.{}.", config.depth
-    for mine, theirs in {
-        "qkv": "attn.qkv",
-        "proj": "attn.proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    }.items():
+    for mine, theirs in _VISION_LINEARS.items():
         found |= _stacked(f"visual.blocks.{mine}", f"{blocks}{theirs}.weight", depth, "transposed")
         found |= _stacked(f"visual.blocks.{mine}_bias", f"{blocks}{theirs}.bias", depth)
     for norm in ("norm1", "norm2"):
@@ -49,19 +51,16 @@ def vision_sources(config: VisionConfig) -> Sources:
 
 
 def text_sources(config: TextConfig) -> Sources:
-    """Published names (`model.*`, `lm_head.weight`) of the decoder's, whose root is `decoder`."""
+    """Lists the tensors of the decoder (`model.*`, `lm_head.weight`), whose root is `decoder`."""
     layers, count = "model.layers.{}.", config.num_layers
     found = {}
-    for mine in ("q", "k", "v", "o"):
-        theirs = f"{layers}self_attn.{mine}_proj"
-        found |= _stacked(f"decoder.layers.{mine}", f"{theirs}.weight", count, "transposed")
-        if mine != "o" and config.qkv_bias:
-            found |= _stacked(f"decoder.layers.{mine}_bias", f"{theirs}.bias", count)
+    for mine, theirs in DECODER_LINEARS.items():
+        pattern = f"{layers}{theirs}.weight"
+        found |= _stacked(f"decoder.layers.{mine}", pattern, count, "transposed")
+        if mine in ("q", "k", "v") and config.qkv_bias:
+            found |= _stacked(f"decoder.layers.{mine}_bias", f"{layers}{theirs}.bias", count)
     for norm in ("q_norm", "k_norm") if config.qk_norm else ():
         found |= _stacked(f"decoder.layers.{norm}", f"{layers}self_attn.{norm}.weight", count)
-    for mine in ("gate", "up", "down"):
-        theirs = f"{layers}mlp.{mine}_proj.weight"
-        found |= _stacked(f"decoder.layers.{mine}", theirs, count, "transposed")
     found |= _stacked("decoder.layers.attention_norm", f"{layers}input_layernorm.weight", count)
     found |= _stacked("decoder.layers.mlp_norm", f"{layers}post_attention_layernorm.weight", count)
     found |= _single("decoder.embedding", "model.embed_tokens.weight")

@@ -8,9 +8,9 @@ from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
 
 def rotary(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles.
+    """Computes cosine and sine of the rotary angles.
 
-    The frequencies are dealt out to the axes in the sections of `config.mrope_section`.
+    `config.mrope_section` says how many frequencies each of the three axes has.
 
     Args:
       positions: int32 [3, ...], temporal, height and width position.

@@ -1,7 +1,7 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
 Only what this package trains can be written and read: plain LoRA of one rank on every linear layer
-of the language model (`decoder.LINEARS`), none on the vision encoder.
+of the language model, none on the vision encoder.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from safetensors.numpy import save_file
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
+from speciarl_jax.models.qwen2_5_vl.hf_names import DECODER_LINEARS
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Where the language model lies in `Qwen2_5_VLForConditionalGeneration` of transformers 4.52 and
-# later, and where it lay before.
+# The layers of the language model in `Qwen2_5_VLForConditionalGeneration`, since transformers 4.52
+# and before.
 _LAYERS, _OLD_LAYERS = "model.language_model.layers.", "model.layers."
 # A regular expression over whole module names: the vision encoder has `gate_proj` and others too.
 _TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
-# Options that change what an adapter computes; unset, or set to something empty, they do not.
+# Options that change what an adapter computes, unless they are unset or empty.
 _UNSUPPORTED = (
     "use_rslora",
     "use_dora",
@@ -50,13 +50,13 @@ _UNSUPPORTED = (
     "kasa_config",
     "monteclora_config",
 )
-# Initialisations after which the adapter belongs to the base as it was, not to a changed one.
+# Initialisations that leave the base as it was; others change it.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says beside the fixed part.
+    """The settings of an adapter in `adapter_config.json`.
 
     Attributes:
       rank: r.
@@ -70,7 +70,7 @@ class AdapterConfig:
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
-    """The adapters' tree of a model with these dimensions: shapes, dtypes and axes, no numbers."""
+    """Returns the abstract adapters of a model: shapes, dtypes and axes, no numbers."""
     model = nnx.eval_shape(lambda: Qwen25VL(config, lora_rank=rank, rngs=nnx.Rngs(0)))
     return nnx.state(model, nnx.LoRAParam)
 
@@ -178,29 +178,28 @@ def load_adapter(
     lora = abstract_lora(config, adapter.rank)
     variables = dict(nnx.to_flat_state(lora))
     for path, variable in variables.items():
-        layers = [tensors[name].astype(np.float32).T for name in names[path]]
-        for name, layer in zip(names[path], layers, strict=True):
-            _check_shape(folder / WEIGHTS, name, layer.T.shape, variable.shape[:0:-1], adapter.rank)
-        array = np.stack(layers)
+        for name in names[path]:
+            wanted = variable.shape[:0:-1]
+            _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
+        array = np.stack([tensors[name].astype(np.float32).T for name in names[path]])
         variable.set_value(array if put is None else put(path, array, variable.axes))
     return adapter, nnx.from_flat_state(list(variables.items()))
 
 
 def _names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Path of each stacked half of an adapter -> PEFT's name of each layer's tensor."""
-    found = {}
-    for linear in LINEARS:
-        block = "self_attn" if linear in ("q", "k", "v", "o") else "mlp"
-        for half in ("a", "b"):
-            tail = f"{block}.{linear}_proj.lora_{half.upper()}.weight"
-            found["decoder", "lora", f"{linear}_{half}"] = tuple(
-                f"{_PREFIX}{_LAYERS}{layer}.{tail}" for layer in range(config.text.num_layers)
-            )
-    return found
+    """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
+    return {
+        ("decoder", "lora", f"{linear}_{half.lower()}"): tuple(
+            f"{_PREFIX}{_LAYERS}{layer}.{module}.lora_{half}.weight"
+            for layer in range(config.text.num_layers)
+        )
+        for linear, module in DECODER_LINEARS.items()
+        for half in "AB"
+    }
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors by their name of today."""
+    """Reads all tensors, by their names since transformers 4.52."""
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="numpy") as file:
@@ -224,7 +223,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 def _check_shape(
     path: pathlib.Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...], rank: int
 ) -> None:
-    """`wanted` is torch's [out, in]: A [r, in], B [out, r]."""
+    """Refuses a tensor of another shape than torch's [out, in]: A [r, in], B [out, r]."""
     if found == wanted:
         return
     axis = 0 if "lora_A" in name else 1

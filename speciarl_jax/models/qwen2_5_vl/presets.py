@@ -13,9 +13,9 @@ SIZES = tuple(_DIMENSIONS)
 
 
 def config(size: str) -> ModelConfig:
-    """Dimensions of a published size, one of `SIZES`, as its `config.json` gives them.
+    """Returns the dimensions of a published size, one of `SIZES`, as in its `config.json`.
 
-    For plans and abstract programs (`nnx.eval_shape`); a checkpoint brings its own.
+    They serve plans and abstract programs (`nnx.eval_shape`); a checkpoint brings its own.
 
     Raises:
       ValueError: no such size.

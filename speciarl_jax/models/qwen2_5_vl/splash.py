@@ -1,7 +1,7 @@
 """Splash attention (JAX's Pallas kernel for TPU): no array of scores is ever in memory.
 
-Every head and row is one sequence with a static mask, of which whole blocks are left out where
-nothing is seen, and segments: a token sees tokens of its own segment only.
+Every head and row is one sequence with segments, in which a token sees its own segment only, and
+with a static mask, whose empty blocks are skipped.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrefixMask(mask_lib.Mask):
-    """Rows `[prompt | answer 1 ... answer N]`: causal, and no answer sees another.
+    """Mask of rows `[prompt | completion 1 ... completion N]`: no completion sees another.
 
     Attributes:
       prompt: P, tokens.
-      answers: N.
-      length: T, of each answer.
+      answers: N, completions.
+      length: T, tokens of each completion.
     """
 
     prompt: int
@@ -46,24 +46,24 @@ class SharedPrefixMask(mask_lib.Mask):
 
 
 def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
-    """`attention.causal`; what padding sees is other padding."""
+    """Computes `attention.causal`, except that padding sees other padding."""
     return _padded(q_BSHK, k_BSGK, v_BSGK, mask_BS.astype(jnp.int32), mask_lib.CausalMask, kind)
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Every token sees its whole segment, int32; [B, S, H, K]."""
+    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
     return _padded(q_BSHK, k_BSGK, v_BSGK, segment_BS, mask_lib.FullMask, kind)
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
-    """Rows `[prompt | answer 1 ... answer N]`: each answer sees the prompt and itself, causally.
+    """Computes causal attention of completions to their prompt and to themselves.
 
     Args:
-      q_BSHK: rotated queries, S = P + N T.
+      q_BSHK: rotated queries of rows `[prompt | completion 1 ... completion N]`, S = P + N T.
       k_BSGK: rotated keys.
       v_BSGK: values.
       mask_BP: bool, false at the prompt's padding.
-      answers: N.
+      answers: N, completions.
       kind: "splash", compiled for TPU, or "splash_interpret", the same step by step anywhere.
 
     Returns:
@@ -95,12 +95,12 @@ def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Arra
 
 
 def _block(size: int) -> int:
-    """Side of the blocks: large ones where they do not mean much padding."""
+    """Returns the side of the blocks: large ones where they do not mean much padding."""
     return _BLOCK if size > _BLOCK // 2 else _LANES
 
 
 def _padded(q, k, v, segment_BS, make_mask: Any, kind: str) -> jax.Array:
-    """Any sequence, padded at its end with a segment 0 of its own."""
+    """Pads sequences at their end with a segment 0 of its own."""
     size = q.shape[1]
     block = _block(size)
     after = -size % block

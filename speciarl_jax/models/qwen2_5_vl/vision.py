@@ -60,17 +60,15 @@ class VisionEncoder(nnx.Module):
         sizes = {"vision_embed": width, "vision_heads": width, "vision_mlp": mlp}
         self.blocks = nnx.Dict()
         for name, axes in _BLOCK_AXES.items():
-            shape = [
-                sizes[axis] * (3 if "qkv" in name and axis == "vision_heads" else 1)
-                for axis in axes
-            ]
+            outputs = {"vision_heads": 3 * width} if "qkv" in name else {}
+            shape = tuple((sizes | outputs)[axis] for axis in axes)
             if name.startswith("norm"):
                 value = jnp.ones((config.depth, *shape), param_dtype)
             elif len(shape) == 1:
                 value = jnp.zeros((config.depth, *shape), param_dtype)
             else:
                 keys = jax.random.split(rngs.params(), config.depth)
-                value = jax.vmap(lambda key, s=tuple(shape): linear(key, s, param_dtype))(keys)
+                value = jax.vmap(lambda key, s=shape: linear(key, s, param_dtype))(keys)
             self.blocks[name] = nnx.Param(value, axes=("layers", *axes))
         self.patch_embed = param((config.patch_dim, width), ("patch", "vision_embed"))
         self.merger_norm = nnx.Param(jnp.ones((width,), param_dtype), axes=("vision_embed",))
@@ -84,7 +82,7 @@ class VisionEncoder(nnx.Module):
 
         Args:
           patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
-          layout: from `layout.vision_layout`.
+          layout: from `window_layout.vision_layout`.
 
         Returns:
           Features [B, M, `config.out_hidden_size`] of the merged tokens in the processor's order;
@@ -117,16 +115,12 @@ class VisionEncoder(nnx.Module):
             count = len(list(run))
             mine = {name: p[first : first + count] for name, p in blocks.items()}
             first += count
+            mask = same_BSS[:, None] if full else window_mask
+            attend = functools.partial(jax.nn.dot_product_attention, mask=mask)
             if full and kernel:
                 segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
                 attend = functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
-                cos_sin, x = rotary, x_BSD
-            elif full:
-                attend = functools.partial(_attend, mask=same_BSS[:, None])
-                cos_sin, x = rotary, x_BSD
-            else:
-                attend = functools.partial(_attend, mask=window_mask)
-                cos_sin, x = tuple(map(cut, rotary)), cut(x_BSD)
+            cos_sin, x = (rotary, x_BSD) if full else (tuple(map(cut, rotary)), cut(x_BSD))
 
             def step(x, params, attend=attend, cos_sin=cos_sin):
                 x = activation_sharding.constrain(x, "batch", ...)
@@ -150,13 +144,8 @@ class VisionEncoder(nnx.Module):
         return activation_sharding.constrain(jnp.where(index_BM1 >= 0, x_BMD, 0), "batch", ...)
 
 
-def _attend(q_BSHK, k_BSHK, v_BSHK, mask):
-    """`mask` broadcasts to [B, heads, queries, keys]."""
-    return jax.nn.dot_product_attention(q_BSHK, k_BSHK, v_BSHK, mask=mask)
-
-
 def _block(x_BSD, params, attend, cos_sin, config, dtype):
-    """One pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
+    """Runs one pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
     params = {name: p.astype(dtype) for name, p in params.items()}
     h_BSD = rms_norm(x_BSD, params["norm1"], config.norm_eps)
     qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
@@ -173,7 +162,7 @@ def _block(x_BSD, params, attend, cos_sin, config, dtype):
 
 
 def _rotary(hw_BS2: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B, S, head size] of the 2-D rotary embedding, fp32: rows, then columns."""
+    """Computes cosine and sine [B, S, head size] of the 2-D rotary embedding, float32."""
     half = config.head_dim // 2
     frequency = 1.0 / config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half)
     angle = hw_BS2.astype(jnp.float32)[..., None] * frequency

@@ -1,4 +1,4 @@
-"""Host-side geometry: attention windows of images, rotary positions of prompts, static sizes.
+"""Geometry on the host: attention windows of images, rotary positions of prompts, static sizes.
 
 Everything here is numpy and depends on sizes and placeholder tokens only, never on pixels.
 """
@@ -23,7 +23,7 @@ _TOKEN_MULTIPLE = 16
 
 @flax.struct.dataclass
 class VisionLayout:
-    """Where each patch of a batch of images stands in the sequence of its row.
+    """Says where each patch of a batch of images stands in the sequence of its row.
 
     The sequence is W slots of `S / W` patches, as many as a whole attention window has. A slot
     holds one whole window, or several small ones from the right and lower borders of images. So
@@ -70,21 +70,24 @@ def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> Visi
     """
     rows = [_row_layout(tuple(row), config) for row in grids]
     windows, tokens = vision_sizes(grids, config)
-    merge, side = config.spatial_merge_size, config.window_units
-    token_BU = np.full((len(rows), windows * side**2), -1, np.int32)
-    image_BU, window_BU = np.full_like(token_BU, -1), np.full_like(token_BU, -1)
-    rc_BU2 = np.zeros((*token_BU.shape, 2), np.int32)
+    merge, units = config.spatial_merge_size, windows * config.window_units**2
+
+    def spread(values, *end, fill=-1):
+        """Puts values of a row's merged tokens where the tokens stand."""
+        array_BU = np.full((len(rows), units, *end), fill, np.int32)
+        for b, row in enumerate(rows):
+            array_BU[b, row.place_M] = values(row)
+        return array_BU
+
+    token_BU = spread(lambda row: np.arange(len(row.place_M)))
+    image_BU, window_BU = spread(lambda row: row.image_M), spread(lambda row: row.window_M)
+    rc_BU2 = spread(lambda row: row.rc_M2, 2, fill=0)
     token_index_BM = np.full((len(rows), tokens), -1, np.int32)
     for b, row in enumerate(rows):
-        token_BU[b, row.place_M] = np.arange(len(row.place_M))
-        image_BU[b, row.place_M] = row.image_M
-        window_BU[b, row.place_M] = row.window_M
-        rc_BU2[b, row.place_M] = row.rc_M2
         token_index_BM[b, : len(row.place_M)] = row.place_M
     k = np.arange(merge**2)
     patch_BUk = np.where(token_BU[..., None] >= 0, token_BU[..., None] * merge**2 + k, -1)
-    inner_k2 = np.stack([k // merge, k % merge], axis=-1)
-    hw_BUk2 = rc_BU2[:, :, None] * merge + inner_k2
+    hw_BUk2 = rc_BU2[:, :, None] * merge + np.stack([k // merge, k % merge], axis=-1)
     return VisionLayout(
         patch_index_BS=patch_BUk.reshape(len(rows), -1).astype(np.int32),
         image_BS=np.repeat(image_BU, merge**2, axis=1),
@@ -96,7 +99,7 @@ def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> Visi
 
 
 def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> VisionLayout:
-    """The same layout with more padding, so that images of many sizes share a compiled program.
+    """Pads a layout of numpy arrays, so that images of many sizes share a compiled program.
 
     Args:
       layout: of numpy arrays.
@@ -136,7 +139,7 @@ def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> Visio
 def vision_sizes(
     grids: Sequence[Sequence[Grid]], config: VisionConfig, growth: float = 1.0
 ) -> tuple[int, int]:
-    """Windows W and image tokens M for the largest row of a batch.
+    """Returns windows W and image tokens M for the largest row of a batch.
 
     Args:
       grids: for each row the grids of its images.
@@ -151,22 +154,22 @@ def vision_sizes(
     tokens = bucket(max([1, *(len(row.place_M) for row in rows)]), growth, _TOKEN_MULTIPLE)
     windows = max([1, *(row.slots for row in rows)])
     if growth > 1:
-        # Mostly what so many tokens fill; small windows that do not pack well need a step more.
+        # So many tokens mostly fill `full` windows; small ones that do not pack well need more.
         full = math.ceil(tokens / config.window_units**2)
         windows = full if windows <= full else full + bucket(windows - full, growth, full // 4)
     return windows, tokens
 
 
 def bucket(needed: int, growth: float, multiple: int = 1) -> int:
-    """The smallest bucket size that holds `needed`.
+    """Returns the smallest bucket size that holds `needed`.
 
-    The series starts at `multiple` and each size is `growth` times the one before, rounded up to a
-    multiple. Padding is under `1 - 1 / growth` of a step, and at most a rounding more.
+    Sizes start at `multiple`; each is `growth` times the one before, rounded up to a multiple. So
+    padding is less than `1 - 1 / growth` of a size, plus at most one rounding.
 
     Args:
       needed: at least 1.
-      growth: of the steps; at 1 the answer is `needed` itself.
-      multiple: of which all steps are multiples.
+      growth: of the sizes; at 1 the result is `needed` itself.
+      multiple: that divides all sizes.
     """
     if growth <= 1:
         return needed
@@ -206,7 +209,7 @@ def _pack(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int
     """Puts windows into slots, largest first, each into the first slot with room for it.
 
     Returns:
-      The slot of each window, where it starts there, and the number of slots.
+      The slot of each window, its offset there, and the number of slots.
     """
     slot, offset = np.zeros_like(sizes), np.zeros_like(sizes)
     used: list[int] = []
@@ -230,14 +233,14 @@ def mrope_positions(
     grids: Sequence[Sequence[Grid]],
     config: ModelConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rotary positions of prompts with still images (M-RoPE, arXiv 2409.12191, section 2.1).
+    """Computes rotary positions of prompts with images (M-RoPE, arXiv 2409.12191, section 2.1).
 
     Text counts up alike on the three axes. An image's tokens share one temporal position and count
     rows and columns; the text after it goes on from the largest position so far.
 
     Args:
       tokens_BP: int32 tokens with the image placeholders already repeated.
-      mask_BP: bool, padding on either side.
+      mask_BP: bool, false at padding, on either side.
       grids: for each row the grids (in patches) of its images.
       config: names the placeholder.
 
@@ -261,18 +264,20 @@ def mrope_positions(
                 f"need {expected}"
             )
         parts, start, position = [], 0, 0
+
+        def text(length, position):
+            return np.broadcast_to(position + np.arange(length), (3, length))
+
         for height, width in row:
             height, width = height // merge, width // merge
             image = start + int(np.argmax(is_image[start:]))
-            text = position + np.arange(image - start)
-            parts.append(np.broadcast_to(text, (3, len(text))))
+            parts.append(text(image - start, position))
             position += image - start
             r, c = (axis.ravel() for axis in np.indices((height, width)))
             parts.append(position + np.stack([np.zeros_like(r), r, c]))
             position += max(height, width)
             start = image + height * width
-        text = position + np.arange(len(tokens) - start)
-        parts.append(np.broadcast_to(text, (3, len(text))))
+        parts.append(text(len(tokens) - start, position))
         row_positions = np.concatenate(parts, axis=1)
         positions_3BP[:, b, mask_BP[b]] = row_positions
         next_position_B[b] = row_positions.max(initial=-1) + 1

@@ -45,14 +45,14 @@ def run(policy, batch):
     """The whole model, and what happens inside of it."""
     features = policy.encode_images(batch.patches_BSC, batch.layout)
     x = policy.embed(batch.tokens_BP, features)
-    hidden, cache = policy.prefill(x, batch.positions_B3P.swapaxes(0, 1), batch.mask_BP)
+    hidden, cache = policy.decoder.prefill(x, batch.positions_B3P.swapaxes(0, 1), batch.mask_BP)
     return {
         "features": features,
         "embedded": x,
         "hidden": hidden,
         "keys": cache.k_LBGKP.swapaxes(-1, -2),
         "values": cache.v_LBGPK,
-        "logits": policy.logits(hidden),
+        "logits": policy.decoder.logits(hidden),
     }
 
 
