@@ -25,7 +25,7 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
-from speciarl_jax.runtime import plugins, resume_config, sharding
+from speciarl_jax.runtime import fingerprint, plugins, sharding
 from speciarl_jax.verifiers import flax_judge
 from speciarl_jax.verifiers.base import HostVerifier
 
@@ -310,7 +310,7 @@ def make_verifier(
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """`resume_config.of_config`, and which images there are where the source can tell."""
+    """`fingerprint.of_config`, and which images there are where the source can tell."""
     source = run.source(run.config.seed)
     known = {"data.images": source.fingerprint} if hasattr(source, "fingerprint") else {}
-    return resume_config.of_config(run.config) | known
+    return fingerprint.of_config(run.config) | known

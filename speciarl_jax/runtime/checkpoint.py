@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from speciarl_jax.runtime import checksum, exit_codes, resume_config, storage_errors
+from speciarl_jax.runtime import checksum, exit_codes, fingerprint, storage_errors
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
@@ -125,7 +125,7 @@ class Checkpoints:
             saved = self._read(step, facts=ocp.args.JsonRestore()).facts
         except DamagedCheckpoint:
             return  # `resume` knows what to do.
-        resume_config.agree(saved, facts, f"the checkpoint of step {step}", allow_change)
+        fingerprint.check(saved, facts, f"the checkpoint of step {step}", allow_change)
 
     def best_step(self) -> int:
         """The checkpoint with the best value of the metric.
@@ -273,7 +273,7 @@ class Checkpoints:
             # First, or a flipped bit would be taken for another configuration.
             if wanted["json"] != checksum.text_digest(texts.iterator, texts.facts):
                 raise damaged
-        resume_config.agree(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
+        fingerprint.check(texts.facts, facts, f"the checkpoint of step {step}", allow_change)
         self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state

@@ -44,7 +44,7 @@ def read_run(
             f"{folder} holds no greedy answers with verdicts"
             + (f" of the policies {list(wanted)}" if wanted else "")
         )
-    return parts, predictions.read_facts(folder)
+    return parts, predictions.read_provenance(folder)
 
 
 def _greedy(parts: Mapping[Part, Any]) -> dict[Part, Any]:
