@@ -179,7 +179,7 @@ def of_run(
 
 
 def _measures(score: metrics.Score) -> dict[str, float]:
-    return {name: getattr(score, name) for name in bootstrap.MEASURES}
+    return {name: getattr(score, name) for name in metrics.MEASURES}
 
 
 def agreement(samples: Lines) -> tuple[list[float], list[bool]]:

@@ -28,7 +28,7 @@ class Verdicts(NamedTuple):
       category: int `Category` [R].
       valid: bool [R], a verdict exists.
       probability: float [R, 6] of the six verdicts, or None where the verifier has none.
-      reason: R texts, why a pair has its verdict, or None where the verifier gives none.
+      reason: R texts, why a pair has its verdict, or None.
     """
 
     category: np.ndarray
@@ -41,27 +41,8 @@ class Verdicts(NamedTuple):
         return NAMES[self.category[i] - min(Category)] if self.valid[i] else "unverified"
 
 
-class Agreement(NamedTuple):
-    """Agreement of verdicts with a reference.
-
-    Attributes:
-      matrix: int [7, 7], rows by the reference and columns by the other, in the order of `NAMES`.
-      accuracy: share of equal verdicts.
-      kappa: agreement beyond chance (Cohen, Educ. Psychol. Meas. 20, 1960); NaN if the agreement
-        expected by chance is 1.
-      precision: float [7], share of a verdict that the reference shares; NaN if never given.
-      recall: float [7], share of a category of the reference that is found; NaN if it has none.
-    """
-
-    matrix: np.ndarray
-    accuracy: float
-    kappa: float
-    precision: np.ndarray
-    recall: np.ndarray
-
-
 def read_pairs(name_or_path: str, *, labelled: bool = True) -> list[Row]:
-    """Reads the cells of pairs that ship with the package (`gold`, `adversarial`), or of a CSV file.
+    """Reads the cells of pairs that ship (`gold`, `adversarial`), or of a CSV file.
 
     Args:
       name_or_path: name of pairs, or path of a file.
@@ -143,9 +124,9 @@ def compare(rows: Sequence[Row], name: str, found: Verdicts) -> tuple[dict[str, 
     if taken:
         right = set(taken) - set(differ)
         reference = [found.name(i) if i in right else want[i][0] for i in taken]
-        reference = [Category[category.upper()] for category in reference]
-        result = agreement(np.array(reference), found.category[taken])
-        figures |= summary(result) | {"disagreements": len(differ)}
+        codes = np.array([Category[name.upper()] for name in reference])
+        result = agreement(codes, found.category[taken])
+        figures |= result | {"disagreements": len(differ)}
         figures["right"] = {"all": [len(right), len(stated)]}
         for i in stated if "dataset" in rows[0] else ():
             count = figures["right"].setdefault(rows[i]["dataset"], [0, 0])
@@ -172,12 +153,18 @@ def describe(row: Row, found: Verdicts, i: int, want: Sequence[str] = ()) -> str
     return f"{row['truth']!r} <- {said!r}: {label}verdict {found.name(i)}{sure}{why}{kind}"
 
 
-def agreement(reference: np.ndarray, other: np.ndarray) -> Agreement:
+def agreement(reference: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """Compares two series of verdicts on the same pairs.
 
     Args:
       reference: int `Category` [R].
       other: int `Category` [R].
+
+    Returns:
+      "accuracy", share of equal verdicts; "kappa", agreement beyond chance (Cohen, Educ. Psychol.
+      Meas. 20, 1960), None if the agreement expected by chance is 1; "precision", verdict -> share
+      that the reference shares; "recall", category of the reference -> share that is found;
+      "matrix", 7 x 7 counts in the order of `NAMES`, rows by the reference.
 
     Raises:
       ValueError: the lengths differ, or are 0.
@@ -191,46 +178,35 @@ def agreement(reference: np.ndarray, other: np.ndarray) -> Agreement:
     matrix = np.zeros((len(NAMES),) * 2, int)
     np.add.at(matrix, (reference - min(Category), other - min(Category)), 1)
     total, equal = matrix.sum(), np.diag(matrix)
-    accuracy = equal.sum() / total
-    chance = (matrix.sum(0) @ matrix.sum(1)) / total**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa = np.float64(accuracy - chance) / (1 - chance)
-        precision, recall = equal / matrix.sum(0), equal / matrix.sum(1)
-    return Agreement(matrix, float(accuracy), float(kappa), precision, recall)
+    accuracy, chance = equal.sum() / total, (matrix.sum(0) @ matrix.sum(1)) / total**2
 
-
-def summary(result: Agreement) -> dict[str, Any]:
-    """Returns an agreement as JSON; what is not defined is left out, or None."""
-
-    def named(values):
-        pairs = zip(NAMES, values.tolist(), strict=True)
-        return {name: value for name, value in pairs if value == value}
+    def shares(totals):
+        return {n: float(e / t) for n, e, t in zip(NAMES, equal, totals, strict=True) if t}
 
     return {
-        "accuracy": result.accuracy,
-        "kappa": None if np.isnan(result.kappa) else result.kappa,
-        "precision": named(result.precision),
-        "recall": named(result.recall),
-        "matrix": result.matrix.tolist(),
+        "accuracy": float(accuracy),
+        "kappa": float((accuracy - chance) / (1 - chance)) if chance < 1 else None,
+        "precision": shares(matrix.sum(0)),
+        "recall": shares(matrix.sum(1)),
+        "matrix": matrix.tolist(),
     }
 
 
-def table(found: Agreement, rows: str, columns: str) -> str:
-    """Writes the confusion matrix and the figures, without categories that nobody gave."""
-    used = [i for i in range(len(NAMES)) if found.matrix[i].any() or found.matrix[:, i].any()]
-    short = {i: NAMES[i].replace("_", " ") for i in used}
-    width = max(map(len, [*short.values(), rows]))
+def table(found: Mapping[str, Any], rows: str, columns: str) -> str:
+    """Writes an `agreement` as text, without categories that nobody gave."""
+    matrix, none = np.array(found["matrix"]), float("nan")
+    used = [i for i in range(len(NAMES)) if matrix[i].any() or matrix[:, i].any()]
+    short = [NAMES[i].replace("_", " ") for i in used]
+    width = max(map(len, [*short, rows]))
     lines = [f"rows: {rows}, columns: {columns}"]
-    head = [*short.values(), "recall"]
-    lines.append(" " * width + "".join(f"  {name:>13}" for name in head))
-    for i in used:
-        cells = [f"{found.matrix[i, j]:13d}" for j in used] + [f"{found.recall[i]:13.3f}"]
-        lines.append(f"{short[i]:{width}}" + "".join(f"  {cell}" for cell in cells))
-    cells = "".join(f"  {found.precision[j]:13.3f}" for j in used)
-    lines.append(f"{'precision':{width}}" + cells)
-    total = int(found.matrix.sum())
-    lines.append(f"{total} pairs, equal {found.accuracy:.3f}, Cohen's kappa {found.kappa:.3f}")
-    return "\n".join(lines)
+    lines.append(" " * width + "".join(f"  {name:>13}" for name in [*short, "recall"]))
+    for i, name in zip(used, short, strict=True):
+        cells = "".join(f"  {count:13d}" for count in matrix[i, used])
+        lines.append(f"{name:{width}}{cells}  {found['recall'].get(NAMES[i], none):13.3f}")
+    cells = "".join(f"  {found['precision'].get(NAMES[i], none):13.3f}" for i in used)
+    kappa = none if found["kappa"] is None else found["kappa"]
+    equal = f"{matrix.sum()} pairs, equal {found['accuracy']:.3f}, Cohen's kappa {kappa:.3f}"
+    return "\n".join([*lines, f"{'precision':{width}}{cells}", equal])
 
 
 def write(folder: pathlib.Path, figures: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -5,28 +5,23 @@ r"""Compares verifiers with labelled pairs and with each other.
     python -m speciarl_jax.tools.audit_verifier --tree=caltech_birds2011 --pairs=answers.csv
 
 `--pairs` is `gold` or `adversarial`, which ship with the package (`verifiers/audit_pairs`), or a
-CSV file with these columns:
+CSV file with the columns `truth`; `prediction`, the content of the answer tags, or `response`, a
+whole response; and `accepted` or `category`, the right verdict, or several with semicolons between
+them. `label_id` tells labels of one name apart. A column named like a verifier, or `judge` for all
+but the taxonomy, states the right verdict of that verifier; "ask" there leaves the pair out.
 
-    truth        the true label
-    prediction   an answer, the content of the answer tags; or `response`, a whole response
-    accepted     the right verdict, or several with semicolons between them; or `category`
-    label_id     id of the true label, for labels that share a name (optional)
+With --config its verifiers judge. Prints a confusion matrix, Cohen's kappa, precision, recall and
+the disagreements of each, then the same for each two verifiers. Limits of memory in training
+(`max_response_bytes`) are lifted, so that only the rules decide.
 
-A column with the name of a verifier, or `judge` for all but the taxonomy, states the right verdict
-of that verifier; "ask" there leaves the pair out of the comparison. Further columns are kept.
+With --tree a label tree judges, without configuration, weights or images: a file, a tree that ships
+(`emoji`, or the name of a data set), or `auto` for the tree of each row's column `dataset`. `truth`
+may be any name of the label, and verdicts need not be stated. Prints each verdict with the name
+that matched, and how many are right.
 
-With `--config` the verifiers of a configuration judge. Prints for each a confusion matrix, Cohen's
-kappa, precision, recall and the disagreements, then the same for each two verifiers. Limits of
-memory in training (`max_response_bytes`) are lifted, so that only the rules decide. `verdicts.csv`
-in `--out` has the verdicts and the probabilities of a judge.
-
-With `--tree` a label tree judges, without configuration, weights or images: a file, a tree that
-ships (`emoji`, or the name of a data set), or `auto` for the tree of each row's column `dataset`.
-`truth` may be any name of the label, and no verdict need be stated. Prints each verdict with the
-name that matched, and how many are right. `verdicts.csv` has the columns of the pairs and
-`category`, the verdict; a column `category` of the pairs is called `accepted` there.
-
-`audit.json` in `--out` has all figures.
+--out receives `audit.json` with all figures, and `verdicts.csv`: the columns of the pairs, and for
+each verifier its verdict and probabilities, or with --tree the verdict as `category` (a column
+`category` of the pairs is called `accepted` there).
 """
 
 import functools
@@ -70,45 +65,38 @@ BATCH = 64
 AUTO = "auto"
 
 
-class Maker:
-    """Builds verifiers for one policy, whose weights are read only if a verifier needs them."""
-
-    def __init__(self, config: ml_collections.ConfigDict):
-        folder = load_policy.model_folder(config.model.path)
-        self.config = config
-        self._vocabulary = hf_checkpoint.read_config(folder).text.vocab_size
-        self.tokenizer = tokenizer_lib.load(folder)
-        self._mesh = sharding.make_mesh(**config.mesh)
-
-    def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Builds labels and verifier (`make_verifier`); opens the images only for their tree."""
-        known = options.get("path")
-        tree = None if known else label_tree.path_of(open_sources(self.config))
-        return make_verifier(
-            self.config, name, options, tree, self.tokenizer, self._vocabulary, self._mesh, None
-        )
-
-
-def build(make: Maker, name: str, rows: Sequence[Row]) -> tuple[Any, list[int]]:
+def build(
+    config: ml_collections.ConfigDict, name: str, tokenizer: Any, rows: Sequence[Row]
+) -> tuple[Any, list[int]]:
     """Builds a verifier, and numbers the true labels of the rows as it does.
 
-    A taxonomy has a label tree. Judges only need the names of labels, and get those of the rows.
+    A taxonomy needs a label tree; images are opened only if the tree is that of the data set.
+    Judges need the names of labels, and get those of the rows. The weights of the policy are loaded
+    only if a judge uses them.
 
     Raises:
       ValueError: the tree of the taxonomy lacks a label, or has several of its name.
     """
-    options = dict(verifier_options(make.config, name))
+    folder = load_policy.model_folder(config.model.path)
+    vocabulary = hf_checkpoint.read_config(folder).text.vocab_size
+    mesh = sharding.make_mesh(**config.mesh)
+
+    def make(options):
+        tree = None if options.get("path") else label_tree.path_of(open_sources(config))
+        return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
+
+    options = dict(verifier_options(config, name))
     longest = max(len(response_of(row, True).encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
     if name == TAXONOMY:
-        labels, verifier = make(name, options)
+        labels, verifier = make(options)
         return verifier, [labels.leaf_index(leaf_of(labels, row)) for row in rows]
     names = list(dict.fromkeys(row["truth"] for row in rows))
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write("\n".join(f"{i}\t{' '.join(one.split())}" for i, one in enumerate(names)))
         file.flush()
-        _, verifier = make(name, options | {"path": file.name})
+        _, verifier = make(options | {"path": file.name})
     return verifier, [names.index(row["truth"]) for row in rows]
 
 
@@ -145,15 +133,7 @@ def leaves_named(labels: Taxonomy, name: str) -> list[str]:
 def judge(
     verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], require_think: bool
 ) -> Verdicts:
-    """Asks one verifier about all rows.
-
-    Args:
-      verifier: a `HostVerifier`, or one for the devices.
-      tokenizer: of the policy.
-      rows: pairs.
-      label: the verifier's number of each true label.
-      require_think: whether the verifier wants responses with thoughts.
-    """
+    """Asks one verifier about all rows; `label` has its number of each true label."""
     texts = [response_of(row, require_think) for row in rows]
     has_more = hasattr(verifier, "judge")
     if isinstance(verifier, HostVerifier):
@@ -192,12 +172,12 @@ def audit(
     rows = read_pairs(pairs)
     figures: dict[str, Any] = {"pairs": pairs, "verifiers": {}, "between": {}}
     found, lines = {}, []
-    make = Maker(config)
+    tokenizer = tokenizer_lib.load(load_policy.model_folder(config.model.path))
     for name in names:
         plugins.find("verifiers", name, "create")
-        verifier, label = build(make, name, rows)
+        verifier, label = build(config, name, tokenizer, rows)
         require_think = verifier_options(config, name)["require_think"]
-        found[name] = judge(verifier, make.tokenizer, rows, label, require_think)
+        found[name] = judge(verifier, tokenizer, rows, label, require_think)
         if isinstance(verifier, HostVerifier):
             lines += [f"{name}: {said}" for said in [verifier.errors()] if said]
             verifier.close()
@@ -209,7 +189,7 @@ def audit(
             continue
         sides = (found[name].category[both] for name in (one, other))
         result = audit_pairs.agreement(*sides)
-        figures["between"][f"{one}, {other}"] = audit_pairs.summary(result)
+        figures["between"][f"{one}, {other}"] = result
         lines += [f"\n== {one} and {other} ==", audit_pairs.table(result, one, other)]
     return figures, found, [row | _cells(found, i) for i, row in enumerate(rows)], lines
 
