@@ -15,7 +15,7 @@ from speciarl_jax.verifiers.category import Category
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_KINDS = len(Category)
+_KINDS, _BINS = len(Category), 10
 
 
 def intervals(
@@ -144,29 +144,29 @@ def sizes(total: int) -> list[int]:
 
 
 def calibration(
-    agreement_B: Sequence[float], correct_B: Sequence[bool], *, bins: int = 10
+    agreement_B: Sequence[float], correct_B: Sequence[bool]
 ) -> list[dict[str, float | int]]:
-    """Averages agreement among samples and correctness over bins of agreement.
+    """Averages agreement among samples and correctness over ten bins of agreement.
+
+    The bins have equal width; a value on an edge belongs to the bin above, 1 to the last bin.
 
     Args:
       agreement_B: in [0, 1], share of an image's samples that give its most frequent name.
       correct_B: whether that name is correct.
-      bins: number of bins of equal width; a value on an edge belongs to the bin above, 1 to the
-        last one.
 
     Returns:
       Rows {"low", "high", "images", "agreement", "correctness"} of the bins that hold images.
     """
     agreement_B, correct_B = np.asarray(agreement_B, float), np.asarray(correct_B, bool)
-    bin_B = np.minimum((agreement_B * bins + 1e-9).astype(int), bins - 1)
+    bin_B = np.minimum((agreement_B * _BINS + 1e-9).astype(int), _BINS - 1)
     rows = []
-    for i in range(bins):
+    for i in range(_BINS):
         inside_B = bin_B == i
         if inside_B.any():
             rows.append(
                 {
-                    "low": i / bins,
-                    "high": (i + 1) / bins,
+                    "low": i / _BINS,
+                    "high": (i + 1) / _BINS,
                     "images": int(inside_B.sum()),
                     "agreement": float(agreement_B[inside_B].mean()),
                     "correctness": float(correct_B[inside_B].mean()),

@@ -97,24 +97,16 @@ class Evaluator:
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
-    def __call__(
-        self, lora: Any, *, temperature: float = 0.0, top_p: float = 1.0, name: str = "evaluation"
-    ) -> Judged:
+    def __call__(self, lora: Any, *, name: str = "evaluation", **sampling: float) -> Judged:
         """Answers about all images with these adapters, and judges; with the same keys each call.
 
-        Args:
-          lora: adapters.
-          temperature: as for `batches`.
-          top_p: as for `batches`.
-          name: as for `batches`.
+        The arguments are those of `batches`; `sampling` are `temperature` and `top_p`.
 
         Raises:
           ValueError: no image can be read.
           host_verification.JudgeUnavailable: too many answers have no verdict.
         """
-        parts = [
-            part for _, part in self.batches(lora, temperature=temperature, top_p=top_p, name=name)
-        ]
+        parts = [part for _, part in self.batches(lora, name=name, **sampling)]
         if not any(part.rows for part in parts):
             raise ValueError("not one image of the evaluation set can be read")
         rows, responses, *verdicts = zip(*parts, strict=True)
@@ -216,9 +208,8 @@ def answer_part(
     part: predictions.Part,
     known: Mapping[str, Any],
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
     overwrite: bool = False,
+    **sampling: float,
 ) -> None:
     """Writes a policy's answers and verdicts about all images, after the lines that are there.
 
@@ -231,9 +222,8 @@ def answer_part(
       store: receives the lines; None in all processes but the first.
       part: the lines' policy, data set, prompt and decoding.
       known: provenance of the answers (`provenance.of_part`).
-      temperature: as for `Evaluator.batches`.
-      top_p: as for `Evaluator.batches`.
       overwrite: as for `Predictions.begin`.
+      **sampling: `temperature` and `top_p`, as for `Evaluator.batches`.
 
     Raises:
       ValueError: the lines there have another provenance, or no image can be read.
@@ -249,9 +239,7 @@ def answer_part(
     start = int(_broadcast(start))
     name = f"{part.policy}, {part.data}, {part.prompt}, {part.decoding}"
     try:
-        for indices, judged in evaluator.batches(
-            lora, temperature=temperature, top_p=top_p, name=name, start=start
-        ):
+        for indices, judged in evaluator.batches(lora, name=name, start=start, **sampling):
             if store is not None:
                 store.append(part, lines_of(judged, indices))
     finally:

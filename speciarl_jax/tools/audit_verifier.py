@@ -68,11 +68,10 @@ AUTO = "auto"
 def build(
     config: ml_collections.ConfigDict, name: str, tokenizer: Any, rows: Sequence[Row]
 ) -> tuple[Any, list[int]]:
-    """Builds a verifier, and numbers the true labels of the rows as it does.
+    """Builds a verifier, and finds its numbers of the rows' true labels.
 
-    A taxonomy needs a label tree; images are opened only if the tree is that of the data set.
-    Judges need the names of labels, and get those of the rows. The weights of the policy are loaded
-    only if a judge uses them.
+    Images are opened only for their label tree, and the policy's weights are loaded only if a judge
+    uses them. Judges get the names of labels from the rows.
 
     Raises:
       ValueError: the tree of the taxonomy lacks a label, or has several of its name.
@@ -239,11 +238,11 @@ def audit_tree(tree: str, pairs: str) -> tuple[dict[str, Any], list[Row], list[s
         raise ValueError(f"--tree={tree} can judge no row of {pairs}: {why}")
     valid, category, reason = zip(*judged, strict=True)
     found = Verdicts(np.array(category), np.array(valid), reason=reason)
-    figures: dict[str, Any] = {"pairs": pairs, "tree": tree}
+    figures: dict[str, Any] = {"pairs": pairs, "tree": tree, "verifiers": {}}
     lines = [describe(row, found, i) for i, row in enumerate(rows)]
     if {TAXONOMY, *LABELS} & rows[0].keys():
-        compared, said = audit_pairs.compare(rows, TAXONOMY, found)
-        figures, lines = figures | compared, lines + said
+        figures["verifiers"][TAXONOMY], said = audit_pairs.compare(rows, TAXONOMY, found)
+        lines += said
     return figures, [_with_category(row, found.name(i)) for i, row in enumerate(rows)], lines
 
 

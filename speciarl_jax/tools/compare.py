@@ -16,7 +16,7 @@ from absl import app, flags
 from etils import epath
 
 from speciarl_jax.evaluation import bootstrap, predictions, results
-from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.evaluation.predictions import GREEDY, Part
 from speciarl_jax.evaluation.report import markdown, plots
 from speciarl_jax.runtime import exit_codes, jsonl
 
@@ -89,27 +89,26 @@ def compare(
       ValueError: two runs have other images, or another verifier or labels, under one name of a
         data set.
     """
-    rows, tests = [], []
-    (first, (reference, known)), *others = runs.items()
-    for name, (parts, _) in runs.items():
-        for part, lines in _greedy(parts).items():
-            samples = parts.get(part._replace(decoding=SAMPLES), [])
-            if predictions.verified(lines):
-                rows.append({"run": name} | results.of_run(part, lines, samples, weights))
-    reference = _greedy(reference)
-    inside, refused = results.comparisons(reference, weights, known)
-    tests += [_with_runs(row, first, first) for row in inside]
+    alone = {
+        name: results.of_parts(parts, weights, provenances=known)
+        for name, (parts, known) in runs.items()
+    }
+    (first, (parts, known)), *others = runs.items()
+    reference = _greedy(parts)
+    tests = [_with_runs(row, first, first) for row in alone[first]["comparisons"]]
     for name, (parts, theirs) in others:
         for b, lines in _greedy(parts).items():
             same = [a for a in reference if a.data == b.data]
             for a in [a for a in same if a[:3] == b[:3]] or same:
                 sides = known.get(str(a), {}), theirs.get(str(b), {})
                 _check_same(f"{first} ({a}) and {name} ({b})", *sides)
-                row = results.compare(a, reference[a], b, lines, weights, *sides)
-                if row:
+                if row := results.compare(a, reference[a], b, lines, weights, *sides):
                     tests.append(_with_runs(row, first, name))
-    refused = [_with_runs(row, first, first) for row in refused]
-    return {"runs": rows, "comparisons": tests, "not_compared": refused}
+    return {
+        "runs": [{"run": name} | row for name, found in alone.items() for row in found["runs"]],
+        "comparisons": tests,
+        "not_compared": [_with_runs(row, first, first) for row in alone[first]["not_compared"]],
+    }
 
 
 def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unverified")
+_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unjudged")
 
 
 def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:

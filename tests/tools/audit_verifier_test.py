@@ -197,8 +197,9 @@ def test_a_tree_alone_judges_pairs_and_says_why(tmp_path):
         *("specific", "generic", "wrong", "unverified", "more specific", "unverified")
     ]
     assert json.loads((tmp_path / "out" / "audit.json").read_text()) == figures
-    assert figures["right"] == {"all": [3, 6], "oxford_iiit_pet": [2, 4], "emoji": [1, 2]}
-    assert figures["unverified"] == 2 and figures["disagreements"] == 1
+    result = figures["verifiers"]["taxonomy"]
+    assert result["right"] == {"all": [3, 6], "oxford_iiit_pet": [2, 4], "emoji": [1, 2]}
+    assert result["unverified"] == 2 and result["disagreements"] == 1
     text = "\n".join(lines)
     assert "'Beagle' <- 'a beagle!': verdict specific (name 'Beagle')" in text
     assert "is no name around the label, but names 'Persian'" in text
@@ -223,7 +224,7 @@ def test_a_tree_in_a_file_takes_any_name_of_a_label_and_names_the_node(tmp_path)
         return figures, [row["category"] for row in rows], lines
 
     figures, said, lines = judged([("An Erne", "raptors"), ("2", "eagle"), ("shared", "eagle")])
-    assert said == ["less specific", "wrong", "wrong"] and "right" not in figures
+    assert said == ["less specific", "wrong", "wrong"] and figures["verifiers"] == {}
     assert "ancestor 1 'raptor' of the node 'bird of prey'" in lines[0]
     # What the pairs call category is what they accept.
     path = write_pairs(
@@ -231,7 +232,7 @@ def test_a_tree_in_a_file_takes_any_name_of_a_label_and_names_the_node(tmp_path)
     )
     figures, rows, _ = audit_verifier.audit_tree(str(tmp_path / "tree.json"), path)
     assert rows[0]["accepted"] == "wrong" and rows[0]["category"] == "unparsed"
-    assert figures["right"] == {"all": [0, 1]}
+    assert figures["verifiers"]["taxonomy"]["right"] == {"all": [0, 1]}
     del leaves["3"]
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     with pytest.raises(ValueError, match="can judge no row .* has 2 labels named 'shared'; give"):
@@ -253,7 +254,8 @@ def test_the_command_needs_no_configuration(start, tmp_path):
     process = start(*command, f"--out={tmp_path}")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "right, all: 720 of 720 (100.0%)" in printed, printed
-    assert json.loads((tmp_path / "audit.json").read_text())["right"] == {"all": [720, 720]}
+    figures = json.loads((tmp_path / "audit.json").read_text())
+    assert figures["verifiers"]["taxonomy"]["right"] == {"all": [720, 720]}
 
 
 def test_the_figures_are_those_of_a_small_example():
