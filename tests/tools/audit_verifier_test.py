@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import judge_server
 import numpy as np
@@ -249,13 +250,17 @@ def test_a_tree_that_is_not_there_is_refused(tmp_path):
         audit_verifier.audit_tree("auto", path)
 
 
-def test_the_command_needs_no_configuration(start, tmp_path):
-    command = ("-m", "speciarl_jax.tools.audit_verifier", "--tree=emoji", "--pairs=gold")
-    process = start(*command, f"--out={tmp_path}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "right, all: 720 of 720 (100.0%)" in printed, printed
+def test_the_command_needs_no_configuration(tmp_path, monkeypatch, capsys):
+    given = {"config": None, "tree": "emoji", "pairs": "gold", "verifiers": ["taxonomy"]}
+    given = types.SimpleNamespace(**given, out=str(tmp_path))
+    monkeypatch.setattr(audit_verifier.flags, "FLAGS", given)
+    audit_verifier.main(["audit_verifier"])
+    assert "right, all: 720 of 720 (100.0%)" in capsys.readouterr().out
     figures = json.loads((tmp_path / "audit.json").read_text())
     assert figures["verifiers"]["taxonomy"]["right"] == {"all": [720, 720]}
+    given.tree = None
+    with pytest.raises(audit_verifier.app.UsageError, match="give --config=FILE .* or --tree=NAME"):
+        audit_verifier.main(["audit_verifier"])
 
 
 def test_the_figures_are_those_of_a_small_example():
