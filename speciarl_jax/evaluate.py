@@ -1,4 +1,4 @@
-r"""Evaluates policies on labelled images; goes on where a kill stopped it.
+r"""Evaluates policies on labelled images, and continues an evaluation that was killed.
 
     python -m speciarl_jax.evaluate --workdir=runs/quickstart --best_of=64
     python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/prompts \
@@ -6,16 +6,18 @@ r"""Evaluates policies on labelled images; goes on where a kill stopped it.
     python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/compared \
         --policies=base,old=runs/quickstart@20,exports/merged
 
-Without --config the folder is that of a training run, and its base and trained policy are
-evaluated; with --config it only receives the results, and the base policy is. What --policies takes
-is listed in `speciarl_jax/training/policy_sources.py`.
-Greedy answers of each policy about each data set under
-each prompt, and with --best_of=N also N samples. Writes `predictions.jsonl` line by line, and
-`metrics.json`, `report.md`, `report.html` and figures at the end (docs/evaluation.md).
+Without --config, --workdir is the folder of a training run, and its base and trained policy are
+evaluated. With --config, --workdir only receives the results, and the base policy is evaluated.
+`speciarl_jax/training/policy_sources.py` lists what --policies takes.
+
+Each policy answers about each data set under each prompt: greedily, and with --best_of=N also by N
+samples. Writes `predictions.jsonl` line by line, and `metrics.json`, `report.md`, `report.html` and
+figures at the end (docs/evaluation.md).
 """
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,14 +31,7 @@ from ml_collections import config_flags
 from speciarl_jax.data import images
 from speciarl_jax.data.prompt_builder import read_prompt
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.evaluation import (
-    metrics,
-    open_world,
-    predictions,
-    provenance,
-    report,
-    results,
-)
+from speciarl_jax.evaluation import metrics, open_world, predictions, provenance, report, results
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.experiment import host_verification, validate_config
@@ -52,22 +47,76 @@ from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.training import policy_sources
 
 
-def with_prompt(run: Run, prompt: str) -> Run:
-    """The same run with another prompt (`config.data.prompt`)."""
-    builder = make_prompt_builder(
-        run.config, run.model_config, run.tokenizer, run.builder.image_processor, prompt
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    Attributes:
+      policies: in the order of the tables.
+      sets: name of a data set -> configuration with its images.
+      prompts: names or paths.
+      own_data: whether the only set is the configuration's own; then the verifier knows the labels
+        of the training images, too.
+      best_of: N samples an image; 0 for none.
+      overwrite: as for `Predictions.begin`.
+    """
+
+    policies: Sequence[policy_sources.Policy]
+    sets: Mapping[str, ml_collections.ConfigDict]
+    prompts: Sequence[str]
+    own_data: bool
+    best_of: int = 0
+    overwrite: bool = False
+
+    def by_model(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
+        """Groups the policies that differ in nothing but their adapters."""
+        groups: dict[str, list[policy_sources.Policy]] = {}
+        for policy in self.policies:
+            groups.setdefault(json.dumps(policy.model, sort_keys=True), []).append(policy)
+        for model, members in groups.items():
+            yield json.loads(model), members
+
+
+# Name of a policy -> its adapters, and the provenance of the whole policy.
+Loaded = Mapping[str, tuple[Any, Mapping[str, Any]]]
+
+
+def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
+    """Reads the configuration and the plan that the flags ask for.
+
+    Raises:
+      ValueError: a policy, data set or prompt does not exist, or names or weights do not fit.
+    """
+    workdir = epath.Path(given.workdir)
+    if given.config is not None:
+        config, usual = given.config, [policy_sources.BASE]
+    else:
+        config = policy_sources.read_config(workdir)
+        usual = [policy_sources.BASE, policy_sources.TRAINED]
+    metrics.check_weights(config.evaluation.weights)
+    step = policy_sources.BEST if given.best else given.step
+    plan = Plan(
+        policies=policy_sources.named(given.policies or usual, workdir, step),
+        sets=data_sets(config, given.sets),
+        prompts=given.prompts or [config.data.prompt],
+        own_data=not given.sets and not config.evaluation.sets,
+        best_of=given.best_of,
+        overwrite=given.overwrite,
     )
-    return dataclasses.replace(run, builder=builder)
+    _check_names("--prompts", plan.prompts)
+    for prompt in plan.prompts:
+        read_prompt(prompt)
+    return config, plan
 
 
 def data_sets(
     config: ml_collections.ConfigDict, files: Sequence[str]
 ) -> dict[str, ml_collections.ConfigDict]:
-    """The configuration with each data set in turn, by the name of the set.
+    """Lists the data sets, each as the configuration with its images.
 
     Args:
-      config: has `evaluation.sets`; the evaluation images of `data` if there are none.
-      files: configurations whose evaluation images count instead; named after the files.
+      config: whose `evaluation.sets` count, or, if there are none, its own evaluation images.
+      files: configurations whose evaluation images count instead; sets are named after the files.
 
     Raises:
       ValueError: a file is no configuration, two have one name, or a set lacks its name.
@@ -110,164 +159,139 @@ def _with_data(
     return changed
 
 
-def _with_model(
-    config: ml_collections.ConfigDict, model: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.model.update(model)
-    return changed
+def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any]:
+    """Answers and judges all parts of a plan, except for lines that are there already.
+
+    Args:
+      plan: policies, data sets and prompts.
+      store: receives the lines; None in all processes but the first.
+
+    Returns:
+      Data set -> its labels (`Run.labels`).
+
+    Raises:
+      ValueError: something does not fit, or the lines there have another provenance.
+      host_verification.JudgeUnavailable: too many answers of a part have no verdict.
+    """
+    labels = {}
+    for model, members in plan.by_model():
+        sets = {name: config.copy_and_resolve_references() for name, config in plan.sets.items()}
+        for config in sets.values():
+            with config.unlocked():
+                config.model.update(model)
+        policy, loaded = _load(next(iter(sets.values())), members, plan.best_of)
+        for name, config in sets.items():
+            sources = _sources(config, with_training=plan.own_data)
+            run = with_data(dataclasses.replace(policy, config=config), *sources)
+            labels[name] = run.labels
+            for prompt in plan.prompts:
+                part = Part("", name, epath.Path(prompt).stem, GREEDY)
+                _answer(with_prompt(run, prompt), loaded, part, plan, store)
+            if host_verification.is_host(run):
+                run.verifier.close()
+    return labels
 
 
-def _sources(config: ml_collections.ConfigDict, with_training: bool) -> list[Any]:
-    """The images whose labels the verifier must know; the last are those of the evaluation."""
+def _load(
+    config: ml_collections.ConfigDict, members: Sequence[policy_sources.Policy], best_of: int
+) -> tuple[Run, Loaded]:
+    """Checks a configuration, and loads its policy and the adapters of policies that share it."""
+    mesh = sharding.make_mesh(**config.mesh)
+    validate_config.check(config, mesh)
+    if best_of:
+        validate_config.check_best_of(config, mesh)
+    run = policy_run(config, mesh)
+    loras = {policy.name: policy.adapters(run) for policy in members}
+    base = provenance.of_base(run)
+    known = {name: base | provenance.of_adapters(run, lora) for name, lora in loras.items()}
+    return run, {name: (lora, known[name]) for name, lora in loras.items()}
+
+
+def _sources(config: ml_collections.ConfigDict, with_training: bool) -> tuple[Any, Any]:
+    """Opens the images of training, or None instead of them, and of evaluation.
+
+    With the training images, the verdicts are those that the training run got.
+    """
     if with_training:
-        # The labels of the training run, so that the verdicts are those that it saw.
         return open_sources(config)
     source = open_source(config, config.evaluation.seed)
     if config.data.on_decode_error == "raise":
         images.check_files(source)
     images.check_first_row(source, config.data.name)
-    return [source]
+    return None, source
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is evaluated.
-
-    Attributes:
-      policies: in the order of the tables.
-      sets: name -> configuration with that data set.
-      prompts: names or paths.
-      own_data: the sets are that of the configuration alone, and its labels those of training, too.
-      best_of: N samples an image; 0 for none.
-      overwrite: as for `Predictions.begin`.
-    """
-
-    policies: Sequence[policy_sources.Policy]
-    sets: Mapping[str, ml_collections.ConfigDict]
-    prompts: Sequence[str]
-    own_data: bool
-    best_of: int = 0
-    overwrite: bool = False
-
-    def groups(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
-        """Policies that share a model."""
-        groups: dict[str, list[policy_sources.Policy]] = {}
-        for policy in self.policies:
-            groups.setdefault(json.dumps(policy.model, sort_keys=True), []).append(policy)
-        for model, members in groups.items():
-            yield json.loads(model), members
+def with_prompt(run: Run, prompt: str) -> Run:
+    """Returns the same run with another prompt (`config.data.prompt`)."""
+    builder = make_prompt_builder(
+        run.config, run.model_config, run.tokenizer, run.builder.image_processor, prompt
+    )
+    return dataclasses.replace(run, builder=builder)
 
 
-def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any]:
-    """Answers and verdicts of all parts of a plan, but for those that are there already.
-
-    Args:
-      plan: what.
-      store: where the lines go; None in all processes but the first.
-
-    Returns:
-      Data set -> the names around its labels (`Run.labels`).
-
-    Raises:
-      ValueError: something does not fit, or the lines there were made with something else.
-      host_verification.JudgeUnavailable: too many answers of a part have no verdict.
-    """
-    labels = {}
-    for model, members in plan.groups():
-        run, loras = None, {}
-        for name, unchanged in plan.sets.items():
-            config = _with_model(unchanged, model)
-            if run is None:
-                mesh = sharding.make_mesh(**config.mesh)
-                validate_config.check(config, mesh)
-                if plan.best_of:
-                    validate_config.check_best_of(config, mesh)
-                run = policy_run(config, mesh)
-                loras = {policy.name: policy.adapters(run) for policy in members}
-                base = provenance.of_base(run)
-                known = {
-                    key: base | provenance.of_adapters(run, lora) for key, lora in loras.items()
-                }
-            sources = _sources(config, with_training=plan.own_data)
-            of_set = with_data(dataclasses.replace(run, config=config), *sources)
-            labels[name] = of_set.labels
-            for prompt in plan.prompts:
-                asked = with_prompt(of_set, prompt)
-                part = Part("", name, epath.Path(prompt).stem, GREEDY)
-                _answer(asked, sources[-1], loras, known, part, plan, store)
-            if host_verification.is_host(of_set):
-                of_set.verifier.close()
-    return labels
-
-
-def _answer(run, source, loras, known, part, plan, store) -> None:
-    """Greedy answers of policies of one model about one data set under one prompt, and samples."""
+def _answer(
+    run: Run,
+    loaded: Loaded,
+    part: Part,
+    plan: Plan,
+    store: predictions.Predictions | None,
+) -> None:
+    """Answers about one data set under one prompt: greedily with all policies, then by samples."""
     options = run.config.evaluation
     passes = [(GREEDY, 1, options.batch_size, {})]
     if plan.best_of:
-        sampling = {
-            "temperature": options.best_of_temperature,
-            "top_p": options.best_of_top_p,
-        }
+        sampling = {"temperature": options.best_of_temperature, "top_p": options.best_of_top_p}
         passes.append((SAMPLES, plan.best_of, options.best_of_batch_size, sampling))
     for decoding, count, batch_size, sampling in passes:
-        evaluator = Evaluator(run, num_rollouts=count, batch_size=batch_size, source=source)
-        for name, lora in loras.items():
-            answer_part(
-                evaluator,
-                lora,
-                store,
-                part._replace(policy=name, decoding=decoding),
-                provenance.of_part(run, source, known[name], decoding=decoding, num_rollouts=count),
-                overwrite=plan.overwrite,
-                **sampling,
+        evaluator = Evaluator(run, num_rollouts=count, batch_size=batch_size)
+        for name, (lora, policy) in loaded.items():
+            known = provenance.of_part(
+                run, run.eval_source, policy, decoding=decoding, num_rollouts=count
             )
+            mine = part._replace(policy=name, decoding=decoding)
+            answer_part(evaluator, lora, store, mine, known, overwrite=plan.overwrite, **sampling)
 
 
 def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
-    """A Markdown table of all runs, and of the best of their samples."""
-    several = [len({part[i] for part in parts}) > 1 for i in (1, 2)]
+    """Writes a Markdown table with the scores of all parts; of samples, those of the best of N."""
+    several = [i for i in (1, 2) if len({part[i] for part in parts}) > 1]
     rows = {}
     for part, lines in parts.items():
-        judged = predictions.verified(lines)
-        if not judged:
-            continue
-        name = ", ".join([part.policy, *(part[i] for i in (1, 2) if several[i - 1])])
-        category_BN = predictions.categories(judged)
-        if part.decoding == SAMPLES:
-            name += f", best of {category_BN.shape[1]}"
-        rows[name] = metrics.score(metrics.best_of_n(category_BN), weights)
+        if judged := predictions.verified(lines):
+            category_BN = predictions.categories(judged)
+            best = [f"best of {category_BN.shape[1]}"] if part.decoding == SAMPLES else []
+            name = ", ".join([part.policy, *(part[i] for i in several), *best])
+            rows[name] = metrics.score(metrics.best_of_n(category_BN), weights)
     return report.table(rows)
 
 
-def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
-    """What the flags ask for.
+def write_results(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    store: predictions.Predictions,
+    labels: Mapping[str, Any],
+    measure: Any = None,
+) -> None:
+    """Writes metrics and report of an evaluation, and prints scores, remarks and paths.
 
-    Raises:
-      ValueError: a policy, data set or prompt that does not exist.
+    Args:
+      config: its `evaluation.weights`.
+      workdir: receives the files.
+      store: lines of all parts.
+      labels: as `evaluate` returns them.
+      measure: computes open-world metrics (`open_world.of_parts`) of the parts, or None. It may
+        fail, so all other metrics are written before.
     """
-    workdir = epath.Path(given.workdir)
-    config = given.config if given.config is not None else policy_sources.read_config(workdir)
-    step = policy_sources.BEST if given.best else given.step
-    usual = (
-        [policy_sources.BASE]
-        if given.config is not None
-        else [policy_sources.BASE, policy_sources.TRAINED]
-    )
-    plan = Plan(
-        policies=policy_sources.named(given.policies or usual, workdir, step),
-        sets=data_sets(config, given.sets),
-        prompts=given.prompts or [config.data.prompt],
-        own_data=not given.sets and not config.evaluation.sets,
-        best_of=given.best_of,
-        overwrite=given.overwrite,
-    )
-    _check_names("--prompts", plan.prompts)
-    for prompt in plan.prompts:
-        read_prompt(prompt)
-    return config, plan
+    weights, parts, measured = dict(config.evaluation.weights), store.parts(), {}
+    found = results.update(workdir, store, weights, labels=labels)
+    if measure is not None:
+        measured = measure(parts)
+        found = results.update(workdir, store, weights, labels=labels, open_world=measured)
+    written = report.write(workdir)
+    print(table(parts, weights), *results.remarks(found), sep="\n")
+    for part, row in measured.items():
+        print(f"{part}:", ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+    print(*[workdir / results.FILE, workdir / predictions.LINES, *written], sep="\n")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -278,44 +302,31 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --best or --step, not both")
     multihost.start(given)
     checkpoint.quieten_orbax()
-    config, plan = make_plan(given)  # reads; a wrong name makes no folder
-    metrics.check_weights(config.evaluation.weights)
+    config, plan = make_plan(given)  # reads only: a wrong name makes no folder
     workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
+    first = jax.process_index() == 0
     encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
-    store = judge = None
-    if jax.process_index() == 0:
-        judge = open_world.make_judge(config) if given.judge_inclusion else None
-        store = predictions.Predictions(workdir)
+    judge = open_world.make_judge(config) if given.judge_inclusion and first else None
+    store = predictions.Predictions(workdir) if first else None
     labels = evaluate(plan, store)
-    if store is None:
-        return
-    weights, asked = dict(config.evaluation.weights), {}
-    found = results.update(workdir, store, weights, labels=labels)
-    if given.open_world or encoder or judge:
-        asked = open_world.of_parts(store.parts(), encoder, judge)
-        found = results.update(workdir, store, weights, labels=labels, open_world=asked)
-    written = report.write(workdir)
-    print(table(store.parts(), weights))
-    for remark in results.remarks(found):
-        print(remark)
-    for part, row in asked.items():
-        values = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
-        print(f"{part}: {values}")
-    print(*[workdir / results.FILE, workdir / predictions.LINES, *written], sep="\n")
+    if store is not None:
+        wanted = given.open_world or encoder or judge
+        measure = functools.partial(open_world.of_parts, encode=encoder, judge=judge)
+        write_results(config, workdir, store, labels, measure if wanted else None)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration of data and base policy.")
     flags.DEFINE_string("workdir", None, "Folder of a training run, or with --config for results.")
-    flags.DEFINE_list("policies", [], "What to evaluate: base, trained, NAME=PATH (policies.py).")
+    flags.DEFINE_list("policies", [], "Policies: base, trained, NAME=PATH (policy_sources.py).")
     flags.DEFINE_integer("step", None, "Checkpoint of `trained`; the latest by default.")
     flags.DEFINE_bool("best", False, "Evaluate the best checkpoint (config.checkpoint.keep_best).")
-    flags.DEFINE_list("sets", [], "Configurations whose evaluation images are asked about.")
+    flags.DEFINE_list("sets", [], "Configurations whose evaluation images are used instead.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
     flags.DEFINE_integer("best_of", 0, "Also draw this many samples an image.", lower_bound=0)
-    flags.DEFINE_bool("overwrite", False, "Replace answers that another configuration gave.")
-    flags.DEFINE_bool("open_world", False, "Also text inclusion.")
+    flags.DEFINE_bool("overwrite", False, "Replace answers of another provenance.")
+    flags.DEFINE_bool("open_world", False, "Also compute text inclusion.")
     flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")
     flags.DEFINE_bool("judge_inclusion", False, "Also ask the judge of config.verifier.http_judge.")
     multihost.define_flags()

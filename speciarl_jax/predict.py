@@ -1,21 +1,20 @@
-r"""Names what is in images: one name an image, as specific as the policy's own answers agree on.
+r"""Names what is in images: one name each, as specific as the policy's answers agree on.
 
     python -m speciarl_jax.predict photos/ more/eagle.jpg --workdir=runs/quickstart
     python -m speciarl_jax.predict photos/ --model=emoji_tiny --json
     python -m speciarl_jax.predict photos/ --model=exports/merged --tree=birds.json
 
-Several answers are sampled about each image. The name is the most specific one that --confidence
-of them support (the rule: `speciarl_jax/evaluation/consensus.py`);
-the path shows the support of the names above
-it. With --workdir the trained policy of a run answers, with --model a checkpoint folder or a policy
-that ships with the package. The label tree is --tree, or that of the data of the configuration;
-without one, only equal names support each other. Files and folders are read, in the order given.
-Broken images are reported and passed over, and the exit status is then 1.
+Samples several answers about each image. The name is the most specific one that --confidence of
+the answers support (`speciarl_jax/evaluation/consensus.py`); the support of more general names is
+printed, too. --workdir takes the trained policy of a run, --model a checkpoint folder or a policy
+that ships. The label tree is --tree, or that of the configuration's data; without one, only equal
+names support each other. Broken images are reported and skipped, and the exit status is then 1.
 """
 
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -39,18 +38,19 @@ from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-# Images of any size come here: bucket sizes keep compiled programs few.
+# Photographs have many sizes: sizes of prompts are rounded up to buckets, so that few programs are
+# compiled.
 _BUCKET_GROWTH = 1.25
-# Larger photographs are shrunk to so many pixels, of 28 x 28 a token, unless the configuration says
-# otherwise; further, where a prompt would be too long (`fit_images`).
+# Larger photographs are shrunk to so many pixels (a token has 28 x 28), unless the configuration
+# has a limit; and further where a prompt would be too long (`fit_images`).
 _MAX_PIXELS = 1280 * 28 * 28
 
 
 def find_images(places: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that were asked for, each once, and what is wrong with the others.
+    """Lists the files to read, each once, and the reasons why folders have none.
 
     Args:
-      places: files, taken as they are, and folders, searched for images by their endings.
+      places: files, whatever their endings, and folders, searched for files with endings of images.
 
     Raises:
       ValueError: a place is a URL.
@@ -75,9 +75,9 @@ def find_images(places: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_images(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Paths and rows for the prompt builder; what is wrong with the others goes to `wrong`.
+    """Yields paths and rows for the prompt builder; appends to `wrong` why others are skipped.
 
-    The content decides about an image's samples, not its name or the images beside it.
+    The image id is a hash of the pixels, so that samples do not depend on names and neighbours.
     """
     for path in paths:
         try:
@@ -91,7 +91,7 @@ def read_images(paths: Sequence[str], wrong: list[str]) -> Iterator[tuple[str, d
 
 
 class Predictor:
-    """Samples answers about images; compiled once a bucket size."""
+    """Samples answers about images; compiled once for each bucket size."""
 
     def __init__(self, run: Run, lora: Any, *, samples: int, batch_size: int, seed: int = 0):
         """Prepares the program.
@@ -99,12 +99,12 @@ class Predictor:
         Args:
           run: policy; needs no verifier.
           lora: its adapters.
-          samples: answers an image.
-          batch_size: images a call.
+          samples: answers an image, at least 1.
+          batch_size: images a call; must be divisible among the devices.
           seed: of sampling.
 
         Raises:
-          ValueError: numbers below 1, or a batch that the mesh cannot cut.
+          ValueError: `samples` or `batch_size` does not fit.
         """
         if samples < 1:
             raise ValueError(f"--samples is {samples}; it must be at least 1")
@@ -120,17 +120,11 @@ class Predictor:
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-        """Whole responses about each of at most `batch_size` images."""
+        """Samples whole responses about each of at most `batch_size` images."""
         run, options = self._run, self._run.config.evaluation
         batch = sharding.put_batch(run.mesh, run.builder(rows, self.batch_size))
-        found = self._program(
-            self._lora,
-            run.base,
-            batch,
-            self._key,
-            np.float32(options.best_of_temperature),
-            np.float32(options.best_of_top_p),
-        )
+        sampling = np.float32(options.best_of_temperature), np.float32(options.best_of_top_p)
+        found = self._program(self._lora, run.base, batch, self._key, *sampling)
         tokens_BNT, mask_BNT = (np.asarray(x)[: len(rows)] for x in found)
         return run.answers(tokens_BNT, mask_BNT)
 
@@ -142,33 +136,24 @@ def predict(
     confidence: float,
     wrong: list[str],
 ) -> Iterator[tuple[str, consensus.Choice]]:
-    """A name for each image that can be read, in order.
+    """Names each image that can be read, in order.
 
     Args:
       predictor: samples answers.
       paths: of files.
-      tree: what stands above names.
+      tree: names above names.
       confidence: as for `consensus.choose`.
-      wrong: receives what is wrong with the other files.
+      wrong: receives the reasons why files are skipped.
     """
-    waiting: list[tuple[str, dict[str, Any]]] = []
-
-    def answered():
-        responses = predictor([row for _, row in waiting])
-        for (path, _), said in zip(waiting, responses, strict=True):
+    images_read = read_images(paths, wrong)
+    while batch := list(itertools.islice(images_read, predictor.batch_size)):
+        responses = predictor([row for _, row in batch])
+        for (path, _), said in zip(batch, responses, strict=True):
             yield path, consensus.choose(said, tree, confidence)
-        waiting.clear()
-
-    for item in read_images(paths, wrong):
-        waiting.append(item)
-        if len(waiting) == predictor.batch_size:
-            yield from answered()
-    if waiting:
-        yield from answered()
 
 
 def as_json(path: str, choice: consensus.Choice) -> str:
-    """One line; `name` is null where the answers agree on nothing."""
+    """Writes a line of JSON; `name` is null where no name has the confidence."""
     return json.dumps(
         {
             "image": path,
@@ -183,7 +168,7 @@ def as_json(path: str, choice: consensus.Choice) -> str:
 
 
 def as_row(path: str, choice: consensus.Choice) -> str:
-    """A row of the table for people; control characters are made visible."""
+    """Writes a line for people; characters that cannot be printed are replaced."""
     way = ", ".join(f"{name} {support:.2f}" for name, support in choice.path)
     cells = (choice.name or "?", f"{choice.agreement:.2f}", path, f"({way or 'no name'})")
     text = f"{cells[0]:24}  {cells[1]}  {cells[2]}  {cells[3]}"
@@ -191,10 +176,10 @@ def as_row(path: str, choice: consensus.Choice) -> str:
 
 
 def read_tree(path: str | None, config: ml_collections.ConfigDict | None) -> consensus.NameTree:
-    """The label tree of a file, or of the data of a configuration; an empty one without either.
+    """Reads the label tree of a file, or of the data of a configuration; else an empty one.
 
     Raises:
-      ValueError: the file holds no tree.
+      ValueError: the file has no label tree.
     """
     if not path and config is not None:
         path = verifier_options(config).get("path", "")
@@ -207,7 +192,10 @@ def read_tree(path: str | None, config: ml_collections.ConfigDict | None) -> con
 
 
 def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]:
-    """The policy that the flags ask for: a run, its adapters, and where a label tree may be found.
+    """Loads the policy that the flags ask for.
+
+    Returns:
+      The run, its adapters, and the configuration whose data have the label tree, if there is one.
 
     Raises:
       ValueError: there is no such policy.
@@ -223,7 +211,7 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
             config = policy_sources.config_from_file(epath.Path(CONFIGS / name))
-            # The data of base.py have nothing to do with a user's checkpoint.
+            # The data set of base.py is not that of a user's checkpoint.
             about = config if shipped else None
         (policy,) = policy_sources.named([given.model], epath.Path())
     with config.unlocked():
@@ -239,14 +227,14 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
 
 
 def fit_images(run: Run, asked: int | None) -> Run:
-    """The same run; larger images are shrunk so far that every prompt keeps within its limit.
+    """Returns the run with images shrunk so far that `config.data.max_prompt_tokens` suffices.
 
     Args:
       run: policy and prompt.
-      asked: --max_pixels, if it was given.
+      asked: --max_pixels, or None.
 
     Raises:
-      ValueError: --max_pixels is above what fits, or not even the smallest image does.
+      ValueError: --max_pixels is above what fits, or not even the smallest image fits.
     """
     data, processor = run.config.data, run.builder.image_processor
     unit = run.model_config.vision.patch_size * run.model_config.vision.spatial_merge_size
@@ -270,7 +258,7 @@ def fit_images(run: Run, asked: int | None) -> Run:
 
 
 def name_all(given: Any, paths: Sequence[str], wrong: list[str]) -> None:
-    """Prints a line for each image that can be read, as the flags ask for."""
+    """Prints a line for each image that can be read, in the form that the flags ask for."""
     run, lora, config = open_policy(given)
     predictor = Predictor(
         run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
@@ -298,7 +286,7 @@ def main(argv: Sequence[str]) -> int:
         if paths:
             name_all(given, paths, wrong)
     finally:
-        # Whatever ended this: files that were found broken are told.
+        # Broken files are reported even if an error ends the program.
         for reason in wrong:
             print(f"predict: {reason}; passed over", file=sys.stderr)
     return 1 if wrong else 0
@@ -316,8 +304,8 @@ if __name__ == "__main__":
     flags.DEFINE_float("confidence", 0.7, "Share of the answers that must support the name.")
     flags.DEFINE_integer("samples", 16, "Answers an image.")
     flags.DEFINE_integer("max_tokens", None, "Of an answer; that of the configuration by default.")
-    flags.DEFINE_integer("max_pixels", None, "Larger images are shrunk to so many.")
-    flags.DEFINE_integer("batch_size", 8, "Images at once.")
+    flags.DEFINE_integer("max_pixels", None, "Larger images are shrunk to so many pixels.")
+    flags.DEFINE_integer("batch_size", 8, "Images a batch.")
     flags.DEFINE_integer("seed", 0, "Of sampling.")
     flags.DEFINE_bool("json", False, "Print JSON lines.")
     exit_codes.run_tool("predict", main)

@@ -119,7 +119,7 @@ def test_what_was_trained_names_images_and_is_compared(start, config_file, calm,
     (row,) = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert row["image"] == str(image)
     assert sum(row["answers"].values()) + row["declined"] + row["unread"] == 4
-    command("compare", trained, calm, f"--out={out}")
+    command("tools.compare", trained, calm, f"--out={out}")
     found = json.loads((out / "comparison.json").read_text())
     assert {run["run"] for run in found["runs"]} == {str(trained), str(calm)}
     assert (out / "comparison.md").is_file() and (out / "best_of.png").is_file()

@@ -56,7 +56,7 @@ def test_a_batch_of_samples_that_the_mesh_cannot_cut_is_refused_before_anything_
     def load(config, mesh):
         raise RuntimeError("the policy is loaded")
 
-    monkeypatch.setattr(evaluate.assemble, "policy_run", load)
+    monkeypatch.setattr(evaluate, "policy_run", load)
     plan = dataclasses.replace(plan, sets={"emoji": config})
     with pytest.raises(ValueError, match="config.evaluation.best_of_batch_size is 3, .* 2 devices"):
         evaluate.evaluate(dataclasses.replace(plan, best_of=4), None)

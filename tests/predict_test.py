@@ -181,7 +181,7 @@ def test_the_workdir_may_lie_in_a_bucket(monkeypatch):
         assert str(workdir / "config.json") == "gs://bucket/run/config.json"
         raise ValueError("read")
 
-    monkeypatch.setattr(predict.policies, "read_config", read)
+    monkeypatch.setattr(predict.policy_sources, "read_config", read)
     with pytest.raises(ValueError, match="read"):
         predict.open_policy(types.SimpleNamespace(workdir="gs://bucket/run"))
 
@@ -195,7 +195,7 @@ def test_compiled_programs_are_kept_where_the_configuration_says(
         raise ValueError(f"compiles into {asked}")
 
     monkeypatch.setattr(predict.compilation_cache, "enable", asked.append)
-    monkeypatch.setattr(predict.assemble, "policy_run", stop)
+    monkeypatch.setattr(predict, "policy_run", stop)
     given = types.SimpleNamespace(
         **{"workdir": "", "model": str(policy_folder), "prompt": None, "max_pixels": None},
         **{"max_tokens": None, "config": small_config(compilation_cache="kept/here")},

@@ -1,8 +1,7 @@
-"""How sure the figures of an evaluation are: intervals, paired tests, best-of-n, calibration.
+"""Statistics of verdicts: bootstrap intervals, paired tests, best-of-n and calibration.
 
-Every measure depends on one category an image, so drawing images with replacement is drawing
-counts of categories from a multinomial distribution: the bootstrap (Efron and Tibshirani, 1993)
-without a loop over images.
+All measures are functions of how many images have each category. So the bootstrap (Efron and
+Tibshirani, 1993) draws these counts from a multinomial distribution, without a loop over images.
 """
 
 import math
@@ -11,44 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from speciarl_jax.evaluation import metrics
+from speciarl_jax.evaluation.metrics import MEASURES, histogram, measures
 from speciarl_jax.verifiers.category import Category
 
-MEASURES = ("correctness", "specificity", "hm")
 RESAMPLES = 10_000
 LEVEL = 0.95
-_FIRST = int(min(Category))
-_KINDS = len(Category)
-
-
-def measures(counts_RK: np.ndarray, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Correctness, specificity and HM of many sets of answers at once, as `metrics.score` has them.
-
-    Args:
-      counts_RK: float or int [..., 7], answers of each `Category` from UNPARSED up; may be expected
-        counts.
-      weights: as for `metrics.score`.
-
-    Returns:
-      The three measures, float64 [...] each; 0 where they are not defined.
-    """
-    counts_RK = np.asarray(counts_RK, np.float64)
-    # Cumulative sums in a fixed order: the same numbers on every machine.
-    correct = sum(counts_RK[..., c - _FIRST] for c in metrics.CORRECT)
-    worth = sum(counts_RK[..., c - _FIRST] * weights[c.name.lower()] for c in metrics.CORRECT)
-    correctness = _ratio(correct, counts_RK.sum(axis=-1))
-    specificity = _ratio(worth, correct)
-    hm = _ratio(2 * correctness * specificity, correctness + specificity)
-    return {"correctness": correctness, "specificity": specificity, "hm": hm}
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-
-
-def histogram(categories: np.ndarray) -> np.ndarray:
-    """int [7], how often each category from UNPARSED up is among `categories`."""
-    return np.bincount(np.asarray(categories).ravel() - _FIRST, minlength=_KINDS)
+_KINDS, _BINS = len(Category), 10
 
 
 def intervals(
@@ -59,17 +26,17 @@ def intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap intervals over images.
+    """Computes percentile bootstrap intervals over images.
 
     Args:
       categories_B: int `Category`, one an image; at least one.
       weights: as for `metrics.score`.
-      resamples: how many.
+      resamples: number of bootstrap samples.
       level: share of the distribution between the ends.
       seed: of the draws.
 
     Returns:
-      measure -> [low, high].
+      Each of `MEASURES` -> [low, high].
     """
     counts_K = histogram(categories_B)
     rng = np.random.default_rng(seed)
@@ -90,12 +57,12 @@ def paired(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Paired bootstrap of b - a on the same images.
+    """Tests b - a on the same images by a paired bootstrap.
 
-    Images are drawn with replacement, each with both of its verdicts. `p` is two-sided, by
-    inversion of the interval: twice the smaller share of differences that are not above, or not
-    below, zero, each with one added (Davison and Hinkley, 1997, section 4.2), at most 1. So the
-    interval leaves 0 out if and (but for the one added) only if p < 1 - `level`.
+    Images are drawn with replacement, each with both of its verdicts. The two-sided p inverts the
+    interval: of the resampled differences that are at most 0, and those that are at least 0, it is
+    twice the smaller share, with one added to both counts (Davison and Hinkley, 1997, section 4.2),
+    at most 1.
 
     Args:
       a_B: int `Category` of the reference, one an image.
@@ -106,7 +73,7 @@ def paired(
       seed: as for `intervals`.
 
     Returns:
-      measure -> {"value", "interval", "p"}.
+      Each of `MEASURES` -> {"value", "interval", "p"}.
 
     Raises:
       ValueError: the lengths differ, or there is no image.
@@ -118,16 +85,16 @@ def paired(
             "same images, at least one"
         )
     joint_KK = np.zeros((_KINDS, _KINDS), int)
-    np.add.at(joint_KK, (a_B - _FIRST, b_B - _FIRST), 1)
+    np.add.at(joint_KK, (a_B - min(Category), b_B - min(Category)), 1)
     rng = np.random.default_rng(seed)
-    # Most pairs of categories never occur; they need no draws.
+    # Most pairs of categories never occur and need no draws.
     used = np.nonzero(joint_KK)
     drawn_RKK = np.zeros((resamples, _KINDS, _KINDS), int)
     drawn_RKK[:, *used] = rng.multinomial(a_B.size, joint_KK[used] / a_B.size, size=resamples)
     before, after = (measures(drawn_RKK.sum(axis=axis), weights) for axis in (2, 1))
     found = {}
     for name in MEASURES:
-        # Sums in another order differ in the last bits; a difference of that size is none.
+        # Rounding, as equal sums in another order differ in the last bits.
         differences = np.round(after[name] - before[name], 12)
         value = measures(joint_KK.sum(0), weights)[name] - measures(joint_KK.sum(1), weights)[name]
         tails = (np.sum(differences <= 0), np.sum(differences >= 0))
@@ -142,13 +109,13 @@ def paired(
 def best_of(
     categories_BN: np.ndarray, weights: Mapping[str, float]
 ) -> list[dict[str, float | int]]:
-    """What the best of n answers scores, for n = 1, 2, 4, ... and N, from N samples an image.
+    """Estimates the scores of the best of n answers, for n = 1, 2, 4, ... and N, from N samples.
 
-    The best answer of a set is that of the largest category. With the samples of an image sorted,
+    The best answer is that of the largest category. With the samples of an image sorted,
     x_1 <= ... <= x_N, the largest of n drawn without replacement is x_i with probability
     C(i - 1, n - 1) / C(N, n). So the expected counts of categories are exact over all subsets, and
-    unbiased for n new samples (as pass@k of arXiv 2107.03374 is). Correctness is such an expected
-    count over the images; specificity is the ratio of two, and HM a function of these two values.
+    unbiased for n new samples, like pass@k of arXiv 2107.03374. The measures are those of the
+    expected counts.
 
     Args:
       categories_BN: int `Category`, all with a verdict.
@@ -159,7 +126,7 @@ def best_of(
     """
     sorted_BN = np.sort(np.asarray(categories_BN), axis=1)
     total = sorted_BN.shape[1]
-    # How often each category stands at each place of the sorted samples.
+    # Row i: how often each category is the i-th smallest sample of an image.
     counts_NK = np.stack([histogram(sorted_BN[:, i]) for i in range(total)])
     rows = []
     for n in sizes(total):
@@ -172,33 +139,34 @@ def best_of(
 
 
 def sizes(total: int) -> list[int]:
-    """1, 2, 4, ... up to `total`, which is the last."""
+    """Returns 1, 2, 4, ... and, as the last, `total`."""
     return sorted({2**i for i in range(total.bit_length())} | {total})
 
 
 def calibration(
-    agreement_B: Sequence[float], correct_B: Sequence[bool], *, bins: int = 10
+    agreement_B: Sequence[float], correct_B: Sequence[bool]
 ) -> list[dict[str, float | int]]:
-    """Whether agreement among samples predicts correctness: both averaged over bins of agreement.
+    """Averages agreement among samples and correctness over ten bins of agreement.
+
+    The bins have equal width; a value on an edge belongs to the bin above, 1 to the last bin.
 
     Args:
       agreement_B: in [0, 1], share of an image's samples that give its most frequent name.
       correct_B: whether that name is correct.
-      bins: of equal width; a value on an edge belongs to the bin above, 1 to the last.
 
     Returns:
       Rows {"low", "high", "images", "agreement", "correctness"} of the bins that hold images.
     """
     agreement_B, correct_B = np.asarray(agreement_B, float), np.asarray(correct_B, bool)
-    bin_B = np.minimum((agreement_B * bins + 1e-9).astype(int), bins - 1)
+    bin_B = np.minimum((agreement_B * _BINS + 1e-9).astype(int), _BINS - 1)
     rows = []
-    for i in range(bins):
+    for i in range(_BINS):
         inside_B = bin_B == i
         if inside_B.any():
             rows.append(
                 {
-                    "low": i / bins,
-                    "high": (i + 1) / bins,
+                    "low": i / _BINS,
+                    "high": (i + 1) / _BINS,
                     "images": int(inside_B.sum()),
                     "agreement": float(agreement_B[inside_B].mean()),
                     "correctness": float(correct_B[inside_B].mean()),
@@ -208,8 +176,10 @@ def calibration(
 
 
 def calibration_error(rows: Sequence[Mapping[str, float | int]]) -> float | None:
-    """Expected calibration error (Naeini et al., AAAI 2015) of the rows of `calibration`: the mean
-    distance between agreement and correctness over images; None without images."""
+    """Computes the expected calibration error (Naeini et al., AAAI 2015) of `calibration` rows.
+
+    It is the mean distance of agreement and correctness over images; None without images.
+    """
     total = sum(row["images"] for row in rows)
     if not total:
         return None

@@ -1,12 +1,11 @@
-"""From several answers about one image to one name: as specific as the answers agree on.
+"""Chooses one name for an image from several answers: as specific as the answers agree on.
 
-The rule: an answer supports the name that it gives and, where a label tree is known, all that
-stands above that name ("eagle" supports "bird of prey", "bird" and "animal" too). The support of a
-name is its share of all answers, those that decline or cannot be read included. The chosen name is
-the most specific one on the best-supported way down the tree whose support reaches a confidence;
-where none does, no name is given. Without a tree, or for names outside of it, a name has nothing
-above it, and its support is the share of answers that are equal but for case, punctuation and
-leading articles (`parsing.key`).
+An answer supports the name that it gives and, with a label tree, all names above it: "eagle" also
+supports "bird of prey", "bird" and "animal". The support of a name is the share of all answers that
+support it; answers that decline or cannot be read support nothing. Going down the tree along the
+best-supported names, the last name whose support reaches the confidence is chosen. If the first
+does not reach it, none is. A name outside of the tree has no names above it. It is supported by the
+answers that equal it, apart from case, punctuation and leading articles (`parsing.key`).
 """
 
 import collections
@@ -21,10 +20,10 @@ _ABSTENTIONS = frozenset(map(parsing.key, parsing.ABSTENTIONS))
 
 
 def name_of(response: str) -> str | None:
-    """The name in a response, in the form in which names are compared.
+    """Finds the name in a response, in the form in which names are compared (`parsing.key`).
 
     Returns:
-      None where no answer can be read, "" where the answer declines.
+      The name; None if no answer can be read, "" if the answer declines.
     """
     content = parsing.extract(response)
     key = parsing.key(content) if content else b""
@@ -34,10 +33,10 @@ def name_of(response: str) -> str | None:
 
 
 def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:
-    """The most frequent of the names that responses give (`name_of`), and its share of them all.
+    """Finds the most frequent of the names that responses give (`name_of`), and its share.
 
-    Declining counts as a name here; of equally frequent names the first of the alphabet counts.
-    None and 0 where no response can be read.
+    Declining counts as a name; of equally frequent names the first of the alphabet counts. Returns
+    None and 0 if no response can be read.
     """
     counts = collections.Counter(name for name in names if name is not None)
     if not counts:
@@ -51,11 +50,11 @@ class Choice:
     """One name for an image.
 
     Attributes:
-      name: None where the answers agree on nothing.
-      agreement: support of `name`; of the most general name of the path where it is None.
-      path: (name, support) from the most specific to the most general: the way down the tree.
-      answers: name -> how many responses gave it; "" for those that declined, None for those that
-        cannot be read.
+      name: None if no name has the confidence.
+      agreement: support of `name`, or of the most general name of the path if `name` is None.
+      path: (name, support) along the best-supported names, the most specific first.
+      answers: name -> how many responses gave it; the keys "" and None count responses that decline
+        and that cannot be read.
     """
 
     name: str | None
@@ -65,24 +64,23 @@ class Choice:
 
 
 class NameTree:
-    """Which names stand above a name, from a label tree; empty for no tree.
+    """The names above each name of a label tree.
 
-    A class stands above another if all that the tree puts into the other, and more, is in it: that
-    is known even where a leaf lists its classes in another order. Where two hold the same leaves,
-    the order of the first leaf decides.
+    A class is above another if it has all leaves of the other, and more, in whatever order a leaf
+    lists its classes. If two classes have the same leaves, the order in the first leaf decides.
     """
 
     def __init__(self, tree: Mapping[str, Any] | None = None, source: str = "label tree"):
         """Indexes the names.
 
         Args:
-          tree: content of a label tree (`taxonomy_file`), or None.
-          source: what errors call it.
+          tree: content of a label tree (`label_tree.schema`); None for no tree.
+          source: what errors call the tree.
 
         Raises:
           ValueError: the tree is malformed.
         """
-        # Key of a name -> nodes it may mean; a node is called by the key of its first name.
+        # Key of a name -> nodes it may mean. The key of a node's first name identifies the node.
         self._means: dict[str, set[str]] = {}
         self._spoken: dict[str, str] = {}
         self._above: dict[str, set[str]] = {}
@@ -113,29 +111,29 @@ class NameTree:
                 self._means.setdefault(form, set()).add(node)
 
     def implied(self, key: str) -> set[str]:
-        """The names that an answer supports: what it may mean, and all above."""
+        """Returns the names that an answer supports: those it may mean, and all above them."""
         meant = self._means.get(key, {key})
         return meant.union(*(self.above(name) for name in meant))
 
     def above(self, name: str) -> set[str]:
-        """The names above a name."""
+        """Returns the names above a name."""
         return self._above.get(name, set())
 
     def spoken(self, name: str) -> str:
-        """A name as an answer would give it, without the group that tells two senses apart."""
+        """Returns a name as an answer would give it, without the group that tells senses apart."""
         return self._spoken.get(name, name)
 
 
 def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choice:
-    """One name for an image from several responses, by the rule of this module.
+    """Chooses one name for an image from several responses, by the rule of this module.
 
     Args:
       responses: at least one; whole responses, tags included.
-      tree: what stands above names.
+      tree: names above names.
       confidence: the support that a name must have, in (0, 1].
 
     Raises:
-      ValueError: no response, or a confidence that is no such share.
+      ValueError: there is no response, or the confidence is outside of (0, 1].
     """
     if not responses or not 0 < confidence <= 1:
         raise ValueError(
@@ -148,22 +146,22 @@ def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choic
 
 
 def path_of(responses: Sequence[str], tree: NameTree) -> list[tuple[str, float]]:
-    """`Choice.path` of responses; at least one."""
+    """Returns `Choice.path` of responses, at least one."""
     answers = collections.Counter(filter(None, map(name_of, responses)))
     way = _way_down(answers, tree)
     return [(name, count / len(responses)) for name, count in reversed(way)]
 
 
 def safest(path: Sequence[tuple[str, float]], confidence: float) -> tuple[str, float] | None:
-    """The most specific step of a path whose support reaches a confidence, if there is one."""
+    """Returns the most specific step of a path whose support reaches a confidence, or None."""
     return next((step for step in path if step[1] >= confidence - 1e-9), None)
 
 
 def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int]]:
-    """From the best-supported most general name, at each turn to the best-supported name below.
+    """Goes from the best-supported most general name to the best-supported name below, and so on.
 
-    At each turn only those answers count that support the names so far: a word of two senses
-    supports both at first, and in the end one.
+    In each step only answers count that support all names so far. So a word of two senses supports
+    both at first, and one in the end.
 
     Returns:
       (name, number of answers), the most general first; the numbers never rise.
@@ -177,7 +175,7 @@ def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int
             for name in names & left:
                 counts[name] += answers[key]
         highest = [name for name in left if not tree.above(name) & left]
-        # Of equally supported names the alphabet decides, so that runs agree.
+        # Among equally supported names the alphabet decides, so that runs agree.
         chosen = min(highest, key=lambda name: (-counts[name], name))
         way.append((chosen, counts[chosen]))
         implied = {key: names for key, names in implied.items() if chosen in names}
@@ -191,7 +189,7 @@ def _way_down(answers: Mapping[str, int], tree: NameTree) -> list[tuple[str, int
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The leaves, each with what its node is called: its name, and its group if others share it."""
+    """Yields leaves with their nodes: the name, and also the group if leaves share the name."""
     groups: dict[str, set[str]] = {}
     for leaf in tree["leaves"].values():
         groups.setdefault(_key(leaf["name"]), set()).add(leaf["generic"])
@@ -203,10 +201,11 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _ways(
     called: tuple[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
 ) -> Iterator[list[tuple[str, list[str]]]]:
-    """The way up from a leaf, and from each of its hyponyms: nodes with their names."""
+    """Yields the way up from a leaf, and from each of its hyponyms: nodes with their names."""
     node, leaf = called
     way = [(node, [leaf["name"], *leaf.get("synonyms", [])])]
-    classes = [*leaf.get("ancestors", []), groups[leaf["generic"]]]
+    broader = [[name] for name in leaf.get("broader", [])]
+    classes = [*leaf.get("ancestors", []), *broader, groups[leaf["generic"]]]
     way += [(_key(aliases[0]), aliases) for aliases in classes]
     yield way
     for hyponym in leaf.get("hyponyms", []):
@@ -218,6 +217,6 @@ def _key(name: str) -> str:
 
 
 def _forms(name: str) -> set[str]:
-    """Keys of other spellings and plurals."""
+    """Returns the keys of other spellings and plurals."""
     keys = {_key(spelt) for spelt in word_forms.spellings(name)}
     return (keys | {form for key in {_key(name), *keys} for form in word_forms.plurals(key)}) - {""}

@@ -1,10 +1,9 @@
-"""Answers and verdicts of a policy about the evaluation images."""
+"""Samples a policy's answers about the evaluation images, and judges them."""
 
 import collections
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +19,19 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.runtime import sharding
 
-# Batches that are sampled while a host verifier judges the one before them.
+# How many batches are sampled ahead while a host verifier judges.
 _AHEAD = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """Answers of a policy about the evaluation images.
+class Judged(NamedTuple):
+    """Answers of a policy about B images, N an image, and their verdicts.
 
     Attributes:
-      rows: the images' own rows, without the pixels.
-      responses: N texts an image.
+      rows: rows of the images, without the pixels.
+      responses: B lists of N texts.
       category_BN: int32 `Category`.
       valid_BN: bool, a verdict exists; only a judge leaves answers without one.
-      probability_BN: float, of the verdict; NaN where no judge was asked, or none has any.
+      probability_BN: float, of the verdict; NaN where no judge was asked, or it gave none.
     """
 
     rows: list[Mapping[str, Any]]
@@ -64,16 +62,16 @@ class Evaluator:
         batch_size: int | None = None,
         source: Any = None,
     ):
-        """Lists the images.
+        """Opens the images and defines the program.
 
         Args:
           run: policy, verifier, data.
           num_rollouts: N answers an image.
-          batch_size: images a call; `config.evaluation.batch_size` when None.
-          source: the images; those of `config.data` and `config.evaluation.options` when None.
+          batch_size: images a call; None for `config.evaluation.batch_size`.
+          source: the images; None for those of `config.data` and `config.evaluation.options`.
 
         Raises:
-          ValueError: unknown options, or a batch that the mesh cannot cut.
+          ValueError: options are unknown, or the batch does not divide among the devices.
         """
         config = run.config
         self.run = run
@@ -87,7 +85,7 @@ class Evaluator:
 
         def program(lora, base, verifier, batch, key, temperature, top_p):
             _, rollout = sampler(lora, base, batch, key, temperature, top_p)
-            # A host verifier is handed the text later.
+            # A host verifier gets the text later.
             if verifier is None:
                 return rollout.tokens_BNT, rollout.mask_BNT
             *verdicts, probability_BN = sample_and_verify.verify_with_probability(
@@ -99,24 +97,20 @@ class Evaluator:
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
-    def __call__(
-        self, lora: Any, *, temperature: float = 0.0, top_p: float = 1.0, name: str = "evaluation"
-    ) -> Judged:
-        """Answers and verdicts with these adapters; the same images and keys in every call.
+    def __call__(self, lora: Any, *, name: str = "evaluation", **sampling: float) -> Judged:
+        """Answers about all images with these adapters, and judges; with the same keys each call.
+
+        The arguments are those of `batches`; `sampling` are `temperature` and `top_p`.
 
         Raises:
+          ValueError: no image can be read.
           host_verification.JudgeUnavailable: too many answers have no verdict.
         """
-        found = list(self.batches(lora, temperature=temperature, top_p=top_p, name=name))
-        if not any(part.rows for _, part in found):
+        parts = [part for _, part in self.batches(lora, name=name, **sampling)]
+        if not any(part.rows for part in parts):
             raise ValueError("not one image of the evaluation set can be read")
-        judged = Judged(
-            rows=[row for _, part in found for row in part.rows],
-            responses=[said for _, part in found for said in part.responses],
-            category_BN=np.concatenate([part.category_BN for _, part in found]),
-            valid_BN=np.concatenate([part.valid_BN for _, part in found]),
-            probability_BN=np.concatenate([part.probability_BN for _, part in found]),
-        )
+        rows, responses, *verdicts = zip(*parts, strict=True)
+        judged = Judged(sum(rows, []), sum(responses, []), *map(np.concatenate, verdicts))
         if host_verification.is_host(self.run):
             host_verification.check_verified(self.run, name, judged.valid_BN)
         return judged
@@ -130,7 +124,7 @@ class Evaluator:
         name: str = "evaluation",
         start: int = 0,
     ) -> Iterator[tuple[list[int], Judged]]:
-        """Numbers of images and what was said about them, batch after batch, in order.
+        """Yields the indices of the images of each batch, and the judged answers, in order.
 
         A host verifier judges a batch while the next ones are sampled.
 
@@ -139,36 +133,35 @@ class Evaluator:
           temperature: 0 is greedy.
           top_p: 1 for the whole distribution.
           name: of the progress bar.
-          start: earlier images are neither sampled nor judged; the batches are cut as if they
-            were, so that the others get the same answers.
+          start: index of the first image; earlier ones are neither sampled nor judged. Batches have
+            the same boundaries whatever `start` is, so that an image gets the same answers.
         """
         if start >= len(self.source):
             return
         process = jax.process_index()
-        first = start - start % self._batch_size
         stream = pipeline.evaluation_batches(
             self.source,
             self._batch_size,
             process=process,
             processes=jax.process_count(),
-            start=first,
+            start=start - start % self._batch_size,
         )
         waiting: collections.deque[tuple] = collections.deque()
-        bar = tqdm(
+        with tqdm(
             total=len(self.source), initial=start, desc=name, unit="images", disable=process > 0
-        )
-        with bar:
-            for count, local in stream:
-                waiting.append(self._send(lora, count, local, temperature, top_p, start))
+        ) as bar:
+            for indices, local in stream:
+                waiting.append(self._send(lora, indices, local, temperature, top_p, start))
                 if len(waiting) > _AHEAD:
                     yield self._finish(bar, *waiting.popleft())
             while waiting:
                 yield self._finish(bar, *waiting.popleft())
 
-    def _send(self, lora, count, local, temperature, top_p, start):
+    def _send(self, lora, indices, local, temperature, top_p, start):
         """Samples a batch, and hands it to a host verifier."""
-        run, on_host = self.run, host_verification.is_host(self.run)
-        batch = self._build(local, count, start)
+        run, sent = self.run, None
+        on_host = host_verification.is_host(run)
+        batch = self._build(local, indices, start)
         found = self._program(
             lora,
             run.base,
@@ -178,44 +171,34 @@ class Evaluator:
             np.float32(temperature),
             np.float32(top_p),
         )
-        sent = (
-            host_verification.send(run, *found, batch.label_index_B, batch.weight_B)
-            if on_host
-            else None
-        )
-        return count, (*found, batch.weight_B), sent, start
+        if on_host:
+            sent = host_verification.send(run, *found, batch.label_index_B, batch.weight_B)
+        return indices, (*found, batch.weight_B), sent, start
 
-    def _finish(self, bar, count, found, sent, start) -> tuple[list[int], Judged]:
-        """The texts and verdicts of a batch that was sent."""
+    def _finish(self, bar, indices, found, sent, start) -> tuple[list[int], Judged]:
+        """Fetches the texts and verdicts of a batch that was sent."""
         if jax.process_count() > 1:
             found = multihost_utils.process_allgather(found, tiled=True)
-        tokens, mask, *verdict, weight = (np.asarray(x)[: len(count)] for x in found)
-        kept = weight > 0  # not the images that were left out, or are done already
-        if sent is None:
-            verdicts = [x[kept] for x in verdict]
-        else:
-            verdicts = host_verification.verdicts_of_rows(sent)
-        indices = [i for i, k in zip(count, kept, strict=True) if k]
-        bar.update(sum(i >= start for i in count))
+        tokens, mask, *verdict, weight = (np.asarray(x)[: len(indices)] for x in found)
+        kept = weight > 0  # neither skipped nor before `start`
+        verdicts = host_verification.verdicts_of_rows(sent) if sent else [x[kept] for x in verdict]
+        bar.update(sum(i >= start for i in indices))
+        indices = [i for i, k in zip(indices, kept, strict=True) if k]
         rows = [describe(self.source, i) for i in indices]
         responses = self.run.answers(tokens[kept], mask[kept])
         return indices, Judged(rows, responses, *verdicts)
 
     def score(self, category: np.ndarray) -> metrics.Score:
-        """Correctness, specificity and HM of verdicts, with the configured weights."""
+        """Scores verdicts with the configured weights."""
         return metrics.score(category, dict(self.run.config.evaluation.weights))
 
-    def _build(self, local: Sequence[Mapping[str, Any]], count: Sequence[int], start: int):
-        process, processes = jax.process_index(), jax.process_count()
-        share = self._batch_size // processes
-        rows = local or [self.source[0]]
-        batch = self.run.build(rows, share)
-        # Rows of images that are done already weigh nothing.
-        wanted_B = np.zeros_like(batch.weight_B)
-        for place, index in enumerate(count[process * share : (process + 1) * share]):
-            wanted_B[place] = index >= start
-        batch = batch.replace(weight_B=batch.weight_B * wanted_B)
-        return self.run.place(batch)
+    def _build(self, local: Sequence[Mapping[str, Any]], indices: Sequence[int], start: int):
+        """Builds a batch from this process's rows; images before `start` get weight 0."""
+        process, share = jax.process_index(), self._batch_size // jax.process_count()
+        batch = self.run.build(local or [self.source[0]], share)
+        mine = np.array(indices[process * share : (process + 1) * share])
+        wanted_B = np.pad(mine >= start, (0, share - len(mine))).astype(np.float32)
+        return self.run.place(batch.replace(weight_B=batch.weight_B * wanted_B))
 
 
 def answer_part(
@@ -223,43 +206,40 @@ def answer_part(
     lora: Any,
     store: predictions.Predictions | None,
     part: predictions.Part,
-    facts: Mapping[str, Any],
+    known: Mapping[str, Any],
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
     overwrite: bool = False,
+    **sampling: float,
 ) -> None:
-    """Writes a policy's answers and verdicts about all images, going on with what is there.
+    """Writes a policy's answers and verdicts about all images, after the lines that are there.
 
-    All processes call it together. Answers whose judging failed in an earlier run are judged again.
+    All processes must call it together. Answers without a verdict from an earlier run are judged
+    again.
 
     Args:
       evaluator: of the images.
       lora: adapters.
-      store: where the lines go; None in all processes but the first.
-      part: what the lines are.
-      facts: what they are made with (`Predictions.begin`).
-      temperature: as for `Evaluator`.
-      top_p: as for `Evaluator`.
+      store: receives the lines; None in all processes but the first.
+      part: the lines' policy, data set, prompt and decoding.
+      known: provenance of the answers (`provenance.of_part`).
       overwrite: as for `Predictions.begin`.
+      **sampling: `temperature` and `top_p`, as for `Evaluator.batches`.
 
     Raises:
-      ValueError: the lines there were made with something else, or no image can be read.
+      ValueError: the lines there have another provenance, or no image can be read.
       host_verification.JudgeUnavailable: too many answers have no verdict; the next call
         asks for them again.
     """
     run, start = evaluator.run, 0
     if store is not None:
-        start = store.begin(part, facts, overwrite=overwrite)
+        start = store.begin(part, known, overwrite=overwrite)
         store.keep_config(part.data, json.loads(run.config.to_json()))
         if host_verification.is_host(run):
             judge_again(run, store, part)
-    start = int(_told(start))
+    start = int(_broadcast(start))
     name = f"{part.policy}, {part.data}, {part.prompt}, {part.decoding}"
     try:
-        for indices, judged in evaluator.batches(
-            lora, temperature=temperature, top_p=top_p, name=name, start=start
-        ):
+        for indices, judged in evaluator.batches(lora, name=name, start=start, **sampling):
             if store is not None:
                 store.append(part, lines_of(judged, indices))
     finally:
@@ -269,22 +249,22 @@ def answer_part(
     if store is not None:
         said = [name for line in store.lines(part) for name in line["categories"]]
         missing, total = said.count(predictions.UNVERIFIED), len(said)
-    missing, total = (int(x) for x in _told(np.array([missing, total])))
+    missing, total = (int(x) for x in _broadcast(np.array([missing, total])))
     if not total:
         raise ValueError(f"not one image of the evaluation set {part.data!r} can be read")
     if host_verification.is_host(run):
         host_verification.check_verified(run, str(part), np.arange(total) >= missing)
 
 
-def _told(value: Any) -> Any:
-    """What the first process knows, in all of them."""
+def _broadcast(value: Any) -> Any:
+    """Returns the value of the first process in all of them."""
     if jax.process_count() == 1:
         return value
     return multihost_utils.broadcast_one_to_all(np.asarray(value))
 
 
 def judge_again(run: Run, store: predictions.Predictions, part: predictions.Part) -> None:
-    """Has the answers of a part that have no verdict judged once more, and keeps what comes."""
+    """Judges the answers of a part that have no verdict once more, and keeps the verdicts."""
     failed = [
         (line, n)
         for line in store.lines(part)
@@ -304,19 +284,11 @@ def judge_again(run: Run, store: predictions.Predictions, part: predictions.Part
 
 
 def lines_of(judged: Judged, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """A line an image for `Predictions.append`: its row, number, answers, verdicts and, where a
-    judge was asked about any of it, how probable they were."""
-    found = judged.category_BN, judged.valid_BN, judged.probability_BN
-    for row, index, said, category, valid, probability in zip(
-        judged.rows, indices, judged.responses, *found, strict=True
-    ):
-        line = {
-            **row,
-            "index": index,
-            "responses": said,
-            "categories": predictions.names_of(category, valid),
-        }
+    """Yields a line an image for `Predictions.append`; with "probabilities" if a judge gave any."""
+    for index, row, said, category, valid, probability in zip(indices, *judged, strict=True):
+        names = predictions.names_of(category, valid)
+        line = {**row, "index": index, "responses": said, "categories": names}
         if not np.isnan(probability).all():
-            # NaN is no JSON.
+            # JSON has no NaN.
             line["probabilities"] = [None if p != p else round(float(p), 6) for p in probability]
         yield line

@@ -1,4 +1,4 @@
-"""How correct and how specific a set of answers is."""
+"""Scores how correct and how specific a set of answers is."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,12 +7,13 @@ import numpy as np
 
 from speciarl_jax.verifiers.category import Category
 
+MEASURES = ("correctness", "specificity", "hm")
 CORRECT = (Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC, Category.MORE_SPECIFIC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a set of answers is worth.
+    """Scores of a set of answers.
 
     Attributes:
       correctness: share of answers that are neither wrong, abstained nor unparsed.
@@ -28,7 +29,7 @@ class Score:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuses weights of specificity that `score` cannot use.
+    """Checks weights of specificity.
 
     Raises:
       ValueError: a category is missing or unknown, or a weight lies outside of [0, 1].
@@ -42,10 +43,9 @@ def check_weights(weights: Mapping[str, float]) -> None:
 
 
 def score(categories: np.ndarray, weights: Mapping[str, float]) -> Score:
-    """Scores verdicts, one an answer.
+    """Scores verdicts by the measures of the paper (arXiv 2603.03197, section 4).
 
-    The paper reports correctness, specificity and their harmonic mean (arXiv 2603.03197,
-    section 4); the weights of the categories are the caller's.
+    The paper does not state the weights of the categories, so the caller gives them.
 
     Args:
       categories: int array of `Category` values, any shape; leave out answers without a verdict.
@@ -58,20 +58,45 @@ def score(categories: np.ndarray, weights: Mapping[str, float]) -> Score:
     if categories.size == 0:
         raise ValueError("there are no answers to score; is the evaluation set empty?")
     check_weights(weights)
-    names = [category.name.lower() for category in CORRECT]
     unknown = sorted(set(categories.tolist()) - {int(c) for c in Category})
     if unknown:
         raise ValueError(f"{unknown} are no categories; see verifiers/category.py")
-    histogram = {c.name.lower(): int(np.sum(categories == c)) for c in Category}
-    correct = sum(histogram[name] for name in names)
-    correctness = correct / categories.size
-    weighted = sum(weights[name] * histogram[name] for name in names)
-    specificity = weighted / correct if correct else 0.0
-    total = correctness + specificity
-    hm = 2 * correctness * specificity / total if total else 0.0
-    return Score(correctness, specificity, hm, histogram)
+    counts_K = histogram(categories)
+    found = {name: float(value) for name, value in measures(counts_K, weights).items()}
+    names = (category.name.lower() for category in Category)
+    return Score(**found, histogram=dict(zip(names, counts_K.tolist(), strict=True)))
+
+
+def measures(counts_RK: np.ndarray, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Computes the measures of many sets of answers at once.
+
+    Args:
+      counts_RK: int or float [..., 7], how many answers have each `Category` from UNPARSED up; may
+        be expected counts.
+      weights: as for `score`.
+
+    Returns:
+      Each of `MEASURES` -> float64 [...]; 0 where it is not defined.
+    """
+    counts_RK = np.asarray(counts_RK, np.float64)
+    # Python's sums have a fixed order: the same numbers on every machine.
+    correct = sum(counts_RK[..., c - min(Category)] for c in CORRECT)
+    worth = sum(counts_RK[..., c - min(Category)] * weights[c.name.lower()] for c in CORRECT)
+    correctness = _ratio(correct, counts_RK.sum(axis=-1))
+    specificity = _ratio(worth, correct)
+    hm = _ratio(2 * correctness * specificity, correctness + specificity)
+    return dict(zip(MEASURES, (correctness, specificity, hm), strict=True))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def histogram(categories: np.ndarray) -> np.ndarray:
+    """Counts each category from UNPARSED up, int [7]."""
+    return np.bincount(np.asarray(categories).ravel() - min(Category), minlength=len(Category))
 
 
 def best_of_n(categories_BN: np.ndarray) -> np.ndarray:
-    """The best verdict of each group, int [B]: what the policy could have said."""
+    """Returns the best verdict of each group, int [B]."""
     return np.max(np.asarray(categories_BN), axis=1)

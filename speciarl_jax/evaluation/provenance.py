@@ -1,9 +1,9 @@
-"""What a part of an evaluation was made with, so that no other configuration is mixed into it.
+"""Provenance of answers: everything that the answers and verdicts of an evaluation depend on.
 
-Weights are known by sums over all of their bits (`checksums`), taken where they lie: a
-file may change its name, or be cut into others, and no changed number is missed. It costs one
-reading of the devices' memory. What is not seen: two changes to one array that cancel out in 32
-bits.
+`Predictions.begin` compares it, so that answers of another configuration are not mixed in. Weights
+are identified by checksums over all of their bits, computed on the devices that hold them. So a
+file may be renamed or cut into several, and no changed number is missed, except where two changes
+to one array cancel out in 32 bits. It costs one pass over the devices' memory.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from speciarl_jax.models import load_policy
 from speciarl_jax.runtime import checksum
 from speciarl_jax.verifiers.judge import judge_prompt
 
-# Options of verifiers that change no verdict, or are known by what they bring.
+# Options of verifiers that change no verdict, or whose content is recorded instead.
 _FREE = ("cache", "server", "path", "judge_batch_size", "rollouts_at_once")
-# Small files of a checkpoint that answers depend on.
+# Files of a checkpoint folder, besides the weights, that answers depend on.
 _SMALL = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
 )
-# Verifiers with a prompt.
+# Verifiers whose option `prompt` names a prompt.
 _JUDGES = ("flax_judge", "http_judge")
 
 
@@ -42,16 +42,16 @@ def of_part(
     decoding: str = GREEDY,
     num_rollouts: int = 1,
 ) -> dict[str, Any]:
-    """Everything that answers and verdicts depend on; JSON-able.
+    """Returns the provenance of the answers of one policy about one data set; JSON-able.
 
     All processes must call it together.
 
     Args:
-      run: verifier and prompt.
+      run: configuration, labels, verifier and prompt.
       source: the images.
-      policy: `of_base` and `of_adapters`.
-      decoding: greedy or samples.
-      num_rollouts: N.
+      policy: `of_base(run) | of_adapters(run, lora)`.
+      decoding: `GREEDY` or `SAMPLES`.
+      num_rollouts: N answers an image.
     """
     config, evaluation = run.config, run.config.evaluation
     sampling = {"answers": num_rollouts}
@@ -78,7 +78,10 @@ def of_part(
 
 
 def of_base(run: Run) -> dict[str, Any]:
-    """The frozen weights and what reads for them; all processes must call it together."""
+    """Returns the provenance of the frozen weights, tokenizer and image processor.
+
+    All processes must call it together.
+    """
     folder, model = load_policy.model_folder(run.config.model.path), run.config.model
     return {
         "weights": _of_weights(run.base),
@@ -92,14 +95,14 @@ def of_base(run: Run) -> dict[str, Any]:
 
 
 def of_verifier(run: Run) -> dict[str, Any]:
-    """The verifier by what decides: a judge's weights by their numbers, its prompt by its text.
+    """Returns the verifier's name and options, a checksum of its weights and of its prompt's text.
 
     All processes must call it together.
     """
     config = run.config
     options = {name: value for name, value in verifier_options(config).items() if name not in _FREE}
     if hasattr(run.verifier, "scorer"):
-        # Whether a folder's or the policy's own.
+        # The judge's weights: from a folder, or the policy's own base.
         options["weights"] = _of_weights(run.verifier.scorer)
     if config.verifier.name in _JUDGES:
         options["prompt"] = _hash(judge_prompt.load(options["prompt"]).text)
@@ -107,9 +110,9 @@ def of_verifier(run: Run) -> dict[str, Any]:
 
 
 def of_adapters(run: Run, lora: nnx.State) -> dict[str, Any]:
-    """Adapters by their numbers; all processes must call it together.
+    """Returns a checksum of adapters and their scale; "none" for the fresh adapters of `run`.
 
-    Fresh adapters add nothing to the base, and so are none.
+    All processes must call it together.
     """
     if lora is run.lora:
         return {"adapters": "none"}
@@ -131,7 +134,7 @@ def _of_weights(weights: Any) -> str:
 
 
 def _of_labels(labels: Any) -> str:
-    """The names that verdicts go by: those around each label, or those a judge is told."""
+    """Hashes the label ids and the names that verdicts use: a tree's, or those a judge is told."""
     if hasattr(labels, "relations"):
         names = [
             sorted((repr(key), int(category)) for key, (category, _) in relation.items())

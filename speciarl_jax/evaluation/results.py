@@ -1,5 +1,6 @@
-"""`metrics.json`: what the answers and verdicts of an evaluation amount to."""
+"""`metrics.json`: scores, intervals, best-of-n and comparisons from the lines of an evaluation."""
 
+import collections
 import hashlib
 import json
 import os
@@ -16,23 +17,23 @@ from speciarl_jax.evaluation.predictions import (
     Part,
     Predictions,
     categories,
-    differing,
     verified,
 )
-from speciarl_jax.runtime import jsonl, renamed
+from speciarl_jax.runtime import fingerprint, jsonl, renamed
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 FILE = "metrics.json"
 Lines = Sequence[Mapping[str, Any]]
-# Name of a part -> what it was made with.
-Facts = Mapping[str, Mapping[str, Any]]
-# Where these facts of two runs differ, a difference of their scores says nothing about policies.
+# Name of a part -> its provenance (`Predictions.provenance`).
+Provenances = Mapping[str, Mapping[str, Any]]
+# Keys of provenance. Scores of runs that differ in these cannot be compared.
 IMAGES, VERDICTS = ("data", "images", "seed"), ("verifier", "labels")
-# These may differ on purpose.
+# Runs may differ in these on purpose; a comparison then says so.
 _ASKING = ("prompt", "max_pixels", "max_tokens")
-# Of `consensus.choose`; what `choices` is computed for.
+# Values of `predict --confidence` that `choices` is computed for.
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_RUN = ("policy", "data", "prompt")
 
 
 def update(
@@ -45,72 +46,69 @@ def update(
 ) -> dict[str, Any]:
     """Writes `metrics.json` anew.
 
-    What was measured earlier on lines that are the same now, and is not measured this time
-    (open-world metrics, `choices` of data sets without `labels`), stays in it.
+    Open-world metrics and `choices` of an earlier `metrics.json` are kept where they are not
+    computed this time and the lines are the same.
 
     Args:
-      folder: receives it.
-      store: the lines.
+      folder: receives the file.
+      store: lines and their provenance.
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
 
     Returns:
-      Its content.
+      The content of the file.
     """
-    found = of_parts(
-        store.parts(), weights, facts=store.facts, labels=labels, open_world=open_world
-    )
+    parts, provenances = store.parts(), store.provenance
+    found = of_parts(parts, weights, provenances=provenances, labels=labels, open_world=open_world)
     earlier = {_key(row): row for row in _earlier_runs(folder)}
     for row in found["runs"]:
         old = earlier.get(_key(row), {})
-        greedy, samples = (_same_lines(old, row, decoding) for decoding in (GREEDY, SAMPLES))
-        if greedy and "open_world" in old:
+        same = {d: old.get("lines", {}).get(d) == row["lines"][d] for d in (GREEDY, SAMPLES)}
+        if same[GREEDY] and "open_world" in old:
             new = row.get("open_world", {})
-            # Both figures of a judge are of one asking.
-            again = "judge_" if "judge_unverified" in new else "nothing"
-            kept = {k: v for k, v in old["open_world"].items() if not k.startswith(again)}
-            row["open_world"] = kept | new
-        if samples and not row["choices"]:
+            # Both metrics of a judge come from the same requests, so none is mixed with an old one.
+            judged_again = "judge_unverified" in new
+            row["open_world"] = {
+                name: value
+                for name, value in old["open_world"].items()
+                if not (judged_again and name.startswith("judge_"))
+            } | new
+        if same[SAMPLES] and not row["choices"]:
             row["choices"] = old["choices"]
     write(folder, found)
     return found
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return row["policy"], row["data"], row["prompt"]
+    return tuple(row[name] for name in _RUN)
 
 
 def _earlier_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The runs in the `metrics.json` of a folder, if there is a whole one."""
+    """Reads the runs of the `metrics.json` of a folder; none if it is missing or damaged."""
     path = epath.Path(folder) / FILE
     try:
         return renamed.results(json.loads(path.read_text()))["runs"] if path.exists() else []
     except (ValueError, LookupError, TypeError):
-        return []  # it is about to be written anew
-
-
-def _same_lines(old: Mapping[str, Any], new: Mapping[str, Any], decoding: str) -> bool:
-    digests = old.get("lines", {}).get(decoding), new["lines"][decoding]
-    return digests[0] == digests[1]
+        return []
 
 
 def of_parts(
     parts: Mapping[Part, Lines],
     weights: Mapping[str, float],
     *,
-    facts: Facts | None = None,
+    provenances: Provenances | None = None,
     labels: Mapping[str, Any] | None = None,
     open_world: Mapping[Part, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """All runs with their figures, and each compared with the first of its data set.
+    """Computes the figures of all runs, and compares each with the first of its data set.
 
     Args:
       parts: lines of each part, in the order of the file.
       weights: of correct answers (`metrics.score`).
-      facts: what the parts were made with (`Predictions.facts`); without, all can be compared.
-      labels: data set -> the names around its labels (`Run.labels`), for `choices`.
-      open_world: metrics of greedy parts (`open_world.measure`), where they were asked for.
+      provenances: of the parts; without them all runs of a data set are compared.
+      labels: data set -> `Run.labels`, for `choices`.
+      open_world: open-world metrics of greedy parts (`open_world.measure`).
 
     Returns:
       The content of `metrics.json`. A run whose greedy answers all lack a verdict is left out.
@@ -126,7 +124,7 @@ def of_parts(
             row["open_world"] = dict(open_world[part])
         runs.append(row)
         greedy[part] = lines
-    compared, not_compared = comparisons(greedy, weights, facts or {})
+    compared, not_compared = comparisons(greedy, weights, provenances or {})
     return {
         "weights": dict(weights),
         "runs": runs,
@@ -142,29 +140,23 @@ def _digest(lines: Lines) -> str:
 def of_run(
     part: Part, greedy: Lines, samples: Lines, weights: Mapping[str, float], labels: Any = None
 ) -> dict[str, Any]:
-    """The figures of one policy, data set and prompt.
+    """Computes the figures of one policy, data set and prompt.
 
     Args:
       part: of the greedy answers.
       greedy: its lines, at least one with a verdict.
       samples: lines of the samples about the same images; may be empty.
       weights: as for `of_parts`.
-      labels: the names around the labels of the data set; only a `Taxonomy` can judge `choices`.
+      labels: `Run.labels` of the data set; `choices` is empty unless it is a `Taxonomy`.
     """
     judged = verified(greedy)
     category_B = categories(judged)[:, 0]
     score = metrics.score(category_B, weights)
-    shares = {
-        name: score.histogram[name] / len(judged)
-        for name in (Category.ABSTAIN.name.lower(), Category.UNPARSED.name.lower())
-    }
+    shares = {name: score.histogram[name] / len(judged) for name in ("abstain", "unparsed")}
     row = {
-        **{name: getattr(part, name) for name in ("policy", "data", "prompt")},
+        **_named(part),
         "images": len(judged),
-        "score": {
-            **{name: getattr(score, name) for name in bootstrap.MEASURES},
-            "histogram": score.histogram,
-        },
+        "score": _measures(score) | {"histogram": score.histogram},
         "intervals": bootstrap.intervals(category_B, weights),
         **shares,
         UNVERIFIED: 1 - len(judged) / len(greedy),
@@ -186,18 +178,25 @@ def of_run(
     return row
 
 
-def agreement(samples: Lines) -> tuple[list[float], list[bool]]:
-    """Share of each image's samples that give the most frequent name, and whether it is correct.
+def _measures(score: metrics.Score) -> dict[str, float]:
+    return {name: getattr(score, name) for name in metrics.MEASURES}
 
-    What the verifier could not read names nothing, and counts in the share of no name. Images
-    whose samples mostly decline, or cannot be read, are left out. Where a judge was of several
-    minds about answers that give one name, the more frequent opinion counts, and a tie is wrong.
+
+def agreement(samples: Lines) -> tuple[list[float], list[bool]]:
+    """Finds how often the samples of an image agree, and whether what they agree on is correct.
+
+    An answer that cannot be read has no name, but counts in the number of samples. Images whose
+    most frequent answer is an abstention, or without any readable answer, are left out. Where a
+    judge gave one name several verdicts, the majority counts, and a tie counts as wrong.
+
+    Returns:
+      For each remaining image the share of samples with its most frequent name, and whether that
+      name is correct.
     """
     shares, correct = [], []
-    unread = Category.UNPARSED.name.lower()
     for line in samples:
         both = list(zip(line["responses"], line["categories"], strict=True))
-        names = [None if category == unread else consensus.name_of(said) for said, category in both]
+        names = [None if c == "unparsed" else consensus.name_of(said) for said, c in both]
         name, share = consensus.most_frequent(names)
         if not name:
             continue
@@ -214,17 +213,17 @@ def agreement(samples: Lines) -> tuple[list[float], list[bool]]:
 def choices(
     samples: Lines, labels: Taxonomy, weights: Mapping[str, float]
 ) -> list[dict[str, float | int | None]]:
-    """What the names are worth that `python -m speciarl_jax.predict` would give.
+    """Scores the names that `python -m speciarl_jax.predict` would give at each confidence.
 
     Args:
       samples: lines of samples.
-      labels: names the answers' support goes up by, and judges the chosen name.
+      labels: the tree by which answers support names; it also judges the chosen name.
       weights: as for `metrics.score`.
 
     Returns:
-      A row for each of `CONFIDENCES`: {"confidence", "named", share of the images that get a
-      name, "agreement", mean support of these names, "correctness", share of them that are correct,
-      "specificity", mean weight of those}; None in the last three where no image gets a name.
+      A row for each of `CONFIDENCES`: "confidence"; "named", share of the images that get a name;
+      "agreement", mean support of these names; "correctness", share of them that are correct;
+      "specificity", mean weight of the correct ones. The last three are None without names.
     """
     tree = consensus.NameTree(labels.data)
     paths = [(line["label_id"], consensus.path_of(line["responses"], tree)) for line in samples]
@@ -250,19 +249,16 @@ def _by_class(judged: Lines, weights: Mapping[str, float]) -> dict[str, dict[str
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in judged:
         groups.setdefault(line["label"], []).append(line)
-    table = {}
-    for label in sorted(groups):
-        score = metrics.score(categories(groups[label]), weights)
-        table[label] = {"images": len(groups[label])} | {
-            name: getattr(score, name) for name in bootstrap.MEASURES
-        }
-    return table
+    return {
+        label: {"images": len(lines)} | _measures(metrics.score(categories(lines), weights))
+        for label, lines in sorted(groups.items())
+    }
 
 
 def comparisons(
-    greedy: Mapping[Part, Lines], weights: Mapping[str, float], facts: Facts
+    greedy: Mapping[Part, Lines], weights: Mapping[str, float], provenances: Provenances
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each run but the first of its data set against that one, b - a on the same images.
+    """Compares each run with the first one of its data set, b - a on the same images.
 
     Returns:
       Rows of `compare`, and rows {"a", "b", "because"} of pairs that cannot be compared.
@@ -273,7 +269,7 @@ def comparisons(
         reference = first.setdefault(part.data, part)
         if part == reference:
             continue
-        known = [facts.get(str(one), {}) for one in (reference, part)]
+        known = [provenances.get(str(one), {}) for one in (reference, part)]
         if why := unlike(*known, IMAGES + VERDICTS):
             refused.append({"a": _named(reference), "b": _named(part), "because": why})
         elif row := compare(reference, greedy[reference], part, lines, weights, *known):
@@ -284,11 +280,15 @@ def comparisons(
 def unlike(
     a: Mapping[str, Any], b: Mapping[str, Any], keys: Sequence[str]
 ) -> dict[str, tuple[Any, Any]]:
-    """Which of these facts differ, with both values; none where nothing is known of a side."""
+    """Compares some keys of two provenances (`fingerprint.differences`).
+
+    Returns:
+      The differences. None if either provenance is unknown (empty). Of two verifiers or data sets
+      of different names only the names, as their options have nothing in common.
+    """
     if not a or not b:
         return {}
-    found = differing(*({key: side.get(key) for key in keys} for side in (a, b)))
-    # Of two verifiers, or data sets, every option differs.
+    found = fingerprint.differences(*({key: side.get(key) for key in keys} for side in (a, b)))
     other = tuple(key.removesuffix("name") for key in found if key.endswith(".name"))
     return {k: v for k, v in found.items() if k.endswith(".name") or not k.startswith(other)}
 
@@ -299,39 +299,41 @@ def compare(
     b: Part,
     b_lines: Lines,
     weights: Mapping[str, float],
-    a_facts: Mapping[str, Any] | None = None,
-    b_facts: Mapping[str, Any] | None = None,
+    a_provenance: Mapping[str, Any] | None = None,
+    b_provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Paired bootstrap of b - a; None if they have no image in common.
+    """Tests b - a by a paired bootstrap over the images that both have verdicts for.
 
-    "differs" is what else differs between the two than the policy and the prompt's name, if they
-    were made with something else (facts).
+    Returns:
+      {"a", "b", "images", "differs", "differences" (`bootstrap.paired`)}; None without such images.
+      "differs" holds what differs beside the policy and the name of the prompt.
     """
     pairs = paired_lines(a_lines, b_lines)
     if not pairs:
         return None
-    sides = [categories([pair[i] for pair in pairs])[:, 0] for i in (0, 1)]
+    sides = [categories(lines)[:, 0] for lines in zip(*pairs, strict=True)]
     asking = [key for key in _ASKING if key != "prompt" or a.prompt == b.prompt]
     return {
         "a": _named(a),
         "b": _named(b),
         "images": len(pairs),
-        "differs": unlike(a_facts or {}, b_facts or {}, asking),
+        "differs": unlike(a_provenance or {}, b_provenance or {}, asking),
         "differences": bootstrap.paired(*sides, weights),
     }
 
 
 def _named(part: Part) -> dict[str, str]:
-    return {name: getattr(part, name) for name in ("policy", "data", "prompt")}
+    return {name: getattr(part, name) for name in _RUN}
 
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
-    """A sentence each: runs that differ in more than the policy, or cannot be compared, and what
-    the names of `predict` are worth."""
-    said = []
-    for row in found["comparisons"]:
-        if row["differs"]:
-            said.append(f"{_pair(row)} also differ in {_both(row['differs'])}.")
+    """Writes sentences about `metrics.json`: runs that differ in more than the policy, runs that
+    are not compared, and how often names of `predict` are correct."""
+    said = [
+        f"{_pair(row)} also differ in {_both(row['differs'])}."
+        for row in found["comparisons"]
+        if row["differs"]
+    ]
     said += refusals(found["not_compared"])
     for row in found["runs"]:
         worth = "; ".join(
@@ -345,7 +347,7 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
 
 
 def refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each pair of "not_compared", and what to do."""
+    """Writes a sentence with the remedy for each row of "not_compared"."""
     return [
         f"{_pair(row)} are not compared: {_both(row['because'])}. Evaluate both with the same "
         "verifier, labels and images (--overwrite replaces the answers that are there)."
@@ -361,7 +363,6 @@ _OWN_JUDGE = (
 
 
 def _pair(row: Mapping[str, Any]) -> str:
-    """Both sides of a comparison, by all that is told of them."""
     return " and ".join("/".join(row[side].values()) for side in "ab")
 
 
@@ -370,14 +371,13 @@ def _both(found: Mapping[str, Sequence[Any]]) -> str:
 
 
 def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Lines about the same images with the same true labels, both with a verdict."""
+    """Pairs the lines about the same image and true label that both have a verdict."""
 
     def keyed(lines):
-        found, seen = {}, {}
+        found, seen = {}, collections.Counter()
         for line in lines:
             key = (line["image_id"], line["label"])
-            # A mixture may show an image twice.
-            seen[key] = seen.get(key, 0) + 1
+            seen[key] += 1  # a mixture may show an image twice
             found[*key, seen[key]] = line
         return found
 
@@ -387,12 +387,12 @@ def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[st
 
 
 def write(folder: str | os.PathLike, found: Mapping[str, Any]) -> epath.Path:
-    """Writes `metrics.json`."""
+    """Writes `metrics.json`; a kill leaves the old or the new one."""
     path = epath.Path(folder) / FILE
     jsonl.replace(path, json.dumps(found, indent=1) + "\n")
     return path
 
 
 def score_of(row: Mapping[str, Any]) -> metrics.Score:
-    """The `Score` of a run of `metrics.json`."""
+    """Returns the `Score` of a run of `metrics.json`."""
     return metrics.Score(**row["score"])

@@ -25,7 +25,8 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
-from speciarl_jax.runtime import activation_sharding, plugins, resume_config, sharding
+from speciarl_jax.runtime import activation_sharding, plugins, sharding
+from speciarl_jax.runtime import fingerprint as fingerprint_lib
 from speciarl_jax.verifiers import flax_judge
 from speciarl_jax.verifiers.base import HostVerifier
 
@@ -330,4 +331,4 @@ def fingerprint(run: Run) -> dict[str, Any]:
     """
     images = getattr(run.train_source, "fingerprint", None)
     known = {} if images is None else {"data.images": images}
-    return resume_config.of_config(run.config) | known
+    return fingerprint_lib.of_config(run.config) | known

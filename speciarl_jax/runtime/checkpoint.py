@@ -11,7 +11,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from speciarl_jax.runtime import checksum, exit_codes, resume_config, storage_errors
+from speciarl_jax.runtime import checksum, exit_codes, storage_errors
+from speciarl_jax.runtime import fingerprint as fingerprints
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
@@ -148,7 +149,7 @@ class Checkpoints:
             saved = self._read(step, facts=ocp.args.JsonRestore()).facts
         except DamagedCheckpoint:
             return  # `resume` sets it aside.
-        resume_config.agree(saved, fingerprint, f"the checkpoint of step {step}", allow_change)
+        fingerprints.check(saved, fingerprint, f"the checkpoint of step {step}", allow_change)
 
     def save(
         self,
@@ -271,9 +272,7 @@ class Checkpoints:
             # Checked first, or a flipped bit would be taken for another configuration.
             if wanted["json"] != checksum.text_digest(texts.iterator, texts.facts):
                 raise damaged
-        resume_config.agree(
-            texts.facts, fingerprint, f"the checkpoint of step {step}", allow_change
-        )
+        fingerprints.check(texts.facts, fingerprint, f"the checkpoint of step {step}", allow_change)
         self._check_shapes(step, state)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._read(step, state=ocp.args.StandardRestore(abstract)).state

@@ -28,6 +28,8 @@ CONFIG = {
     # Not a key of its own: what a checkpoint remembers of the images.
     "data.pictures": "data.images",
 }
+# Name of a file -> its earlier name.
+FILES = {"predictions_provenance.json": "predictions_facts.json"}
 METRICS = {
     "data/left_out": "data/skipped",
     "reward/groups_without_signal": "reward/zero_std_groups",

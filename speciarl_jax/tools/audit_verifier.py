@@ -1,28 +1,36 @@
-"""Compares verifiers with labelled pairs and with each other.
+r"""Compares verifiers with labelled pairs and with each other.
 
     python -m speciarl_jax.tools.audit_verifier --config=configs/quickstart.py \
         --pairs=gold --verifiers=taxonomy,flax_judge --out=runs/audit
+    python -m speciarl_jax.tools.audit_verifier --tree=caltech_birds2011 --pairs=answers.csv
 
 `--pairs` is `gold` or `adversarial`, which ship with the package (`verifiers/audit_pairs`), or a
-CSV file of your own with the columns `truth`, `prediction` and `category`. Instead of `prediction`,
-the content of the answer tags, there may be `response`, a whole response; `label_id` names the true
-label where two have one name; any further column is kept. A column with the name of a verifier, or
-`judge` for all that are no taxonomy, states its own outcome; "ask" there leaves the pair out of the
-comparison.
+CSV file with the columns `truth`; `prediction`, the content of the answer tags, or `response`, a
+whole response; and `accepted` or `category`, the right verdict, or several with semicolons between
+them. `label_id` tells labels of one name apart. A column named like a verifier, or `judge` for all
+but the taxonomy, states the right verdict of that verifier; "ask" there leaves the pair out.
 
-Prints a confusion matrix, Cohen's kappa, precision and recall for each verifier, and the
-disagreements, then the same for each two verifiers. `--out` also receives `audit.json` and
-`verdicts.csv`, with the probabilities that a judge gave its six verdicts. Limits of memory in
-training (`max_response_bytes`) are lifted, so that only the rules decide.
+With --config its verifiers judge. Prints a confusion matrix, Cohen's kappa, precision, recall and
+the disagreements of each, then the same for each two verifiers. Limits of memory in training
+(`max_response_bytes`) are lifted, so that only the rules decide.
+
+With --tree a label tree judges, without configuration, weights or images: a file, a tree that ships
+(`emoji`, or the name of a data set), or `auto` for the tree of each row's column `dataset`. `truth`
+may be any name of the label, and verdicts need not be stated. Prints each verdict with the name
+that matched, and how many are right.
+
+--out receives `audit.json` with all figures, and `verdicts.csv`: the columns of the pairs, and for
+each verifier its verdict and probabilities, or with --tree the verdict as `category` (a column
+`category` of the pairs is called `accepted` there).
 """
 
-import csv
+import functools
 import itertools
-import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -30,159 +38,110 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from speciarl_jax import verifiers
-from speciarl_jax.data import label_tree
+from speciarl_jax.data import emoji, label_tree, tfds_images
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.experiment.run import make_verifier, open_sources, verifier_options
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.runtime import exit_codes, plugins, sharding
-from speciarl_jax.tools import agreement
+from speciarl_jax.tools import audit_pairs
+from speciarl_jax.tools.audit_pairs import (
+    LABELS,
+    TAXONOMY,
+    Row,
+    Verdicts,
+    describe,
+    read_pairs,
+    response_of,
+)
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.base import HostVerifier
 from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
-SHIPPED = pathlib.Path(verifiers.__file__).parent / "audit_pairs"
-TAXONOMY, JUDGE, ASK = "taxonomy", "judge", "ask"
-# In-graph verifiers are run on so many pairs at a time.
-ROWS = 64
-
-Row = dict[str, str]
-
-
-class Found(NamedTuple):
-    """What a verifier says.
-
-    Attributes:
-      category: int `Category` [R].
-      valid: bool [R], a verdict exists.
-      probability: float [R, 6] of the six verdicts, or None where the verifier has none.
-    """
-
-    category: np.ndarray
-    valid: np.ndarray
-    probability: np.ndarray | None
+# Pairs that a verifier on the devices judges in one call.
+BATCH = 64
+# `--tree` for the tree of each row's data set.
+AUTO = "auto"
 
 
-def read_pairs(name_or_path: str) -> list[Row]:
-    """Rows of pairs that ship with the package, or of a CSV file.
+def build(
+    config: ml_collections.ConfigDict, name: str, tokenizer: Any, rows: Sequence[Row]
+) -> tuple[Any, list[int]]:
+    """Builds a verifier, and finds its numbers of the rows' true labels.
+
+    Images are opened only for their label tree, and the policy's weights are loaded only if a judge
+    uses them. Judges get the names of labels from the rows.
 
     Raises:
-      ValueError: there is no such file, a column is missing, or a category is unknown; names the
-        line.
+      ValueError: the tree of the taxonomy lacks a label, or has several of its name.
     """
-    shipped = SHIPPED / f"{name_or_path}.csv"
-    path = shipped if shipped.exists() else pathlib.Path(name_or_path)
-    if not path.is_file():
-        names = sorted(p.stem for p in SHIPPED.glob("*.csv"))
-        raise ValueError(f"there are no pairs {name_or_path!r}; choose one of {names}, or a file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = set(reader.fieldnames or ()), list(reader)
-    said, outcomes = columns & {"prediction", "response"}, columns & {"category", JUDGE, TAXONOMY}
-    if "truth" not in columns or len(said) != 1 or not outcomes or not rows:
-        raise ValueError(
-            f"{path} has {len(rows)} rows with the columns {sorted(columns)}; it needs truth, "
-            "category, and either prediction or response"
-        )
-    allowed = {*agreement.NAMES, ASK}
-    for number, row in enumerate(rows, 1):
-        for column in outcomes:
-            row[column] = (row[column] or "").strip().lower().replace(" ", "_")
-            if row[column] not in allowed:
-                raise ValueError(
-                    f"{path}, row {number}: {column} is {row[column]!r}; choose one of "
-                    f"{agreement.NAMES}"
-                )
-        # A cell that is missing in the file is empty.
-        row |= {column: row[column] or "" for column in ("truth", *said)}
-        row.setdefault("label_id", row["truth"])
-    return rows
+    folder = load_policy.model_folder(config.model.path)
+    vocabulary = hf_checkpoint.read_config(folder).text.vocab_size
+    mesh = sharding.make_mesh(**config.mesh)
 
+    def make(options):
+        tree = None if options.get("path") else label_tree.path_of(open_sources(config))
+        return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
 
-def response_of(row: Row, require_think: bool) -> str:
-    """The whole response about a row."""
-    thought = f"{parsing.THINK_OPEN}{parsing.THINK_CLOSE}" if require_think else ""
-    if "response" in row:
-        return thought + row["response"]
-    return f"{thought}{parsing.ANSWER_OPEN}{row['prediction']}{parsing.ANSWER_CLOSE}"
-
-
-class Maker:
-    """Builds verifiers for one policy, which is read only if one of them asks for its weights."""
-
-    def __init__(self, config: ml_collections.ConfigDict):
-        folder = load_policy.model_folder(config.model.path)
-        self.config = config
-        self._vocabulary = hf_checkpoint.read_config(folder).text.vocab_size
-        self.tokenizer = tokenizer_lib.load(folder)
-        self._mesh = sharding.make_mesh(**config.mesh)
-
-    def __call__(self, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Labels and verifier (`make_verifier`).
-
-        Images are listed only where the verifier needs their label tree.
-        """
-        known = options.get("path")
-        tree = None if known else label_tree.path_of(open_sources(self.config))
-        return make_verifier(
-            self.config, name, options, tree, self.tokenizer, self._vocabulary, self._mesh, None
-        )
-
-
-def build(make: Maker, name: str, rows: Sequence[Row]) -> tuple[Any, list[int]]:
-    """A verifier and the numbers of the rows' true labels.
-
-    A taxonomy has its own label tree. Judges need names only, and take those of the rows.
-
-    Raises:
-      ValueError: the tree of the taxonomy lacks a label, or has two of that name.
-    """
-    options = dict(verifier_options(make.config, name))
+    options = dict(verifier_options(config, name))
     longest = max(len(response_of(row, True).encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
     if name == TAXONOMY:
-        labels, verifier = make(name, options)
-        return verifier, [_leaf(labels, row) for row in rows]
+        labels, verifier = make(options)
+        return verifier, [labels.leaf_index(leaf_of(labels, row)) for row in rows]
     names = list(dict.fromkeys(row["truth"] for row in rows))
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write("\n".join(f"{i}\t{' '.join(one.split())}" for i, one in enumerate(names)))
         file.flush()
-        _, verifier = make(name, options | {"path": file.name})
+        _, verifier = make(options | {"path": file.name})
     return verifier, [names.index(row["truth"]) for row in rows]
 
 
-def _leaf(labels: Any, row: Row) -> int:
-    if row["label_id"] in labels.leaf_ids:
-        return labels.leaf_index(row["label_id"])
-    same = [
-        leaf_id
-        for leaf_id, names in zip(labels.leaf_ids, labels.leaf_names, strict=True)
-        if parsing.key(names) == parsing.key(row["truth"])
-    ]
-    if len(same) != 1:
+def leaf_of(labels: Taxonomy, row: Row) -> str:
+    """Finds the leaf that a row's `label_id` or `truth` means; a leaf's name before a synonym.
+
+    Raises:
+      ValueError: the tree has no such leaf, or several.
+    """
+    leaf_id = row.get("label_id", row["truth"])
+    if leaf_id in labels.leaf_ids:
+        return leaf_id
+    found = leaves_named(labels, row["truth"])
+    if len(found) != 1:
         raise ValueError(
-            f"the label tree has {len(same)} labels named {row['truth']!r}; give the column "
-            "label_id, or another tree (config.verifier.options.path)"
+            f"the label tree has {len(found)} labels named {row['truth']!r}; give the column "
+            "label_id, or another tree (--tree, or config.verifier.options.path)"
         )
-    return labels.leaf_index(same[0])
+    return found[0]
+
+
+def leaves_named(labels: Taxonomy, name: str) -> list[str]:
+    """Lists the leaves that have a name, or, if there are none, the leaves with such a synonym."""
+    key = parsing.key(name)
+    leaves = list(zip(labels.leaf_ids, labels.leaf_names, labels.relations, strict=True))
+    exact = [leaf_id for leaf_id, own, _ in leaves if parsing.key(own) == key]
+    return exact or [
+        leaf_id
+        for leaf_id, _, relation in leaves
+        if key in relation and relation[key][0] == Category.SPECIFIC
+    ]
 
 
 def judge(
     verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], require_think: bool
-) -> Found:
-    """Verdicts of one verifier on all rows."""
+) -> Verdicts:
+    """Asks one verifier about all rows; `label` has its number of each true label."""
     texts = [response_of(row, require_think) for row in rows]
-    if isinstance(verifier, HostVerifier):
-        probability = None
-        if hasattr(verifier, "judge"):
-            verdicts, probability_BNK = verifier.judge([[text] for text in texts], label)
-            probability = probability_BNK[:, 0]
-        else:
-            verdicts = verifier.submit([[text] for text in texts], label).result()
-        return Found(verdicts.category_BN[:, 0], verdicts.valid_BN[:, 0], probability)
     has_more = hasattr(verifier, "judge")
+    if isinstance(verifier, HostVerifier):
+        groups = [[text] for text in texts]
+        if has_more:
+            found, probability_BNK = verifier.judge(groups, label)
+            return Verdicts(found.category_BN[:, 0], found.valid_BN[:, 0], probability_BNK[:, 0])
+        found = verifier.submit(groups, label).result()
+        return Verdicts(found.category_BN[:, 0], found.valid_BN[:, 0])
 
     @jax.jit
     def program(verifier, *batch):
@@ -190,149 +149,154 @@ def judge(
 
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     width, parts = max(1, max(map(len, ids))), []
-    for first in range(0, len(ids), ROWS):
-        tokens, mask = np.zeros((ROWS, 1, width), np.int32), np.zeros((ROWS, 1, width), bool)
-        index, part = np.zeros(ROWS, np.int32), ids[first : first + ROWS]
-        index[: len(part)] = label[first : first + ROWS]
+    for first in range(0, len(ids), BATCH):
+        tokens, mask = np.zeros((BATCH, 1, width), np.int32), np.zeros((BATCH, 1, width), bool)
+        index, part = np.zeros(BATCH, np.int32), ids[first : first + BATCH]
+        index[: len(part)] = label[first : first + BATCH]
         for i, one in enumerate(part):
             tokens[i, 0, : len(one)], mask[i, 0, : len(one)] = one, True
         found = program(verifier, tokens, mask, index)
         parts.append([np.asarray(x)[: len(part), 0] for x in found])
-    return Found(*(np.concatenate(x) for x in zip(*parts, strict=True)), *[None] * (not has_more))
-
-
-def stated(rows: Sequence[Row], name: str) -> list[str]:
-    """The outcome that the rows state for a verifier."""
-    own = name if name in rows[0] else JUDGE if name != TAXONOMY and JUDGE in rows[0] else None
-    column = own or "category"
-    if column not in rows[0]:
-        raise ValueError(f"the pairs state no outcome for {name}: no column category or {name}")
-    return [row[column] for row in rows]
-
-
-def compare(rows: Sequence[Row], name: str, found: Found) -> tuple[dict[str, Any], list[str]]:
-    """Figures of a verifier against the rows, and lines to print."""
-    want = stated(rows, name)
-    taken = [i for i, w in enumerate(want) if w != ASK and found.valid[i]]
-    asked = [i for i, w in enumerate(want) if w == ASK]
-    lines = [f"\n== {name} against the labels =="]
-    figures: dict[str, Any] = {"pairs": len(rows), "unverified": int((~found.valid).sum())}
-    if taken:
-        reference = np.array([Category[want[i].upper()] for i in taken])
-        result = agreement.agreement(reference, found.category[taken])
-        figures |= summary(result)
-        lines.append(agreement.table(result, "labels", name))
-        differ = [i for i in taken if Category[want[i].upper()] != found.category[i]]
-        figures["disagreements"] = len(differ)
-        lines += [f"{len(differ)} disagreements"] + [
-            "  " + describe(rows[i], want[i], found, i) for i in differ
-        ]
-    if asked:
-        lines.append(f"{len(asked)} pairs are for the judge to decide")
-        lines += ["  " + describe(rows[i], ASK, found, i) for i in asked]
-    if figures["unverified"]:
-        lines.append(f"{figures['unverified']} pairs have no verdict")
-    return figures, lines
-
-
-def summary(result: agreement.Agreement) -> dict[str, Any]:
-    """An agreement as JSON."""
-
-    def named(values):
-        pairs = zip(agreement.NAMES, values.tolist(), strict=True)
-        return {name: value for name, value in pairs if value == value}
-
-    return {
-        "accuracy": result.accuracy,
-        "kappa": None if np.isnan(result.kappa) else result.kappa,
-        "precision": named(result.precision),
-        "recall": named(result.recall),
-        "matrix": result.matrix.tolist(),
-    }
-
-
-def describe(row: Row, want: str, found: Found, i: int) -> str:
-    """One disagreement."""
-    said = row.get("prediction", row.get("response", ""))
-    said = said if len(said) <= 60 else f"{said[:60]}..."
-    verdict = Category(int(found.category[i])).name.lower()
-    sure = "" if found.probability is None else f" (p {found.probability[i].max():.2f})"
-    kind = f" [{row['kind']}]" if row.get("kind") else ""
-    return f"{row['truth']!r} <- {said!r}: {want}, verdict {verdict}{sure}{kind}"
+    return Verdicts(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 def audit(
     config: ml_collections.ConfigDict, pairs: str, names: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Found], list[Row], list[str]]:
-    """Runs and compares verifiers.
+) -> tuple[dict[str, Any], dict[str, Verdicts], list[Row], list[str]]:
+    """Runs and compares the verifiers of a configuration.
 
     Returns:
-      Figures for `audit.json`, the verdicts, the rows, and lines to print.
+      Figures for `audit.json`, the verdicts, the rows for `verdicts.csv`, and lines to print.
     """
     rows = read_pairs(pairs)
     figures: dict[str, Any] = {"pairs": pairs, "verifiers": {}, "between": {}}
     found, lines = {}, []
-    make = Maker(config)
+    tokenizer = tokenizer_lib.load(load_policy.model_folder(config.model.path))
     for name in names:
         plugins.find("verifiers", name, "create")
-        verifier, label = build(make, name, rows)
+        verifier, label = build(config, name, tokenizer, rows)
         require_think = verifier_options(config, name)["require_think"]
-        found[name] = judge(verifier, make.tokenizer, rows, label, require_think)
+        found[name] = judge(verifier, tokenizer, rows, label, require_think)
         if isinstance(verifier, HostVerifier):
             lines += [f"{name}: {said}" for said in [verifier.errors()] if said]
             verifier.close()
-        figures["verifiers"][name], said = compare(rows, name, found[name])
+        figures["verifiers"][name], said = audit_pairs.compare(rows, name, found[name])
         lines += said
     for one, other in itertools.combinations(names, 2):
         both = found[one].valid & found[other].valid
         if not both.any():
             continue
-        result = agreement.agreement(found[one].category[both], found[other].category[both])
-        figures["between"][f"{one}, {other}"] = summary(result)
-        lines += [f"\n== {one} and {other} ==", agreement.table(result, one, other)]
-    return figures, found, rows, lines
+        sides = (found[name].category[both] for name in (one, other))
+        result = audit_pairs.agreement(*sides)
+        figures["between"][f"{one}, {other}"] = result
+        lines += [f"\n== {one} and {other} ==", audit_pairs.table(result, one, other)]
+    return figures, found, [row | _cells(found, i) for i, row in enumerate(rows)], lines
 
 
-def write(
-    folder: pathlib.Path, figures: Mapping[str, Any], found: Mapping[str, Found], rows: list[Row]
-) -> None:
-    """Writes `audit.json` and `verdicts.csv`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(figures, indent=2) + "\n")
-    verdicts = agreement.NAMES[1:]
-    with (folder / "verdicts.csv").open("w", encoding="utf-8", newline="") as file:
-        columns = list(rows[0])
-        for name, result in found.items():
-            columns.append(f"{name}: verdict")
-            if result.probability is not None:
-                columns += [f"{name}: {verdict}" for verdict in verdicts]
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for i, row in enumerate(rows):
-            row = dict(row)
-            for name, result in found.items():
-                verdict = Category(int(result.category[i])).name.lower()
-                row[f"{name}: verdict"] = verdict if result.valid[i] else "unverified"
-                if result.probability is not None:
-                    pairs = zip(verdicts, result.probability[i], strict=True)
-                    row |= {f"{name}: {verdict}": f"{p:.6f}" for verdict, p in pairs}
-            writer.writerow(row)
+def _cells(found: Mapping[str, Verdicts], i: int) -> Row:
+    """Writes the verdicts on pair `i`, and their probabilities, as cells of `verdicts.csv`."""
+    cells = {}
+    for name, result in found.items():
+        cells[f"{name}: verdict"] = result.name(i)
+        if result.probability is not None:
+            pairs = zip(audit_pairs.NAMES[1:], result.probability[i], strict=True)
+            cells |= {f"{name}: {verdict}": f"{p:.6f}" for verdict, p in pairs}
+    return cells
+
+
+def audit_tree(tree: str, pairs: str) -> tuple[dict[str, Any], list[Row], list[str]]:
+    """Judges pairs by a label tree, and compares with the labels if the pairs have any.
+
+    Args:
+      tree: a file, the name of a tree that ships, or `AUTO`. Rows whose column `dataset` names
+        another data set with a tree are left out.
+      pairs: as for `read_pairs`.
+
+    Returns:
+      Figures for `audit.json`, the rows for `verdicts.csv`, and lines to print.
+
+    Raises:
+      ValueError: there is no such tree, or it can judge no row.
+    """
+    rows = read_pairs(pairs, labelled=False)
+    shipped = {path.stem: path for path in sorted(tfds_images.TREES.glob("*.json"))}
+    shipped["emoji"] = emoji.TAXONOMY_PATH
+    if tree == AUTO and "dataset" not in rows[0]:
+        raise ValueError(f"--tree={AUTO} needs a column dataset in {pairs}; or give --tree=NAME")
+    if tree in shipped:
+        rows = [row for row in rows if row.get("dataset", tree) not in shipped.keys() - {tree}]
+    read = functools.cache(lambda name: Taxonomy.from_file(_tree_file(name, shipped)))
+    judged = []
+    for row in rows:
+        try:
+            labels = read(row["dataset"] if tree == AUTO else tree)
+            judged.append((True, *_explain(labels, leaf_of(labels, row), row)))
+        except ValueError as error:
+            judged.append((False, Category.UNPARSED, str(error)))
+    if not any(valid for valid, *_ in judged):
+        why = judged[0][-1] if rows else "all rows are about other data sets"
+        raise ValueError(f"--tree={tree} can judge no row of {pairs}: {why}")
+    valid, category, reason = zip(*judged, strict=True)
+    found = Verdicts(np.array(category), np.array(valid), reason=reason)
+    figures: dict[str, Any] = {"pairs": pairs, "tree": tree, "verifiers": {}}
+    lines = [describe(row, found, i) for i, row in enumerate(rows)]
+    if {TAXONOMY, *LABELS} & rows[0].keys():
+        figures["verifiers"][TAXONOMY], said = audit_pairs.compare(rows, TAXONOMY, found)
+        lines += said
+    return figures, [_with_category(row, found.name(i)) for i, row in enumerate(rows)], lines
+
+
+def _tree_file(name: str, shipped: Mapping[str, pathlib.Path]) -> pathlib.Path:
+    if pathlib.Path(name).is_file():
+        return pathlib.Path(name)
+    if name.partition(":")[0] not in shipped:
+        raise ValueError(f"{name!r} is no file and no tree that ships: {sorted(shipped)}")
+    return shipped[name.partition(":")[0]]
+
+
+def _explain(labels: Taxonomy, leaf_id: str, row: Row) -> tuple[Category, str]:
+    """Returns the category of a row's answer, and which name of which node it equals."""
+    answer = parsing.extract(response_of(row, require_think=False))
+    if answer is None:
+        return Category.UNPARSED, "no answer can be read"
+    category, key, match = labels.explain(answer, leaf_id)
+    if ancestor := re.search(r"ancestor (\d+)", match):
+        node = labels.data["leaves"][leaf_id]["ancestors"][int(ancestor[1]) - 1]
+        match += f" of the node {node[0]!r}"
+    if match:
+        return category, match
+    others = [labels.data["leaves"][other]["name"] for other in leaves_named(labels, answer)]
+    others = f", but names {others[0]!r}" if others else ""
+    return category, f"{key.decode('utf-8', 'replace')!r} is no name around the label{others}"
+
+
+def _with_category(row: Row, verdict: str) -> Row:
+    """Adds the verdict, spelt like the accepted ones, with spaces."""
+    if "category" in row:
+        row = row | {"accepted": row.get("accepted", row["category"])}
+    return row | {"category": verdict.replace("_", " ")}
 
 
 def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
-    if len(argv) > 1 or given.config is None or not given.verifiers:
-        raise app.UsageError("give --config=FILE and --verifiers=NAME,NAME, and flags only")
-    figures, found, rows, lines = audit(given.config, given.pairs, given.verifiers)
+    if len(argv) > 1 or (given.config is None) == (given.tree is None) or not given.verifiers:
+        raise app.UsageError(
+            "give --config=FILE and --verifiers=NAME,NAME, or --tree=NAME, and flags only"
+        )
+    if given.tree:
+        figures, rows, lines = audit_tree(given.tree, given.pairs)
+    else:
+        figures, _, rows, lines = audit(given.config, given.pairs, given.verifiers)
     print("\n".join(lines))
     if given.out:
-        write(pathlib.Path(given.out), figures, found, rows)
+        audit_pairs.write(pathlib.Path(given.out), figures, rows)
         print(f"\nfigures and verdicts: {given.out}")
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
+    flags.DEFINE_string("tree", None, "Label tree: a name, a file, or auto; instead of --config.")
     flags.DEFINE_string("pairs", "gold", "gold, adversarial, or a CSV file.")
-    flags.DEFINE_list("verifiers", ["taxonomy"], "Verifiers to compare.")
+    flags.DEFINE_list("verifiers", ["taxonomy"], "Verifiers of --config to compare.")
     flags.DEFINE_string("out", None, "Folder for audit.json and verdicts.csv.")
     exit_codes.run_tool("audit_verifier", main)

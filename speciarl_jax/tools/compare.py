@@ -2,10 +2,10 @@
 
     python -m speciarl_jax.tools.compare runs/quickstart runs/other --out=runs/comparison
 
-Each RUN is a folder that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first one is
-the reference: a policy of another run is compared with the policy of the same name in the first, or
-with all of its policies if there is none. --policies keeps some only. Writes `comparison.json`,
-`comparison.md` and figures, best-of-n curves among them where there are samples.
+The arguments are folders that `speciarl_jax.train` or `speciarl_jax.evaluate` wrote to. The first
+is the reference: a policy of another run is compared with its namesake in the first run, or, if
+there is none, with all policies there. --policies selects policies. Writes `comparison.json`,
+`comparison.md` and figures.
 """
 
 import json
@@ -16,7 +16,7 @@ from absl import app, flags
 from etils import epath
 
 from speciarl_jax.evaluation import bootstrap, predictions, results
-from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
+from speciarl_jax.evaluation.predictions import GREEDY, Part
 from speciarl_jax.evaluation.report import markdown, plots
 from speciarl_jax.runtime import exit_codes, jsonl
 
@@ -24,10 +24,10 @@ from speciarl_jax.runtime import exit_codes, jsonl
 def read_run(
     folder: epath.Path, wanted: Sequence[str] = ()
 ) -> tuple[dict[Part, list[dict[str, Any]]], dict[str, Any]]:
-    """The parts of a folder, and what each was made with.
+    """Reads the parts of a folder, and their provenance.
 
     Raises:
-      ValueError: there are no predictions, or none of these policies.
+      ValueError: there are no predictions, or none of the policies that are wanted.
     """
     if not (folder / predictions.LINES).is_file():
         raise ValueError(
@@ -44,7 +44,7 @@ def read_run(
             f"{folder} holds no greedy answers with verdicts"
             + (f" of the policies {list(wanted)}" if wanted else "")
         )
-    return parts, predictions.read_facts(folder)
+    return parts, predictions.read_provenance(folder)
 
 
 def _greedy(parts: Mapping[Part, Any]) -> dict[Part, Any]:
@@ -52,10 +52,10 @@ def _greedy(parts: Mapping[Part, Any]) -> dict[Part, Any]:
 
 
 def read_weights(folders: Sequence[epath.Path]) -> dict[str, float]:
-    """The weights of specificity that all folders were scored with.
+    """Reads the weights of specificity that all folders were scored with.
 
     Raises:
-      ValueError: an evaluation has not ended, or two have other weights.
+      ValueError: an evaluation has not ended, or the weights differ.
     """
     found = {}
     for folder in folders:
@@ -75,10 +75,10 @@ def read_weights(folders: Sequence[epath.Path]) -> dict[str, float]:
 def compare(
     runs: Mapping[str, tuple[Mapping[Part, Any], Mapping[str, Any]]], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The figures of all runs, and paired tests against the first.
+    """Computes the figures of all runs, and paired tests against the first.
 
     Args:
-      runs: name -> what `read_run` gives; the first is the reference.
+      runs: name -> parts and provenance (`read_run`); the first is the reference.
       weights: of correct answers (`metrics.score`).
 
     Returns:
@@ -86,30 +86,29 @@ def compare(
       and side with its folder as "run".
 
     Raises:
-      ValueError: under one name of a data set, two runs were asked about other images, or judged
-        by another verifier or other names.
+      ValueError: two runs have other images, or another verifier or labels, under one name of a
+        data set.
     """
-    rows, tests = [], []
-    (first, (reference, known)), *others = runs.items()
-    for name, (parts, _) in runs.items():
-        for part, lines in _greedy(parts).items():
-            samples = parts.get(part._replace(decoding=SAMPLES), [])
-            if predictions.verified(lines):
-                rows.append({"run": name} | results.of_run(part, lines, samples, weights))
-    reference = _greedy(reference)
-    inside, refused = results.comparisons(reference, weights, known)
-    tests += [_with_runs(row, first, first) for row in inside]
-    for name, (parts, facts) in others:
+    alone = {
+        name: results.of_parts(parts, weights, provenances=known)
+        for name, (parts, known) in runs.items()
+    }
+    (first, (parts, known)), *others = runs.items()
+    reference = _greedy(parts)
+    tests = [_with_runs(row, first, first) for row in alone[first]["comparisons"]]
+    for name, (parts, theirs) in others:
         for b, lines in _greedy(parts).items():
             same = [a for a in reference if a.data == b.data]
             for a in [a for a in same if a[:3] == b[:3]] or same:
-                sides = known.get(str(a), {}), facts.get(str(b), {})
+                sides = known.get(str(a), {}), theirs.get(str(b), {})
                 _check_same(f"{first} ({a}) and {name} ({b})", *sides)
-                row = results.compare(a, reference[a], b, lines, weights, *sides)
-                if row:
+                if row := results.compare(a, reference[a], b, lines, weights, *sides):
                     tests.append(_with_runs(row, first, name))
-    refused = [_with_runs(row, first, first) for row in refused]
-    return {"runs": rows, "comparisons": tests, "not_compared": refused}
+    return {
+        "runs": [{"run": name} | row for name, found in alone.items() for row in found["runs"]],
+        "comparisons": tests,
+        "not_compared": [_with_runs(row, first, first) for row in alone[first]["not_compared"]],
+    }
 
 
 def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
-    """Tables: figures with 95% intervals, differences with theirs, and the best of n samples."""
+    """Writes tables: figures and differences with 95% intervals, and the best of n samples."""
     lines = ["# Comparison", "", "| run | images | " + " | ".join(_HEADS) + " |"]
     lines.append("|---|---:|" + "---|" * len(_HEADS))
     for row in found["runs"]:
@@ -156,11 +155,11 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unverified")
+_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unjudged")
 
 
 def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Folder and policy, and data and prompt where they differ."""
+    """Names a run by folder and policy, and by data and prompt where these differ."""
     parts = [row["run"], row["policy"]]
     for key in ("data", "prompt"):
         if len({other[key] for other in found["runs"]}) > 1:
@@ -171,7 +170,7 @@ def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def write(
     out: epath.Path, found: Mapping[str, Any], folders: Sequence[epath.Path]
 ) -> list[epath.Path]:
-    """Writes `comparison.json`, `comparison.md` and figures to `out`; gives their paths."""
+    """Writes `comparison.json`, `comparison.md` and figures to `out`; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     numbers, text = out / "comparison.json", out / "comparison.md"
     numbers.write_text(json.dumps(found, indent=1) + "\n")

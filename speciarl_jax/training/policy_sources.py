@@ -1,15 +1,15 @@
-"""The policies that evaluation and prediction can be asked for, and how they are loaded.
+"""Finds and loads the policies that evaluation and prediction are asked for.
 
     base                 the checkpoint of the configuration, without adapters
     trained              the adapters of the training run in --workdir
-    runs/other           those of another run, its latest checkpoint
-    runs/other@20        its checkpoint of step 20
+    runs/other           adapters of another training run, from its latest checkpoint
+    runs/other@20        adapters of its checkpoint of step 20
     exports/merged       a checkpoint folder in the Hugging Face layout
-    emoji_tiny           one that ships with the package
-    exports/adapter      a folder of PEFT, on the base that it names or, where that is none, on the
-                         configuration's
+    emoji_tiny           a checkpoint that ships with the package
+    exports/adapter      a PEFT folder, on the base that it names if that is a folder, otherwise on
+                         the configuration's
 
-`NAME=` before a path says what results call it; otherwise it is the path's last part.
+Results call a policy by the last part of its path, or by NAME with `NAME=` before the path.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ BASE, TRAINED, BEST = "base", "trained", "best"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy that has not been loaded.
+    """A policy that is not loaded yet.
 
     Attributes:
-      name: what results call it.
+      name: in results.
       model: keys of `config.model` that differ from the configuration's.
-      adapters: a run with that model -> its adapters.
+      adapters: loads the adapters, given a run with that model.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Policy:
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The configuration that a training run wrote.
+    """Reads the configuration of a training run.
 
     Raises:
-      ValueError: the folder holds none.
+      ValueError: the folder has none.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -63,10 +63,10 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
 
 
 def config_from_file(path: epath.Path) -> ml_collections.ConfigDict:
-    """The configuration of a file, as `--config` reads it.
+    """Reads the configuration of a file, as `--config` does.
 
     Raises:
-      ValueError: there is no such file, or it is none.
+      ValueError: there is no such file, or it has no `get_config`.
     """
     if not path.is_file():
         raise ValueError(f"there is no configuration {path}")
@@ -79,15 +79,15 @@ def config_from_file(path: epath.Path) -> ml_collections.ConfigDict:
 
 
 def named(specs: Sequence[str], workdir: epath.Path, step: int | str | None = None) -> list[Policy]:
-    """The policies that a command line asks for.
+    """Finds the policies that a command line names; loads none.
 
     Args:
-      specs: as this module's description lists them.
-      workdir: where `trained` is.
-      step: of the checkpoint of `trained`; `BEST`, or None for the latest.
+      specs: as the description of this module lists them.
+      workdir: folder of `trained`.
+      step: checkpoint of `trained`: a number, `BEST`, or None for the latest.
 
     Raises:
-      ValueError: a path that is none of these, or two policies of one name.
+      ValueError: a path is none of these, or two policies have one name.
     """
     found = [_policy(spec, workdir, step) for spec in specs]
     names = [policy.name for policy in found]
@@ -142,17 +142,22 @@ def _adapter(name: str, folder: epath.Path) -> Policy:
 
 
 def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any:
-    """Adapters of a checkpoint of the training run in `workdir`.
+    """Loads the adapters of a checkpoint of the training run in `workdir`.
 
-    `step` is its number, `BEST` (`config.checkpoint.best_metric`), or None for the latest.
+    Args:
+      run: the run whose model the adapters fit.
+      workdir: folder of the training run.
+      step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
+        latest.
 
     Raises:
       ValueError: there is no such checkpoint.
     """
-    optimizer_ = optimizer.make(**read_config(workdir).optimizer)
+    config = read_config(workdir)
+    optimizer_ = optimizer.make(**config.optimizer)
     wanted, _ = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
     with checkpoint.Checkpoints(
-        workdir / "checkpoints", **read_config(workdir).checkpoint, create=False
+        workdir / "checkpoints", **config.checkpoint, create=False
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
         state, _ = checkpoints.restore(wanted, {}, chosen)

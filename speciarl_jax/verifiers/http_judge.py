@@ -90,6 +90,11 @@ class HttpJudge(HostVerifier):
         ]
         return asyncio.run_coroutine_threadsafe(self._fill(rows), self._loop)
 
+    def judge_pairs(self, pairs: Collection[Pair]) -> dict[Pair, Category | None]:
+        """Returns the verdict on each normalised pair, None where there is none; waits for it."""
+        found = asyncio.run_coroutine_threadsafe(self._judge_pairs(set(pairs)), self._loop)
+        return {pair: outcome.category for pair, outcome in found.result().items()}
+
     def errors(self) -> str:
         """See `HostVerifier`."""
         return self._client.errors()
@@ -238,9 +243,41 @@ def create(
             "this data set brings no label tree; set config.verifier.http_judge.path to a file of "
             "label names (verify/label_names.py)"
         )
+    labels = label_names.read(path or dataset_path)
+    limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
+    return labels, connect(
+        labels.names,
+        prompt=prompt,
+        model=model,
+        cache=cache,
+        decoding=decoding,
+        server=server,
+        require_think=require_think,
+        **limits,
+    )
+
+
+def connect(
+    names: Sequence[str],
+    *,
+    prompt: str,
+    model: str,
+    cache: str,
+    decoding: Mapping[str, Any],
+    server: Mapping[str, Any],
+    **limits: Any,
+) -> HttpJudge:
+    """Makes a judge with its client and cache; the arguments are those of `create`.
+
+    Args:
+      names: of the labels, by index.
+      **limits: `max_words`, `max_answer_bytes` and `require_think`.
+
+    Raises:
+      ValueError: an option that does not fit.
+    """
     if not model:
         raise ValueError("set config.verifier.http_judge.model to what the server calls the judge")
-    labels = label_names.read(path or dataset_path)
     decoding = {**decoding}
     structured = decoding.pop("structured")
     fields = _fields(**decoding)
@@ -249,16 +286,7 @@ def create(
     asked = judge_prompt.load(prompt)
     client = JudgeClient({"model": model, **fields}, asked, structured=structured, **server)
     judge = verdict_cache.Judge(model, asked.text, fields | {"structured": structured})
-    verifier = HttpJudge(
-        labels.names,
-        client,
-        verdict_cache.open_cache(cache),
-        judge,
-        max_words=max_words,
-        max_answer_bytes=max_answer_bytes,
-        require_think=require_think,
-    )
-    return labels, verifier
+    return HttpJudge(names, client, verdict_cache.open_cache(cache), judge, **limits)
 
 
 def _fields(

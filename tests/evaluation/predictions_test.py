@@ -56,7 +56,7 @@ def test_another_configuration_is_refused_and_shows_the_difference_or_replaces(t
     assert again.begin(PART, {"a": 2}, overwrite=True) == 0
     kept = Predictions(tmp_path)
     assert kept.lines(PART) == [] and len(kept.lines(other)) == 1
-    assert predictions.read_facts(tmp_path)[str(PART)] == {"a": 2}
+    assert predictions.read_provenance(tmp_path)[str(PART)] == {"a": 2}
     # What another part was made with does not matter.
     assert kept.begin(other, {"b": 1}) == 1
 
@@ -80,12 +80,12 @@ def test_samples_of_another_verifier_do_not_share_a_row_with_greedy_answers(tmp_
         return {"policy": 1, "verifier": {"name": verifier, "words": 8}, "sampling": sampling}
 
     other = PART._replace(prompt="specific")
-    for part, facts_ in (
+    for part, provenance_ in (
         (PART, made("a")),
         (samples, made("a", answers=64)),
         (other, made("a")),
     ):
-        store.begin(part, facts_)
+        store.begin(part, provenance_)
         store.append(part, [line(0)])
     # Greedy answers alone are asked for again, with another verifier.
     for part in (PART, samples):
@@ -105,7 +105,11 @@ def test_samples_of_another_verifier_do_not_share_a_row_with_greedy_answers(tmp_
 
 def test_lines_without_a_word_on_their_origin_are_not_gone_on_with(tmp_path):
     filled(tmp_path)
-    (tmp_path / predictions.FACTS).unlink()
+    path = tmp_path / predictions.PROVENANCE
+    # The name of the file in earlier versions.
+    path.rename(tmp_path / "predictions_facts.json")
+    assert Predictions(tmp_path).begin(PART, {"a": 1}) == 3 and not path.exists()
+    (tmp_path / "predictions_facts.json").unlink()
     with pytest.raises(ValueError, match="a: None -> 1"):
         Predictions(tmp_path).begin(PART, {"a": 1})
 

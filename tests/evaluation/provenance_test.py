@@ -14,7 +14,7 @@ from speciarl_jax.models import load_policy
 
 @pytest.fixture(scope="module")
 def made(run, small_config):
-    """Changes of the configuration -> the facts of samples."""
+    """Changes of the configuration -> the provenance of samples."""
     source = run.eval_source
 
     def made(**changes):
@@ -24,7 +24,7 @@ def made(run, small_config):
     return made
 
 
-def test_facts_name_what_decides_and_nothing_else(made):
+def test_provenance_names_what_decides_and_nothing_else(made):
     same = made()
     json.dumps(same)
     free = {"evaluation__batch_size": 8, "train__steps": 99, "evaluation__weights__generic": 0.5}

@@ -228,12 +228,12 @@ def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     judge = {"name": "flax_judge", "weights": "a", "max_words": 8}
     known = {"verifier": judge, "labels": "x", "images": 40, "max_tokens": 16, "prompt": "p"}
     parts = {part: answers(i) for i, part in enumerate((GREEDY, other, third))}
-    facts = {
+    provenances = {
         str(GREEDY): known,
         str(other): known | {"max_tokens": 64, "policy": "another"},
         str(third): known | {"verifier": judge | {"weights": "b"}},
     }
-    found = json.loads(json.dumps(results.of_parts(parts, WEIGHTS, facts=facts)))
+    found = json.loads(json.dumps(results.of_parts(parts, WEIGHTS, provenances=provenances)))
     (row,), (refused,) = found["comparisons"], found["not_compared"]
     assert row["b"]["policy"] == "trained" and row["differs"] == {"max_tokens": [16, 64]}
     assert refused["b"]["policy"] == "merged"
@@ -242,8 +242,8 @@ def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     assert "base/emoji/base and trained/emoji/base also differ in max_tokens (16 and 64)" in first
     assert "verifier.weights ('a' and 'b')" in second and "the folder of one judge" in second
     # Options of two verifiers are not told apart one by one.
-    facts[str(third)] = known | {"verifier": {"name": "taxonomy", "path": ""}}
-    (refused,) = results.of_parts(parts, WEIGHTS, facts=facts)["not_compared"]
+    provenances[str(third)] = known | {"verifier": {"name": "taxonomy", "path": ""}}
+    (refused,) = results.of_parts(parts, WEIGHTS, provenances=provenances)["not_compared"]
     assert refused["because"] == {"verifier.name": ("flax_judge", "taxonomy")}
     # The text of a prompt counts only where its name does not tell.
     assert results.of_parts(parts, WEIGHTS)["not_compared"] == []
@@ -382,16 +382,18 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
         compare.read_run(tmp_path / "empty")
     with pytest.raises(ValueError, match="no greedy answers with verdicts of the policies"):
         compare.read_run(folders[0], ["nobody"])
-    (folders[1] / "predictions_facts.json").write_text(
+    (folders[1] / predictions.PROVENANCE).write_text(
         json.dumps({str(GREEDY): {**ABOUT, "seed": 2}})
     )
     with pytest.raises(ValueError, match="asked about other images: seed is 1 in one and 2"):
         compared(folders)
-    (folders[1] / "predictions_facts.json").write_text(
+    (folders[1] / predictions.PROVENANCE).write_text(
         json.dumps({str(GREEDY): {**ABOUT, "verifier": {"name": "http_judge"}}})
     )
     with pytest.raises(ValueError, match="judged by another verifier.*: verifier.name is 'taxo"):
         compared(folders)
+    # Its name in earlier versions.
+    (folders[1] / predictions.PROVENANCE).unlink()
     (folders[1] / "predictions_facts.json").write_text(
         json.dumps({str(GREEDY): {**ABOUT, "max_tokens": 64}})
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import judge_server
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from configs import own_folder
-from speciarl_jax.tools import audit_verifier
+from speciarl_jax.tools import audit_pairs, audit_verifier
 from speciarl_jax.verifiers.category import Category
+
+W, S = Category.WRONG, Category.SPECIFIC
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_two_verifiers_are_compared_with_the_pairs_and_with_each_other(config, t
     assert judged.category[3:].tolist() == [0, 1] and judged.valid.all()
     np.testing.assert_allclose(judged.probability.sum(-1), 1, atol=1e-5)
     assert np.sum(figures["between"]["taxonomy, flax_judge"]["matrix"]) == 5
-    audit_verifier.write(tmp_path / "out", figures, found, kept)
+    audit_pairs.write(tmp_path / "out", figures, kept)
     assert json.loads((tmp_path / "out" / "audit.json").read_text()) == figures
     with (tmp_path / "out" / "verdicts.csv").open(newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
@@ -113,7 +116,7 @@ def test_a_judge_behind_http_is_audited_beside_the_tree(config, tmp_path):
     text = "\n".join(lines)
     assert "== http_judge against the labels ==" in text and "1 pairs have no verdict" in text
     assert "== taxonomy and http_judge ==" in text and "HTTP 404" in text
-    audit_verifier.write(tmp_path / "out", figures, found, kept)
+    audit_pairs.write(tmp_path / "out", figures, kept)
     with (tmp_path / "out" / "verdicts.csv").open(newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     said = [row["http_judge: verdict"] for row in written]
@@ -137,8 +140,8 @@ def test_outcomes_of_its_own_and_pairs_left_to_the_judge(config, tmp_path):
 
 def test_an_answer_without_a_verdict_is_counted_and_compared_with_nothing():
     rows = [{"truth": "wolf", "prediction": "x", "category": "wrong", "label_id": "wolf"}] * 3
-    found = audit_verifier.Found(np.array([0, -1, 5]), np.array([True, False, True]), None)
-    figures, lines = audit_verifier.compare(rows, "http_judge", found)
+    found = audit_pairs.Verdicts(np.array([0, -1, 5]), np.array([True, False, True]), None)
+    figures, lines = audit_pairs.compare(rows, "http_judge", found)
     assert figures["unverified"] == 1 and np.sum(figures["matrix"]) == 2
     assert figures["accuracy"] == 0.5 and "1 pairs have no verdict" in lines
 
@@ -156,11 +159,11 @@ def test_an_answer_without_a_verdict_is_counted_and_compared_with_nothing():
 def test_files_that_are_no_pairs_are_refused(tmp_path, columns, rows, message):
     path = write_pairs(tmp_path / "p.csv", columns, rows)
     with pytest.raises(ValueError, match=message):
-        audit_verifier.read_pairs(path)
+        audit_pairs.read_pairs(path)
     with pytest.raises(
         ValueError, match="no pairs 'silver'; choose one of .*'adversarial', 'gold'"
     ):
-        audit_verifier.read_pairs("silver")
+        audit_pairs.read_pairs("silver")
 
 
 def test_a_label_that_the_tree_lacks_is_refused(config, tmp_path):
@@ -168,5 +171,134 @@ def test_a_label_that_the_tree_lacks_is_refused(config, tmp_path):
     path = write_pairs(tmp_path / "p.csv", columns, [("unicorn", "x", "wrong")])
     with pytest.raises(ValueError, match="has 0 labels named 'unicorn'; give the column label_id"):
         audit_verifier.audit(config, path, ["taxonomy"])
-    with pytest.raises(ValueError, match="'oracle' is no choice for verify"):
+    with pytest.raises(ValueError, match="'oracle' is no choice for verifiers"):
         audit_verifier.audit(config, path, ["oracle"])
+
+
+COLUMNS = ["dataset", "truth", "prediction", "accepted", "note"]
+TREE_ROWS = [
+    ("oxford_iiit_pet", "Beagle", "a beagle!", "specific", "1"),
+    ("oxford_iiit_pet", "Beagle", "dogs", "Less specific; generic", "2"),
+    ("oxford_iiit_pet", "Beagle", "Persian", "specific", "3"),
+    ("oxford_iiit_pet", "unicorn", "horse", "wrong", "4"),
+    ("emoji", "wolf", "timber wolf", "more specific", "5"),
+    ("emoji", "timber", "wolf", "wrong", "6"),
+]
+
+
+def test_a_tree_alone_judges_pairs_and_says_why(tmp_path):
+    path = write_pairs(tmp_path / "p.csv", COLUMNS, TREE_ROWS)
+    figures, rows, lines = audit_verifier.audit_tree("auto", path)
+    audit_pairs.write(tmp_path / "out", figures, rows)
+    with (tmp_path / "out" / "verdicts.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == [*COLUMNS, "category"]
+    assert [tuple(row[c] for c in COLUMNS) for row in written] == TREE_ROWS
+    assert [row["category"] for row in written] == [
+        *("specific", "generic", "wrong", "unverified", "more specific", "unverified")
+    ]
+    assert json.loads((tmp_path / "out" / "audit.json").read_text()) == figures
+    result = figures["verifiers"]["taxonomy"]
+    assert result["right"] == {"all": [3, 6], "oxford_iiit_pet": [2, 4], "emoji": [1, 2]}
+    assert result["unverified"] == 2 and result["disagreements"] == 1
+    text = "\n".join(lines)
+    assert "'Beagle' <- 'a beagle!': verdict specific (name 'Beagle')" in text
+    assert "is no name around the label, but names 'Persian'" in text
+    assert "the label tree has 0 labels named 'unicorn'" in text
+    assert "right, all: 3 of 6 (50.0%)" in text
+    # A tree of one name judges the rows of its data set.
+    _, rows, _ = audit_verifier.audit_tree("emoji", path)
+    assert [row["note"] for row in rows] == ["5", "6"]
+
+
+def test_a_tree_in_a_file_takes_any_name_of_a_label_and_names_the_node(tmp_path):
+    bird = {"name": "eagle", "generic": "animal", "synonyms": ["erne", "shared"]}
+    bird["ancestors"] = [["bird of prey", "raptor"]]
+    leaves = {"1": bird, "2": {"name": "gull", "generic": "animal", "synonyms": ["shared"]}}
+    leaves["3"] = {"name": "shared", "generic": "animal"}
+    tree = {"version": 1, "groups": {"animal": ["animal"]}, "leaves": leaves}
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+
+    def judged(rows, columns=("truth", "prediction")):
+        path = write_pairs(tmp_path / "p.csv", columns, rows)
+        figures, rows, lines = audit_verifier.audit_tree(str(tmp_path / "tree.json"), path)
+        return figures, [row["category"] for row in rows], lines
+
+    figures, said, lines = judged([("An Erne", "raptors"), ("2", "eagle"), ("shared", "eagle")])
+    assert said == ["less specific", "wrong", "wrong"] and figures["verifiers"] == {}
+    assert "ancestor 1 'raptor' of the node 'bird of prey'" in lines[0]
+    # What the pairs call category is what they accept.
+    path = write_pairs(
+        tmp_path / "p.csv", ["truth", "response", "category"], [("gull", "<answer>gull", "wrong")]
+    )
+    figures, rows, _ = audit_verifier.audit_tree(str(tmp_path / "tree.json"), path)
+    assert rows[0]["accepted"] == "wrong" and rows[0]["category"] == "unparsed"
+    assert figures["verifiers"]["taxonomy"]["right"] == {"all": [0, 1]}
+    del leaves["3"]
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="can judge no row .* has 2 labels named 'shared'; give"):
+        judged([("shared", "eagle")])
+    _, said, _ = judged([("shared", "eagle", "1")], ("truth", "prediction", "label_id"))
+    assert said == ["specific"]
+
+
+def test_a_tree_that_is_not_there_is_refused(tmp_path):
+    path = write_pairs(tmp_path / "p.csv", ["truth", "prediction"], [("wolf", "wolf")])
+    with pytest.raises(ValueError, match="'oak' is no file and no tree that ships: .*'emoji'"):
+        audit_verifier.audit_tree("oak", path)
+    with pytest.raises(ValueError, match="--tree=auto needs a column dataset"):
+        audit_verifier.audit_tree("auto", path)
+
+
+def test_the_command_needs_no_configuration(tmp_path, monkeypatch, capsys):
+    given = {"config": None, "tree": "emoji", "pairs": "gold", "verifiers": ["taxonomy"]}
+    given = types.SimpleNamespace(**given, out=str(tmp_path))
+    monkeypatch.setattr(audit_verifier.flags, "FLAGS", given)
+    audit_verifier.main(["audit_verifier"])
+    assert "right, all: 720 of 720 (100.0%)" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "audit.json").read_text())
+    assert figures["verifiers"]["taxonomy"]["right"] == {"all": [720, 720]}
+    given.tree = None
+    with pytest.raises(audit_verifier.app.UsageError, match="give --config=FILE .* or --tree=NAME"):
+        audit_verifier.main(["audit_verifier"])
+
+
+def test_the_figures_are_those_of_a_small_example():
+    # Cohen's own layout: 20 of 50 agree on yes, 15 on no, 5 and 10 differ; kappa is 0.4.
+    reference = [S] * 25 + [W] * 25
+    other = [S] * 20 + [W] * 5 + [S] * 10 + [W] * 15
+    found = audit_pairs.agreement(reference, other)
+    assert found["accuracy"] == pytest.approx(0.7) and found["kappa"] == pytest.approx(0.4)
+    s, w = S + 1, W + 1
+    matrix, precision, recall = (found[name] for name in ("matrix", "precision", "recall"))
+    assert matrix[s][s] == 20 and matrix[s][w] == 5
+    assert matrix[w][s] == 10 and matrix[w][w] == 15 and np.sum(matrix) == 50
+    assert precision == {"specific": pytest.approx(20 / 30), "wrong": pytest.approx(15 / 20)}
+    assert recall == {"specific": pytest.approx(0.8), "wrong": pytest.approx(0.6)}
+    printed = audit_pairs.table(found, "people", "judge")
+    assert "rows: people, columns: judge" in printed and "kappa 0.400" in printed
+    assert "generic" not in printed
+
+
+def test_kappa_from_the_definition_on_random_verdicts():
+    rng = np.random.default_rng(0)
+    reference, noise = rng.integers(-1, 6, (2, 4000))
+    other = np.where(rng.random(4000) < 0.6, reference, noise)
+    found = audit_pairs.agreement(reference, other)
+    chance = sum(np.mean(reference == c) * np.mean(other == c) for c in range(-1, 6))
+    observed = np.mean(reference == other)
+    assert found["kappa"] == pytest.approx((observed - chance) / (1 - chance))
+    same = audit_pairs.agreement(reference, reference)
+    assert same["kappa"] == pytest.approx(1) and set(same["precision"].values()) == {1.0}
+    swapped = audit_pairs.agreement(other, reference)
+    np.testing.assert_array_equal(swapped["matrix"], np.transpose(found["matrix"]))
+    assert swapped["precision"] == found["recall"]
+
+
+def test_agreement_by_chance_alone_has_no_kappa_and_unequal_lengths_are_refused():
+    alone = audit_pairs.agreement([S, S], [S, S])
+    assert alone["kappa"] is None and "kappa nan" in audit_pairs.table(alone, "a", "b")
+    with pytest.raises(ValueError, match="2 verdicts cannot be compared with 1"):
+        audit_pairs.agreement([S, S], [S])
+    with pytest.raises(ValueError, match="0 verdicts"):
+        audit_pairs.agreement([], [])

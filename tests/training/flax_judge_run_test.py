@@ -13,7 +13,7 @@ import text_judge
 
 from speciarl_jax import train
 from speciarl_jax.evaluation import evaluator, predictions, provenance
-from speciarl_jax.experiment.run import prepare, with_verifier
+from speciarl_jax.experiment.run import prepare, with_data
 from speciarl_jax.verifiers.flax_judge import FlaxJudge
 from speciarl_jax.verifiers.judge.retokenizing_judge import ReencodingJudge
 
@@ -75,7 +75,7 @@ def test_a_policy_that_judges_itself_is_another_verifier_with_other_weights(judg
     assert "policy_base" not in before.values()
 
     def judged_by(base):
-        return provenance.of_verifier(with_verifier(dataclasses.replace(run, base=base), [source]))
+        return provenance.of_verifier(with_data(dataclasses.replace(run, base=base), None, source))
 
     same = judged_by(run.base)
     assert same == judged_by(jax.tree.map(lambda x: x + 0, run.base))
