@@ -11,7 +11,7 @@ from etils import epath
 from speciarl_jax.data import images, thumbnails
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import predictions
-from speciarl_jax.evaluation.report import folder, markdown, page, palette, plots
+from speciarl_jax.evaluation.report import figures, folder, markdown, page, palette
 
 THUMBNAIL_BYTES = 8_000_000
 
@@ -42,7 +42,7 @@ def _write_figures(content: folder.Folder, target: epath.Path) -> list[epath.Pat
     several = len({key[1:] for key in keys}) > 1
     names = [", ".join(key) if several else key[0] for key in keys]
     target.mkdir(parents=True, exist_ok=True)
-    return plots.write_all(
+    return figures.write_png(
         target,
         dict(zip(names, content.metrics["runs"], strict=True)),
         {content.name: content.history} if content.history else {},

@@ -1,6 +1,7 @@
 """What an evaluation folder holds: the files that `train` and `evaluate` write."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,13 @@ class Folder:
     predictions: Sequence[Mapping[str, Any]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def minutes(self) -> float | None:
+        """How long the run took; None where `summary.json` does not tell."""
+        seconds = self.summary.get("wall_seconds", math.nan)
+        known = self.summary.get("steps") is not None and math.isfinite(seconds)
+        return seconds / 60 if known else None
 
     def greedy(self, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The lines that an entry of "runs" was made of."""

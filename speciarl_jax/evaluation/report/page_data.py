@@ -1,8 +1,6 @@
 """What the browser of images on the page is given, as JSON that a script tag can hold."""
 
 import collections
-import html
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,11 +32,6 @@ def visible(text: str) -> str:
     return "".join(map(one, text))
 
 
-def escaped(text: Any) -> str:
-    """Markup that shows a text, `visible`."""
-    return html.escape(visible(str(text)))
-
-
 def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
     """Short names of runs: the policy, with data set and prompt where they differ."""
     _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
@@ -65,14 +58,6 @@ def cut(text: str) -> str:
     shown = visible(text[:_LONGEST])
     left = len(text) - _LONGEST
     return f"{shown} … ({left} more characters)" if left > 0 else shown
-
-
-def script(value: Any) -> str:
-    """JSON that stands safely inside a script tag: no `<`, `>`, `&`, and ASCII only."""
-    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for char in "<>&":
-        found = found.replace(char, f"\\u{ord(char):04x}")
-    return found
 
 
 def images(

@@ -11,7 +11,7 @@ import report_folder
 
 from speciarl_jax.data import thumbnails
 from speciarl_jax.evaluation import predictions, report
-from speciarl_jax.evaluation.report import charts, folder, page, page_data, pairs
+from speciarl_jax.evaluation.report import figures, folder, page, page_data, pairs
 from speciarl_jax.runtime import jsonl
 
 VOID = {"meta", "input", "br", "img"}
