@@ -5,7 +5,6 @@ side. All are made of entries of "runs" in `metrics.json` by name, or of counts.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,13 +114,10 @@ def _contours(axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, 
     lines = axes.contour(x, y, 2 * x * y / np.maximum(x + y, 1e-9), levels, **style)
     left, right = np.dot(limits_x, [[0.85, 0.07], [0.15, 0.93]])
     bottom, top = np.dot(limits_y, [[0.96, 0.0], [0.04, 1.0]])
-    places = []
-    for level in levels:
-        # level = 2 x y / (x + y), solved for x at the bottom, and for y there.
-        x = min(right, level * bottom / (2 * bottom - level)) if 2 * bottom > level else right
-        y = level * x / (2 * x - level) if 2 * x > level else top
-        if x > left and y < top:
-            places.append((x, y))
+    # level = 2 x y / (x + y), solved for x at the bottom, and for y there.
+    x = np.minimum(right, levels * bottom / np.maximum(2 * bottom - levels, 1e-9))
+    y = levels * x / np.maximum(2 * x - levels, 1e-9)
+    places = [place for place in zip(x, y, strict=True) if place[0] > left and place[1] < top]
     axes.clabel(lines, fmt="HM %.2f", fontsize=10.5, manual=places)
 
 
@@ -175,51 +171,43 @@ def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> Pan
       before: name of the first policy.
       after: name of the second.
     """
-    total, gap, wide, x = max(sum(counts.values()), 1), 7, 12, (116, 312)
-    sizes = [Counter(), Counter()]
-    for pair, n in counts.items():
-        for side in (0, 1):
-            sizes[side][pair[side]] += n
-    used = [[c for c in palette.ORDER if c in size] for size in sizes]
-    scale = (380 - gap * (max(map(len, used), default=1) - 1)) / total
+    used = [[c for c in palette.ORDER if any(k[side] == c for k in counts)] for side in (0, 1)]
+    number_AB = np.array([[counts.get((a, b), 0) for b in used[1]] for a in used[0]])
+    total, sizes = number_AB.sum(), (number_AB.sum(axis=1), number_AB.sum(axis=0))
+    gap, wide, x = 7, 12, (116, 312)
+    scale = (380 - gap * (max(map(len, used)) - 1)) / total
+    tops = [30 + scale * (n.cumsum() - n) + gap * np.arange(len(n)) for n in sizes]
+    from_AB = tops[0][:, None] + scale * (number_AB.cumsum(axis=1) - number_AB)
+    to_AB = tops[1] + scale * (number_AB.cumsum(axis=0) - number_AB)
 
     def draw(axes):
         axes.axis("off")
-        tops = [{}, {}]
+        for (i, j), n in np.ndenumerate(number_AB):
+            if n:
+                a, b = used[0][i], used[1][j]
+                band = _band(x[0] + wide, from_AB[i, j], x[1], to_AB[i, j], n * scale)
+                colour, alpha = palette.CATEGORIES[a].colour, 0.22 if a == b else 0.55
+                words = f"{n} images: {palette.name(a)} to {palette.name(b)}"
+                patch = PathPatch(band, color=colour, lw=0, alpha=alpha, gid=f"band|{words}")
+                axes.add_patch(patch)
         for side in (0, 1):
-            y = 30.0
-            for category in used[side]:
-                _column(axes, side, x[side], y, category, sizes[side][category])
-                tops[side][category] = y
-                y += sizes[side][category] * scale + gap
-        for a in used[0]:
-            for b in used[1]:
-                if n := counts.get((a, b), 0):
-                    words = f"{n} images: {palette.name(a)} to {palette.name(b)}"
-                    band = _band(x[0] + wide, tops[0][a], x[1], tops[1][b], n * scale)
-                    colour, alpha = palette.CATEGORIES[a].colour, 0.22 if a == b else 0.55
-                    patch = PathPatch(band, color=colour, lw=0, alpha=alpha, gid=f"band|{words}")
-                    axes.add_patch(patch)
-                    tops[0][a] += n * scale
-                    tops[1][b] += n * scale
+            for one in zip(used[side], tops[side], sizes[side], strict=True):
+                column(axes, side, *one)
         bold = {"weight": "bold", "fontsize": 13.5}
         axes.text(x[0] + wide, 16, before, ha="right", **bold)
         axes.text(x[1], 16, after, **bold)
         axes.set(xlim=(0, 440), ylim=(414, 0))
 
-    def _column(axes, side, left, y, category, n):
-        height, look = n * scale, palette.CATEGORIES[category]
-        box = Rectangle((left, y), wide, max(height, 1), fc=look.colour, ec=PAPER, gid="part|")
+    def column(axes, side, category, top, n):
+        look, height = palette.CATEGORIES[category], max(n * scale, 1)
+        box = Rectangle((x[side], top), wide, height, fc=look.colour, ec=PAPER, gid="part|")
         axes.add_patch(box)
         words, share = f"{look.mark} {palette.name(category)}", f"{100 * n / total:.1f}%"
-        at, align = (left - 7, "right") if side == 0 else (left + wide + 7, "left")
         words += ("\n" if height > 26 else " ") + share
-        axes.text(at, y + height / 2, words, fontsize=12, ha=align, va="center")
+        at, align = (x[0] - 7, "right") if side == 0 else (x[1] + wide + 7, "left")
+        axes.text(at, top + height / 2, words, fontsize=12, ha=align, va="center")
 
-    spoken = ", ".join(
-        f"{n} from {palette.name(a)} to {palette.name(b)}" for (a, b), n in counts.items()
-    )
-    return Panel(f"Change of categories, images: {spoken}", 440, 424, draw)
+    return Panel(f"Change of categories from {before} to {after}", 440, 424, draw)
 
 
 def _band(x0: float, y0: float, x1: float, y1: float, height: float) -> Path:
@@ -253,11 +241,7 @@ def _best_of(runs, key, title):
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         axes.set(xlabel="samples", title=title)
 
-    spoken = "; ".join(
-        f"{name}: " + ", ".join(f"{n}: {value:.3f}" for n, value in rows.items())
-        for (_, name), rows in sampled.items()
-    )
-    return Panel(f"{title} of the best of n samples. {spoken}", 340, 244, draw)
+    return Panel(f"{title} of the best of n samples", 340, 244, draw)
 
 
 def calibration(runs: Mapping[str, Run]) -> Panel:
@@ -267,26 +251,20 @@ def calibration(runs: Mapping[str, Run]) -> Panel:
         for i, (name, run) in enumerate(runs.items())
     }
 
-    def words(name, row):
-        return (
-            f"{name}: {row['images']} images, agreement {row['agreement']:.2f}, "
-            f"correct {row['correctness']:.2f}"
-        )
-
     def draw(axes):
         axes.plot([0, 1], [0, 1], color=INK_3, lw=1.2, gid="step|")
         for (number, name), rows in bins.items():
             look, most = palette.policy_look(number), max((r["images"] for r in rows), default=1)
-            points = [(row["agreement"], row["correctness"]) for row in rows]
-            line(axes, number, name, *zip(*points, strict=True)) if points else None
-            for point, row in zip(points, rows, strict=True):
+            x, y = ([row[key] for row in rows] for key in ("agreement", "correctness"))
+            line(axes, number, name, x, y)
+            for row in rows:
+                words = "{images} images, agreement {agreement:.2f}, correct {correctness:.2f}"
                 axes.plot(
-                    *point, look.marker, color=look.colour, markeredgecolor=PAPER,
-                    markersize=5 + 12 * (row["images"] / most) ** 0.5,
-                    gid=f"dot|{words(name, row)}",
+                    row["agreement"], row["correctness"], look.marker, color=look.colour,
+                    markeredgecolor=PAPER, markersize=5 + 12 * (row["images"] / most) ** 0.5,
+                    gid=f"dot|{name}: {words.format(**row)}",
                 )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="agreement of the samples")
         axes.set_title("share of correct answers")
 
-    spoken = "; ".join(words(name, row) for (_, name), rows in bins.items() for row in rows)
-    return Panel(f"Calibration. {spoken}", 440, 360, draw)
+    return Panel("Share of correct answers against the agreement of samples", 440, 360, draw)

@@ -67,7 +67,6 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         "policies": dict(zip(names, runs, strict=True)),
         "measures": list(figures.MEASURES.values()),
         "headline": _headline(runs, folder.metrics["comparisons"]),
-        "images": _images(runs),
         "shifts": _shifts(runs, entries),
         "compared": _compared(folder.metrics["comparisons"]),
         "refusals": results.refusals(folder.metrics["not_compared"]),
@@ -142,14 +141,6 @@ def _difference(before, after, tests, measure):
 
 def _moved(by, up, down, same):
     return up if by > 0 else down if by < 0 else same
-
-
-def _images(runs: Sequence[Run]) -> dict[str, int]:
-    """Data set -> the number of its images."""
-    found: dict[str, int] = {}
-    for run in runs:
-        found[run["data"]] = max(run["images"], found.get(run["data"], 0))
-    return found
 
 
 def _shifts(runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
