@@ -45,14 +45,13 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
-    names, asked = page_data.names_of(keys), page_data.asked_of(keys)
-    entries = page_data.images(
-        folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.configs)
-    )
-    pair = pairs.opening(runs) if runs else ()
+    names, places = page_data.names_of(keys), page_data.places_of(keys)
+    reward = page_data.reward_of(folder.configs)
+    entries = page_data.images(folder.predictions, places, thumbnails or {}, reward)
+    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
     data = {
         # The browser of images shows the answers about an image's own data set.
-        "runs": page_data.names_of([(policy, "", prompt) for policy, prompt in asked]),
+        "runs": page_data.names_of(list(asked)),
         "sets": sorted({entry["data"] for entry in entries}),
         "categories": {
             name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
@@ -67,16 +66,15 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         "policies": dict(zip(names, runs, strict=True)),
         "measures": list(figures.MEASURES.values()),
         "headline": _headline(runs, folder.metrics["comparisons"]),
-        "shifts": _shifts(runs, entries),
+        "shifts": _shifts(runs, places, entries),
         "compared": _compared(folder.metrics["comparisons"]),
         "refusals": results.refusals(folder.metrics["not_compared"]),
-        "training": curves.training({folder.name: folder.history}),
+        "training": curves.training({visible(folder.name): folder.history}),
         "labels": _labels(runs),
-        "rollouts": data["rollouts"],
-        "data_of_images": entries,
-        "sets": data["sets"],
-        "asked_names": data["runs"],
-        "chosen": [asked[page_data.asked_key(run)] for run in pair] or [0, 0],
+        "chosen": [places[run_key(run)] for run in pairs.opening(runs)] if runs else [0, 0],
+        "data": data,
+        "css": Markup((templates.ASSETS / "page.css").read_text()),
+        "js": Markup((templates.ASSETS / "page.js").read_text()),
     }
     sections = [
         ("results", "Results", runs),
@@ -89,17 +87,8 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         ("classes", "Classes", content["labels"]),
         ("images", "Images", True),
     ]
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            content,
-            sections=[(key, title) for key, title, present in sections if present],
-            css=Markup((templates.ASSETS / "page.css").read_text()),
-            js=Markup((templates.ASSETS / "page.js").read_text()),
-            data=data,
-        )
-    )
+    content["sections"] = [(key, title) for key, title, present in sections if present]
+    return _environment().get_template("page.html.jinja").render(content)
 
 
 def sorted_runs(runs: Sequence[Run]) -> list[Run]:
@@ -143,16 +132,18 @@ def _moved(by, up, down, same):
     return up if by > 0 else down if by < 0 else same
 
 
-def _shifts(runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What became of each category from the base to the last run, a row a data set and prompt."""
-    asked = page_data.asked_of([run_key(run) for run in runs])
+def _shifts(
+    runs: Sequence[Run],
+    places: Mapping[tuple[str, str, str], int],
+    entries: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """What became of each category from the base to the last run, for each data set and prompt."""
     found, rank = pairs.last_of_each(runs), palette.RANK
     titles = page_data.names_of([run_key(run) for _, run in found])
     rows = []
     for (base, run), title in zip(found, titles, strict=True):
         own = [entry for entry in entries if entry["data"] == run["data"]]
-        sides = (asked[page_data.asked_key(one)] for one in (base, run))
-        counts = page_data.changes(own, *sides)
+        counts = page_data.changes(own, *(places[run_key(one)] for one in (base, run)))
         moves = [(rank[b] - rank[a], n) for (a, b), n in counts.items() if {a, b} <= rank.keys()]
         row = {"title": title, "base": base, "run": run, "counts": counts}
         row["used"] = [c for c in palette.ORDER if any(c in pair for pair in counts)]
