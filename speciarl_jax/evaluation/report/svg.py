@@ -31,7 +31,8 @@ def inline(panel: Panel, name: str) -> markupsafe.Markup:
         "aria-label": panel.label,
         "style": f"--wide:{panel.width}px",
     }
-    return markupsafe.Markup(ElementTree.tostring(root, encoding="unicode"))
+    text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+    return markupsafe.Markup(text)
 
 
 def _simplify(root: ElementTree.Element) -> None:
