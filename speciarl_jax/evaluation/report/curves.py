@@ -35,7 +35,7 @@ _CURVES = {
 
 
 def training(histories: Mapping[str, History]) -> list[Panel]:
-    """Curves against the step. Of one run the categories are stacked instead of a curve each.
+    """Draws curves against the step; of one run also the stacked shares of the categories.
 
     A curve that is zero throughout is left out.
     """
@@ -55,7 +55,7 @@ def training(histories: Mapping[str, History]) -> list[Panel]:
 
 
 def _curve(known: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Panel:
-    """Values by the name of the run as they were measured (faint), and their running mean."""
+    """Draws the values of each run as they were measured (faint), and their running mean."""
 
     def draw(axes):
         for number, (name, points) in enumerate(known.items()):
@@ -82,7 +82,7 @@ def _curve(known: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Pane
 
 
 def _stack(rows: History) -> Panel:
-    """Shares of the categories among the sampled answers, stacked."""
+    """Draws the shares of the categories among the sampled answers, stacked."""
 
     def draw(axes):
         steps, floor = [row["step"] for row in rows], np.zeros(len(rows))
@@ -114,7 +114,7 @@ def _over_steps(axes: Axes, title: str) -> None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Means over windows of about a tenth of the curve, shorter at its ends."""
+    """Averages over windows of about a tenth of the curve, shorter at its ends."""
     reach = len(values) // 20
     parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]

@@ -60,7 +60,7 @@ def write_png(
 
 
 def trade_off(runs: Mapping[str, Run]) -> Panel:
-    """Specificity against correctness, with intervals and contours of equal harmonic mean."""
+    """Draws specificity against correctness, with intervals and lines of equal harmonic mean."""
     keys, entries = ("correctness", "specificity"), list(runs.values())
     points = np.array([[run["score"][key] for key in keys] for run in entries])
     # Names stand beside their points while they are few and short.
@@ -77,7 +77,7 @@ def trade_off(runs: Mapping[str, Run]) -> Panel:
                 start = points[[run is base for run in entries].index(True)]
                 axes.plot(*zip(start, (x, y), strict=True), color=INK_3, lw=1.2, gid="step|")
             spread = {
-                side: [[value - end[number][0]], [end[number][1] - value]]
+                side: np.abs(np.subtract(end[number], value)).reshape(2, 1)
                 for side, value, end in zip(("xerr", "yerr"), (x, y), ends, strict=True)
                 if end[number]
             }
@@ -107,7 +107,7 @@ def trade_off(runs: Mapping[str, Run]) -> Panel:
 
 
 def _contours(axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, float]) -> None:
-    """Lines of equal harmonic mean, each with its value at its lower right end."""
+    """Draws lines of equal harmonic mean, each with its value at its lower right end."""
     levels = np.arange(0.05, 1, 0.05)
     x, y = np.meshgrid(np.linspace(*limits_x, 60), np.linspace(*limits_y, 60))
     style = {"colors": INK_3, "linewidths": 1, "linestyles": "dotted"}
@@ -122,21 +122,21 @@ def _contours(axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, 
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Twentieths in [0, 1] around values, at least .2 apart."""
+    """Finds limits of an axis around shares: multiples of .05, at least .2 apart, in [0, 1]."""
     low, high = min(values), max(values)
     spare = max(0.02, (0.2 - (high - low)) / 2)
     return max(math.floor((low - spare) * 20) / 20, 0), min(math.ceil((high + spare) * 20) / 20, 1)
 
 
 def _shares(run: Run) -> dict[str, float]:
-    """The share of each category among greedy answers, without those that never occur."""
+    """Computes the share of each category that occurs among greedy answers."""
     counts = run["score"]["histogram"]
     total = max(sum(counts.values()), 1)
     return {c: counts[c] / total for c in palette.ORDER if counts.get(c)}
 
 
 def categories(runs: Mapping[str, Run]) -> Panel:
-    """A stacked bar of the categories of each policy."""
+    """Draws a stacked bar of the categories for each policy."""
 
     def draw(axes):
         axes.axis("off")
@@ -164,7 +164,7 @@ def categories(runs: Mapping[str, Run]) -> Panel:
 
 
 def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> Panel:
-    """Bands from left to right that show which category became which.
+    """Draws bands from left to right that show which category became which.
 
     Args:
       counts: (category before, category after) -> images.
@@ -211,7 +211,7 @@ def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> Pan
 
 
 def _band(x0: float, y0: float, x1: float, y1: float, height: float) -> Path:
-    """A band of one height from a left edge at y0 to a right edge at y1."""
+    """Builds a band of constant height from (x0, y0) to (x1, y1), its upper corners."""
     middle, below0, below1 = (x0 + x1) / 2, y0 + height, y1 + height
     upper = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
     lower = [(x1, below1), (middle, below1), (middle, below0), (x0, below0), (x0, y0)]
@@ -220,7 +220,7 @@ def _band(x0: float, y0: float, x1: float, y1: float, height: float) -> Path:
 
 
 def best_of(runs: Mapping[str, Run]) -> list[Panel]:
-    """Each measure of the best of n samples against n."""
+    """Draws each measure of the best of n samples against n."""
     return [_best_of(runs, key, title) for key, title in MEASURES.items()]
 
 
@@ -245,7 +245,10 @@ def _best_of(runs, key, title):
 
 
 def calibration(runs: Mapping[str, Run]) -> Panel:
-    """Share of correct answers against the agreement of samples; a larger dot is more images."""
+    """Draws the share of correct answers against the agreement of samples.
+
+    The area of a dot grows with its number of images.
+    """
     bins = {
         (i, name): [row for row in run.get("calibration") or () if row["images"]]
         for i, (name, run) in enumerate(runs.items())

@@ -10,10 +10,8 @@ from speciarl_jax.evaluation import results
 from speciarl_jax.evaluation.metrics import Score
 from speciarl_jax.evaluation.report import pairs, palette, templates
 from speciarl_jax.evaluation.report.folder import Folder, run_key
-from speciarl_jax.verifiers.category import Category
 
-# From the best category down, as people read them.
-ORDER = [c.name.lower() for c in sorted(Category, reverse=True)]
+_ORDER = [category for category in palette.ORDER if category in palette.RANK]
 _CURVE = {
     "reward": "reward/mean",
     "specific": "verify/specific",
@@ -29,12 +27,12 @@ _CURVE = {
 
 def table(scores: Mapping[str, Score]) -> str:
     """Returns a Markdown table: a row for each policy, the share of each category in per cent."""
-    heads = ["policy", "correctness", "specificity", "HM", *map(palette.name, ORDER)]
+    heads = ["policy", "correctness", "specificity", "HM", *map(palette.name, _ORDER)]
     rows = [heads]
     for name, score in scores.items():
         total = max(sum(score.histogram.values()), 1)
         values = map(templates.fixed, (score.correctness, score.specificity, score.hm))
-        shares = (templates.percent(score.histogram[name] / total) for name in ORDER)
+        shares = (templates.percent(score.histogram[name] / total) for name in _ORDER)
         rows.append([name, *values, *shares])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *rest = widths
@@ -96,12 +94,12 @@ def _environment():
 
 
 def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
-    """What the report says about one data set and prompt."""
+    """Collects what the report says about one data set and prompt."""
     runs = [run for run in content.metrics["runs"] if run_key(run)[1:] == key]
     keys = {run_key(run) for run in runs}
 
     def about(found):
-        # Differences from the first run of the data set, which may have another prompt.
+        # `a` is the first run of the data set and may have another prompt.
         return [one for one in found if run_key(one["b"]) in keys]
 
     changed = [(pairs.base_of(run, runs), run) for run in runs]
@@ -121,7 +119,7 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
 
 
 def _changes(before: results.Lines, after: results.Lines) -> dict[str, Any]:
-    """(line before, line after) of images whose verdict rose, and of those whose verdict fell."""
+    """Lists (line before, line after) of images whose verdict rose, and of those where it fell."""
     lines, rank = results.paired_lines(before, after), palette.RANK
     moves = [
         (rank[new["categories"][0]] - rank[old["categories"][0]], old, new) for old, new in lines
@@ -132,7 +130,7 @@ def _changes(before: results.Lines, after: results.Lines) -> dict[str, Any]:
 
 
 def _spread(rows: Sequence[Any], most: int) -> Sequence[Any]:
-    """At most so many rows, from the whole list."""
+    """Picks at most `most` rows, spread over the whole list."""
     return rows[:: max(1, len(rows) // most)][:most]
 
 

@@ -104,7 +104,7 @@ def _rows(runs: Sequence[Run], key: str) -> list[Mapping[str, Any]]:
 
 
 def _headline(runs: Sequence[Run], comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """What became of the base, where that is the same everywhere."""
+    """Says what became of the base, where that is the same for all data sets and prompts."""
     if not runs:
         return "A training run"
     tests = {(run_key(one["a"]), run_key(one["b"])): one["differences"] for one in comparisons}
@@ -123,7 +123,7 @@ def _change(before, after, tests):
 
 
 def _difference(before, after, tests, measure):
-    """After minus before; 0 if it is small, or if the paired test finds it not significant."""
+    """Returns after minus before; 0 if that is small, or not significant in the paired test."""
     found, p = after[measure] - before[measure], tests.get(measure, {}).get("p")
     return 0 if abs(found) < _SMALL or (p is not None and p >= _LEVEL) else found
 
@@ -137,7 +137,7 @@ def _shifts(
     places: Mapping[tuple[str, str, str], int],
     entries: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What became of each category from the base to the last run, for each data set and prompt."""
+    """Counts what became of each category from a base to the last run that has this base."""
     found, rank = pairs.last_of_each(runs), palette.RANK
     titles = page_data.names_of([run_key(run) for _, run in found])
     rows = []
@@ -154,7 +154,7 @@ def _shifts(
 
 
 def _compared(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(names of both runs, their differences) of each comparison."""
+    """Lists (names of both runs, their differences) of each comparison."""
     keys = list(dict.fromkeys(run_key(one[side]) for one in found for side in ("a", "b")))
     names = dict(zip(keys, page_data.names_of(keys), strict=True))
     return [
@@ -164,7 +164,7 @@ def _compared(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, list[Mapping[str, float] | None]]:
-    """Class -> its scores of each run, None where a run was not asked about it."""
+    """Maps each class to its scores of each run, None where a run was not asked about it."""
     by_class = [run.get("by_class") or {} for run in runs]
     labels = sorted({label for found in by_class for label in found})
     return {label: [found.get(label) for found in by_class] for label in labels}

@@ -104,7 +104,7 @@ def to_svg(panel: Panel, salt: str) -> bytes:
 
 
 def on_colour(axes: Axes, x: float, y: float, category: str, text: str) -> None:
-    """Writes on the colour of a category."""
+    """Writes text on an area that has the colour of a category."""
     look = palette.CATEGORIES[category]
     axes.text(x, y, text, ha="center", va="center", color=look.on, weight="bold", gid="on|")
 

@@ -8,8 +8,11 @@ import markupsafe
 from speciarl_jax.evaluation.report import palette
 from speciarl_jax.evaluation.report.panel import Panel, to_svg
 
-_VARIABLES = {hexadecimal: name for name, hexadecimal in palette.LIGHT.items() if "on-" not in name}
+_VARIABLES = {
+    colour: f"var(--{name})" for name, colour in palette.LIGHT.items() if not name.startswith("on-")
+}
 _FONT = re.compile(r"font-family: [^;]*;? ?")
+_COLOUR = re.compile("#[0-9a-f]{6}")
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
@@ -36,7 +39,7 @@ def inline(panel: Panel, name: str) -> markupsafe.Markup:
 
 
 def _simplify(root: ElementTree.Element) -> None:
-    """Leaves out namespaces and unused ids; moves the `gid` of an artist to class and title."""
+    """Removes namespaces and unused ids; moves the `gid` of an artist to a class and a title."""
     for node in root.iter():
         node.tag = node.tag.partition("}")[2]
         node.attrib = {key.partition("}")[2] or key: node.attrib[key] for key in node.attrib}
@@ -45,7 +48,7 @@ def _simplify(root: ElementTree.Element) -> None:
                 node.set(key, " ".join(_DECIMALS.sub(r"\1", node.get(key)).split()))
         if "style" in node.attrib:
             style = _FONT.sub("", node.get("style"))
-            node.set("style", re.sub("#[0-9a-f]{6}", _variable, style))
+            node.set("style", _COLOUR.sub(lambda found: _VARIABLES.get(found[0], found[0]), style))
     used = {node.get("href", "#")[1:] for node in root.iter()}
     for node in root.iter():
         own = node.get("id", "")
@@ -58,8 +61,3 @@ def _simplify(root: ElementTree.Element) -> None:
             words = ElementTree.Element("title")
             words.text = title
             node.insert(0, words)
-
-
-def _variable(colour: re.Match) -> str:
-    name = _VARIABLES.get(colour[0])
-    return f"var(--{name})" if name else colour[0]
