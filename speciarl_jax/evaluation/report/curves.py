@@ -41,7 +41,8 @@ def training(histories: Mapping[str, History]) -> list[Panel]:
     """
     panels = []
     stacked = [rows for rows in histories.values() if any("verify/specific" in r for r in rows)]
-    if len(histories) == 1 and stacked:
+    stacks = len(histories) == 1 and bool(stacked)
+    if stacks:
         panels.append(_stack([row for row in stacked[0] if "verify/specific" in row]))
     for key, title in _CURVES.items():
         known = {
@@ -49,7 +50,7 @@ def training(histories: Mapping[str, History]) -> list[Panel]:
             for name, rows in histories.items()
         }
         drawn = any(value for points in known.values() for _, value in points)
-        if drawn and not (panels and key in ("verify/specific", "verify/wrong")):
+        if drawn and not (stacks and key in ("verify/specific", "verify/wrong")):
             panels.append(_curve(known, title))
     return panels
 
