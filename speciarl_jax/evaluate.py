@@ -249,7 +249,9 @@ def _answer(
                 run, run.eval_source, policy, decoding=decoding, num_rollouts=count
             )
             mine = part._replace(policy=name, decoding=decoding)
-            answer_part(evaluator, lora, store, mine, known, overwrite=plan.overwrite, **sampling)
+            answer_part(
+                evaluator, lora, store, mine, made_with, overwrite=plan.overwrite, **sampling
+            )
 
 
 def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:

@@ -17,7 +17,7 @@ from etils import epath
 
 from speciarl_jax.evaluation import bootstrap, predictions, results
 from speciarl_jax.evaluation.predictions import GREEDY, Part
-from speciarl_jax.evaluation.report import markdown, plots
+from speciarl_jax.evaluation.report import figures, markdown
 from speciarl_jax.runtime import exit_codes, jsonl
 
 
@@ -178,7 +178,7 @@ def write(
     named = {_name(row, found): row for row in found["runs"]}
     curves = {str(folder): jsonl.read(folder / "metrics.jsonl") for folder in folders}
     kept = {name: rows for name, rows in curves.items() if rows}
-    return [numbers, text, *plots.write_all(out, named, kept)]
+    return [numbers, text, *figures.write_png(out, named, kept)]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from speciarl_jax.data import thumbnails
+from speciarl_jax.data import markdown_text, thumbnails
 from speciarl_jax.evaluation.predictions import UNVERIFIED
-from speciarl_jax.evaluation.report import markdown
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout.types import Samples
 from speciarl_jax.runtime.jsonl import JsonLines
@@ -96,7 +95,7 @@ def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
 def as_markdown(row: Mapping[str, Any]) -> str:
     """Writes a row as a table in which nothing that the model said is markup."""
     lines = [
-        f"**{markdown.escape(row['label'])}** (image {row['image_id']})",
+        f"**{markdown_text.escape(row['label'])}** (image {row['image_id']})",
         "",
         "| answer | category | reward |",
         "|---|---|---|",
@@ -105,5 +104,5 @@ def as_markdown(row: Mapping[str, Any]) -> str:
         row["responses"], row["categories"], row["rewards"], strict=True
     ):
         earned = "" if reward is None else f"{reward:g}"
-        lines.append(f"| {markdown.escape(said)} | {category.replace('_', ' ')} | {earned} |")
+        lines.append(f"| {markdown_text.escape(said)} | {category.replace('_', ' ')} | {earned} |")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""What a person reads after a run: a table and examples in Markdown, and a page with everything."""
+"""The report of a run: tables and examples in Markdown, a page with everything, and figures."""
 
 from speciarl_jax.evaluation.report.build import THUMBNAIL_BYTES, write
-from speciarl_jax.evaluation.report.markdown import ORDER, table
+from speciarl_jax.evaluation.report.markdown import table
 
-__all__ = ["ORDER", "THUMBNAIL_BYTES", "table", "write"]
+__all__ = ["THUMBNAIL_BYTES", "table", "write"]

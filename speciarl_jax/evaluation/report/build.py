@@ -1,5 +1,6 @@
-"""From a folder to its report: reads the files, finds the images, writes what people look at."""
+"""Makes the report of a folder: reads its files, finds its images, writes what people look at."""
 
+import collections
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -11,7 +12,7 @@ from etils import epath
 from speciarl_jax.data import images, thumbnails
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import predictions
-from speciarl_jax.evaluation.report import folder, markdown, page, palette, plots
+from speciarl_jax.evaluation.report import figures, folder, markdown, page, page_data, palette
 
 THUMBNAIL_BYTES = 8_000_000
 
@@ -21,7 +22,7 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
 
     Args:
       workdir: the folder, or a URL (gs://...).
-      thumbnail_bytes: that all evaluation images of the page together may take; 0 for none.
+      thumbnail_bytes: limit for all evaluation images of the page together; 0: no images.
 
     Returns:
       The paths of the files.
@@ -38,20 +39,15 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
 
 
 def _write_figures(content: folder.Folder, target: epath.Path) -> list[epath.Path]:
-    keys = [folder.run_key(run) for run in content.metrics["runs"]]
-    several = len({key[1:] for key in keys}) > 1
-    names = [", ".join(key) if several else key[0] for key in keys]
+    runs = page.sorted_runs(content.metrics["runs"])
+    names = page_data.names_of([folder.run_key(run) for run in runs])
     target.mkdir(parents=True, exist_ok=True)
-    return plots.write_all(
-        target,
-        dict(zip(names, content.metrics["runs"], strict=True)),
-        {content.name: content.history} if content.history else {},
-    )
+    named = dict(zip(names, runs, strict=True))
+    return figures.write_png(target, named, {content.name: content.history})
 
 
 def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], str]:
-    """(data, image_id) -> data URI, those first whose category changed; without those of data sets
-    that are gone."""
+    """Makes (data, image_id) -> data URI, without the images of data sets that are gone."""
     found = {}
     for data in dict.fromkeys(row["data"] for row in content.predictions):
         ids = {row["image_id"] for row in content.predictions if row["data"] == data}
@@ -65,7 +61,7 @@ def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], st
 
 
 def _source(content: folder.Folder, data: str) -> Any:
-    """The images that a data set was asked about."""
+    """Opens the images that a data set was asked about."""
     if data not in content.configs:
         raise ValueError("no configuration is known")
     config = ml_collections.ConfigDict(content.configs[data])
@@ -73,7 +69,7 @@ def _source(content: folder.Folder, data: str) -> Any:
 
 
 def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:
-    """Small copies of images by image_id."""
+    """Reads images by image_id and shrinks them."""
     found, broken = {}, 0
     for index in range(len(source)):
         described = images.describe(source, index)
@@ -94,11 +90,9 @@ def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:
 
 
 def _order(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """(data, image_id): those on which greedy answers differ in category, then the others."""
-    verdicts: dict[tuple[str, int], set[str]] = {}
+    """Sorts (data, image_id): first images whose greedy answers differ in category."""
+    verdicts = collections.defaultdict(set)
     for row in rows:
-        own = verdicts.setdefault((row["data"], row["image_id"]), set())
-        if row["decoding"] == predictions.GREEDY:
-            own.add(row["categories"][0])
-    known = palette.RANK.keys()
-    return sorted(verdicts, key=lambda name: len(verdicts[name] & known) < 2)
+        greedy = row["decoding"] == predictions.GREEDY
+        verdicts[row["data"], row["image_id"]].update(row["categories"] if greedy else ())
+    return sorted(verdicts, key=lambda name: len(verdicts[name] & palette.RANK.keys()) < 2)

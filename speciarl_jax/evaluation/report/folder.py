@@ -1,6 +1,7 @@
 """What an evaluation folder holds: the files that `train` and `evaluate` write."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class Folder:
       configs: data set -> the configuration that it was asked about with, the latest last.
       summary: `summary.json`.
       metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
-      predictions: rows of `jsonl`: one a policy, data set, prompt, decoding, image.
+      predictions: rows of `predictions.jsonl`.
       history: rows of `metrics.jsonl`.
       samples: rows of `rollout_samples.jsonl`.
     """
@@ -35,8 +36,15 @@ class Folder:
     history: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def minutes(self) -> float | None:
+        """How long the run took; None where `summary.json` does not tell."""
+        seconds = self.summary.get("wall_seconds", math.nan)
+        known = self.summary.get("steps") is not None and math.isfinite(seconds)
+        return seconds / 60 if known else None
+
     def greedy(self, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The lines that an entry of "runs" was made of."""
+        """Returns the lines of greedy answers behind an entry of "runs"."""
         key = run_key(run)
         return [
             row
@@ -80,7 +88,7 @@ def read(workdir: epath.Path) -> Folder:
 
 
 def _metrics(parts, configs):
-    """What `metrics.json` will hold once the evaluation has ended."""
+    """Computes what `metrics.json` will hold once the evaluation has ended."""
     if not configs:
         # Nobody knows the weights of the categories.
         return {"runs": [], "comparisons": []}
@@ -89,5 +97,5 @@ def _metrics(parts, configs):
 
 
 def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(policy, data, prompt) of a row of predictions or metrics."""
+    """Returns (policy, data, prompt) of a row of predictions or metrics."""
     return row["policy"], row["data"], row["prompt"]

@@ -1,24 +1,42 @@
 """`report.html`: one page with everything, which needs no network.
 
 Figures are SVG in the page, images are data URIs, and the browser of images reads JSON that
-lies in a script tag. Whatever a model or a data set says is escaped.
+lies in a script tag. The templates escape whatever a model or a data set says.
 """
 
-import html
-import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.evaluation.report import frames, page_data, pairs, palette, sections
+import jinja2
+from markupsafe import Markup
+
+from speciarl_jax.evaluation import results
+from speciarl_jax.evaluation.report import (
+    curves,
+    figures,
+    page_data,
+    pairs,
+    palette,
+    svg,
+    templates,
+)
 from speciarl_jax.evaluation.report.folder import Folder, run_key
+from speciarl_jax.evaluation.report.page_data import visible
 
 _SMALL = 0.005  # differences below this make no headline
-_ASSETS = pathlib.Path(__file__).parent / "assets"
+_LEVEL = 0.05  # and no p value from here on
+Run = Mapping[str, Any]
+
+
+def _environment() -> jinja2.Environment:
+    found = templates.environment(visible)
+    modules = {"figures": figures, "pairs": pairs, "palette": palette}
+    found.globals |= modules | {"inline": svg.inline, "visible": visible}
+    return found
 
 
 def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = None) -> str:
-    """The page as text.
+    """Returns the page as text.
 
     Args:
       folder: what the run wrote.
@@ -27,140 +45,126 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
-    names, asked = page_data.names_of(keys), page_data.asked_of(keys)
-    entries = page_data.images(
-        folder.predictions, keys, thumbnails or {}, page_data.reward_of(folder.configs)
-    )
-    # The browser of images shows the answers about an image's own data set.
-    shown = page_data.names_of([(policy, "", prompt) for policy, prompt in asked])
-    pair = pairs.opening(runs) if runs else ()
-    chosen = [asked[page_data.asked_key(run)] for run in pair] or [0, 0]
-    rollouts = page_data.rollouts(folder.samples)
-    parts = [
-        ("results", "Results", sections.scores(folder, runs, names)),
-        ("shift", "Categories", sections.categories(runs, names, entries)),
-        ("best-of", "Best of n", sections.best_of(runs, names)),
-        ("calibration", "Calibration", sections.calibration(runs, names)),
-        ("choices", "Names of predict", sections.choices(runs, names)),
-        ("training", "Training", sections.training(folder.history)),
-        ("samples", "Samples of training", frames.rollouts(rollouts)),
-        ("classes", "Classes", sections.classes(runs, names)),
-        ("images", "Images", frames.browser(entries, shown, chosen)),
-    ]
+    names, places = page_data.names_of(keys), page_data.places_of(keys)
+    reward = page_data.reward_of(folder.configs)
+    entries = page_data.images(folder.predictions, places, thumbnails or {}, reward)
+    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
     data = {
-        "runs": shown,
+        # The browser of images shows the answers about an image's own data set.
+        "runs": page_data.names_of(list(asked)),
         "sets": sorted({entry["data"] for entry in entries}),
         "categories": {
             name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
             for name, look in palette.CATEGORIES.items()
         },
         "images": entries,
-        "rollouts": rollouts,
+        "rollouts": page_data.rollouts(folder.samples),
     }
-    return _whole(folder, runs, [part for part in parts if part[2]], data)
+    content = {
+        "folder": folder,
+        "runs": runs,
+        "policies": dict(zip(names, runs, strict=True)),
+        "measures": list(figures.MEASURES.values()),
+        "headline": _headline(runs, folder.metrics["comparisons"]),
+        "shifts": _shifts(runs, places, entries),
+        "compared": _compared(folder.metrics["comparisons"]),
+        "refusals": results.refusals(folder.metrics["not_compared"]),
+        "training": curves.training({visible(folder.name): folder.history}),
+        "labels": _labels(runs),
+        "chosen": [places[run_key(run)] for run in pairs.opening(runs)] if runs else [0, 0],
+        "data": data,
+        "css": Markup((templates.ASSETS / "page.css").read_text()),
+        "js": Markup((templates.ASSETS / "page.js").read_text()),
+    }
+    sections = [
+        ("results", "Results", runs),
+        ("shift", "Categories", runs),
+        ("best-of", "Best of n", any(run.get("best_of") for run in runs)),
+        ("calibration", "Calibration", any(r["images"] for r in _rows(runs, "calibration"))),
+        ("choices", "Names of predict", _rows(runs, "choices")),
+        ("training", "Training", folder.history),
+        ("samples", "Samples of training", data["rollouts"]),
+        ("classes", "Classes", content["labels"]),
+        ("images", "Images", True),
+    ]
+    content["sections"] = [(key, title) for key, title, present in sections if present]
+    return _environment().get_template("page.html.jinja").render(content)
 
 
-def sorted_runs(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """By data set and prompt, the base policy first; otherwise in their order."""
+def sorted_runs(runs: Sequence[Run]) -> list[Run]:
+    """Sorts runs by data set and prompt, the base policy first; otherwise keeps their order."""
     sets = list(dict.fromkeys((run["data"], run["prompt"]) for run in runs))
     return sorted(
         runs, key=lambda run: (sets.index((run["data"], run["prompt"])), run["policy"] != "base")
     )
 
 
-def _whole(folder, runs, parts, data):
-    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in parts)
-    body = "\n".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>'
-        f"{content}</section>"
-        for key, title, content in parts
-    )
-    title = html.escape(page_data.visible(folder.name))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title} · SpeciaRL</title>
-<style>
-{_colours()}{(_ASSETS / "page.css").read_text()}</style>
-</head>
-<body>
-<a class="skip" href="#results">Skip to the results</a>
-<header>
-<p class="over">SpeciaRL report · {title}</p>
-<h1>{_headline(runs)}</h1>
-<p class="lead">{_lead(folder, runs)}</p>
-{sections.legend()}
-</header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-<main>
-{body}
-</main>
-<footer><p>Made by speciarl_jax from the files of the run; this page asks nothing of a network.</p>
-</footer>
-<script type="application/json" id="data">{page_data.script(data)}</script>
-<script>
-{(_ASSETS / "page.js").read_text()}</script>
-</body>
-</html>
-"""
+def _rows(runs: Sequence[Run], key: str) -> list[Mapping[str, Any]]:
+    return [row for run in runs for row in run.get(key) or ()]
 
 
-def _colours():
-    """The palette as CSS variables."""
-    lines = [
-        f"--{n}: {look.colour}; --on-{n}: {look.on};" for n, look in palette.CATEGORIES.items()
-    ]
-    lines += [f"--policy-{i}: {colour};" for i, (colour, _, _) in enumerate(palette.POLICIES)]
-    dark = [f"--policy-{i}: {colour};" for i, colour in enumerate(palette.POLICIES_IN_DARK)]
-    return (
-        f":root {{ {' '.join(lines)} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {' '.join(dark)} }} }}\n"
-    )
-
-
-def _headline(runs):
-    """What became of the base, where that is the same everywhere."""
+def _headline(runs: Sequence[Run], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Says what became of the base, where that is the same for all data sets and prompts."""
     if not runs:
         return "A training run"
-    found = {_change(base["score"], run["score"]) for base, run in pairs.last_of_each(runs)}
+    tests = {(run_key(one["a"]), run_key(one["b"])): one["differences"] for one in comparisons}
+    found = {
+        _change(base["score"], run["score"], tests.get((run_key(base), run_key(run)), {}))
+        for base, run in pairs.last_of_each(runs)
+    }
     return found.pop() if len(found) == 1 else "How specific, and how right"
 
 
-def _change(before, after):
-    more, right = (after[k] - before[k] for k in ("specificity", "correctness"))
+def _change(before, after, tests):
+    more, right = (_difference(before, after, tests, k) for k in ("specificity", "correctness"))
     first = _moved(more, "More specific", "Less specific", "As specific as before")
     second = _moved(right, "more often right", "less often right", "as often right")
-    joint = "but" if more * right < 0 and min(abs(more), abs(right)) >= _SMALL else "and"
-    return f"{first}, {joint} {second}"
+    return f"{first}, {'but' if more * right < 0 else 'and'} {second}"
+
+
+def _difference(before, after, tests, measure):
+    """Returns after minus before; 0 if that is small, or not significant in the paired test."""
+    found, p = after[measure] - before[measure], tests.get(measure, {}).get("p")
+    return 0 if abs(found) < _SMALL or (p is not None and p >= _LEVEL) else found
 
 
 def _moved(by, up, down, same):
-    return same if abs(by) < _SMALL else up if by > 0 else down
+    return up if by > 0 else down if by < 0 else same
 
 
-def _lead(folder, runs):
-    told = []
-    images: dict[str, int] = {}
-    for run in runs:
-        images[run["data"]] = max(run["images"], images.get(run["data"], 0))
-    if images:
-        sets = [f"{n:,} images of {page_data.visible(data)}" for data, n in images.items()]
-        told.append(html.escape(f"Greedy answers about {', '.join(sets)}."))
-    changes = pairs.last_of_each(runs)
-    named = page_data.names_of([run_key(run) for _, run in changes])
-    moves = [
-        f"from {base['score']['hm']:.3f} to {run['score']['hm']:.3f}"
-        + (f" ({html.escape(name)})" if len(changes) > 1 else "")
-        for (base, run), name in zip(changes, named, strict=True)
+def _shifts(
+    runs: Sequence[Run],
+    places: Mapping[tuple[str, str, str], int],
+    entries: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Counts what became of each category from a base to the last run that has this base."""
+    found, rank = pairs.last_of_each(runs), palette.RANK
+    titles = page_data.names_of([run_key(run) for _, run in found])
+    rows = []
+    for (base, run), title in zip(found, titles, strict=True):
+        own = [entry for entry in entries if entry["data"] == run["data"]]
+        counts = page_data.changes(own, *(places[run_key(one)] for one in (base, run)))
+        moves = [(rank[b] - rank[a], n) for (a, b), n in counts.items() if {a, b} <= rank.keys()]
+        row = {"title": title, "base": base, "run": run, "counts": counts}
+        row["used"] = [c for c in palette.ORDER if any(c in pair for pair in counts)]
+        row["better"] = sum(n for by, n in moves if by > 0)
+        row["worse"] = sum(n for by, n in moves if by < 0)
+        rows.append(row | {"same": sum(n for by, n in moves if by == 0)})
+    return rows
+
+
+def _compared(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Lists (names of both runs, their differences) of each comparison."""
+    keys = list(dict.fromkeys(run_key(one[side]) for one in found for side in ("a", "b")))
+    names = dict(zip(keys, page_data.names_of(keys), strict=True))
+    return [
+        ("\u00a0→ ".join(names[run_key(one[side])] for side in ("a", "b")), one["differences"])
+        for one in found
     ]
-    if moves:
-        told.append(f"The harmonic mean of both went {', '.join(moves)}.")
-    summary = folder.summary
-    if summary.get("steps") is not None and math.isfinite(summary.get("wall_seconds", 0)):
-        minutes = summary.get("wall_seconds", 0) / 60
-        told.append(f"Training took {summary['steps']} steps, the whole run {minutes:.1f} minutes.")
-    return " ".join(told)
+
+
+def _labels(runs: Sequence[Run]) -> dict[str, list[Mapping[str, float] | None]]:
+    """Maps each class to its scores of each run, None where a run was not asked about it."""
+    by_class = [run.get("by_class") or {} for run in runs]
+    labels = sorted({label for found in by_class for label in found})
+    return {label: [found.get(label) for found in by_class] for label in labels}

@@ -1,8 +1,6 @@
-"""What the browser of images on the page is given, as JSON that a script tag can hold."""
+"""The data of the page's script: images with their answers, and samples of training."""
 
 import collections
-import html
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,16 +12,16 @@ from speciarl_jax.evaluation.report.folder import run_key
 from speciarl_jax.evaluation.report.markdown import short_answer
 from speciarl_jax.runtime import plugins
 
-_LONGEST = 800  # characters of a response
-_DISTINCT = 12  # different answers of a group of samples
-_ROLLOUTS = 400  # images of training
+_LONGEST = 800  # characters of a completion that are kept
+_DISTINCT = 12  # different answers that are kept of a group of samples
+_ROLLOUTS = 400  # images of training that are kept
 
-# (categories, one an image and answer) -> rewards, likewise, or None where there is none.
+# Categories by image and answer -> rewards by image and answer, None without a verdict.
 Reward = Callable[[Sequence[Sequence[str]]], list[list[float | None]]]
 
 
 def visible(text: str) -> str:
-    """Text in which what is not seen, or turns the text around it, is written as its code point."""
+    """Writes characters as code points that are invisible or change the direction of text."""
 
     def one(char):
         if char in "\n\t":
@@ -34,13 +32,8 @@ def visible(text: str) -> str:
     return "".join(map(one, text))
 
 
-def escaped(text: Any) -> str:
-    """Markup that shows a text, `visible`."""
-    return html.escape(visible(str(text)))
-
-
 def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Short names of runs: the policy, with data set and prompt where they differ."""
+    """Names runs by their policies, and by data set and prompt where these differ."""
     _, sets, prompts = (set(part) for part in zip(*keys, strict=True)) if keys else ((),) * 3
     names = []
     for policy, data, prompt in keys:
@@ -49,60 +42,45 @@ def names_of(keys: Sequence[tuple[str, str, str]]) -> list[str]:
     return names
 
 
-def asked_key(run: Mapping[str, Any]) -> tuple[str, str]:
-    """(policy, prompt) of a run: with an image's data set it says which run that is."""
-    return run["policy"], run["prompt"]
-
-
-def asked_of(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
-    """(policy, prompt) -> its place among those of the runs; the same for all data sets."""
-    kinds = dict.fromkeys((policy, prompt) for policy, _, prompt in keys)
-    return {kind: number for number, kind in enumerate(kinds)}
+def places_of(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], int]:
+    """Numbers the runs, by their keys, such that policy and prompt decide and data sets do not."""
+    kinds = list(dict.fromkeys((policy, prompt) for policy, _, prompt in keys))
+    return {key: kinds.index((key[0], key[2])) for key in keys}
 
 
 def cut(text: str) -> str:
-    """Visible text of a bounded length, which says how much is left out."""
+    """Makes a text `visible` and cuts it; says how many characters were left out."""
     shown = visible(text[:_LONGEST])
     left = len(text) - _LONGEST
     return f"{shown} … ({left} more characters)" if left > 0 else shown
 
 
-def script(value: Any) -> str:
-    """JSON that stands safely inside a script tag: no `<`, `>`, `&`, and ASCII only."""
-    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for char in "<>&":
-        found = found.replace(char, f"\\u{ord(char):04x}")
-    return found
-
-
 def images(
     predictions: Sequence[Mapping[str, Any]],
-    keys: Sequence[tuple[str, str, str]],
+    places: Mapping[tuple[str, str, str], int],
     thumbnails: Mapping[tuple[str, int], str],
     reward: Reward | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry a data set and image.
+    """Makes an entry for each image of each data set.
 
     Args:
       predictions: rows of `predictions.jsonl`.
-      keys: the runs; others are left out.
+      places: of `places_of`; rows of other runs are left out.
       thumbnails: (data, image_id) -> data URI.
       reward: of the samples; None where it is not known.
 
     Returns:
       Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
-      where there is one; `greedy`: place in `asked_of` -> [answer, whole response, category];
+      where there is one; `greedy`: place of the run -> [answer, whole response, category];
       `samples`: likewise -> {`of`: N, `answers`: [[answer, category, reward or None, how often],
       ...], the most frequent first, `more`: how many are left out}.
     """
-    asked = asked_of(keys)
-    place = {(policy, data, prompt): asked[policy, prompt] for policy, data, prompt in keys}
-    sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in place]
+    sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in places]
     categories = [row["categories"] for row in sampled]
     rewards = iter(reward(categories) if reward else [[None] * len(c) for c in categories])
     found: dict[tuple, dict[str, Any]] = {}
     for row in predictions:
-        number = place.get(run_key(row))
+        number = places.get(run_key(row))
         if number is None:
             continue
         name = (row["data"], row["image_id"])
@@ -128,7 +106,7 @@ def _described(row, thumbnails):
 
 
 def _grouped(row, rewards):
-    """The different answers among samples, each with how often it was given."""
+    """Counts the different answers among samples."""
     given = zip(row["responses"], row["categories"], rewards, strict=True)
     counts = collections.Counter(
         (visible(short_answer(said, 120)), category, earned) for said, category, earned in given
@@ -138,7 +116,7 @@ def _grouped(row, rewards):
 
 
 def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The images of training with their answers; at most `_ROLLOUTS`, of steps spread evenly."""
+    """Lists images of training with their answers: at most `_ROLLOUTS`, of evenly spread steps."""
     steps = sorted({row["step"] for row in samples})
     each = max(1, len(samples) // max(len(steps), 1))
     kept = set(steps[:: -(-len(steps) * each // _ROLLOUTS) or 1])
@@ -164,11 +142,11 @@ def rollouts(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def changes(
     entries: Sequence[Mapping[str, Any]], before: int, after: int
 ) -> dict[tuple[str, str], int]:
-    """(category before, category after) -> images that both answered greedily.
+    """Counts images by (category before, category after) of the greedy answers to them.
 
     Args:
       entries: of `images`.
-      before: place in `asked_of`.
+      before: place of the run.
       after: likewise.
     """
     pairs = (
@@ -180,14 +158,14 @@ def changes(
 
 
 def reward_of(configs: Mapping[str, Mapping[str, Any]]) -> Reward | None:
-    """The reward of the latest configuration in `Folder.configs`; None where none is known."""
+    """Finds the reward of the latest of `Folder.configs`; None where there is none."""
     if not configs:
         return None
     config = list(configs.values())[-1]
     function = plugins.find("rl.rewards", config["reward"]["name"], "reward")
 
     def reward(categories):
-        # In one call for all groups of a size.
+        # One call for all groups of one size.
         found: list[list[float | None]] = [[]] * len(categories)
         for size in set(map(len, categories)):
             places = [i for i, row in enumerate(categories) if len(row) == size]

@@ -11,7 +11,7 @@ import report_folder
 
 from speciarl_jax.data import thumbnails
 from speciarl_jax.evaluation import predictions, report
-from speciarl_jax.evaluation.report import charts, folder, page, page_data, pairs
+from speciarl_jax.evaluation.report import folder, page, page_data, pairs, palette
 from speciarl_jax.runtime import jsonl
 
 VOID = {"meta", "input", "br", "img"}
@@ -70,8 +70,20 @@ def test_the_page_is_well_formed_and_asks_for_nothing(text):
     labelled = {value for name, value in found.attributes if name == "for"}
     controls = [i for i in found.ids if i.startswith(("f-", "run-"))]
     assert labelled == set(controls) and len(controls) >= 9
-    for drawing in re.findall(r"<svg.*?</svg>", text, re.S):
-        xml.etree.ElementTree.fromstring(drawing)
+    drawings = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(drawings) == 3 + 3 + 1 + 5
+    for drawing in drawings:
+        root = xml.etree.ElementTree.fromstring(drawing)
+        assert root.get("role") == "img" and root.get("aria-label")
+        # Colours that differ on a dark page are variables, and its style sheet is the page's.
+        assert not set(re.findall("#[0-9a-f]{6}", drawing)) & set(
+            map(palette.LIGHT.get, palette.DARK)
+        )
+        assert "<style" not in drawing and "font-family" not in drawing
+
+
+def test_the_same_folder_gives_the_same_page(workdir):
+    assert page.render(folder.read(workdir)) == page.render(folder.read(workdir))
 
 
 def test_nothing_that_a_model_says_is_markup(text):
@@ -133,18 +145,27 @@ def test_names_of_predict_and_what_is_not_compared_are_shown(workdir):
 
 
 def test_the_headline_says_what_happened(workdir):
-    def headline(correctness, specificity):
+    def headline(correctness, specificity, **tests):
         content = folder.read(workdir)
         base, trained = content.metrics["runs"]
         trained["score"] |= {
             "correctness": base["score"]["correctness"] + correctness,
             "specificity": base["score"]["specificity"] + specificity,
         }
+        for test in content.metrics["comparisons"]:
+            test["differences"] = {key: {"value": 0.1, "p": p} for key, p in tests.items()}
         return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
 
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
     assert headline(0.001, -0.1) == "Less specific, and as often right"
+    # A difference that the paired test finds not significant is none.
+    assert headline(0.1, 0.1, correctness=0.7, specificity=0.001) == (
+        "More specific, and as often right"
+    )
+    assert headline(-0.1, 0.1, correctness=0.04, specificity=0.05) == (
+        "As specific as before, and less often right"
+    )
 
 
 def test_runs_are_named_by_what_tells_them_apart():
@@ -159,25 +180,6 @@ def test_changes_are_counted_over_images_that_both_answered():
 
     entries = [entry("wrong", "specific"), entry("wrong", "specific"), entry("wrong", None)]
     assert page_data.changes(entries, 0, 1) == {("wrong", "specific"): 2}
-
-
-def test_a_band_is_as_high_as_its_share():
-    drawing = charts.shift({("wrong", "specific"): 3, ("wrong", "wrong"): 1}, "a", "b")
-    heights = [float(h) for h in re.findall(r'd="M[\d. ]+C[\d. -]+v([\d.]+)C', drawing)]
-    assert len(heights) == 2 and heights[0] == pytest.approx(3 * heights[1], rel=0.01)
-
-
-def test_a_point_of_the_trade_off_lies_where_its_numbers_say(workdir):
-    runs = folder.read(workdir).metrics["runs"]
-    for run, xy in zip(runs, [(0.5, 0.4), (0.7, 0.8)], strict=True):
-        run["score"] |= dict(zip(("correctness", "specificity"), xy, strict=True))
-    drawing = charts.trade_off(runs, ["one", "two"])
-    assert "one: correctness 0.500, specificity 0.400" in drawing
-    tree = xml.etree.ElementTree.fromstring(drawing)
-    dots = [e for e in tree.iter() if e.get("class") == "dot"]
-    square_x = float(dots[1].get("x")) + float(dots[1].get("width")) / 2
-    assert square_x > float(dots[0].get("cx"))
-    assert float(dots[1].get("y")) < float(dots[0].get("cy"))
 
 
 def test_a_folder_without_metrics_has_a_page_with_the_same_scores(workdir):
@@ -334,6 +336,7 @@ def test_a_page_opens_with_the_last_run_that_has_a_base():
 def test_the_headline_is_of_all_data_sets_or_of_none(tmp_path):
     report_folder.make(tmp_path, sets=("emoji", "birds"))
     content = folder.read(tmp_path)
+    content.metrics["comparisons"].clear()
     text = page.render(content)
     assert "<h1>How specific, and how right</h1>" in text
     assert "Greedy answers about 60 images of emoji, 60 images of birds." in text
