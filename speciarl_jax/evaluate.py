@@ -245,13 +245,11 @@ def _answer(
     for decoding, count, batch_size, sampling in passes:
         evaluator = Evaluator(run, num_rollouts=count, batch_size=batch_size)
         for name, (lora, policy) in loaded.items():
-            known = provenance.of_part(
+            made = provenance.of_part(
                 run, run.eval_source, policy, decoding=decoding, num_rollouts=count
             )
             mine = part._replace(policy=name, decoding=decoding)
-            answer_part(
-                evaluator, lora, store, mine, made_with, overwrite=plan.overwrite, **sampling
-            )
+            answer_part(evaluator, lora, store, mine, made, overwrite=plan.overwrite, **sampling)
 
 
 def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
