@@ -1,6 +1,6 @@
 """Pretraining of the tiny policy of the quickstart, from scratch.
 
-python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
+python -m examples.pretrain --config=configs/quickstart_sft.py \\
         --workdir=runs/quickstart_sft
 """
 
@@ -79,7 +79,7 @@ def _text() -> ml_collections.ConfigDict:
 
 
 def _habits() -> ml_collections.ConfigDict:
-    """Habits of the base policy (tools/pretrain/answers.py)."""
+    """Habits of the base policy (examples/pretrain/answers.py)."""
     habits = ml_collections.ConfigDict()
     # Shares of labels whose usual level is abstain, generic, less specific, specific.
     habits.level_shares = (0.32, 0.32, 0.16, 0.2)

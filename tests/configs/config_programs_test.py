@@ -28,7 +28,7 @@ ARGUMENTS = {
     "prompt": sorted(path.stem for path in prompt_builder.TEXTS.glob("*.txt")),
     "static_map": sorted(static_map.MAPS),
 }
-# Of `speciarl_jax.tools.pretrain`, which has keys of its own (tests/sft_test.py).
+# Of `examples.pretrain`, which has keys of its own (tests/sft_test.py).
 OTHER_PROGRAM = {"__init__", "quickstart_sft"}
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OTHER_PROGRAM)
 METHODS = [f for f in FILES if "(parent: str" in (FOLDER / f"{f}.py").read_text()]

@@ -6,9 +6,9 @@ import pytest
 from absl import flags
 
 from configs import quickstart_sft
+from examples.pretrain import __main__ as pretrain
 from speciarl_jax import evaluate, train
 from speciarl_jax.runtime.workdir import open_workdir
-from speciarl_jax.tools.pretrain import __main__ as pretrain
 
 GIVEN = {
     "print_config": False,

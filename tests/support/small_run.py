@@ -21,6 +21,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from configs import quickstart, quickstart_sft
+from examples.pretrain import __main__ as pretrain
 from speciarl_jax import train
 from speciarl_jax.data import emoji
 from speciarl_jax.evaluation.evaluator import Evaluator, lines_of
@@ -28,7 +29,6 @@ from speciarl_jax.experiment.run import Run, prepare
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import exit_codes, multihost, sharding
-from speciarl_jax.tools.pretrain import __main__ as pretrain
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps, train_logger
 

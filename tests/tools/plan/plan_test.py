@@ -8,9 +8,9 @@ import types
 import jax
 import pytest
 
+from benchmarks.workload import SMALL
 from configs import cub, quickstart
 from speciarl_jax.models.qwen2_5_vl import presets
-from speciarl_jax.tools.bench.workload import SMALL
 from speciarl_jax.tools.plan import __main__ as plan_program
 from speciarl_jax.tools.plan import chips, cost, measure, programs, search
 from speciarl_jax.training import steps

@@ -1,4 +1,4 @@
-"""Trains one supervised stage of `speciarl_jax.tools.pretrain`; resumes from its checkpoints."""
+"""Trains one supervised stage of `examples.pretrain`; resumes from its checkpoints."""
 
 import dataclasses
 import functools

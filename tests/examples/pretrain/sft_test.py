@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from configs import quickstart_sft
+from examples.pretrain import __main__ as pretrain
+from examples.pretrain import fit
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.tools.pretrain import __main__ as pretrain
-from speciarl_jax.tools.pretrain import fit
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Trains a base policy from scratch by supervision.
 
-    python -m speciarl_jax.tools.pretrain --config=configs/quickstart_sft.py \\
+    python -m examples.pretrain --config=configs/quickstart_sft.py \\
         --workdir=runs/quickstart_sft
 
 The first stage supervises the vision encoder with the levels of the label tree; with
@@ -21,6 +21,8 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
+from examples.pretrain import answers, fit
+from examples.pretrain import vision as vision_stage
 from speciarl_jax.data import emoji, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.load_policy import model_folder
@@ -33,8 +35,6 @@ from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.runtime import exit_codes
 from speciarl_jax.runtime.checkpoint import quieten_orbax
 from speciarl_jax.runtime.workdir import open_workdir
-from speciarl_jax.tools.pretrain import answers, fit
-from speciarl_jax.tools.pretrain import vision as vision_stage
 
 _MODEL_TOKENS = {
     "image_token_id": "<|image_pad|>",

@@ -3,15 +3,15 @@
 In an environment of its own, which holds neither torch nor this package's other requirements:
 
     python3 -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2
-    tunix/bin/python tests/benchmarks/tunix_baseline.py --shape=short --python=.venv/bin/python
+    tunix/bin/python benchmarks/baselines/tunix_baseline.py --shape=short --python=.venv/bin/python
 
-The decoder has the dimensions of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and
+The decoder has the dimensions of `SMALL` in benchmarks/workload.py, float32 and
 random weights; LoRA of rank 16 by qwix on the same linear layers; B prompts of P random tokens, N
 completions of at most T tokens, which random weights nearly always reach. Tunix has no
 images in RL, so it runs no vision encoder, and text stands where ours has an image. A learner step
 samples, rewards, scores the reference (unless --kl_coefficient=0) and updates. `rollout` is the
 call of the cluster's `generate`, `rest` is all else. The first step compiles and is left out. Ours
-is measured before and after, by `python -m speciarl_jax.tools.bench` with the interpreter --python.
+is measured before and after, by `python -m benchmarks` with the interpreter --python.
 Prints medians and ratios.
 """
 
@@ -32,7 +32,7 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
-# The dimensions and shapes of speciarl_jax/tools/bench/workload.py, which this environment cannot
+# The dimensions and shapes of benchmarks/workload.py, which this environment cannot
 # import: images, rollouts, prompt, tokens.
 SHAPES = {"short": (16, 10, 98, 64), "paper": (16, 10, 300, 96)}
 DECODER = {

@@ -4,13 +4,13 @@ In an environment of its own, whose torch is the build for CPUs:
 
     python3 -m venv trl && trl/bin/pip install trl==1.16.0 torch==2.13.0 transformers==5.23.0 \
         peft==0.21.2 pillow datasets
-    trl/bin/python tests/benchmarks/trl_baseline.py --shape=short --python=.venv/bin/python
+    trl/bin/python benchmarks/baselines/trl_baseline.py --shape=short --python=.venv/bin/python
 
-The dimensions are those of `SMALL` in speciarl_jax/tools/bench/workload.py, float32 and random
+The dimensions are those of `SMALL` in benchmarks/workload.py, float32 and random
 weights, in transformers' Qwen2.5-VL; LoRA of rank 16 on the decoder; B random images and prompts
 of P tokens, N completions of T tokens. A step samples with `generate`, rewards and updates once, in
 micro-batches of 32 completions. The first step is left out. Ours is measured before and after,
-by `python -m speciarl_jax.tools.bench` with the interpreter --python.
+by `python -m benchmarks` with the interpreter --python.
 Prints medians and their ratio.
 """
 
@@ -33,7 +33,7 @@ from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
 # images, rollouts, prompt, tokens, side of the image in merged tokens; as in
-# `speciarl_jax.tools.bench`.
+# `benchmarks`.
 SHAPES = {"short": (16, 10, 98, 64, 4), "paper": (16, 10, 300, 96, 8)}
 IMAGE, VIDEO, START, END, EOS, PAD = range(4090, 4096)
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

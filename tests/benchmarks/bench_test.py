@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.tools.bench import __main__ as bench
-from speciarl_jax.tools.bench import limits, workload
+from benchmarks import __main__ as bench
+from benchmarks import limits, workload
 
 # 32 channels and two layers, so that a test compiles in seconds.
 TINY = dataclasses.replace(
@@ -160,7 +160,7 @@ def test_the_command_writes_what_it_prints(start, tmp_path):
     process = start(
         *(
             "-m",
-            "speciarl_jax.tools.bench",
+            "benchmarks",
             f"--model={path}",
             "--shapes=short",
             "--repeats=1",

@@ -1,4 +1,4 @@
-"""Measures our side of a comparison: `speciarl_jax.tools.bench` in a process of its own."""
+"""Measures our side of a comparison: `benchmarks` in a process of its own."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ def measure(python, shape, *, repeats, kl_coefficient, lora_rank=16, clock="wall
         command = [
             str(python),
             "-m",
-            "speciarl_jax.tools.bench",
+            "benchmarks",
             f"--shapes={shape}",
             "--noplain",
         ]

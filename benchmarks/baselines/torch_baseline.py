@@ -1,9 +1,9 @@
 """Compares our step with torch and transformers, which share nothing, in one run.
 
-    python tests/benchmarks/torch_baseline.py --shapes=short,paper
+    python benchmarks/baselines/torch_baseline.py --shapes=short,paper
 
 Needs torch, transformers and peft (`launch/test.sh` installs them). The model has the dimensions
-of `workload.SMALL` (speciarl_jax/tools/bench) and random weights; the images and prompts are
+of `workload.SMALL` (benchmarks) and random weights; the images and prompts are
 those of the bench.
 
 - rollout: `generate(num_return_sequences=N)` on B images; no completion ends early.
@@ -11,7 +11,7 @@ those of the bench.
   images in micro-batches of 32, logits at completion positions only, clipped surrogate, AdamW. With
   --kl_coefficient both sides also run the reference policy.
 
-Ours is measured by `python -m speciarl_jax.tools.bench` in processes between the rounds of torch's.
+Ours is measured by `python -m benchmarks` in processes between the rounds of torch's.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(ours.ROOT))
 
-from speciarl_jax.tools.bench import limits, workload
+from benchmarks import limits, workload
 
 LINEARS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 MICRO_BATCH = 32

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from examples.pretrain import answers
 from speciarl_jax.data import emoji
-from speciarl_jax.tools.pretrain import answers
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy

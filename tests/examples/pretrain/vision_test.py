@@ -7,10 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
+from examples.pretrain import vision
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
-from speciarl_jax.tools.pretrain import vision
 
 CONFIG = VisionConfig(
     depth=1,

@@ -87,7 +87,7 @@ def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Holds what is the same for all shapes; each is a flag of `speciarl_jax.tools.bench`."""
+    """Holds what is the same for all shapes; each is a flag of `benchmarks`."""
 
     dtype: str = _option("float32", "Of weights and products.", ("float32", "bfloat16"))
     lora_rank: int = _option(16, "Of the adapters.")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.workload import Options, Shape
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.tools.bench.workload import Options, Shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Measures a training step on random weights, with the work of a group shared and without.
 
-    python -m speciarl_jax.tools.bench --shapes=short,paper --json=bench.json
-    python -m speciarl_jax.tools.bench --shapes=paper --rollouts=1,2,5,10,20,64 \\
+    python -m benchmarks --shapes=short,paper --json=bench.json
+    python -m benchmarks --shapes=paper --rollouts=1,2,5,10,20,64 \\
         --plot=docs/rollouts.png
 
 No checkpoint is needed: the dimensions are those of `SMALL` (5.67 million parameters), of a
@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
+from benchmarks import limits
+from benchmarks.workload import SHAPES, Options, Workload, model_config, random_policy
 from speciarl_jax.rollout.types import Rollout
 from speciarl_jax.runtime import exit_codes
-from speciarl_jax.tools.bench import limits
-from speciarl_jax.tools.bench.workload import SHAPES, Options, Workload, model_config, random_policy
 
 
 class Measurement:

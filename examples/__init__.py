@@ -1,0 +1,1 @@
+"""Programs built on the package, to be read and changed."""
