@@ -138,9 +138,10 @@ def test_the_training_command_works_end_to_end(judge, start, tmp_path):
     assert sum(row["verify/asked"] for row in rows) > 0
     assert all(row["update/grad_norm"] > 0 for row in rows)
     summary = json.loads((workdir / "summary.json").read_text())
+    lines = (workdir / "predictions.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
     for name in ("base", "trained"):
-        lines = (workdir / f"answers_{name}.jsonl").read_text().splitlines()
-        said = [json.loads(line)["categories"][0] for line in lines]
+        said = [line["categories"][0] for line in answers if line["policy"] == name]
         assert len(said) == sum(summary[name]["histogram"].values()) and "unverified" not in said
         # Categories that no rule states come from the judge alone.
         assert {"generic", "less_specific", "specific", "more_specific"} & set(said)
