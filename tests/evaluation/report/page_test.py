@@ -145,7 +145,7 @@ def test_names_of_predict_and_what_is_not_compared_are_shown(workdir):
 
 
 def test_the_headline_says_what_happened(workdir):
-    def headline(correctness, specificity, **tests):
+    def headline(correctness, specificity, p_values=None):
         content = folder.read(workdir)
         base, trained = content.metrics["runs"]
         trained["score"] |= {
@@ -153,17 +153,17 @@ def test_the_headline_says_what_happened(workdir):
             "specificity": base["score"]["specificity"] + specificity,
         }
         for test in content.metrics["comparisons"]:
-            test["differences"] = {key: {"value": 0.1, "p": p} for key, p in tests.items()}
+            test["differences"] = {key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()}
         return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
 
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
     assert headline(0.001, -0.1) == "Less specific, and as often right"
     # A difference that the paired test finds not significant is none.
-    assert headline(0.1, 0.1, correctness=0.7, specificity=0.001) == (
+    assert headline(0.1, 0.1, {"correctness": 0.7, "specificity": 0.001}) == (
         "More specific, and as often right"
     )
-    assert headline(-0.1, 0.1, correctness=0.04, specificity=0.05) == (
+    assert headline(-0.1, 0.1, {"correctness": 0.04, "specificity": 0.05}) == (
         "As specific as before, and less often right"
     )
 
