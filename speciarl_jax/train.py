@@ -9,7 +9,7 @@ Started again on the same workdir, it goes on from the last checkpoint to the sa
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ def train(
     *,
     clock: RunClock | None = None,
     allow_config_change: bool = False,
+    on_first_step: Callable[[], None] = lambda: None,
 ) -> tuple[nnx.State, float]:
     """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
@@ -59,6 +60,7 @@ def train(
       workdir: receives checkpoints and metrics.
       clock: counts the seconds of this process; from here on when None.
       allow_config_change: go on from a checkpoint of another configuration.
+      on_first_step: is called when the first step of this process has finished.
 
     Returns:
       The trained adapters, and the seconds that earlier processes of this run took.
@@ -78,6 +80,11 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         found = checkpoints.resume(state, known, allow_change=allow_config_change)
         done, state, window = resume(found, state, batches, clock)
+
+        def first_step_done() -> None:
+            clock.step_done(done + 1)
+            on_first_step()
+
         timer = step_timer.StepTimer()
         stack.callback(timer.close)
         step = steps.train_step(run, optimizer, state_sharding, timer.stage_done)
@@ -87,7 +94,7 @@ def train(
             done=done,
             window=window,
             timer=timer,
-            on_first_step=lambda: clock.step_done(done + 1),
+            on_first_step=first_step_done,
         )
         stack.callback(logger.close)
         profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))

@@ -65,7 +65,9 @@ def finished(run, small_config, tmp_path_factory):
     """The workdir of a run of six steps that nothing disturbed."""
     workdir, calls = tmp_path_factory.mktemp("finished"), []
     before = jax.tree.map(np.array, run.base)
-    train.train(with_config(run, small_config, **STEPS), workdir, lambda: calls.append(1))
+    train.train(
+        with_config(run, small_config, **STEPS), workdir, on_first_step=lambda: calls.append(1)
+    )
     assert calls == [1]
     # Donation took the adapters' copy and nothing else.
     assert_identical(small_run.arrays(run.base), small_run.arrays(before))
@@ -137,9 +139,9 @@ def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(train_logger.MetricWriter, "write", full_disk)
         with pytest.raises(OSError, match="no space left"):
-            train.train(short, tmp_path, lambda: None, clock=stopped)
+            train.train(short, tmp_path, clock=stopped)
     assert rows_of(tmp_path) == rows_of(finished)[:4]
-    lora, _ = train.train(short, tmp_path, lambda: None, clock=resumed)
+    lora, _ = train.train(short, tmp_path, clock=resumed)
     assert resumed.first_step == stopped.first_step
     assert 1000 < resumed.first_step < resumed.earlier < resumed.seconds()
     assert rows_of(tmp_path) == rows_of(finished)
@@ -181,7 +183,9 @@ def test_samples_depend_on_the_step_and_on_nothing_before_it(run, small_config, 
 def test_a_finished_run_does_nothing_more(run, small_config, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "again")
     calls, clock, same = [], RunClock(), with_config(run, small_config, **STEPS)
-    lora, earlier = train.train(same, tmp_path / "again", lambda: calls.append(1), clock=clock)
+    lora, earlier = train.train(
+        same, tmp_path / "again", clock=clock, on_first_step=lambda: calls.append(1)
+    )
     assert rows_of(tmp_path / "again") == rows_of(finished) and not calls and not clock.moved
     assert 0 < clock.first_step < clock.earlier == earlier
     got = {".lora" + name: value for name, value in small_run.arrays(lora).items()}

@@ -67,7 +67,7 @@ def test_a_preempted_run_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bi
 ):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(exit_codes.Preempted, match="step 1 is saved; start again"):
-        train.train(run_with(), tmp_path, tell(signal.SIGTERM))
+        train.train(run_with(), tmp_path, on_first_step=tell(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
     train.train(run_with(), tmp_path)
@@ -80,7 +80,7 @@ def test_a_preempted_run_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bi
 def test_profiles_are_written_when_a_signal_or_a_file_asks(run_with, calm, tmp_path):
     shutil.copytree(calm / "checkpoints", tmp_path / "checkpoints")
     (tmp_path / "profile_now").write_text("")
-    train.train(run_with(train__steps=7), tmp_path, tell(signal.SIGUSR1))
+    train.train(run_with(train__steps=7), tmp_path, on_first_step=tell(signal.SIGUSR1))
     assert not (tmp_path / "profile_now").exists()
     profiles = tmp_path / "profiles"
     assert sorted(p.name for p in profiles.iterdir()) == [
@@ -156,7 +156,7 @@ def test_a_changed_configuration_goes_on_only_where_that_is_allowed(run_with, ca
     other = run_with(train__steps=5, loss__kl_coefficient=0.5)
     with pytest.raises(ValueError, match=r"loss.kl_coefficient: 0.01 -> 0.5(?s:.*)--allow_config"):
         train.train(other, tmp_path)
-    train.train(other, tmp_path, lambda: None, allow_change=True)
+    train.train(other, tmp_path, allow_config_change=True)
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
 
 

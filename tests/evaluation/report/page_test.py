@@ -153,7 +153,9 @@ def test_the_headline_says_what_happened(workdir):
             "specificity": base["score"]["specificity"] + specificity,
         }
         for test in content.metrics["comparisons"]:
-            test["differences"] = {key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()}
+            test["differences"] = {
+                key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()
+            }
         return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
 
     assert headline(0.1, 0.1) == "More specific, and more often right"
