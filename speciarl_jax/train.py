@@ -198,6 +198,20 @@ def greedy_score(
     return evaluator.score(predictions.categories(judged))
 
 
+def write_summary(
+    path: epath.Path, scores: Mapping[str, metrics.Score], steps: int, clock: RunClock
+) -> None:
+    """Writes scores, and how long the run took (`RunClock.summary`).
+
+    Raises:
+      ValueError: a summary that is there already is damaged.
+    """
+    before = jsonl.read_object(path, "delete it")
+    summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
+    summary |= clock.summary(steps, before)
+    jsonl.replace(path, json.dumps(summary, indent=2) + "\n")
+
+
 def write_results(
     run: Run,
     workdir: epath.Path,
@@ -210,10 +224,7 @@ def write_results(
     Raises:
       ValueError: a summary that is there already is damaged.
     """
-    before = jsonl.read_object(workdir / SUMMARY, "delete it")
-    summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
-    summary |= clock.summary(run.config.train.steps, before)
-    jsonl.replace(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_summary(workdir / SUMMARY, scores, run.config.train.steps, clock)
     weights, labels = dict(run.config.evaluation.weights), {run.config.data.name: run.labels}
     results.update(workdir, store, weights, labels=labels)
     report.write(workdir)

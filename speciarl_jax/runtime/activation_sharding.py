@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from speciarl_jax.runtime.sharding import RULES
+from speciarl_jax.runtime import sharding
 
 # A logical name for each axis of an array; None for one that is not cut.
 Axes = tuple[str | None, ...]
@@ -54,7 +54,7 @@ def constrain(tree: Any, *axes: Any) -> Any:
         if ... in names:
             at = names.index(...)
             names[at : at + 1] = [None] * (x.ndim - len(names) + 1)
-        spec = _spec(mesh, x.shape, names)
+        spec = sharding.activation_spec(mesh, x.shape, names)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, tree)
@@ -63,7 +63,7 @@ def constrain(tree: Any, *axes: Any) -> Any:
 def parts(size: int, axis: str) -> int:
     """Returns how many devices an axis of this size is cut over, in equal parts."""
     mesh = _mesh.get()
-    count = 1 if mesh is None else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+    count = 1 if mesh is None else math.prod(mesh.shape[name] for name in sharding.mesh_axes(axis))
     return 1 if size % count else count
 
 
@@ -86,28 +86,13 @@ def on_each_device(
         name
         for x, names in zip(arrays, axes, strict=True)
         for size, axis in zip(x.shape, names, strict=True)
-        for name in _mesh_axes(axis)
+        for name in sharding.mesh_axes(axis)
         if size % mesh.shape[name]
     )
-    specs = tuple(_spec(mesh, x.shape, a, whole) for x, a in zip(arrays, axes, strict=True))
-    out_spec = _spec(mesh, arrays[0].shape, out, whole)
+    specs = tuple(
+        sharding.activation_spec(mesh, x.shape, a, whole) for x, a in zip(arrays, axes, strict=True)
+    )
+    out_spec = sharding.activation_spec(mesh, arrays[0].shape, out, whole)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_spec, check_vma=False)(
         *arrays
     )
-
-
-def _mesh_axes(axis: str | None) -> tuple[str, ...]:
-    """Returns the axes of the mesh that a logical axis is cut over."""
-    found = RULES[axis] if axis is not None else None
-    return (found,) if isinstance(found, str) else found or ()
-
-
-def _spec(mesh, shape, axes, whole=frozenset()) -> PartitionSpec:
-    """Returns how an array is cut; never over the mesh axes in `whole`."""
-
-    def cut(size, axis):
-        names = _mesh_axes(axis)
-        fits = names and not size % math.prod(mesh.shape[name] for name in names)
-        return names if fits and not whole & set(names) else None
-
-    return PartitionSpec(*(cut(*each) for each in zip(shape, axes, strict=True)))

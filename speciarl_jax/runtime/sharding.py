@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -243,3 +244,25 @@ def placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings
     )
+
+
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """Returns the axes of the mesh that a logical axis is cut over."""
+    found = RULES[axis] if axis is not None else None
+    return (found,) if isinstance(found, str) else found or ()
+
+
+def activation_spec(
+    mesh: Mesh, shape: tuple[int, ...], axes: Sequence[str | None], whole: frozenset = frozenset()
+) -> PartitionSpec:
+    """Returns how an activation is cut, by the logical names of its axes.
+
+    A side that the mesh does not divide is not cut, and none is cut over the mesh axes in `whole`.
+    """
+
+    def cut(size, axis):
+        names = mesh_axes(axis)
+        fits = names and not size % math.prod(mesh.shape[name] for name in names)
+        return names if fits and not whole & set(names) else None
+
+    return PartitionSpec(*(cut(*each) for each in zip(shape, axes, strict=True)))

@@ -283,7 +283,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
         )
         _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         facts = fingerprint(run)
-        position = {"stream": train_data.training_stream(run).get_state(), "seconds": 0.0}
+        position = {"stream": train_data.training_batches(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:
             checkpoints.save(0, state, position, facts, force=True)

@@ -9,6 +9,7 @@ import pytest
 import small_run
 
 from speciarl_jax.rollout import length_buckets, sample_and_verify, slot_compaction
+from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, batching
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps
@@ -87,7 +88,8 @@ def test_an_update_does_not_depend_on_the_number_of_widths(run, small_config, ch
         other = dataclasses.replace(run, config=config)
         optimizer, state, _ = state_lib.start(other)
         learn = jax.jit(steps.stages(other, optimizer).update)
-        state, metrics = learn(state, run.base, batch, features_BMD, rollout, category_BN, valid_BN)
+        groups = Groups(batch, features_BMD, rollout, category_BN, valid_BN)
+        state, metrics = learn(state, run.base, groups)
         found.append(small_run.arrays({"state": state, "metrics": metrics}))
     want, got = found
     assert want.keys() == got.keys()

@@ -61,6 +61,6 @@ def test_a_damaged_summary_is_refused_before_training(tmp_path, small_config, mo
     (tmp_path / "summary.json").write_text('{"steps": ')
     given = types.SimpleNamespace(**GIVEN, config=small_config(), workdir=str(tmp_path))
     monkeypatch.setattr(flags, "FLAGS", given)
-    monkeypatch.delattr(train.assemble, "prepare")  # an AttributeError, were it reached
+    monkeypatch.delattr(train, "prepare")  # an AttributeError, were it reached
     with pytest.raises(ValueError, match="summary.json is no JSON .*delete it"):
         train.main([])

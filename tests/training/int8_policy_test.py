@@ -11,6 +11,7 @@ from small_run import batch_of, small_run
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
+from speciarl_jax.rollout.types import Groups
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps
 
@@ -51,7 +52,7 @@ def test_it_samples_and_learns_nearly_the_same(run, run8):
         optimizer, state, _ = state_lib.start(r)
         valid = jnp.ones(CATEGORY_BN.shape, bool)
         learn = jax.jit(steps.stages(r, optimizer).update)
-        after, found = learn(state, r.base, batch, features, rollout, CATEGORY_BN, valid)
+        after, found = learn(state, r.base, Groups(batch, features, rollout, CATEGORY_BN, valid))
         before = jax.tree.leaves(state.lora)
         pairs = zip(jax.tree.leaves(after.lora), before, strict=True)
         moved.append(np.concatenate([np.ravel(a - b) for a, b in pairs]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speciarl_jax.data import emoji
-from speciarl_jax.tools.audit_verifier import SHIPPED, read_pairs
+from speciarl_jax.tools.audit_pairs import SHIPPED, read_pairs
 from speciarl_jax.verifiers import parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy, TaxonomyVerifier
