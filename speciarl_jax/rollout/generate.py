@@ -44,7 +44,7 @@ def generate(
     In the smaller loops each slot has a copy of its image's prompt, and an image with many
     answers that go on takes several slots. There are never more slots than images, so no loop
     holds more than B prompts; while answers move, the caches of both loops exist
-    (`memory.image_bytes`).
+    (`kv_cache_budget.image_bytes`).
 
     Args:
       policy: the model.

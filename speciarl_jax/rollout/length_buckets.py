@@ -15,7 +15,7 @@ def sizes(length: int, count: int) -> list[int]:
 
 
 def by_length(mask_BNT: jax.Array, parts: int) -> jax.Array:
-    """Puts images whose longest answers are about as long into one part of `update.cut`.
+    """Puts images whose longest answers are about as long into one part of `split_strided`.
 
     Otherwise one long answer in every part would make all of them wide. Images stay on their
     device, and every part has as many of each device as before.
@@ -25,8 +25,8 @@ def by_length(mask_BNT: jax.Array, parts: int) -> jax.Array:
       parts: that the images will be cut into, every `parts`-th into one.
 
     Returns:
-      int32 [S, B / S] for `compaction.take_images`: the order within each of the S shares of the
-      batch that devices hold.
+      int32 [S, B / S] for `slot_compaction.take_images`: the order within each of the S shares of
+      the batch that devices hold.
     """
     longest_B = jnp.max(jnp.sum(mask_BNT, axis=-1), axis=-1)
     shares = activation_sharding.parts(len(longest_B) // parts, "batch")
