@@ -69,7 +69,7 @@ SAID = {
         "Brewer Blackbird": "SPECIFIC",
         "Brewers blackbird": "SPECIFIC",
         "blackbird": "LESS_SPECIFIC",
-        "songbird": "LESS_SPECIFIC",
+        "songbird": "GENERIC",
         "bird": "GENERIC",
         "rusty blackbird": "WRONG",
     },
