@@ -49,24 +49,17 @@ from speciarl_jax.training import policy_sources
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is evaluated.
-
-    Attributes:
-      policies: in the order of the tables.
-      sets: name of a data set -> configuration with its images.
-      prompts: names or paths.
-      own_data: whether the only set is the configuration's own; then the verifier knows the labels
-        of the training images, too.
-      best_of: N samples an image; 0 for none.
-      overwrite: as for `Predictions.begin`.
-    """
+    """What is evaluated."""
 
     policies: Sequence[policy_sources.Policy]
+    # Name of a data set -> configuration with its images.
     sets: Mapping[str, ml_collections.ConfigDict]
-    prompts: Sequence[str]
+    prompts: Sequence[str]  # names or paths
+    # Whether the only set is the configuration's own; then the verifier knows the labels of the
+    # training images, too.
     own_data: bool
-    best_of: int = 0
-    overwrite: bool = False
+    best_of: int = 0  # N samples an image; 0 for none
+    overwrite: bool = False  # as for `Predictions.begin`
 
     def by_model(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
         """Groups the policies that differ in nothing but their adapters."""
@@ -163,7 +156,6 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
     """Answers and judges all parts of a plan, except for lines that are there already.
 
     Args:
-      plan: policies, data sets and prompts.
       store: receives the lines; None in all processes but the first.
 
     Returns:
@@ -276,8 +268,6 @@ def write_results(
 
     Args:
       config: its `evaluation.weights`.
-      workdir: receives the files.
-      store: lines of all parts.
       labels: as `evaluate` returns them.
       measure: computes open-world metrics (`open_world.of_parts`) of the parts, or None. It may
         fail, so all other metrics are written before.

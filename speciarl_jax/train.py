@@ -56,8 +56,6 @@ def train(
     """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
     Args:
-      run: policy, verifier, data.
-      workdir: receives checkpoints and metrics.
       clock: counts the seconds of this process; from here on when None.
       allow_config_change: go on from a checkpoint of another configuration.
       on_first_step: is called when the first step of this process has finished.
@@ -154,8 +152,6 @@ def resume(
     Args:
       found: steps, state and position of the newest checkpoint, or None.
       state: before the first step.
-      batches: of `train_data`.
-      clock: of this process.
 
     Returns:
       The number of finished steps, the state after them, and `window` of the `TrainLogger`.

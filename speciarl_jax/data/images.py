@@ -125,7 +125,6 @@ def check_first_row(source: Any, name: str) -> None:
     """Refuses a source whose first row lacks what batches, verdicts and reports need.
 
     Args:
-      source: random access to rows.
       name: name of the data set in error messages.
 
     Raises:

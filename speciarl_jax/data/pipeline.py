@@ -40,9 +40,7 @@ def training_batches(
       source_of_epoch: epoch -> random access to its images; all epochs have the same length.
       build: rows of this process -> batch.
       batch_size: images of a batch over all processes.
-      seed: seed of the order.
       workers: threads that read images.
-      process: index of this process.
       processes: number of processes; must divide `batch_size`.
       buffer: number of batches read ahead.
 

@@ -128,7 +128,6 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
     The chat template is that of the policy that ships with the package.
 
     Args:
-      texts: prompts and completions to train on.
       vocab_size: number of tokens, special tokens and answer tags included.
       folder: receives `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
     """

@@ -31,9 +31,7 @@ def intervals(
     Args:
       categories_B: int `Category`, one an image; at least one.
       weights: as for `metrics.score`.
-      resamples: number of bootstrap samples.
       level: share of the distribution between the ends.
-      seed: of the draws.
 
     Returns:
       Each of `MEASURES` -> [low, high].
@@ -68,9 +66,6 @@ def paired(
       a_B: int `Category` of the reference, one an image.
       b_B: int `Category`, of the same images in the same order.
       weights: as for `metrics.score`.
-      resamples: as for `intervals`.
-      level: as for `intervals`.
-      seed: as for `intervals`.
 
     Returns:
       Each of `MEASURES` -> {"value", "interval", "p"}.

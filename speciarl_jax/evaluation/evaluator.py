@@ -24,20 +24,13 @@ _AHEAD = 2
 
 
 class Judged(NamedTuple):
-    """Answers of a policy about B images, N an image, and their verdicts.
+    """Answers of a policy about B images, N an image, and their verdicts."""
 
-    Attributes:
-      rows: rows of the images, without the pixels.
-      responses: B lists of N texts.
-      category_BN: int32 `Category`.
-      valid_BN: bool, a verdict exists; only a judge leaves answers without one.
-      probability_BN: float, of the verdict; NaN where no judge was asked, or it gave none.
-    """
-
-    rows: list[Mapping[str, Any]]
-    responses: list[list[str]]
-    category_BN: np.ndarray
-    valid_BN: np.ndarray
+    rows: list[Mapping[str, Any]]  # rows of the images, without the pixels
+    responses: list[list[str]]  # B lists of N texts
+    category_BN: np.ndarray  # int32 `Category`
+    valid_BN: np.ndarray  # bool, a verdict exists; only a judge leaves answers without one
+    # float, of the verdict; NaN where no judge was asked, or it gave none.
     probability_BN: np.ndarray
 
     @property
@@ -47,12 +40,7 @@ class Judged(NamedTuple):
 
 
 class Evaluator:
-    """Samples and verifies answers about the evaluation images; compiled once.
-
-    Attributes:
-      run: policy, verifier, data.
-      source: the images.
-    """
+    """Samples and verifies answers about the evaluation images; compiled once."""
 
     def __init__(
         self,
@@ -65,7 +53,6 @@ class Evaluator:
         """Opens the images and defines the program.
 
         Args:
-          run: policy, verifier, data.
           num_rollouts: N answers an image.
           batch_size: images a call; None for `config.evaluation.batch_size`.
           source: the images; None for those of `config.data` and `config.evaluation.options`.
@@ -129,7 +116,6 @@ class Evaluator:
         A host verifier judges a batch while the next ones are sampled.
 
         Args:
-          lora: adapters.
           temperature: 0 is greedy.
           top_p: 1 for the whole distribution.
           name: of the progress bar.
@@ -217,10 +203,7 @@ def answer_part(
     again.
 
     Args:
-      evaluator: of the images.
-      lora: adapters.
       store: receives the lines; None in all processes but the first.
-      part: the lines' policy, data set, prompt and decoding.
       known: provenance of the answers (`provenance.of_part`).
       overwrite: as for `Predictions.begin`.
       **sampling: `temperature` and `top_p`, as for `Evaluator.batches`.

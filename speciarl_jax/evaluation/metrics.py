@@ -13,19 +13,12 @@ CORRECT = (Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC, Category
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Scores of a set of answers.
+    """Scores of a set of answers."""
 
-    Attributes:
-      correctness: share of answers that are neither wrong, abstained nor unparsed.
-      specificity: mean weight of the correct answers; 0 when there is none.
-      hm: harmonic mean of the two; 0 when either is.
-      histogram: number of answers in each category, by its lower-case name.
-    """
-
-    correctness: float
-    specificity: float
-    hm: float
-    histogram: dict[str, int]
+    correctness: float  # share of answers that are neither wrong, abstained nor unparsed
+    specificity: float  # mean weight of the correct answers; 0 when there is none
+    hm: float  # harmonic mean of the two; 0 when either is
+    histogram: dict[str, int]  # number of answers in each category, by its lower-case name
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

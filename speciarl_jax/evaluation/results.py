@@ -50,8 +50,6 @@ def update(
     computed this time and the lines are the same.
 
     Args:
-      folder: receives the file.
-      store: lines and their provenance.
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
@@ -216,7 +214,6 @@ def choices(
     """Scores the names that `python -m speciarl_jax.predict` would give at each confidence.
 
     Args:
-      samples: lines of samples.
       labels: the tree by which answers support names; it also judges the chosen name.
       weights: as for `metrics.score`.
 

@@ -100,7 +100,6 @@ class Reader:
         ever touched, in the end the whole checkpoint.
 
         Args:
-          name: of the tensor.
           index: slices of its first axes; only their bytes are copied.
 
         Raises:

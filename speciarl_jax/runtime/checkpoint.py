@@ -67,8 +67,6 @@ class Checkpoints:
         Args:
           folder: local path, or a URL (gs://...).
           save_every: steps between two checkpoints.
-          keep: number of the latest checkpoints that stay.
-          keep_best: number of the best that stay besides.
           best_metric: name of the metric that `save` receives, if `keep_best`.
           best_mode: "max" or "min".
           create: make a local folder that does not exist.
@@ -164,12 +162,8 @@ class Checkpoints:
         """Writes a checkpoint if one is due at this step, or if `force` is set.
 
         Args:
-          step: number of finished steps.
-          state: pytree of arrays.
           iterator_state: JSON-able state of the data iterator.
-          fingerprint: of the run.
           metric: value of `best_metric`, if the best are kept.
-          force: write it even though none is due.
 
         Returns:
           Whether a checkpoint was written.

@@ -64,21 +64,13 @@ _SAMPLING = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Holds adapters and describes the base that they belong to.
-
-    Attributes:
-      base: checkpoint folder of the base.
-      model_config: dimensions of the base.
-      adapter: rank and alpha.
-      lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
-      param_dtype: dtype of the frozen weights in training; "bfloat16" if unknown.
-    """
+    """Holds adapters and describes the base that they belong to."""
 
     base: pathlib.Path
     model_config: ModelConfig
     adapter: peft.AdapterConfig
-    lora: nnx.State
-    param_dtype: str
+    lora: nnx.State  # float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`
+    param_dtype: str  # dtype of the frozen weights in training; "bfloat16" if unknown
 
 
 def read_run(
@@ -87,7 +79,6 @@ def read_run(
     """Reads the adapters of a training run; needs neither its data nor its devices.
 
     Args:
-      workdir: of the run.
       step: of the checkpoint; None for the latest.
       model: folder of the base; None for the one in the run's configuration.
 
@@ -158,8 +149,6 @@ def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = N
     """Writes the adapters for `peft.PeftModel.from_pretrained`.
 
     Args:
-      out: new folder.
-      trained: the adapters.
       base_name: name of the base in the adapter's configuration, for instance its name on the
         hub; None for the path of its folder.
 
@@ -180,8 +169,6 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
     """Writes a whole checkpoint with the adapters added to the weights.
 
     Args:
-      out: new folder.
-      trained: the adapters.
       dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); None for the
         dtype of training.
 
@@ -254,8 +241,6 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
     """Writes a workdir whose checkpoint 0 holds the adapters and a fresh optimizer.
 
     Args:
-      out: new workdir.
-      trained: the adapters.
       config: of the run that will continue from it; `train` compares it with its own.
 
     Raises:

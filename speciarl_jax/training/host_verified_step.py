@@ -18,15 +18,10 @@ from speciarl_jax.verifiers.base import Verdicts
 
 
 class HostVerdicts(NamedTuple):
-    """Holds the verdicts on a batch on the host, with what they cost.
+    """Holds the verdicts on a batch on the host, with what they cost."""
 
-    Attributes:
-      verdicts: on all rows.
-      sent_B: bool, rows that do not pad the batch.
-    """
-
-    verdicts: Verdicts
-    sent_B: np.ndarray
+    verdicts: Verdicts  # on all rows
+    sent_B: np.ndarray  # bool, rows that do not pad the batch
 
 
 def judge(
@@ -37,9 +32,7 @@ def judge(
     The batch is sampled in `config.verifier.num_chunks` parts. No sample depends on their number.
 
     Args:
-      run: with a host verifier.
       rollout_program: (lora, base, batch, number) -> features and rollout.
-      stage_done: is told when a stage ends.
 
     Returns:
       (state, base, verifier, batch, number) -> groups and verdicts. It raises

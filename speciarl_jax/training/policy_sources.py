@@ -35,17 +35,11 @@ BASE, TRAINED, BEST = "base", "trained", "best"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy that is not loaded yet.
+    """A policy that is not loaded yet."""
 
-    Attributes:
-      name: in results.
-      model: keys of `config.model` that differ from the configuration's.
-      adapters: loads the adapters, given a run with that model.
-    """
-
-    name: str
-    model: Mapping[str, Any]
-    adapters: Callable[[Run], Any]
+    name: str  # in results
+    model: Mapping[str, Any]  # keys of `config.model` that differ from the configuration's
+    adapters: Callable[[Run], Any]  # loads the adapters, given a run with that model
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
@@ -82,7 +76,6 @@ def named(specs: Sequence[str], workdir: epath.Path, step: int | str | None = No
     """Finds the policies that a command line names; loads none.
 
     Args:
-      specs: as the description of this module lists them.
       workdir: folder of `trained`.
       step: checkpoint of `trained`: a number, `BEST`, or None for the latest.
 
@@ -145,8 +138,6 @@ def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any
     """Loads the adapters of a checkpoint of the training run in `workdir`.
 
     Args:
-      run: the run whose model the adapters fit.
-      workdir: folder of the training run.
       step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
         latest.
 

@@ -26,9 +26,7 @@ class SampleLogger:
         """Opens the file.
 
         Args:
-          path: of the file.
           first_step: rows of this step and later are dropped: a resumed run writes them again.
-          run: its tokenizer, labels and configuration.
           board: a `tensorboardX.SummaryWriter`.
         """
         self._run, self._board = run, board
@@ -39,8 +37,6 @@ class SampleLogger:
         """Writes a step's samples if they are due: in the first step and every so many.
 
         Args:
-          step: number of the step.
-          samples: rollouts on the devices.
           sources: rows of the data set, with pixels, among which those of the samples are.
         """
         if self._lines is None or (step > 1 and step % self._every):

@@ -29,16 +29,11 @@ Metrics = dict[str, Any]
 
 
 class Stages(NamedTuple):
-    """Holds the stages of a step as pure, traceable functions.
+    """Holds the stages of a step as pure, traceable functions."""
 
-    Attributes:
-      rollout: (lora, base, batch, number) -> features [B, M, D] and `Rollout`.
-      verify: (verifier, batch, rollout) -> category_BN, valid_BN, metrics.
-      update: (state, base, groups) -> (state, metrics): reward, advantage and policy update.
-    """
-
-    rollout: Callable[..., Any]
-    verify: Callable[..., Any]
+    rollout: Callable[..., Any]  # (lora, base, batch, number) -> features [B, M, D] and `Rollout`
+    verify: Callable[..., Any]  # (verifier, batch, rollout) -> category_BN, valid_BN, metrics
+    # (state, base, groups) -> (state, metrics): reward, advantage and policy update.
     update: Callable[..., Any]
 
 
@@ -129,9 +124,6 @@ def train_step(
     """Puts the step of a run together.
 
     Args:
-      run: policy, verifier, algorithm.
-      optimizer: of the adapters.
-      state_sharding: shardings of the state.
       stage_done: is told when a stage ends (`step_timer`), where there are several programs.
 
     Returns:

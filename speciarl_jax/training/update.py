@@ -34,15 +34,12 @@ def update(
     the whole batch before it is split, so the gradient does not depend on the micro-batches.
 
     Args:
-      state: adapters and optimizer.
       base: the frozen weights; read, never donated.
       batch: rollouts with their advantages. With `old_logprobs` "recomputed", `old_logp_BNT` may be
         None: then the policy of this very update is the old one, which is right for the only update
         of a step.
-      algorithm: loss, weights, KL and how the batch is split.
       graphdef: joins `state.lora` and `base` into the policy.
       banned_V: bool, tokens that sampling banned.
-      optimizer: of the adapters.
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
@@ -168,11 +165,7 @@ def update_on_all(
     """Updates on every mini-batch in turn, `ppo_epochs` times.
 
     Args:
-      state: adapters and optimizer.
-      base: the frozen weights.
-      batch: all rollouts of the step.
       update_once: `update` but for (state, base, batch).
-      algorithm: mini-batches and epochs.
 
     Returns:
       The new state and the metrics' means over the updates, but for `update/sampler_*`, which are

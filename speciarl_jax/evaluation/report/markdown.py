@@ -138,7 +138,6 @@ def short_answer(response: str, most: int = 60) -> str:
     """Returns the text between the answer tags, or the end of a response that has none.
 
     Args:
-      response: of a policy.
       most: characters that are kept.
     """
     if "<answer>" not in response:

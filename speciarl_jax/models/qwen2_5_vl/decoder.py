@@ -44,7 +44,6 @@ class Decoder(nnx.Module):
         """Draws random weights; arguments that are not named here are as for `Qwen25VL`.
 
         Args:
-          config: dimensions.
           lora_rank: r of the adapters on all linear layers; 0 for none.
           lora_alpha: the adapters are scaled by alpha / r.
           base_weights: of the linear layers, one of `decoder_weights.BASE_WEIGHTS`.
@@ -255,7 +254,6 @@ class Decoder(nnx.Module):
 
         Args:
           x_BPD: embedded prompts.
-          positions_3BP: their rotary positions.
           mask_BP: bool, false at padding.
           tokens_BNT: completions, padded on the right (nothing before the padding sees it).
           position_BT: rotary position of completion token t, the same for all N.

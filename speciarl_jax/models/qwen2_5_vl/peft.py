@@ -56,17 +56,11 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of an adapter in `adapter_config.json`.
+    """The settings of an adapter in `adapter_config.json`."""
 
-    Attributes:
-      rank: r.
-      alpha: the adapters are scaled by alpha / r.
-      base: path or hub name of the base; may be empty.
-    """
-
-    rank: int
-    alpha: float
-    base: str
+    rank: int  # r
+    alpha: float  # the adapters are scaled by alpha / r
+    base: str  # path or hub name of the base; may be empty
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
@@ -82,8 +76,6 @@ def save_adapter(
 
     Args:
       folder: made if needed.
-      config: dimensions of the base.
-      adapter: rank, alpha and the name of the base.
       lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
     """
     folder = pathlib.Path(folder)
@@ -153,7 +145,6 @@ def load_adapter(
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-      config: dimensions of the base that the adapters will be put onto.
       put: places a parameter on its devices, as for `hf_checkpoint.load`; stays in numpy when None.
 
     Returns:

@@ -28,7 +28,6 @@ def make_run(
     """Makes what `experiment.run.prepare` makes, without checkpoint, tokenizer and images.
 
     Args:
-      config: the whole configuration.
       model_config: of a checkpoint, or of `presets.config`.
       mesh: of any devices, or a `jax.sharding.AbstractMesh`.
 
@@ -88,7 +87,6 @@ def make_batch(
     """Makes the shapes of a batch whose largest image and prompt are these.
 
     Args:
-      run: gives dimensions and mesh.
       batch_size: B.
       grid: (height, width) of an image, in patches.
       prompt_tokens: P, the image's tokens included.

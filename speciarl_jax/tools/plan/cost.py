@@ -19,17 +19,11 @@ from speciarl_jax.tools.plan.programs import Abstract
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a program, on one chip.
-
-    Attributes:
-      name: of the part.
-      flops: of products.
-      bytes: read from and written to the chip's memory.
-    """
+    """A part of a program, on one chip."""
 
     name: str
     flops: float
-    bytes: float
+    bytes: float  # read from and written to the chip's memory
 
     def seconds(self, chip: Chip) -> float:
         """The longer of the two limits."""
@@ -38,19 +32,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """Sides of a decoder layer, or a block of the encoder, and their sums.
+    """Sides of a decoder layer, or a block of the encoder, and their sums."""
 
-    Attributes:
-      kernels: weights of the linear layers.
-      adapters: weights of LoRA.
-      traffic: values that the linear layers read and write for a token.
-      heads: values of all queries of a token.
-    """
-
-    kernels: int
-    adapters: int
-    traffic: int
-    heads: int
+    kernels: int  # weights of the linear layers
+    adapters: int  # weights of LoRA
+    traffic: int  # values that the linear layers read and write for a token
+    heads: int  # values of all queries of a token
 
 
 def phases(plan: Abstract, name: str) -> list[Phase]:

@@ -22,20 +22,13 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Exchanges of one kind and size.
+    """Exchanges of one kind and size."""
 
-    Attributes:
-      kind: one of `KINDS`.
-      bytes_each: of the larger side of one exchange, on one chip: all its operands, or all its
-        results.
-      count: how often it runs.
-      source: name of the operation in the program it came from.
-    """
-
-    kind: str
+    kind: str  # one of `KINDS`
+    # Of the larger side of one exchange, on one chip: all its operands, or all its results.
     bytes_each: int
     count: int
-    source: str
+    source: str  # name of the operation in the program it came from
 
     @property
     def total_bytes(self) -> int:
@@ -156,7 +149,6 @@ def _exchanged(each: _Instruction, results: dict[str, str]) -> int:
     """Bytes of the larger side of a collective, all its arrays together.
 
     Args:
-      each: the collective.
       results: types of the instructions of its computation, by name.
     """
     members = _members(each.result)

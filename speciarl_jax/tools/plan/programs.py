@@ -36,42 +36,25 @@ _MOST_PIXELS = 12_845_056
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the largest row of a batch.
+    """Of the largest row of a batch."""
 
-    Attributes:
-      height: of the image as the vision encoder sees it, in patches.
-      width: likewise.
-      windows: W, slots of attention windows.
-      image_tokens: M.
-      prompt_tokens: P, those of the image included.
-    """
-
-    height: int
-    width: int
-    windows: int
-    image_tokens: int
-    prompt_tokens: int
+    height: int  # of the image as the vision encoder sees it, in patches
+    width: int  # likewise
+    windows: int  # W, slots of attention windows
+    image_tokens: int  # M
+    prompt_tokens: int  # P, those of the image included
 
 
 @dataclasses.dataclass(frozen=True)
 class Abstract:
-    """Holds a run whose arrays are shapes with their shardings.
+    """Holds a run whose arrays are shapes with their shardings."""
 
-    Attributes:
-      run: as training has it; no tokenizer, no images.
-      optimizer: of the adapters.
-      state: `TrainState` of shapes.
-      state_sharding: its shardings.
-      sizes: of the batch.
-      notes: what was assumed.
-    """
-
-    run: Run
+    run: Run  # as training has it; no tokenizer, no images
     optimizer: Any
-    state: TrainState
+    state: TrainState  # of shapes
     state_sharding: TrainState
     sizes: Sizes
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what was assumed
 
     @property
     def sampled(self) -> int:
@@ -83,21 +66,13 @@ class Abstract:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Holds a program to compile.
+    """Holds a program to compile."""
 
-    Attributes:
-      name: as in `steps.programs`, or "evaluate".
-      function: jitted, not compiled.
-      arguments: shapes and shardings of its arguments.
-      outputs: shapes of its results.
-      resident: shapes and shardings of what lies in memory beside its arguments while it runs.
-    """
-
-    name: str
-    function: Any
-    arguments: Any
-    outputs: Any
-    resident: Any
+    name: str  # as in `steps.programs`, or "evaluate"
+    function: Any  # jitted, not compiled
+    arguments: Any  # shapes and shardings of its arguments
+    outputs: Any  # shapes of its results
+    resident: Any  # shapes and shardings of what lies in memory beside its arguments while it runs
 
     def lower(self) -> jax.stages.Lowered:
         """Traces the program for its devices, to be compiled."""
@@ -126,8 +101,6 @@ def sizes_of(
     """Sizes of a batch of images of one size, in the buckets that `config.data` asks for.
 
     Args:
-      config: the whole configuration.
-      model: dimensions.
       pixels: height and width, before images are resized.
       text: tokens of a prompt without its image; 0 to guess from the instruction's length.
 
@@ -199,7 +172,6 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     is one. `only` may name its stages all the same, or "evaluate", greedy answers.
 
     Args:
-      plan: the run.
       only: names of programs; those of the step when empty.
 
     Raises:
