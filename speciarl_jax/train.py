@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
@@ -167,12 +166,6 @@ def resume(
     return done, state, tuple(position.get("window", (0.0, 0)))
 
 
-def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
-    """Names the greedy answers of a policy in `predictions.jsonl`."""
-    prompt = epath.Path(config.data.prompt).stem
-    return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
-
-
 def greedy_score(
     evaluator: Evaluator, lora: nnx.State, name: str, store: predictions.Predictions | None
 ) -> metrics.Score | None:
@@ -183,8 +176,8 @@ def greedy_score(
     Returns:
       None in all processes but the first, which alone has the answers.
     """
-    run = evaluator.run
-    part = greedy_part(run.config, name)
+    run, data = evaluator.run, evaluator.run.config.data
+    part = predictions.Part(name, data.name, epath.Path(data.prompt).stem, predictions.GREEDY)
     policy = provenance.of_base(run) | provenance.of_adapters(run, lora)
     known = provenance.of_part(run, evaluator.source, policy)
     answer_part(evaluator, lora, store, part, known, overwrite=True)

@@ -177,10 +177,7 @@ class Source:
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; choose one of {sorted(SPLITS)}")
-        if difficulty not in augment.DIFFICULTIES:
-            raise ValueError(
-                f"difficulty {difficulty!r} is unknown; choose one of {augment.DIFFICULTIES}"
-            )
+        augment.parameters(difficulty, np.random.default_rng(0))  # raises if it is unknown
         if image_size < 8 or views < 1:
             raise ValueError(
                 f"image_size is {image_size} and views {views}; they must be at least 8 and 1"

@@ -48,14 +48,12 @@ class Evaluator:
         *,
         num_rollouts: int = 1,
         batch_size: int | None = None,
-        source: Any = None,
     ):
         """Opens the images and defines the program.
 
         Args:
           num_rollouts: N answers an image.
           batch_size: images a call; None for `config.evaluation.batch_size`.
-          source: the images; None for those of `config.data` and `config.evaluation.options`.
 
         Raises:
           ValueError: options are unknown, or the batch does not divide among the devices.
@@ -65,9 +63,7 @@ class Evaluator:
         self._batch_size = config.evaluation.batch_size if batch_size is None else batch_size
         key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
         sharding.check_batch(run.mesh, key, self._batch_size)
-        if source is None:
-            source = run.eval_source
-        self.source = source
+        self.source = run.eval_source
         sampler = run.sampler(num_rollouts, config.rollout.max_tokens)
 
         def program(lora, base, verifier, batch, key, temperature, top_p):
@@ -84,22 +80,22 @@ class Evaluator:
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
-    def __call__(self, lora: Any, *, name: str = "evaluation", **sampling: float) -> Judged:
+    def __call__(self, lora: Any, **sampling: float) -> Judged:
         """Answers about all images with these adapters, and judges; with the same keys each call.
 
-        The arguments are those of `batches`; `sampling` are `temperature` and `top_p`.
+        `sampling` are `temperature` and `top_p`, as for `batches`.
 
         Raises:
           ValueError: no image can be read.
           host_verification.JudgeUnavailable: too many answers have no verdict.
         """
-        parts = [part for _, part in self.batches(lora, name=name, **sampling)]
+        parts = [part for _, part in self.batches(lora, **sampling)]
         if not any(part.rows for part in parts):
             raise ValueError("not one image of the evaluation set can be read")
         rows, responses, *verdicts = zip(*parts, strict=True)
         judged = Judged(sum(rows, []), sum(responses, []), *map(np.concatenate, verdicts))
         if host_verification.is_host(self.run):
-            host_verification.check_verified(self.run, name, judged.valid_BN)
+            host_verification.check_verified(self.run, "evaluation", judged.valid_BN)
         return judged
 
     def batches(

@@ -88,8 +88,3 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def histogram(categories: np.ndarray) -> np.ndarray:
     """Counts each category from UNPARSED up, int [7]."""
     return np.bincount(np.asarray(categories).ravel() - min(Category), minlength=len(Category))
-
-
-def best_of_n(categories_BN: np.ndarray) -> np.ndarray:
-    """Returns the best verdict of each group, int [B]."""
-    return np.max(np.asarray(categories_BN), axis=1)

@@ -296,8 +296,8 @@ def compare(
     b: Part,
     b_lines: Lines,
     weights: Mapping[str, float],
-    a_provenance: Mapping[str, Any] | None = None,
-    b_provenance: Mapping[str, Any] | None = None,
+    a_provenance: Mapping[str, Any],
+    b_provenance: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """Tests b - a by a paired bootstrap over the images that both have verdicts for.
 
@@ -314,7 +314,7 @@ def compare(
         "a": _named(a),
         "b": _named(b),
         "images": len(pairs),
-        "differs": unlike(a_provenance or {}, b_provenance or {}, asking),
+        "differs": unlike(a_provenance, b_provenance, asking),
         "differences": bootstrap.paired(*sides, weights),
     }
 
@@ -388,8 +388,3 @@ def write(folder: str | os.PathLike, found: Mapping[str, Any]) -> epath.Path:
     path = epath.Path(folder) / FILE
     jsonl.replace(path, json.dumps(found, indent=1) + "\n")
     return path
-
-
-def score_of(row: Mapping[str, Any]) -> metrics.Score:
-    """Returns the `Score` of a run of `metrics.json`."""
-    return metrics.Score(**row["score"])

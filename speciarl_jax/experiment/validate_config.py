@@ -113,16 +113,6 @@ def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
     )
 
 
-def check_best_of(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Refuses what the samples of an evaluation, which not every run draws, cannot be made with.
-
-    Raises:
-      ValueError: names the key and shows the numbers.
-    """
-    size = config.evaluation.best_of_batch_size
-    sharding.check_batch(mesh, "config.evaluation.best_of_batch_size", size)
-
-
 def check_ranges(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers outside of their range.
 
@@ -132,11 +122,6 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     for key, low in _LEAST.items():
         if (value := _value(config, key)) < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
-    if not config.optimizer.learning_rate > 0:
-        raise ValueError(
-            f"config.optimizer.learning_rate is {config.optimizer.learning_rate}; it must be "
-            "above 0"
-        )
     for key in ("rollout.top_p", "evaluation.best_of_top_p"):
         if not 0 < (value := _value(config, key)) <= 1:
             raise ValueError(

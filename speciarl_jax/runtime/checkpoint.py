@@ -72,13 +72,8 @@ class Checkpoints:
           create: make a local folder that does not exist.
 
         Raises:
-          ValueError: numbers below 1, an unknown mode, or no such folder.
+          ValueError: an unknown mode, or no such folder.
         """
-        if save_every < 1 or keep < 1 or keep_best < 0:
-            raise ValueError(
-                f"checkpoint.save_every is {save_every} and checkpoint.keep {keep}; both must be "
-                f"at least 1. checkpoint.keep_best is {keep_best}; it must be at least 0"
-            )
         if best_mode not in ("max", "min"):
             raise ValueError(f"checkpoint.best_mode is {best_mode!r}; choose 'max' or 'min'")
         folder = epath.Path(folder)

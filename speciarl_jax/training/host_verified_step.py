@@ -1,5 +1,6 @@
 """Samples a batch in parts and has a host verifier judge a part while the next one is sampled."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +41,15 @@ def judge(
     """
     chunks, dynamic = run.config.verifier.num_chunks, run.config.train.dynamic_sampling
     batch_sharding = sharding.batch_sharding(run.mesh)
-    split = jax.jit(lambda batch: _split(batch, chunks), out_shardings=batch_sharding)
-    merge = jax.jit(merge_parts, out_shardings=batch_sharding)
+
+    @functools.partial(jax.jit, out_shardings=batch_sharding)
+    def split(batch):
+        stacked = jax.tree.map(lambda x: split_strided(x, chunks), batch)
+        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(chunks)]
+
+    @functools.partial(jax.jit, out_shardings=batch_sharding)
+    def merge(parts):
+        return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)
 
     def name(number):
         if not dynamic.max_rounds:
@@ -104,13 +112,3 @@ def _send(run: Run, part: PromptBatch, sampled: Any) -> host_verification.Sent:
     return host_verification.send(
         run, rollout.tokens_BNT, rollout.mask_BNT, part.label_index_B, part.weight_B
     )
-
-
-def _split(batch: PromptBatch, parts: int) -> list[PromptBatch]:
-    stacked = jax.tree.map(lambda x: split_strided(x, parts), batch)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
-
-
-def merge_parts(parts: Sequence[Any]) -> Any:
-    """Merges pytrees of the parts of a batch: undoes `split_strided`."""
-    return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)

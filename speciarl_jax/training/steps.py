@@ -17,7 +17,6 @@ import optax
 
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run
-from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import rescore, sample_and_verify
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
@@ -137,8 +136,15 @@ def train_step(
         judge = host_verified_step.judge(run, compiled["rollout"], stage_done)
         summarise = host_verified_step.describe
     else:
-        judge = functools.partial(_judge_on_devices, compiled, stage_done)
         summarise = means
+
+        def judge(state, base, verifier, batch, number):
+            features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
+            stage_done("rollout", rollout.mask_BNT)
+            category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
+            stage_done("verify", valid_BN)
+            return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
+
     if dynamic_sampling.is_on(run):
         return dynamic_sampling.train_step(run, judge, summarise, compiled["update"])
 
@@ -149,23 +155,6 @@ def train_step(
         return state, metrics | summarise([verdicts])
 
     return in_stages
-
-
-def _judge_on_devices(
-    compiled: Mapping[str, Any],
-    stage_done: Callable[..., None],
-    state: TrainState,
-    base: Any,
-    verifier: Any,
-    batch: PromptBatch,
-    number: jax.Array,
-) -> tuple[Groups, Metrics]:
-    """Samples a batch and verifies it by two programs."""
-    features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
-    stage_done("rollout", rollout.mask_BNT)
-    category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
-    stage_done("verify", valid_BN)
-    return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> Metrics:

@@ -91,7 +91,7 @@ class TrainLogger:
         """Closes bar and files."""
         self._bar.close()
         if self._writer:
-            self._samples.close()
+            self._samples.flush()
             self._writer.close()
 
     def _record(self):

@@ -153,8 +153,7 @@ class Decoder(nnx.Module):
         prefix: PrefixCache,
         suffix: SuffixCache,
         *,
-        use_lora: bool = True,
-        weights: Any = None,
+        weights: Any,
     ) -> tuple[jax.Array, SuffixCache]:
         """Runs one token of each completion against the shared prefix and its own past.
 
@@ -164,8 +163,7 @@ class Decoder(nnx.Module):
           step: int32 scalar, the column of the suffix that is written; later ones are not seen.
           prefix: from `prefill`, not repeated.
           suffix: from `init_suffix` or the last step.
-          use_lora: False runs the frozen base; without effect if there are `weights`.
-          weights: from `decode_weights`; made anew in every step when None.
+          weights: from `decode_weights`.
 
         Returns:
           Normed hidden states [B, N, D] and the suffix.
@@ -173,8 +171,6 @@ class Decoder(nnx.Module):
         x_BND = self.embed(tokens_BN)
         positions = jnp.broadcast_to(position_BN, (3, *position_BN.shape))
         cos_sin = mrope.rotary(positions, self.config)
-        if weights is None:
-            weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
 
         def attend(q, k, v, carry, layer):
             all_k, all_v = carry

@@ -139,16 +139,15 @@ def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, *, put: hf_checkpoint.Put | None = None
+    folder: str | pathlib.Path, config: ModelConfig
 ) -> tuple[AdapterConfig, nnx.State]:
     """Reads a PEFT folder into adapters of this package.
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-      put: places a parameter on its devices, as for `hf_checkpoint.load`; stays in numpy when None.
 
     Returns:
-      Rank, alpha and base, and float32 adapters as `nnx.state(policy, nnx.LoRAParam)`.
+      Rank, alpha and base, and float32 numpy adapters as `nnx.state(policy, nnx.LoRAParam)`.
 
     Raises:
       ValueError: an option that is not supported, a file that is missing or damaged, tensors that
@@ -173,7 +172,7 @@ def load_adapter(
             wanted = variable.shape[:0:-1]
             _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
         array = np.stack([tensors[name].astype(np.float32).T for name in names[path]])
-        variable.set_value(array if put is None else put(path, array, variable.axes))
+        variable.set_value(array)
     return adapter, nnx.from_flat_state(list(variables.items()))
 
 

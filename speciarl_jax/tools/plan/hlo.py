@@ -180,10 +180,8 @@ def _members(text: str) -> list[str]:
 
 def _bytes(text: str) -> int:
     """Of all arrays of a type."""
-    return sum(_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(text))
-
-
-def _array_bytes(kind: str, sizes: str) -> int:
-    width = re.search(r"\d+", kind)
-    bits = 8 if kind == "pred" else int(width.group(0))
-    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+    total = 0
+    for kind, sizes in _ARRAY.findall(text):
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+    return total

@@ -88,7 +88,9 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
     bounds = {}
     if chip is not None:
         bounds = {phase.name: phase.seconds(chip) for phase in phases}
-        bounds["links"] = sum(link_bytes(c) for c in collectives) / chip.link_rate
+        # Of a large group, a chip sends so much; a reduction goes round twice.
+        sent = [c.total_bytes * (2 if c.kind == "all-reduce" else 1) for c in collectives]
+        bounds["links"] = sum(sent) / chip.link_rate
     return Finding(
         name=program.name,
         per_chip_bytes=total,
@@ -119,11 +121,6 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
         compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         [path] = pathlib.Path(folder).glob("*after_optimizations.txt")
         return compiled, path.read_text()
-
-
-def link_bytes(collective: hlo.Collective) -> float:
-    """Bytes that a chip sends for it, of a large group: a reduction goes round twice."""
-    return collective.total_bytes * (2 if collective.kind == "all-reduce" else 1)
 
 
 def needed_bytes(error: str) -> int:

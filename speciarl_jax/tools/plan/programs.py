@@ -71,7 +71,6 @@ class Program:
     name: str  # as in `steps.programs`, or "evaluate"
     function: Any  # jitted, not compiled
     arguments: Any  # shapes and shardings of its arguments
-    outputs: Any  # shapes of its results
     resident: Any  # shapes and shardings of what lies in memory beside its arguments while it runs
 
     def lower(self) -> jax.stages.Lowered:
@@ -185,19 +184,13 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
         run = dataclasses.replace(run, config=config)
         compiled |= steps.programs(run, plan.optimizer, plan.state_sharding)
     names = only or tuple(compiled)
-    compiled["evaluate"] = _evaluation(run)
+    greedy = run.sampler(1, run.config.rollout.max_tokens)
+    compiled["evaluate"] = jax.jit(greedy, out_shardings=sharding.batch_sharding(run.mesh))
     for name in names:
         if name not in compiled:
             raise ValueError(f"--programs: there is no {name!r}; choose among {sorted(compiled)}")
         arguments, resident = _arguments(plan, compiled, name)
-        outputs = jax.eval_shape(compiled[name], *arguments)
-        yield Program(name, compiled[name], arguments, outputs, resident)
-
-
-def _evaluation(run: Run) -> Any:
-    """Jits greedy answers: (lora, base, batch, key, temperature, top_p) -> features and rollout."""
-    sample = run.sampler(1, run.config.rollout.max_tokens)
-    return jax.jit(sample, out_shardings=sharding.batch_sharding(run.mesh))
+        yield Program(name, compiled[name], arguments, resident)
 
 
 def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[Any, Any]:
@@ -214,24 +207,20 @@ def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[
         key = jax.eval_shape(lambda: jax.random.key(0))
         return (run.lora, run.base, batch, key, scalar, scalar), beside
     rows = sharding.batch_sharding(run.mesh)
-    batch = batch_of(plan, len_batch(plan) if name == "update" else plan.sampled)
+    learned = config.train.batch_size
+    batch = batch_of(plan, learned if name == "update" else plan.sampled)
     sampling = run.lora, run.base, batch, number
     if name == "rollout":
         return sampling, beside
     features_BMD, rollout = sharding.placed(jax.eval_shape(compiled["rollout"], *sampling), rows)
     if name == "verify":
         return (run.verifier, batch, rollout), (state, run.base, batch.patches_BSC, features_BMD)
-    shape = (len_batch(plan), config.rollout.num_rollouts)
+    shape = (learned, config.rollout.num_rollouts)
     verdicts = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
     if config.train.dynamic_sampling.max_rounds:
         batch = batch.without_images()
     groups = Groups(batch, features_BMD, rollout, *sharding.placed(verdicts, rows))
     return (state, run.base, groups), run.verifier
-
-
-def len_batch(plan: Abstract) -> int:
-    """Returns the images of a step's updates."""
-    return plan.run.config.train.batch_size
 
 
 def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:
