@@ -62,11 +62,7 @@ DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 
 def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentParams]:
-    """Returns the level of an image, and its ranges.
-
-    Raises:
-      ValueError: an unknown name.
-    """
+    """Returns the level of an image, and its ranges. ValueError: an unknown name."""
     if difficulty == "pretraining":
         return difficulty, PRETRAINING
     if difficulty == "mixed":

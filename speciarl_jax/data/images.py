@@ -112,11 +112,7 @@ def missing(source: Any) -> list[str]:
 
 
 def check_files(source: Any) -> None:
-    """Refuses a source with missing files; opens no file.
-
-    Raises:
-      BrokenImageError: names the first file, and how many are missing.
-    """
+    """Refuses a source with missing files; opens no file (BrokenImageError)."""
     if lost := missing(source):
         raise BrokenImageError(lost[0], f"is missing ({len(lost)} such files)")
 

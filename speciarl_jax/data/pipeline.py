@@ -8,11 +8,7 @@ import grain.python as grain
 
 
 def check_length(length: int, batch_size: int) -> None:
-    """Refuses a data set that is smaller than a batch.
-
-    Raises:
-      ValueError: shows both numbers.
-    """
+    """Refuses a data set that is smaller than a batch (ValueError)."""
     if length < batch_size:
         raise ValueError(
             f"the data set has {length} images and config.train.batch_size is {batch_size}; "

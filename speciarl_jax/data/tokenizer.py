@@ -57,11 +57,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Returns the id of a token that must exist.
-
-    Raises:
-      ValueError: the vocabulary lacks it.
-    """
+    """Returns the id of a token that must exist. ValueError: the vocabulary lacks it."""
     found = tokenizer.get_vocab().get(token)
     if found is None:
         raise ValueError(f"the tokenizer has no token {token!r}, which Qwen2.5-VL prompts need")

@@ -301,11 +301,7 @@ def _refuse_differences(paths: Sequence[tuple[str, ...]]) -> None:
 
 
 def check_usage(given: Any) -> None:
-    """Refuses flags that do not go together.
-
-    Raises:
-      app.UsageError: names the flags and what is needed.
-    """
+    """Refuses flags that do not go together (app.UsageError)."""
     if not given.to or not given.out:
         raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
     if bool(given.workdir) == bool(given.adapter):

@@ -43,11 +43,7 @@ class Policy:
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the configuration of a training run.
-
-    Raises:
-      ValueError: the folder has none.
-    """
+    """Reads the configuration of a training run. ValueError: the folder has none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(

@@ -188,11 +188,7 @@ class Stored:
     done: Callable[[int], Any]
 
     def check_shape(self) -> None:
-        """Compares the headers of its tensors with its shape.
-
-        Raises:
-          ValueError: names the tensor and both shapes.
-        """
+        """Compares the headers of its tensors with its shape (ValueError)."""
         one = self.shape[1:] if self.source.stacked else self.shape
         if self.source.layout != "same":
             one = one[::-1]
