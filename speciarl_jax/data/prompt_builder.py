@@ -328,15 +328,7 @@ def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
         raise ValueError(f"a batch of {now} cannot be enlarged to {sizes}")
     per_token = batch.patches_BSC.shape[1] // now.image_tokens
     patches = (sizes.image_tokens - now.image_tokens) * per_token
-    left = sizes.prompt_tokens - now.prompt_tokens
-
-    def pad_left(x, value):
-        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
-
-    return batch.replace(
+    return batch.pad_left(sizes.prompt_tokens - now.prompt_tokens, pad_id, np.pad).replace(
         patches_BSC=np.pad(batch.patches_BSC, [(0, 0), (0, patches), (0, 0)]),
         layout=window_layout.pad_layout(batch.layout, sizes.windows, sizes.image_tokens),
-        tokens_BP=pad_left(batch.tokens_BP, pad_id),
-        mask_BP=pad_left(batch.mask_BP, False),
-        positions_B3P=pad_left(batch.positions_B3P, 1),
     )

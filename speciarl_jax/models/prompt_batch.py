@@ -29,3 +29,15 @@ class PromptBatch:
     def without_images(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
         """Returns the prompts alone, or with features in place of the images."""
         return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
+
+    def pad_left(self, count: int, pad_id: int, pad: Any) -> "PromptBatch":
+        """Returns prompts with `count` more columns on the left, by `np.pad` or `jnp.pad`."""
+
+        def columns(x, value):
+            return pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)
+
+        return self.replace(
+            tokens_BP=columns(self.tokens_BP, pad_id),
+            mask_BP=columns(self.mask_BP, False),
+            positions_B3P=columns(self.positions_B3P, 1),
+        )

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags
+from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
@@ -41,7 +42,6 @@ from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.training import policy_sources, train_data
@@ -92,11 +92,9 @@ def read_run(
         config.model.lora_rank, config.model.lora_alpha, str(base.resolve())
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-    lora = peft.abstract_lora(model_config, adapter.rank)
-    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
-    with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
-        state, _ = checkpoints.restore(wanted, {}, step)
-    return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
+    fresh = peft.abstract_lora(model_config, adapter.rank)
+    lora = policy_sources.trained(mesh, fresh, epath.Path(workdir), step)
+    return Trained(base, model_config, adapter, lora, config.model.param_dtype)
 
 
 def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
@@ -261,11 +259,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
                 f"the adapters were made for {trained.base}, whose dimensions differ from those of "
                 f"config.model.path={config.model.path!r}; choose the same base"
             )
-        lora = jax.tree.map(
-            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding),
-            trained.lora,
-            run.lora,
-        )
+        lora = policy_sources.put_like(trained.lora, run.lora)
         _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         facts = fingerprint(run)
         position = {"stream": train_data.training_batches(run).get_state(), "seconds": 0.0}

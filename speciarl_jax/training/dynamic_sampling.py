@@ -73,19 +73,10 @@ def pad(groups: Groups, prompt_tokens: int, image_tokens: int, *, pad_id: int) -
       image_tokens: M of the result.
       pad_id: token that pads prompts on the left; no image placeholder.
     """
-    prompt = groups.prompt
-    left = prompt_tokens - prompt.tokens_BP.shape[1]
+    left = prompt_tokens - groups.prompt.tokens_BP.shape[1]
     behind = image_tokens - groups.features_BMD.shape[1]
-
-    def pad_left(x, value):
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
-
     return groups.replace(
-        prompt=prompt.replace(
-            tokens_BP=pad_left(prompt.tokens_BP, pad_id),
-            mask_BP=pad_left(prompt.mask_BP, False),
-            positions_B3P=pad_left(prompt.positions_B3P, 1),
-        ),
+        prompt=groups.prompt.pad_left(left, pad_id, jnp.pad),
         features_BMD=jnp.pad(groups.features_BMD, [(0, 0), (0, behind), (0, 0)]),
     )
 

@@ -22,6 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import nnx
 
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy
@@ -90,7 +91,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
         return Policy(BASE, {}, lambda run: run.lora)
     if spec == TRAINED:
         name = TRAINED if step is None else BEST if step == BEST else f"step_{step}"
-        return Policy(name, {}, lambda run: trained(run, workdir, step))
+        return Policy(name, {}, lambda run: trained(run.mesh, run.lora, workdir, step))
     name, equals, place = spec.rpartition("=")
     place, at, number = place.partition("@")
     if at and not number.isdecimal():
@@ -104,7 +105,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
     if (folder / "checkpoints").is_dir():
         model = read_config(folder).model.to_dict()
         chosen = int(number) if at else None
-        return Policy(name, model, lambda run: trained(run, folder, chosen))
+        return Policy(name, model, lambda run: trained(run.mesh, run.lora, folder, chosen))
     try:
         load_policy.model_folder(place)
     except ValueError as error:
@@ -122,18 +123,20 @@ def _adapter(name: str, folder: epath.Path) -> Policy:
         model["path"] = adapter.base
 
     def adapters(run):
-        _, lora = peft.load_adapter(folder, run.model_config)
-        return jax.tree.map(
-            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding), lora, run.lora
-        )
+        return put_like(peft.load_adapter(folder, run.model_config)[1], run.lora)
 
     return Policy(name, model, adapters)
 
 
-def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any:
+def trained(
+    mesh: jax.sharding.Mesh, lora: Any, workdir: epath.Path, step: int | str | None = None
+) -> Any:
     """Loads the adapters of a checkpoint of the training run in `workdir`.
 
     Args:
+      mesh: to put them on.
+      lora: adapters of the same model, or their shapes.
+      workdir: of the training run.
       step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
         latest.
 
@@ -141,11 +144,15 @@ def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any
       ValueError: there is no such checkpoint.
     """
     config = read_config(workdir)
-    optimizer_ = optimizer.make(**config.optimizer)
-    wanted, _ = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
+    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **config.checkpoint, create=False
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
         state, _ = checkpoints.restore(wanted, {}, chosen)
     return state.lora
+
+
+def put_like(lora: nnx.State, fresh: nnx.State) -> nnx.State:
+    """Puts numpy adapters where fresh ones of the same model lie."""
+    return jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), lora, fresh)

@@ -40,18 +40,8 @@ def make_run(
     """
     validate_config.check(config, mesh)
     algorithm.check(config)
-    policy = nnx.eval_shape(
-        lambda: Qwen25VL(
-            model_config,
-            **load_policy.dtypes(config),
-            lora_rank=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-            scan_unroll=config.model.scan_unroll,
-            base_weights=config.model.base_weights,
-            attention=load_policy.attention_kind(config, mesh),
-            rngs=nnx.Rngs(0),
-        )
-    )
+    options = load_policy.model_options(config, mesh)
+    policy = nnx.eval_shape(lambda: Qwen25VL(model_config, **options, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels = verifier = None
