@@ -31,10 +31,11 @@ def make(
     Raises:
       ValueError: a value that no optimizer can run with.
     """
-    if not (learning_rate > 0 and max_grad_norm > 0):
+    if not (learning_rate > 0 and max_grad_norm > 0 and warmup_steps >= 0):
         raise ValueError(
             f"config.optimizer.learning_rate is {learning_rate} and config.optimizer.max_grad_norm "
-            f"{max_grad_norm}; both must be above 0"
+            f"{max_grad_norm}, which must be above 0, and config.optimizer.warmup_steps is "
+            f"{warmup_steps}, which must be at least 0"
         )
     if decay_steps and decay_steps <= warmup_steps:
         raise ValueError(
