@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -29,6 +30,7 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
             f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
             f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
         )
+    safetensors_io.refuse_gguf(name_or_path)
     return pathlib.Path(name_or_path)
 
 

@@ -280,3 +280,18 @@ def _replace(folder: pathlib.Path, staging: pathlib.Path) -> None:
         if new.name != CONFIG:
             os.replace(new, folder / new.name)
     os.replace(staging / CONFIG, folder / CONFIG)
+
+
+def refuse_gguf(folder: str | pathlib.Path) -> None:
+    """Refuses a folder whose only weights are in GGUF.
+
+    Raises:
+      ValueError: it is one; says how to convert it.
+    """
+    folder = pathlib.Path(folder)
+    found = sorted(folder.glob("*.gguf"))
+    if found and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds weights in GGUF ({found[0].name}), and safetensors are read; convert "
+            f"them: python -m speciarl_jax.tools.convert_gguf --file={found[0]} --out=FOLDER"
+        )
