@@ -100,7 +100,6 @@ class Reader:
         ever touched, in the end the whole checkpoint.
 
         Args:
-          name: of the tensor.
           index: slices of its first axes; only their bytes are copied.
 
         Raises:
@@ -168,11 +167,7 @@ def read_json(
 def check_names(
     where: str | pathlib.Path, present: set[str], wanted: set[str], question: str
 ) -> None:
-    """Refuses a file or folder whose tensors are not exactly those that are wanted.
-
-    Raises:
-      ValueError: names some that are missing or unexpected, and asks `question`.
-    """
+    """Refuses a file or folder whose tensors are not exactly those that are wanted (ValueError)."""
     for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
         if names:
             raise ValueError(
