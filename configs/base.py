@@ -154,6 +154,9 @@ def _verifier() -> ml_collections.ConfigDict:
     verifier.options.max_words = 8  # of a label; a longer answer is wrong
     verifier.options.max_answer_bytes = 64  # of a label; a longer answer is wrong
     verifier.options.max_response_bytes = 4096  # a longer response is unparsed
+    # "cascade": a label tree (`options`), and a judge about what the tree does not know.
+    verifier.cascade = ml_collections.ConfigDict()
+    verifier.cascade.judge = ""  # "flax_judge" or "http_judge"; "" for the tree alone
     verifier.flax_judge = _flax_judge()
     verifier.http_judge = _http_judge()
     return verifier
@@ -165,6 +168,9 @@ def _flax_judge() -> ml_collections.ConfigDict:
     # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
     # encoder without LoRA, at no extra memory.
     judge.weights = "policy_base"
+    # Offsets against what a small judge says to everything: "content_free", a file of
+    # speciarl_jax.tools.calibrate_judge, or "" for none.
+    judge.calibration = ""
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
     judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.require_think = True  # no <think>...</think>: unparsed

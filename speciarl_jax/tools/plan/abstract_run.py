@@ -1,12 +1,14 @@
 """A run, and batches for it, of shapes and shardings: no weight, tokenizer or image is read."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
-from speciarl_jax.data import emoji
+from speciarl_jax.data import emoji, tfds_images
 from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
@@ -28,7 +30,6 @@ def make_run(
     """Makes what `experiment.run.prepare` makes, without checkpoint, tokenizer and images.
 
     Args:
-      config: the whole configuration.
       model_config: of a checkpoint, or of `presets.config`.
       mesh: of any devices, or a `jax.sharding.AbstractMesh`.
 
@@ -41,26 +42,16 @@ def make_run(
     """
     validate_config.check(config, mesh)
     algorithm.check(config)
-    policy = nnx.eval_shape(
-        lambda: Qwen25VL(
-            model_config,
-            **load_policy.dtypes(config),
-            lora_rank=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-            scan_unroll=config.model.scan_unroll,
-            base_weights=config.model.base_weights,
-            attention=load_policy.attention_kind(config, mesh),
-            rngs=nnx.Rngs(0),
-        )
-    )
+    options = load_policy.model_options(config, mesh)
+    policy = nnx.eval_shape(lambda: Qwen25VL(model_config, **options, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels = verifier = None
-    if config.verifier.name == "taxonomy":
+    if is_tree_alone(config):
         labels, verifier = taxonomy.create(
             [b"x" * _LONGEST_TOKEN] * vocabulary,
-            emoji.TAXONOMY_PATH,
-            **verifier_options(config) | {"path": ""},
+            tree_of(config) or emoji.TAXONOMY_PATH,
+            **verifier_options(config, "taxonomy") | {"path": ""},
         )
         verifier = sharding.placed(verifier, sharding.replicated(mesh))
     return Run(
@@ -78,6 +69,18 @@ def make_run(
     )
 
 
+def is_tree_alone(config: ml_collections.ConfigDict) -> bool:
+    """Says whether the verifier is a label tree without a judge."""
+    name = config.verifier.name
+    return name == "taxonomy" or (name == "cascade" and not config.verifier.cascade.judge)
+
+
+def tree_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """Returns the label tree of a published data set, which needs no download; else None."""
+    path = tfds_images.TREES / f"{config.data.options.get('dataset', '')}.json"
+    return path if config.data.name == "tfds_images" and path.exists() else None
+
+
 def make_batch(
     run: Run,
     batch_size: int,
@@ -88,7 +91,6 @@ def make_batch(
     """Makes the shapes of a batch whose largest image and prompt are these.
 
     Args:
-      run: gives dimensions and mesh.
       batch_size: B.
       grid: (height, width) of an image, in patches.
       prompt_tokens: P, the image's tokens included.
