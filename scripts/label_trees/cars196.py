@@ -174,7 +174,7 @@ def _of_model(
     said = [year] if year else []
     for named in _named(make, model):
         if body:
-            yield from (f"{named} {_any(body)}", *_orders(f"{named} {_any(body)}", *said))
+            yield from _orders(f"{named} {_any(body)}", *said)
         # Rare orders with the usual words alone, or names would be too many.
         yield from _orders(named, *said, *([_any(body[:2])] if body else []))
     # The make apart from the model ("2012 BMW convertible 1 Series"), and behind it.
@@ -346,7 +346,8 @@ def _names() -> dict[tuple[int, frozenset[str]], list[str]]:
         for kind, template in _claims(car):
             if template not in templates:
                 names = [name for name in schema.expand(template) if _fits(name)]
-                templates[template] = {_plain(name): name for name in names}
+                # The first of several spellings that the matcher takes for one.
+                templates[template] = {_plain(name): name for name in reversed(names)}
             for key in templates[template].keys() - taken:
                 claims[key][car.name] = min(kind, claims[key].get(car.name, WIDE))
     verdicts = {key: _verdict(kinds) for key, kinds in claims.items()}
