@@ -154,6 +154,9 @@ def _verifier() -> ml_collections.ConfigDict:
     verifier.options.max_words = 8  # of a label; a longer answer is wrong
     verifier.options.max_answer_bytes = 64  # of a label; a longer answer is wrong
     verifier.options.max_response_bytes = 4096  # a longer response is unparsed
+    # "cascade": a label tree (`options`), and a judge about what the tree does not know.
+    verifier.cascade = ml_collections.ConfigDict()
+    verifier.cascade.judge = ""  # "flax_judge" or "http_judge"; "" for the tree alone
     verifier.flax_judge = _flax_judge()
     verifier.http_judge = _http_judge()
     return verifier

@@ -19,6 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes the data set of `base.py`."""
     config = base.get_config()
     config.data.name = "tfds_images"
+    # The label tree first; set verifier.cascade.judge, and a judge decides what it does not know.
+    config.verifier.name = "cascade"
     config.data.options = ml_collections.ConfigDict()
     config.data.options.dataset = "caltech_birds2011"
     config.data.options.split = "train"

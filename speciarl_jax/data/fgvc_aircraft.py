@@ -1,7 +1,6 @@
 """TFDS builder of FGVC-Aircraft (Maji et al., arXiv 1306.5151), which TFDS lacks.
 
-10,000 photographs of 100 variants. Variant, family and manufacturer make the label tree: a
-"737-200" is a "Boeing 737", which is a "Boeing", which is an aircraft.
+10,000 photographs of 100 variants, each with its family and manufacturer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,6 @@ Model B200|PA-28|SR-20|Saab 2000|Saab 340|Spitfire|Tornado|Tu-134|Tu-154|Yak-42
 _LEVELS = ("variant", "family", "manufacturer")
 # TFDS split -> split of the archive.
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
-_GROUP = ["aircraft", "airplane", "aeroplane", "plane"]
 
 
 class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
@@ -55,20 +53,18 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=("image", "label"),
             homepage="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
-            # variant -> [family, manufacturer], filled during preparation.
-            metadata=tfds.core.MetadataDict(lineage={}),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         data = dl_manager.download_and_extract(ARCHIVE) / "fgvc-aircraft-2013b" / "data"
         lists = {name: _read_lists(data, part) for name, part in _SPLITS.items()}
+        known: dict[str, list[str]] = {}
         for found in lists.values():
-            for variant, family, manufacturer in found.values():
-                line = self.info.metadata["lineage"].setdefault(variant, [family, manufacturer])
-                if line != [family, manufacturer]:
+            for variant, *above in found.values():
+                if above != known.setdefault(variant, above):
                     raise ValueError(
-                        f"{data}: variant {variant!r} has the family and manufacturer {line} in "
-                        f"one place and {[family, manufacturer]} in another; download it again"
+                        f"{data}: variant {variant!r} has the family and manufacturer "
+                        f"{known[variant]} in one place and {above} in another; download it again"
                     )
         return {name: self._generate_examples(data, found) for name, found in lists.items()}
 
@@ -107,42 +103,3 @@ def _read_lists(data: epath.Path, part: str) -> dict[str, list[str]]:
             f"and manufacturers of {part!r}; download the archive again"
         )
     return found
-
-
-def label_tree(lineage: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Makes the tree of the variants, in the order of `VARIANTS`.
-
-    Names come with and without the manufacturer ("Boeing 737-200", "737-200").
-
-    Args:
-      lineage: variant -> [family, manufacturer]; variants that it lacks are left out.
-    """
-    leaves = {}
-    for variant in VARIANTS:
-        if variant not in lineage:
-            continue
-        family, manufacturer = lineage[variant]
-        names = _with_maker(variant, manufacturer)
-        ancestors, used = [], {name.lower() for name in names}
-        for level in (_with_maker(family, manufacturer), [manufacturer]):
-            level = [name for name in level if name.lower() not in used]
-            used |= {name.lower() for name in level}
-            ancestors += [level] if level else []
-        leaves[f"fgvc_aircraft/{variant}"] = {
-            "name": variant,
-            "generic": "aircraft",
-            "synonyms": [name for name in names if name != variant],
-            "ancestors": ancestors,
-        }
-    return {"version": 1, "groups": {"aircraft": _GROUP}, "leaves": leaves}
-
-
-def _with_maker(name: str, manufacturer: str) -> list[str]:
-    found = [name]
-    if not name.lower().startswith(manufacturer.lower()):
-        found.append(f"{manufacturer} {name}")
-    else:
-        short = name[len(manufacturer) :].strip()
-        found += [short] if sum(c.isalnum() for c in short) > 2 else []
-    # "F/A-18" is also written without the slash.
-    return found + [n.replace("/", "") for n in found if "/" in n]

@@ -80,14 +80,17 @@ def read(source: Any) -> dict[str, Any] | None:
 
 
 def merge(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merges trees into one with the leaves and groups of all.
+    """Merges trees into one with the leaves, groups, modifiers and frames of all.
 
     Raises:
       ValueError: a leaf differs between two trees.
     """
     leaves: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {"modifiers": [], "frames": []}
     for tree in trees:
+        for kind, known in words.items():
+            known += [one for one in tree.get(kind, []) if one not in known]
         for name, names in tree["groups"].items():
             known = groups.setdefault(name, [])
             known += [n for n in names if n not in known]
@@ -97,7 +100,8 @@ def merge(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                     f"label {label_id!r} stands in two data sets with different names or paths "
                     f"({leaves[label_id]} and {leaf}); rename it in one of them"
                 )
-    return {"version": 1, "groups": groups, "leaves": leaves}
+    words = {kind: known for kind, known in words.items() if known}
+    return {"version": 1, "groups": groups, **words, "leaves": leaves}
 
 
 def path_of(sources: Iterable[Any]) -> str | os.PathLike | None:

@@ -126,7 +126,8 @@ class Source(file_dataset.Listing):
         """
         del seed
         builder, published = make_builder(dataset, data_dir), PUBLISHED[dataset]
-        label_ids, tree = _labels(dataset, builder)
+        tree = json.loads((TREES / f"{dataset}.json").read_text("utf-8"))
+        label_ids = list(tree["leaves"])
         # The lists of CoOp may draw from all splits.
         names = list(published.sizes) if split_file else [published.aliases.get(split, split)]
         entries, records = [], {}
@@ -152,17 +153,6 @@ class Source(file_dataset.Listing):
             return image[: len(image) - published.crop_bottom]
 
         super().__init__(entries, read, tree, name=dataset, **selection)
-
-
-def _labels(dataset: str, builder: Any) -> tuple[list[str], Mapping[str, Any]]:
-    """Returns the label ids in the order of the class numbers, and the label tree."""
-    if dataset != "fgvc_aircraft":
-        tree = json.loads((TREES / f"{dataset}.json").read_text())
-        return list(tree["leaves"]), tree
-    from speciarl_jax.data import fgvc_aircraft
-
-    tree = fgvc_aircraft.label_tree((builder.info.metadata or {}).get("lineage", {}))
-    return [f"{dataset}/{variant}" for variant in fgvc_aircraft.VARIANTS], tree
 
 
 def _open(

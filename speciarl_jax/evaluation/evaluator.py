@@ -14,9 +14,8 @@ from tqdm import tqdm
 from speciarl_jax.data import pipeline
 from speciarl_jax.data.images import describe
 from speciarl_jax.evaluation import metrics, predictions
-from speciarl_jax.experiment import host_verification
+from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
-from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.runtime import sharding
 
 # How many batches are sampled ahead while a host verifier judges.
@@ -88,12 +87,12 @@ class Evaluator:
             # A host verifier gets the text later.
             if verifier is None:
                 return rollout.tokens_BNT, rollout.mask_BNT
-            *verdicts, probability_BN = sample_and_verify.verify_with_probability(
+            category_BN, valid_BN, probability_BN, _ = in_graph_verification.verify(
                 verifier, batch, rollout
             )
             if probability_BN is None:
-                probability_BN = jnp.full(verdicts[0].shape, jnp.nan)
-            return rollout.tokens_BNT, rollout.mask_BNT, *verdicts, probability_BN
+                probability_BN = jnp.full(category_BN.shape, jnp.nan)
+            return rollout.tokens_BNT, rollout.mask_BNT, category_BN, valid_BN, probability_BN
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -99,14 +100,20 @@ def of_verifier(run: Run) -> dict[str, Any]:
 
     All processes must call it together.
     """
-    config = run.config
-    options = {name: value for name, value in verifier_options(config).items() if name not in _FREE}
-    if hasattr(run.verifier, "scorer"):
+    return _of_verifier(run.config, run.config.verifier.name, run.verifier)
+
+
+def _of_verifier(config: ml_collections.ConfigDict, name: str, verifier: Any) -> dict[str, Any]:
+    given = verifier_options(config, name)
+    options = {key: value for key, value in given.items() if key not in _FREE}
+    if hasattr(verifier, "scorer"):
         # The judge's weights: from a folder, or the policy's own base.
-        options["weights"] = _of_weights(run.verifier.scorer)
-    if config.verifier.name in _JUDGES:
+        options["weights"] = _of_weights(verifier.scorer)
+    if name in _JUDGES:
         options["prompt"] = _hash(judge_prompt.load(options["prompt"]).text)
-    return {"name": config.verifier.name, **options}
+    if name == "cascade" and options["judge"]:
+        options["judge"] = _of_verifier(config, options["judge"], verifier.fallback)
+    return {"name": name, **options}
 
 
 def of_adapters(run: Run, lora: nnx.State) -> dict[str, Any]:

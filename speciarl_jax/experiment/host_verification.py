@@ -80,7 +80,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
     """
     images, answers = sent[0].shape
     # In numbers whose zero stands for what this process did not send: the sum is the whole.
-    table = np.zeros((6, images * len(sent), answers), np.float32)
+    table = np.zeros((7, images * len(sent), answers), np.float32)
     for i, part in enumerate(sent):
         mine = part.future.result()
         if not len(part.rows):
@@ -93,6 +93,8 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
             np.nan_to_num(mine.seconds_BN + 1, nan=0.0),
             np.ones_like(mine.seconds_BN),
             np.nan_to_num(np.broadcast_to(probability_BN, mine.valid_BN.shape) + 1, nan=0.0),
+            # 0: no tree was asked; 1: it knew nothing; 2: it decided.
+            np.zeros_like(mine.seconds_BN) if mine.matched_BN is None else mine.matched_BN + 1.0,
         )
     if jax.process_count() > 1:
         table = multihost_utils.process_allgather(table).sum(axis=0)
@@ -102,6 +104,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
         cached_BN=table[2] > 0,
         seconds_BN=np.where(table[3] > 0, table[3] - 1, np.nan),
         probability_BN=np.where(table[5] > 0, table[5] - 1, np.nan) if table[5].any() else None,
+        matched_BN=table[6] > 1 if table[6].any() else None,
     )
     return verdicts, table[4, :, 0] > 0
 

@@ -277,9 +277,15 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
 def verifier_options(
     config: ml_collections.ConfigDict, name: str | None = None
 ) -> Mapping[str, Any]:
-    """Options of a verifier, by default the chosen one: the section of its name, or `options`."""
+    """Returns the options of a verifier, by default the chosen one.
+
+    They are the section of its name or, where there is none, `options`. A cascade has both.
+    """
     name = config.verifier.name if name is None else name
-    return config.verifier[name if name in config.verifier else "options"].to_dict()
+    options = config.verifier.options.to_dict()
+    if name == "cascade":
+        return options | config.verifier.cascade.to_dict()
+    return config.verifier[name].to_dict() if name in config.verifier else options
 
 
 def make_verifier(
@@ -313,6 +319,13 @@ def make_verifier(
         extra["policy"] = flax_judge.Policy(
             policy.decoder, tokenizer, *places, load_policy.dtypes(config)
         )
+    if "make" in inspect.signature(create).parameters:
+
+        def make(other):
+            options = verifier_options(config, other)
+            return make_verifier(config, other, options, tree, tokenizer, vocabulary, mesh, policy)
+
+        extra["make"] = make
     labels, verifier = create(
         tokenizer_lib.token_bytes(tokenizer, vocabulary),
         tree,

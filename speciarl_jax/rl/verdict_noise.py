@@ -11,8 +11,9 @@ def noisy(
 ) -> jax.Array:
     """Moves a verdict one rank up or down the ordered categories with probability `rate`.
 
-    Both ways are equally likely; at either end there is only one. An answer that could
-    not be parsed has no rank and stays. Whether and where a verdict moves depends on the seed, the
+    Specific and more specific are one rank, the highest, as in the authors' code: from there a
+    verdict falls to less specific. Both ways are equally likely; at either end there is only one.
+    An answer that could not be parsed has no rank and stays. Whether and where a verdict moves depends on the seed, the
     step, the image and the number of the answer, and neither on the verdict nor on where it lies
     in the batch or on the mesh. Pure, and the same for every verifier.
 
@@ -39,9 +40,10 @@ def noisy(
         return jax.random.uniform(own, (2,))
 
     chance_BN2 = jax.vmap(lambda i: jax.vmap(lambda n: draw(i, n))(numbers_N))(image_id_B)
-    lowest, highest = int(Category.WRONG), int(Category.MORE_SPECIFIC)
+    lowest, highest = int(Category.WRONG), int(Category.SPECIFIC)
+    rank_BN = jnp.minimum(category_BN, highest)
     way_BN = jnp.where(chance_BN2[..., 1] < 0.5, -1, 1)
     way_BN = jnp.where(category_BN == lowest, 1, way_BN)
-    way_BN = jnp.where(category_BN == highest, -1, way_BN)
+    way_BN = jnp.where(rank_BN == highest, -1, way_BN)
     moves_BN = (chance_BN2[..., 0] < rate) & (category_BN >= lowest)
-    return jnp.where(moves_BN, category_BN + way_BN, category_BN).astype(jnp.int32)
+    return jnp.where(moves_BN, rank_BN + way_BN, category_BN).astype(jnp.int32)

@@ -1,11 +1,10 @@
-"""Samples groups of completions and has them judged inside the program; pure functions."""
+"""Samples groups of completions inside the program; pure functions."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
@@ -68,40 +67,3 @@ def encode(policy: Any, batch: PromptBatch) -> jax.Array:
     if batch.features_BMD is not None:
         return batch.features_BMD
     return policy.encode_images(batch.patches_BSC, batch.layout)
-
-
-def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
-    """Category int32 [B, N] and validity bool [B, N]; a row that pads the batch is not valid."""
-    category_BN, valid_BN = verifier.verify(
-        rollout.tokens_BNT, rollout.mask_BNT, batch.label_index_B
-    )
-    return category_BN, valid_BN & (batch.weight_B[:, None] > 0)
-
-
-def verify_with_probability(
-    verifier: Any, batch: PromptBatch, rollout: Rollout
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """`verify`, and float32 [B, N], the probability of the likeliest verdict; NaN where no judge
-    was asked. None if the verifier has no probabilities."""
-    if not hasattr(verifier, "verify_with_probability"):
-        return *verify(verifier, batch, rollout), None
-    category_BN, valid_BN, probability_BN = verifier.verify_with_probability(
-        rollout.tokens_BNT, rollout.mask_BNT, batch.label_index_B
-    )
-    real_B1 = batch.weight_B[:, None] > 0
-    return category_BN, valid_BN & real_B1, jnp.where(real_B1, probability_BN, jnp.nan)
-
-
-def describe_probability(
-    probability_BN: jax.Array | None, valid_BN: jax.Array
-) -> dict[str, jax.Array]:
-    """How sure a judge was, over the answers that it was asked about: mean probability of the
-    likeliest verdict, and share of answers where that was too low to count (or not finite)."""
-    if probability_BN is None:
-        return {}
-    asked_BN = ~jnp.isnan(probability_BN)
-    asked = jnp.maximum(jnp.sum(asked_BN), 1)
-    return {
-        "verify/probability_mean": jnp.sum(jnp.where(asked_BN, probability_BN, 0.0)) / asked,
-        "verify/below_min_probability": jnp.sum(asked_BN & ~valid_BN) / asked,
-    }

@@ -48,6 +48,8 @@ VALUES = {
     "loss.old_logprobs": {"sampler": "rollout", "trainer": "recomputed"},
     "train.objective": {"reward": "rl", "labels": "sft"},
 }
+# Key that earlier versions lacked -> the value as which they behaved.
+ADDED = {"verifier.cascade.judge": ""}
 
 
 def config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +67,12 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates a configuration whose keys are dotted paths, as checkpoints hold it."""
+    """Translates a configuration whose keys are dotted paths, as checkpoints hold it.
+
+    Keys that it lacks because it is older have the values as which it behaved (`ADDED`).
+    """
     paths = {CONFIG.get(key, key): value for key, value in values.items()}
-    return {path: _value(path, value) for path, value in paths.items()}
+    return ADDED | {path: _value(path, value) for path, value in paths.items()}
 
 
 def metrics(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Samples a batch in parts and has a host verifier judge a part while the next one is sampled."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax.experiment import host_verification
+from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import sharding
 from speciarl_jax.runtime.batching import merge_strided, split_strided
@@ -98,12 +98,16 @@ def describe(batches: Sequence[HostVerdicts]) -> dict[str, Any]:
     if len(seconds):
         found["verify/latency_p50"] = float(np.percentile(seconds, 50))
         found["verify/latency_p95"] = float(np.percentile(seconds, 95))
-    sure = [one.verdicts for one in batches if one.verdicts.probability_BN is not None]
-    if sure:
-        probability_BN = np.concatenate([one.probability_BN for one in sure])
-        valid_BN = np.concatenate([one.valid_BN for one in sure])
-        found |= sample_and_verify.describe_probability(probability_BN, valid_BN)
-    return found
+    return found | in_graph_verification.describe(_joined([one.verdicts for one in batches]))
+
+
+def _joined(batches: Sequence[Verdicts]) -> Verdicts:
+    """Joins batches of verdicts; a field that one of them lacks is None."""
+    fields = {}
+    for field in dataclasses.fields(Verdicts):
+        values = [getattr(one, field.name) for one in batches]
+        fields[field.name] = None if any(v is None for v in values) else np.concatenate(values)
+    return Verdicts(**fields)
 
 
 def _send(run: Run, part: PromptBatch, sampled: Any) -> host_verification.Sent:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from speciarl_jax.experiment import host_verification
+from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.rollout import rescore, sample_and_verify
+from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
 from speciarl_jax.training import dynamic_sampling, host_verified_step, rl_step, sft_step
@@ -65,11 +65,8 @@ def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
         return sample(lora, base, batch, key, temperature, top_p)
 
     def verify(verifier, batch, rollout):
-        category_BN, valid_BN, probability_BN = sample_and_verify.verify_with_probability(
-            verifier, batch, rollout
-        )
-        metrics = sample_and_verify.describe_probability(probability_BN, valid_BN)
-        return category_BN, valid_BN, metrics
+        found = in_graph_verification.verify(verifier, batch, rollout)
+        return found.category_BN, found.valid_BN, in_graph_verification.describe(found)
 
     def learn(state: TrainState, base, groups: Groups):
         batch, metrics = rl_step.make_update_batch(

@@ -1,6 +1,7 @@
 """The two kinds of verifiers, and the contract of those that live outside of compiled programs.
 
 An *in-graph* verifier is a pytree with a traceable `verify(tokens_BNT, mask_BNT, label_index_B)`.
+If it knows more than the verdicts, it also has `verify_in_detail`, which returns `InGraphVerdicts`.
 A *host* verifier is an instance of `HostVerifier`: it is handed text and answers later. Callers
 tell them apart by this type and by nothing else.
 """
@@ -9,8 +10,28 @@ import abc
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
+
+
+class InGraphVerdicts(NamedTuple):
+    """Verdicts of a verifier inside a program; arrays on the devices.
+
+    Attributes:
+      category_BN: int32 `Category`.
+      valid_BN: bool, a verdict exists.
+      probability_BN: float32 probability of the likeliest verdict; NaN where no judge was asked.
+        None if this verifier has no probabilities.
+      matched_BN: bool, a label tree decided: the answer equals one of its names, declines, or
+        cannot be read. None if no tree was asked.
+    """
+
+    category_BN: jax.Array
+    valid_BN: jax.Array
+    probability_BN: jax.Array | None = None
+    matched_BN: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +46,7 @@ class Verdicts:
         where nothing was asked for this answer. Failures are no requests that count here.
       probability_BN: float32 probability of the likeliest verdict; NaN where the judge was not
         asked. None if this verifier has no probabilities.
+      matched_BN: bool, a label tree decided, as in `InGraphVerdicts`. None if no tree was asked.
     """
 
     category_BN: np.ndarray
@@ -32,6 +54,7 @@ class Verdicts:
     cached_BN: np.ndarray
     seconds_BN: np.ndarray
     probability_BN: np.ndarray | None = None
+    matched_BN: np.ndarray | None = None
 
 
 class HostVerifier(abc.ABC):

@@ -23,6 +23,7 @@ from speciarl_jax.models import qwen_text
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 from speciarl_jax.verifiers import parsing_on_device, prefilter
+from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
 from speciarl_jax.verifiers.judge.retokenizing_judge import ReencodingJudge
@@ -90,16 +91,15 @@ class FlaxJudge:
         category_BN, valid_BN, _ = self.judge(tokens_BNT, mask_BNT, label_index_B)
         return category_BN, valid_BN
 
-    def verify_with_probability(
+    def verify_in_detail(
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, label_index_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`verify`, and float32 [B, N], the probability of the likeliest verdict; NaN where the
-        judge was not asked."""
+    ) -> InGraphVerdicts:
+        """`verify`, and the probability of the likeliest verdict where the judge was asked."""
         asked_BN, category_BN, valid_BN, probability_BNK = self._judge(
             tokens_BNT, mask_BNT, label_index_B
         )
         largest_BN = jnp.max(probability_BNK, axis=-1)
-        return category_BN, valid_BN, jnp.where(asked_BN, largest_BN, jnp.nan)
+        return InGraphVerdicts(category_BN, valid_BN, jnp.where(asked_BN, largest_BN, jnp.nan))
 
     def judge(
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, label_index_B: jax.Array

@@ -18,14 +18,16 @@ def test_verdicts_move_one_rank_at_the_rate(rate):
     assert got.dtype == np.int32
     ranked = CATEGORY >= 0
     np.testing.assert_array_equal(got[~ranked], CATEGORY[~ranked])
-    moved = got - CATEGORY
+    # Specific and more specific are one rank.
+    moved = np.where(got != CATEGORY, got - np.minimum(CATEGORY, 4), 0)
     assert set(np.unique(moved)) == {-1, 0, 1} and got[ranked].min() == 0 and got.max() == 5
+    assert set(got[(CATEGORY == 5) & (moved != 0)]) == {3}
     share = np.mean(moved[ranked] != 0)
     assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / ranked.sum())
-    middle = (CATEGORY > 0) & (CATEGORY < 5) & (moved != 0)
+    middle = (CATEGORY > 0) & (CATEGORY < 4) & (moved != 0)
     assert abs(np.mean(moved[middle] == 1) - 0.5) < 4 * 0.5 / np.sqrt(middle.sum())
     # One way at the ends, as often.
-    for end, way in ((0, 1), (5, -1)):
+    for end, way in ((0, 1), (4, -1), (5, -1)):
         here = moved[CATEGORY == end]
         assert set(np.unique(here)) == {0, way}
         assert abs(np.mean(here != 0) - rate) < 4 * np.sqrt(rate * (1 - rate) / here.size)

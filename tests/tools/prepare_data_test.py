@@ -118,7 +118,7 @@ def test_the_images_of_a_split_file_are_taken_from_all_splits(prepared, tmp_path
         open_split("food101", data, "val", split_file=str(path))
 
 
-def test_variant_family_and_manufacturer_make_the_tree(prepared):
+def test_the_aircraft_are_judged_by_the_shipped_tree(prepared):
     data, _ = prepared["fgvc_aircraft"]
     taxonomy = Taxonomy(open_split("fgvc_aircraft", data, "train").label_tree)
     for said, verdict in {

@@ -1,12 +1,14 @@
 """A run, and batches for it, of shapes and shardings: no weight, tokenizer or image is read."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
-from speciarl_jax.data import emoji
+from speciarl_jax.data import emoji, tfds_images
 from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
@@ -56,11 +58,11 @@ def make_run(
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels = verifier = None
-    if config.verifier.name == "taxonomy":
+    if is_tree_alone(config):
         labels, verifier = taxonomy.create(
             [b"x" * _LONGEST_TOKEN] * vocabulary,
-            emoji.TAXONOMY_PATH,
-            **verifier_options(config) | {"path": ""},
+            tree_of(config) or emoji.TAXONOMY_PATH,
+            **verifier_options(config, "taxonomy") | {"path": ""},
         )
         verifier = sharding.placed(verifier, sharding.replicated(mesh))
     return Run(
@@ -76,6 +78,18 @@ def make_run(
         labels=labels,
         verifier=verifier,
     )
+
+
+def is_tree_alone(config: ml_collections.ConfigDict) -> bool:
+    """Says whether the verifier is a label tree without a judge."""
+    name = config.verifier.name
+    return name == "taxonomy" or (name == "cascade" and not config.verifier.cascade.judge)
+
+
+def tree_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """Returns the label tree of a published data set, which needs no download; else None."""
+    path = tfds_images.TREES / f"{config.data.options.get('dataset', '')}.json"
+    return path if config.data.name == "tfds_images" and path.exists() else None
 
 
 def make_batch(

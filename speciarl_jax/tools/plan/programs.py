@@ -183,13 +183,14 @@ def of_run(run: Run, sizes: Sizes) -> Abstract:
 
 def _notes(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     name, options = config.verifier.name, verifier_options(config)
-    if name != "taxonomy":
+    if not abstract_run.is_tree_alone(config):
         return (
             f"verify: {name} is not planned, only the taxonomy is; a judge on the same devices "
             "needs memory and time beyond what stands here",
         )
-    # Only the sizes matter, and the embedded tree's are those of any benchmark's.
-    return () if options["path"] else ("verify: the label tree is the embedded benchmark's",)
+    if options["path"] or abstract_run.tree_of(config) is None:
+        return ("verify: the label tree is the embedded benchmark's",)
+    return ()
 
 
 def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:

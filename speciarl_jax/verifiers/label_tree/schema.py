@@ -6,16 +6,25 @@ Format of the file (JSON):
      "leaves": {id: {"name": "eagle", "generic": "animal",
                      "synonyms": ["bird of Jove"],                          # optional
                      "ancestors": [["bird of prey", "raptor"], ["bird"]],   # optional
+                     "broader": [["vertebrate"]],                           # optional
                      "hyponyms": ["bald eagle"]}},                          # optional
      "groups": {"animal": ["animal", "creature"]},
+     "modifiers": ["young", "male"],                                        # optional
+     "frames": ["flock of"],                                                # optional
      "benchmark": [ids of leaves]}                                          # optional
 
 Further keys of a leaf ("keys", "mid", "gloss", ...) are left to others. Each ancestor is a list
-of accepted names; the nearest comes first.
+of accepted names; the nearest comes first. `broader` lists the ancestors that say little: their
+names count as generic, like those of the group. `modifiers` are words beside a name that make it a
+form of the label ("male eagle"); `frames` stand in front of a name and say nothing of the label
+("flock of eagles"). A name may hold alternatives in brackets, none of them too: "[Boeing |]737-800"
+stands for "Boeing 737-800" and "737-800".
 """
 
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 from speciarl_jax.verifiers import parsing
@@ -37,11 +46,27 @@ def read(path: str | os.PathLike) -> object:
         raise ValueError(f"{path}: the taxonomy is no valid JSON ({error})") from error
 
 
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+
+
+def expand(name: str) -> list[str]:
+    """The names that a name with alternatives stands for; spaces around an empty one collapse."""
+    if "[" not in name:
+        return [name]
+    # Every second part is the content of brackets.
+    parts = _BRACKETS.split(name)
+    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    found = (" ".join("".join(chosen).split()) for chosen in itertools.product(*choices))
+    return list(dict.fromkeys(found))
+
+
 def _names(value: object, where: str, *, required: bool = False) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ValueError(f"{where}: got {value!r}; write a list of names")
     for name in value:
-        if not parsing.key(name):
+        if re.search(r"[\[\]]", _BRACKETS.sub("", name)):
+            raise ValueError(f"{where}: {name!r} has a bracket without its other; write [a|b]")
+        if not all(map(parsing.key, expand(name))):
             raise ValueError(f"{where}: {name!r} has no letter or digit; mend or remove the name")
     if required and not value:
         raise ValueError(f"{where}: the list is empty; give at least one name")
@@ -63,11 +88,12 @@ def _check_leaf(leaf_id: str, leaf: object, groups: Mapping, source: str) -> Non
         )
     for field in ("synonyms", "hyponyms"):
         _names(leaf.get(field, []), f"{where}, field {field!r}")
-    ancestors = leaf.get("ancestors", [])
-    if not isinstance(ancestors, list):
-        raise ValueError(f"{where}, field 'ancestors': got {ancestors!r}; write a list of lists")
-    for i, node in enumerate(ancestors):
-        _names(node, f"{where}, field 'ancestors[{i}]'", required=True)
+    for field in ("ancestors", "broader"):
+        nodes = leaf.get(field, [])
+        if not isinstance(nodes, list):
+            raise ValueError(f"{where}, field {field!r}: got {nodes!r}; write a list of lists")
+        for i, node in enumerate(nodes):
+            _names(node, f"{where}, field '{field}[{i}]'", required=True)
 
 
 def check(data: object, source: str) -> None:
@@ -83,6 +109,8 @@ def check(data: object, source: str) -> None:
         _names(names, f"{source}: group {group!r}", required=True)
     for leaf_id, leaf in data["leaves"].items():
         _check_leaf(leaf_id, leaf, data["groups"], source)
+    for field in ("modifiers", "frames"):
+        _names(data.get(field, []), f"{source}: field {field!r}")
     benchmark = data.get("benchmark", [])
     if not isinstance(benchmark, list):
         raise ValueError(
@@ -99,13 +127,17 @@ def relations(leaf: Mapping, groups: Mapping) -> Iterator[tuple[str, Category, s
     The leaf's own names come first. The group comes before the ancestors: where a node between
     repeats a name of the group, the name is worth no more than the group.
     """
-    yield leaf["name"], Category.SPECIFIC, f"name {leaf['name']!r}"
-    for name in leaf.get("synonyms", []):
-        yield name, Category.SPECIFIC, f"synonym {name!r} of {leaf['name']!r}"
-    for name in leaf.get("hyponyms", []):
-        yield name, Category.MORE_SPECIFIC, f"hyponym {name!r}"
-    for name in groups[leaf["generic"]]:
-        yield name, Category.GENERIC, f"group {name!r}"
+    own = f"of {leaf['name']!r}"
+    fields = [
+        (Category.SPECIFIC, "name", "", [leaf["name"]]),
+        (Category.SPECIFIC, "synonym", own, leaf.get("synonyms", [])),
+        (Category.MORE_SPECIFIC, "hyponym", "", leaf.get("hyponyms", [])),
+        (Category.GENERIC, "group", "", groups[leaf["generic"]]),
+    ]
     for i, node in enumerate(leaf.get("ancestors", [])):
-        for name in node:
-            yield name, Category.LESS_SPECIFIC, f"ancestor {i + 1} {name!r}"
+        fields.append((Category.LESS_SPECIFIC, f"ancestor {i + 1}", "", node))
+    for i, node in enumerate(leaf.get("broader", [])):
+        fields.append((Category.GENERIC, f"broader ancestor {i + 1}", "", node))
+    for category, what, whose, names in fields:
+        for name in itertools.chain.from_iterable(map(expand, names)):
+            yield name, category, f"{what} {name!r} {whose}".rstrip()
