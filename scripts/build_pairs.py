@@ -38,6 +38,38 @@ KINDS = {
     "wrong": {"sibling": 50, "same group": 20, "other group": 10, "kind of a sibling": 20}
     | {"class of another": 20},
 }
+# Ways to decline, of which the gold pairs are drawn.
+ABSTENTIONS = (
+    "none",
+    "none of these",
+    "none of the above",
+    "unknown",
+    "unidentified",
+    "unidentifiable",
+    "uncertain",
+    "unclear",
+    "unsure",
+    "not sure",
+    "I am not sure",
+    "I'm not sure",
+    "I\u2019m not sure",
+    "I do not know",
+    "I don't know",
+    "I don\u2019t know",
+    "do not know",
+    "don't know",
+    "don\u2019t know",
+    "idk",
+    "no idea",
+    "no answer",
+    "cannot tell",
+    "can't tell",
+    "can\u2019t tell",
+    "cannot say",
+    "cannot determine",
+    "cannot be determined",
+    "N/A",
+)
 
 
 def names_around(leaf: Mapping, groups: Mapping) -> set[bytes]:
@@ -85,7 +117,7 @@ def candidates(tree: Mapping) -> dict[str, list[tuple[str, str]]]:
         found["group"] += [
             (leaf_id, n) for n in groups[leaf["generic"]] if parsing.key(n) not in own
         ]
-        found["abstention"] += [(leaf_id, phrase) for phrase in parsing.ABSTENTIONS]
+        found["abstention"] += [(leaf_id, phrase) for phrase in ABSTENTIONS]
         for kind, said in near_misses(leaf_id, tree):
             found[kind].append((leaf_id, said))
     return found

@@ -13,10 +13,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers import abstention, parsing
 from speciarl_jax.verifiers.label_tree import schema, word_forms
-
-_ABSTENTIONS = frozenset(map(parsing.key, parsing.ABSTENTIONS))
 
 
 def name_of(response: str) -> str | None:
@@ -29,7 +27,7 @@ def name_of(response: str) -> str | None:
     key = parsing.key(content) if content else b""
     if not key:
         return None
-    return "" if key in _ABSTENTIONS else key.decode("utf-8", "surrogatepass")
+    return "" if abstention.text_abstains(content) else key.decode("utf-8", "surrogatepass")
 
 
 def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:

@@ -260,8 +260,9 @@ def _explain(labels: Taxonomy, leaf_id: str, row: Row) -> tuple[Category, str]:
     if answer is None:
         return Category.UNPARSED, "no answer can be read"
     category, key, match = labels.explain(answer, leaf_id)
-    if ancestor := re.search(r"ancestor (\d+)", match):
-        node = labels.data["leaves"][leaf_id]["ancestors"][int(ancestor[1]) - 1]
+    if ancestor := re.search(r"(broader )?ancestor (\d+)", match):
+        field = "broader" if ancestor[1] else "ancestors"
+        node = labels.data["leaves"][leaf_id][field][int(ancestor[2]) - 1]
         match += f" of the node {node[0]!r}"
     if match:
         return category, match

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from speciarl_jax.data import images, label_tree
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.runtime import exit_codes
-from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers import abstention, parsing
 from speciarl_jax.verifiers.label_tree import word_forms
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
@@ -88,7 +88,6 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
       max_words: `config.verifier.options.max_words`.
     """
     odd, label_of = [], {}
-    abstentions = {parsing.key(text) for text in parsing.ABSTENTIONS}
     for label in sorted(counts):
         key = parsing.key(label).decode()
         reasons = {
@@ -99,7 +98,7 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
             f"has more than {max_words} words": len(key.split()) > max_words,
             "ends in a punctuation mark": re.search(r"[^\w)]$", label),
             "is a catch-all, not a thing": key in _CATCH_ALL,
-            "means that there is no answer": parsing.key(label) in abstentions,
+            "means that there is no answer": abstention.text_abstains(label),
             f"has fewer than {_FEW} images": counts[label] < _FEW,
         }
         odd += [(label, reason) for reason, applies in reasons.items() if applies]

@@ -4,7 +4,7 @@ A language model can be talked into a verdict, so it only ever sees what could b
 order, and compared with the true label, an answer
 
   - that cannot be read (`parsing.extract`) or holds no word is UNPARSED;
-  - that is one of `parsing.ABSTENTIONS` is ABSTAIN;
+  - that declines (`abstention`) is ABSTAIN;
   - with more than `max_words` words or `max_answer_bytes` bytes is WRONG (sentences, long texts);
   - with a mark inside that lists, hedges or opens markup ("eagle/hawk", "bird (eagle)", "a: b",
     line breaks, quotes around JSON keys, tags, role markers) is WRONG;
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax.verifiers import parsing, parsing_on_device
+from speciarl_jax.verifiers import abstention, parsing, parsing_on_device
 from speciarl_jax.verifiers.category import Category
 
 # Not a category: the judge has to be asked.
@@ -102,7 +102,7 @@ def screen(
     """
     if content is None or not parsing.key(content):
         return Category.UNPARSED
-    if parsing.key(content) in _ABSTENTIONS:
+    if abstention.text_abstains(content):
         return Category.ABSTAIN
     normal = f" {parsing.normalize(content)} ".encode("utf-8", "surrogatepass")
     if normal.count(b" ") - 1 > max_words or len(normal) - 2 > max_answer_bytes:
@@ -116,9 +116,6 @@ def screen(
         return Category.WRONG
     found = [p in normal and not ok for p, ok in zip(PATTERNS, allowed_W[0], strict=True)]
     return Category.WRONG if any(found) else None
-
-
-_ABSTENTIONS = frozenset(map(parsing.key, parsing.ABSTENTIONS))
 
 
 def _is_word(normal_L, xp):

@@ -9,7 +9,7 @@ The format of the file is in `taxonomy_file`.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax.verifiers import parsing, parsing_on_device
+from speciarl_jax.verifiers import abstention, matching, parsing, parsing_on_device
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.label_tree import schema, word_forms
 
 # An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
 _MULTIPLIER = 16777619
+# Bytes of an answer beyond the longest name: frames, modifiers, a second name in parentheses.
+_SPARE_BYTES = 32
 
 
 class Explanation(NamedTuple):
@@ -32,23 +34,31 @@ class Explanation(NamedTuple):
     key: bytes
     match: str
 
+    @property
+    def known(self) -> bool:
+        """Whether the tree decided: a name of some label, declining, or nothing to read."""
+        return bool(self.match) or self.category == Category.UNPARSED
+
 
 class Taxonomy:
     """Names around each leaf, and the verdict on an answer (host side; the oracle).
 
-    An answer is compared by `parsing.key`, so case, punctuation, dashes and a leading article do
-    not matter. For the true leaf, a key that is
+    An answer is compared by `parsing.phrase`, so case, punctuation, dashes, typography and accents
+    do not matter; neither do number, and whether words are written together (`word_forms.forms`).
+    Frames, modifiers and generic words beside a name are left out as `matching` says. For the true
+    leaf, an answer that is
       - its name or a synonym is SPECIFIC,
-      - a name of a hyponym is MORE_SPECIFIC,
-      - a name of its group is GENERIC,
-      - a name of an ancestor below the group is LESS_SPECIFIC,
-      - one of `abstentions` is ABSTAIN,
+      - a name of a hyponym, or its name with a modifier, is MORE_SPECIFIC,
+      - a name of its group or of a broader ancestor is GENERIC,
+      - a name of another ancestor is LESS_SPECIFIC,
+      - "X (Y)", where both hold, is the better of both,
+      - of the grammar of `abstention`, and no name, is ABSTAIN,
       - empty is UNPARSED,
-      - anything else, siblings and answers longer than any name included, is WRONG.
+      - anything else, siblings, lists and long answers included, is WRONG.
     If a key has several of these relations to the leaf, the first of this list counts. A word with
     several senses ("mouse") is judged in the sense of the true leaf, as each leaf has its own list.
-    Simple plurals and accent-free spellings (`word_forms`) count as their name, unless they are
-    the name or a synonym of another leaf ("glasses" is no plural where it is a leaf).
+    A form of a name that is itself written in the tree for something else is no form: "glasses"
+    is no plural where it is a leaf.
 
     Attributes:
       data: the content of the file.
@@ -56,7 +66,8 @@ class Taxonomy:
       leaf_names: their names, in the same order.
       names: the keys of all names and forms, as sorted strings.
       relations: for each leaf, in the same order, a dict from key to (category, description).
-      abstentions: the keys of the abstentions.
+      opener: what may stand beside a name.
+      phrase_bytes: a longer answer is WRONG.
     """
 
     def __init__(
@@ -65,16 +76,14 @@ class Taxonomy:
         *,
         source: str = "taxonomy",
         max_words: int = 8,
-        abstentions: Iterable[str] = parsing.ABSTENTIONS,
         word_forms_too: bool = True,
     ):
         """Checks and indexes a taxonomy.
 
         Args:
-          data: the content of a taxonomy file (format: `taxonomy_file`).
+          data: the content of a taxonomy file (format: `label_tree.schema`).
           source: what errors call it.
-          max_words: the most words a name may have. As no name is longer, a longer answer is WRONG.
-          abstentions: phrases that decline to answer.
+          max_words: the most words a name may have.
           word_forms_too: accept plurals and other spellings of names.
 
         Raises:
@@ -83,30 +92,19 @@ class Taxonomy:
         """
         schema.check(data, source)
         self.data = data
-        self.abstentions = frozenset(map(parsing.key, abstentions))
         self.leaf_ids = tuple(data["leaves"])
         self.leaf_names = tuple(leaf["name"] for leaf in data["leaves"].values())
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
-        labels = {
-            parsing.key(name)
-            for leaf in data["leaves"].values()
-            for name in (leaf["name"], *leaf.get("synonyms", []))
-        }
-        forms = _Forms(labels | self.abstentions) if word_forms_too else None
-        self.relations = []
-        for leaf_id, leaf in data["leaves"].items():
-            relation = {}
-            entries = list(schema.relations(leaf, data["groups"]))
-            for name, category, match in entries:
-                key = parsing.key(name)
-                self._check_key(key, name, max_words, f"{source}: leaf {leaf_id!r}")
-                relation.setdefault(key, (category, match))
-            for name, category, match in entries if forms else ():
-                for key in forms(name):
-                    relation.setdefault(key, (category, "form of " + match))
-            self.relations.append(relation)
-        keys = sorted(set().union(*self.relations))
-        self.names = tuple(key.decode("utf-8", "surrogatepass") for key in keys)
+        self.opener = matching.Opener(data.get("frames", []), data.get("modifiers", []))
+        entries = [list(schema.relations(x, data["groups"])) for x in data["leaves"].values()]
+        for leaf_id, names in zip(self.leaf_ids, entries, strict=True):
+            for name, _, _ in names:
+                _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
+        self.relations = _relations(entries, word_forms_too)
+        self._keys = frozenset().union(*self.relations)
+        self.names = tuple(key.decode("utf-8", "surrogatepass") for key in sorted(self._keys))
+        longest = max(map(len, self._keys))
+        self.phrase_bytes = max(abstention.MAX_BYTES, longest + _SPARE_BYTES)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **options) -> "Taxonomy":
@@ -117,18 +115,6 @@ class Taxonomy:
         """
         return cls(schema.read(path), source=str(path), **options)
 
-    def _check_key(self, key: bytes, name: str, max_words: int, where: str) -> None:
-        words = key.count(b" ") + 1
-        if words > max_words:
-            raise ValueError(
-                f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
-                "raise max_words or remove the name"
-            )
-        if key in self.abstentions:
-            raise ValueError(
-                f"{where}: the name {name!r} is also an abstention; rename one of them"
-            )
-
     def leaf_index(self, leaf_id: str) -> int:
         """The number of a leaf, as `TaxonomyVerifier.verify` wants it."""
         if leaf_id not in self._index:
@@ -137,15 +123,19 @@ class Taxonomy:
 
     def explain(self, answer_text: str, leaf_id: str) -> Explanation:
         """The category of an answer (the content of the tags) and what it matched."""
-        relation = self.relations[self.leaf_index(leaf_id)]
-        key = parsing.key(answer_text)
-        if not key:
+        around = self.relations[self.leaf_index(leaf_id)], self._keys, self.opener
+        key, phrase = parsing.key(answer_text), parsing.phrase(answer_text)
+        if not phrase:
             return Explanation(Category.UNPARSED, key, "")
-        if key in relation:
-            return Explanation(relation[key][0], key, relation[key][1])
-        if key in self.abstentions:
+        if len(phrase) > self.phrase_bytes:
+            return Explanation(Category.WRONG, key, "")
+        found = matching.look_up(phrase, *around)
+        if found is None and (parts := parsing.parenthesis(answer_text)):
+            found = matching.look_up_both(*parts, *around)
+        if found is None and abstention.abstains(phrase):
             return Explanation(Category.ABSTAIN, key, "abstention")
-        return Explanation(Category.WRONG, key, "")
+        category, match = found or (Category.WRONG, "")
+        return Explanation(category, key, match)
 
     def category(self, answer_text: str, leaf_id: str) -> Category:
         """The category of an answer: the content of the answer tags."""
@@ -159,22 +149,55 @@ class Taxonomy:
         return Category.UNPARSED if content is None else self.category(content, leaf_id)
 
 
-class _Forms:
-    """Keys of the other forms of a name, less the keys that are taken; remembers them."""
+def _check_name(name: str, max_words: int, where: str) -> None:
+    phrase = parsing.phrase(name)
+    words = phrase.count(b" ") + 1
+    if words > max_words:
+        raise ValueError(
+            f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
+            "raise max_words or remove the name"
+        )
+    if abstention.abstains(phrase):
+        raise ValueError(f"{where}: the name {name!r} is also an abstention; rename one of them")
 
-    def __init__(self, taken: frozenset[bytes] | set[bytes]):
-        self._taken = taken
-        self._known = {}
 
-    def __call__(self, name: str) -> set[bytes]:
-        if name not in self._known:
-            spelt = word_forms.spellings(name)
-            keys = set(map(parsing.key, spelt))
-            for key in {parsing.key(name), *keys}:
-                text = key.decode("utf-8", "surrogatepass")
-                keys |= {form.encode("utf-8", "surrogatepass") for form in word_forms.plurals(text)}
-            self._known[name] = keys - self._taken - {b""}
-        return self._known[name]
+def _relations(
+    entries: Sequence[Sequence[tuple[str, Category, str]]], word_forms_too: bool
+) -> list[dict[bytes, tuple[Category, str]]]:
+    """Returns each leaf's dict from key to (category, description): names, then their forms.
+
+    A form that is a name somewhere is left out, unless the form and the name mean the same for
+    each leaf that has the form as a name.
+    """
+    relations, holders = [], {}
+    for leaf, names in enumerate(entries):
+        relation = {}
+        for name, category, match in names:
+            for key in (parsing.key(name), parsing.phrase(name)):
+                relation.setdefault(key, (category, match))
+        for key in relation:
+            holders.setdefault(key, []).append(leaf)
+        relations.append(relation)
+    if not word_forms_too:
+        return relations
+    written = [dict(relation) for relation in relations]
+    forms_of = {}
+    for names, relation in zip(entries, relations, strict=True):
+        for name, category, match in names:
+            if name not in forms_of:
+                key = parsing.key(name)
+                forms_of[name] = [
+                    form
+                    for form in word_forms.forms(name)
+                    if all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
+                ]
+            for form in forms_of[name]:
+                relation.setdefault(form, (category, "form of " + match))
+    return relations
+
+
+def _same(relation: Mapping[bytes, tuple[Category, str]], one: bytes, other: bytes) -> bool:
+    return other in relation and relation[one][0] == relation[other][0]
 
 
 @flax.struct.dataclass

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers import abstention, parsing
 from speciarl_jax.verifiers.label_tree import schema
 from speciarl_jax.verifiers.label_tree.wordnet import Nouns, Synset
 
@@ -160,15 +160,15 @@ def checked(tree: dict[str, Any], source: str, max_words: int) -> dict[str, Any]
     Raises:
       ValueError: it is not; a label itself may be no abstention and not too long.
     """
-    declining = {parsing.key(phrase) for phrase in parsing.ABSTENTIONS}
+    declines = abstention.text_abstains
     for leaf_id, leaf in tree["leaves"].items():
-        if parsing.key(leaf["name"]) in declining or _words(leaf["name"]) > max_words:
+        if declines(leaf["name"]) or _words(leaf["name"]) > max_words:
             raise ValueError(
                 f"{source}: the label {leaf_id!r} declines to answer or has more than {max_words} "
                 "words; rename it or raise --max_words"
             )
-        leaf["synonyms"] = [n for n in leaf["synonyms"] if parsing.key(n) not in declining]
-        leaf["hyponyms"] = [n for n in leaf["hyponyms"] if parsing.key(n) not in declining]
+        leaf["synonyms"] = [n for n in leaf["synonyms"] if not declines(n)]
+        leaf["hyponyms"] = [n for n in leaf["hyponyms"] if not declines(n)]
     schema.check(tree, source)
     return tree
 

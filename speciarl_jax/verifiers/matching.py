@@ -1,0 +1,222 @@
+"""The order in which parts of an answer are looked up among the names of a label tree.
+
+An answer ("a photo of a male house sparrow bird") is looked up as it is, and with words left out
+that say nothing, or not more than a form, of what they stand beside. What may be left out:
+
+  - in front: a frame ("a photo of", an article, the tree's own `frames`) and after it any number
+    of the tree's `modifiers` ("male");
+  - at the end: one or two words that are a generic name of the true label ("bird"), or a modifier.
+
+Each of these parts is looked up as it is spelt, and `squeezed`: without spaces. `rank` orders them,
+and the first that is a name of the tree decides. The device follows the same `rank` and the same
+two expressions of `openings`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.label_tree import word_forms
+
+# Places at which a part of an answer may begin; further ones are not looked at.
+MAX_STARTS = 8
+# Words at the end that may be left out.
+MAX_TAIL = 2
+# Kinds of openings.
+FRAME, MODIFIER = 1, 2
+
+_ARTICLE = "((a|an|the) )?"
+_LOOKS = (
+    "((close ?up|blurry|blurred|black and white|colou?r|colou?red|macro|stock|detailed|cropped"
+    "|beautiful|high resolution|low resolution|high quality|low quality|professional|single) )*"
+)
+_IMAGE = "(photo|photograph|picture|image|pic|snapshot|shot|close ?up|portrait|view|macro)"
+_GENERAL_FRAME = (
+    f"(this is |{_ARTICLE}{_LOOKS}{_IMAGE}( {_IMAGE})? (of|showing|depicting) "
+    f"|(this|the) {_IMAGE} (shows|depicts|is of) )?"
+)
+
+
+def openings(frames: Iterable[str], modifiers: Iterable[str]) -> tuple[str, str]:
+    """Expressions of what may stand in front of a name: a frame, and a frame with modifiers.
+
+    Args:
+      frames: of the tree.
+      modifiers: of the tree.
+
+    Returns:
+      Expressions of `re` and `dfa`, numbered `FRAME` and `MODIFIER`. They accept phrases with a
+      space at the end; the first also accepts "".
+    """
+    framed = f"{_GENERAL_FRAME}({_ARTICLE}({_either(frames)}) )?{_ARTICLE}"
+    return framed, f"{framed}(({_either(modifiers)}) )+"
+
+
+def _either(phrases: Iterable[str]) -> str:
+    """Returns alternatives of phrases, also written without their spaces."""
+    keys = {parsing.phrase(p) for p in phrases}
+    keys |= {word_forms.squeezed(key) for key in keys}
+    # A control character, which no phrase holds, where there is none.
+    return "|".join(sorted(key.decode("ascii") for key in keys if key)) or "\x01"
+
+
+def rank(kind, start, tail, squeezed):
+    """Order of a part of an answer, from 0; of integers, or of arrays of them.
+
+    Parts with fewer modifiers left out come first, then those with fewer words left out at the end,
+    then those that are spelt as the name, then longer ones.
+
+    Args:
+      kind: `FRAME` or `MODIFIER`, what is left out in front.
+      start: which of the `MAX_STARTS` places.
+      tail: words left out at the end.
+      squeezed: 1 if compared without spaces, else 0.
+    """
+    level = start * (kind == MODIFIER)
+    return ((level * (MAX_TAIL + 1) + tail) * 2 + squeezed) * MAX_STARTS + start
+
+
+class Found(NamedTuple):
+    """What a part of an answer means for a leaf.
+
+    Attributes:
+      category: `WRONG` where it only names other leaves.
+      match: the name, for people.
+    """
+
+    category: Category
+    match: str
+
+
+class Opener:
+    """Splits frames and modifiers off the beginning of phrases, and modifiers off the end.
+
+    Attributes:
+      expressions: of `openings`.
+      modifiers: keys of modifiers and their forms.
+    """
+
+    def __init__(self, frames: Iterable[str], modifiers: Iterable[str]):
+        """Compiles the expressions.
+
+        Raises:
+          ValueError: a frame or modifier has a letter beyond the ASCII ones and accented Latin.
+        """
+        modifiers = list(modifiers)
+        for text in (*frames, *modifiers):
+            if not parsing.phrase(text).isascii() or b"," in parsing.phrase(text):
+                raise ValueError(
+                    f"the frame or modifier {text!r} has a list mark or a character of another "
+                    "script; write plain words"
+                )
+        self.expressions = openings(frames, modifiers)
+        self.modifiers = frozenset().union(*map(word_forms.forms, modifiers))
+        self._matchers = [re.compile(e.encode()) for e in self.expressions]
+
+    def kind(self, opening: bytes) -> int:
+        """`FRAME` or `MODIFIER` if the words may stand in front of a name, otherwise 0.
+
+        `opening` ends with a space, or is empty.
+        """
+        for number, matcher in enumerate(self._matchers, 1):
+            if matcher.fullmatch(opening):
+                return number
+        return 0
+
+    def starts(self, phrase: bytes) -> list[tuple[int, int]]:
+        """Returns the first `MAX_STARTS` places where a name may begin, with what is before them.
+
+        The first is (0, `FRAME`).
+        """
+        places = [0, *(i + 1 for i, byte in enumerate(phrase) if byte == ord(" "))]
+        found = ((at, self.kind(phrase[:at])) for at in places)
+        return [(at, kind) for at, kind in found if kind][:MAX_STARTS]
+
+
+def look_up(
+    phrase: bytes,
+    relation: Mapping[bytes, tuple[Category, str]],
+    names: frozenset[bytes],
+    opener: Opener,
+) -> Found | None:
+    """The verdict on a phrase without parentheses, or None where no part of it is a name.
+
+    Args:
+      phrase: `parsing.phrase` of an answer.
+      relation: names around the true leaf.
+      names: the names of all leaves.
+      opener: of the tree.
+    """
+    ends = [(len(phrase), b"", False)]
+    at = len(phrase)
+    for _ in range(MAX_TAIL):
+        at = phrase.rfind(b" ", 0, at)
+        if at < 0:
+            break
+        ends.append((at, phrase[at + 1 :], _is_modifier(phrase[at + 1 :], opener)))
+    best = None
+    for number, (start, kind) in enumerate(opener.starts(phrase)):
+        for tail, (end, tail_words, modifies) in enumerate(ends):
+            if end <= start or not (tail == 0 or modifies or _is_generic(tail_words, relation)):
+                continue
+            part = phrase[start:end]
+            for squeezed, key in enumerate((part, word_forms.squeezed(part))):
+                if key in names:
+                    order = rank(kind, number, tail, squeezed)
+                    part_found = (order, start, kind, tail_words, modifies, key)
+                    best = min(best or part_found, part_found)
+    return _found(phrase, relation, *best[1:]) if best else None
+
+
+def _found(phrase, relation, start, kind, tail_words, modifies, key) -> Found:
+    category, match = relation.get(key, (Category.WRONG, "name of another label"))
+    opening = re.sub(rb"^(a|an|the) ", b"", phrase[:start]).decode().strip()
+    tail = tail_words.decode("utf-8", "replace")
+    if kind == MODIFIER:
+        match = f"modifier {opening!r} before {match}"
+    elif opening:
+        match = f"frame {opening!r} before {match}"
+    if tail:
+        match = f"{'modifier' if modifies else 'generic name'} {tail!r} after {match}"
+    if (kind == MODIFIER or modifies) and category == Category.SPECIFIC:
+        category = Category.MORE_SPECIFIC
+    return Found(category, match)
+
+
+def _is_modifier(words: bytes, opener: Opener) -> bool:
+    return words in opener.modifiers or word_forms.squeezed(words) in opener.modifiers
+
+
+def _is_generic(words: bytes, relation: Mapping[bytes, tuple[Category, str]]) -> bool:
+    """Whether words are a generic name; spelt as they are before squeezed, as everywhere."""
+    for key in (words, word_forms.squeezed(words)):
+        if key in relation:
+            return relation[key][0] == Category.GENERIC
+    return False
+
+
+def look_up_both(
+    outer: bytes,
+    inner: bytes,
+    relation: Mapping[bytes, tuple[Category, str]],
+    names: frozenset[bytes],
+    opener: Opener,
+) -> Found | None:
+    """The verdict on "outer (inner)", which name the same thing twice; None where one is no name.
+
+    Both must hold, and the better one counts. `inner` may also be modifiers.
+    """
+    found = look_up(outer, relation, names, opener)
+    if found is None:
+        return None
+    if opener.kind(inner + b" ") == MODIFIER:
+        category = Category.MORE_SPECIFIC if found.category == Category.SPECIFIC else found.category
+        return Found(category, f"modifier {inner.decode()!r} after {found.match}")
+    second = look_up(inner, relation, names, opener)
+    if second is None:
+        return None
+    holds = min(found.category, second.category) > Category.WRONG
+    category = max(found.category, second.category) if holds else Category.WRONG
+    return Found(category, f"{found.match} and {second.match}")
