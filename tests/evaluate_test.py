@@ -19,6 +19,7 @@ from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.runtime import compilation_cache, sharding
 from speciarl_jax.training import policy_sources
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 OPTIONS = {"split": "held_out", "image_size": 24, "domains": small_run.DOMAINS, "views": 1}
 
 

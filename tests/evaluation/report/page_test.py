@@ -156,8 +156,11 @@ def test_the_headline_says_what_happened(workdir):
             test["differences"] = {
                 key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()
             }
-        return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
+        runs = page.sorted_runs(content.metrics["runs"])
+        return page._headline(runs, content.metrics["comparisons"])
 
+    said = headline(0, 0)
+    assert f"<h1>{said}</h1>" in page.render(folder.read(workdir))
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
     assert headline(0.001, -0.1) == "Less specific, and as often right"
