@@ -21,7 +21,15 @@ from flax import nnx
 from ml_collections import config_flags
 
 from speciarl_jax.data import pipeline
-from speciarl_jax.evaluation import metrics, predictions, provenance, report, results
+from speciarl_jax.evaluation import (
+    constant_answer,
+    metrics,
+    predictions,
+    provenance,
+    remarks,
+    report,
+    results,
+)
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, fingerprint, prepare
@@ -225,10 +233,15 @@ def write_results(
       ValueError: a summary that is there already is damaged.
     """
     write_summary(workdir / SUMMARY, scores, run.config.train.steps, clock)
-    weights, labels = dict(run.config.evaluation.weights), {run.config.data.name: run.labels}
-    results.update(workdir, store, weights, labels=labels)
+    weights = metrics.configured_weights(run.config.evaluation.weights)
+    data = run.config.data.name
+    found = results.update(workdir, store, weights, labels={data: run.labels})
     report.write(workdir)
-    print(report.table(scores))
+    # The folder may also hold evaluations of other data sets and prompts.
+    mine = {greedy_part(run.config, name)[:3] for name in scores}
+    runs = [row for row in found["runs"] if (row["policy"], row["data"], row["prompt"]) in mine]
+    print(report.table(scores | constant_answer.scores(runs)))
+    print(f"\n{metrics.describe_weights(weights)}", *remarks.unknown(runs), sep="\n")
     for what, name in (
         ("summary", SUMMARY),
         ("report", "report.md"),
@@ -254,7 +267,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = given.config, open_workdir(given.workdir)
     # What would be refused after all the work is refused before it.
     jsonl.read_object(workdir / SUMMARY, "delete it")
-    metrics.check_weights(config.evaluation.weights)
+    metrics.configured_weights(config.evaluation.weights)
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)

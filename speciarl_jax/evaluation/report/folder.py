@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from speciarl_jax.evaluation import metrics, results
 from speciarl_jax.evaluation import predictions as predictions_lib
-from speciarl_jax.evaluation import results
 from speciarl_jax.runtime import jsonl, renamed
 
 
@@ -20,10 +20,11 @@ class Folder:
       name: of the folder.
       configs: data set -> the configuration that it was asked about with, the latest last.
       summary: `summary.json`.
-      metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
+      metrics: `metrics.json`: "weights" where known, "runs", "comparisons" and "not_compared".
       predictions: rows of `predictions.jsonl`.
       history: rows of `metrics.jsonl`.
       samples: rows of `rollout_samples.jsonl`.
+      provenance: name of a part -> what its answers and verdicts were made with.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Folder:
     predictions: Sequence[Mapping[str, Any]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def minutes(self) -> float | None:
@@ -84,6 +86,7 @@ def read(workdir: epath.Path) -> Folder:
         predictions=[row for lines in parts.values() for row in lines],
         history=history,
         samples=jsonl.read(workdir / "rollout_samples.jsonl"),
+        provenance=predictions_lib.read_provenance(workdir),
     )
 
 
@@ -93,7 +96,8 @@ def _metrics(parts, configs):
         # Nobody knows the weights of the categories.
         return {"runs": [], "comparisons": []}
     latest = list(configs.values())[-1]
-    return results.of_parts(parts, latest["evaluation"]["weights"])
+    weights = metrics.configured_weights(latest["evaluation"]["weights"])
+    return results.of_parts(parts, weights)
 
 
 def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
