@@ -157,7 +157,8 @@ class Evaluator:
 
     def score(self, category: np.ndarray) -> metrics.Score:
         """Scores verdicts with the configured weights."""
-        return metrics.score(category, dict(self.run.config.evaluation.weights))
+        weights = metrics.configured_weights(self.run.config.evaluation.weights)
+        return metrics.score(category, weights)
 
     def _build(self, local: Sequence[Mapping[str, Any]], indices: Sequence[int], start: int):
         """Builds a batch from this process's rows; images before `start` get weight 0."""
