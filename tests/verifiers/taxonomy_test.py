@@ -277,7 +277,9 @@ def test_equal_on_texts_in_random_segmentations(require_think):
     rng = np.random.default_rng(int(require_think))
     rows = [[random_response(rng) for _ in range(200)] for _ in range(80)]
     leaf_ids = [LEAVES[b % len(LEAVES)] for b in range(80)]
-    verifier = TaxonomyVerifier(TAXONOMY, VOCABULARY, require_think=require_think)
+    verifier = TaxonomyVerifier(
+        TAXONOMY, VOCABULARY, require_think=require_think, max_response_bytes=512
+    )
     got = run(rows, leaf_ids, width=160, verifier=verifier)
     want = [
         [oracle(r, leaf, require_think=require_think) for r in group]
