@@ -168,6 +168,9 @@ def _flax_judge() -> ml_collections.ConfigDict:
     # Folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint; or "policy_base", the policy's own text
     # encoder without LoRA, at no extra memory.
     judge.weights = "policy_base"
+    # Offsets against what a small judge says to everything: "content_free", a file of
+    # speciarl_jax.tools.calibrate_judge, or "" for none.
+    judge.calibration = ""
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
     judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.require_think = True  # no <think>...</think>: unparsed

@@ -49,24 +49,17 @@ from speciarl_jax.training import policy_sources
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is evaluated.
-
-    Attributes:
-      policies: in the order of the tables.
-      sets: name of a data set -> configuration with its images.
-      prompts: names or paths.
-      own_data: whether the only set is the configuration's own; then the verifier knows the labels
-        of the training images, too.
-      best_of: N samples an image; 0 for none.
-      overwrite: as for `Predictions.begin`.
-    """
+    """What is evaluated."""
 
     policies: Sequence[policy_sources.Policy]
+    # Name of a data set -> configuration with its images.
     sets: Mapping[str, ml_collections.ConfigDict]
-    prompts: Sequence[str]
+    prompts: Sequence[str]  # names or paths
+    # Whether the only set is the configuration's own; then the verifier knows the labels of the
+    # training images, too.
     own_data: bool
-    best_of: int = 0
-    overwrite: bool = False
+    best_of: int = 0  # N samples an image; 0 for none
+    overwrite: bool = False  # as for `Predictions.begin`
 
     def by_model(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
         """Groups the policies that differ in nothing but their adapters."""
@@ -163,7 +156,6 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
     """Answers and judges all parts of a plan, except for lines that are there already.
 
     Args:
-      plan: policies, data sets and prompts.
       store: receives the lines; None in all processes but the first.
 
     Returns:
@@ -186,7 +178,11 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
             labels[name] = run.labels
             for prompt in plan.prompts:
                 part = Part("", name, epath.Path(prompt).stem, GREEDY)
-                _answer(with_prompt(run, prompt), loaded, part, plan, store)
+                processor = run.builder.image_processor
+                builder = make_prompt_builder(
+                    config, run.model_config, run.tokenizer, processor, prompt
+                )
+                _answer(dataclasses.replace(run, builder=builder), loaded, part, plan, store)
             if host_verification.is_host(run):
                 run.verifier.close()
     return labels
@@ -199,7 +195,8 @@ def _load(
     mesh = sharding.make_mesh(**config.mesh)
     validate_config.check(config, mesh)
     if best_of:
-        validate_config.check_best_of(config, mesh)
+        size = config.evaluation.best_of_batch_size
+        sharding.check_batch(mesh, "config.evaluation.best_of_batch_size", size)
     run = policy_run(config, mesh)
     loras = {policy.name: policy.adapters(run) for policy in members}
     base = provenance.of_base(run)
@@ -219,14 +216,6 @@ def _sources(config: ml_collections.ConfigDict, with_training: bool) -> tuple[An
         images.check_files(source)
     images.check_first_row(source, config.data.name)
     return None, source
-
-
-def with_prompt(run: Run, prompt: str) -> Run:
-    """Returns the same run with another prompt (`config.data.prompt`)."""
-    builder = make_prompt_builder(
-        run.config, run.model_config, run.tokenizer, run.builder.image_processor, prompt
-    )
-    return dataclasses.replace(run, builder=builder)
 
 
 def _answer(
@@ -261,7 +250,7 @@ def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> 
             category_BN = predictions.categories(judged)
             best = [f"best of {category_BN.shape[1]}"] if part.decoding == SAMPLES else []
             name = ", ".join([part.policy, *(part[i] for i in several), *best])
-            rows[name] = metrics.score(metrics.best_of_n(category_BN), weights)
+            rows[name] = metrics.score(category_BN.max(axis=1), weights)
     return report.table(rows)
 
 
@@ -276,8 +265,6 @@ def write_results(
 
     Args:
       config: its `evaluation.weights`.
-      workdir: receives the files.
-      store: lines of all parts.
       labels: as `evaluate` returns them.
       measure: computes open-world metrics (`open_world.of_parts`) of the parts, or None. It may
         fail, so all other metrics are written before.

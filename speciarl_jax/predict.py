@@ -98,10 +98,8 @@ class Predictor:
 
         Args:
           run: policy; needs no verifier.
-          lora: its adapters.
           samples: answers an image, at least 1.
           batch_size: images a call; must be divisible among the devices.
-          seed: of sampling.
 
         Raises:
           ValueError: `samples` or `batch_size` does not fit.
@@ -139,9 +137,6 @@ def predict(
     """Names each image that can be read, in order.
 
     Args:
-      predictor: samples answers.
-      paths: of files.
-      tree: names above names.
       confidence: as for `consensus.choose`.
       wrong: receives the reasons why files are skipped.
     """
@@ -230,7 +225,6 @@ def fit_images(run: Run, asked: int | None) -> Run:
     """Returns the run with images shrunk so far that `config.data.max_prompt_tokens` suffices.
 
     Args:
-      run: policy and prompt.
       asked: --max_pixels, or None.
 
     Raises:

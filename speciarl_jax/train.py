@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
@@ -56,8 +55,6 @@ def train(
     """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
     Args:
-      run: policy, verifier, data.
-      workdir: receives checkpoints and metrics.
       clock: counts the seconds of this process; from here on when None.
       allow_config_change: go on from a checkpoint of another configuration.
       on_first_step: is called when the first step of this process has finished.
@@ -154,8 +151,6 @@ def resume(
     Args:
       found: steps, state and position of the newest checkpoint, or None.
       state: before the first step.
-      batches: of `train_data`.
-      clock: of this process.
 
     Returns:
       The number of finished steps, the state after them, and `window` of the `TrainLogger`.
@@ -171,12 +166,6 @@ def resume(
     return done, state, tuple(position.get("window", (0.0, 0)))
 
 
-def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
-    """Names the greedy answers of a policy in `predictions.jsonl`."""
-    prompt = epath.Path(config.data.prompt).stem
-    return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
-
-
 def greedy_score(
     evaluator: Evaluator, lora: nnx.State, name: str, store: predictions.Predictions | None
 ) -> metrics.Score | None:
@@ -187,8 +176,8 @@ def greedy_score(
     Returns:
       None in all processes but the first, which alone has the answers.
     """
-    run = evaluator.run
-    part = greedy_part(run.config, name)
+    run, data = evaluator.run, evaluator.run.config.data
+    part = predictions.Part(name, data.name, epath.Path(data.prompt).stem, predictions.GREEDY)
     policy = provenance.of_base(run) | provenance.of_adapters(run, lora)
     known = provenance.of_part(run, evaluator.source, policy)
     answer_part(evaluator, lora, store, part, known, overwrite=True)

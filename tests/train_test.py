@@ -349,7 +349,7 @@ REFUSED = {
     "train__objective": ("fun", "config.train.objective is 'fun'; choose 'rl', or 'sft'"),
     "train__ppo_epochs": (0, "config.train.ppo_epochs is 0; it must be at least 1"),
     "optimizer__decay_steps": (2, "is 2, but .*steps 3 make 3 updates.* raise it to 3 or more"),
-    "optimizer__learning_rate": (0.0, "config.optimizer.learning_rate is 0.0; .* above 0"),
+    "optimizer__learning_rate": (0.0, "config.optimizer.learning_rate is 0.0 .* above 0"),
     "optimizer__warmup_steps": (-3, "config.optimizer.warmup_steps is -3; .* at least 0"),
     "rollout__top_p": (95.0, "config.rollout.top_p is 95.0; .* above 0 and at most 1"),
     "evaluation__best_of_top_p": (0.0, "config.evaluation.best_of_top_p is 0.0; .* above 0"),

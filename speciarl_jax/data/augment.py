@@ -8,27 +8,20 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class AugmentParams:
-    """Ranges of uniform draws.
+    """Ranges of uniform draws."""
 
-    Attributes:
-      scale: side of the drawing as a share of the image's side.
-      rotation: largest rotation in either direction, degrees.
-      flip: probability of a left-right flip.
-      background: "white", "plain" (one colour) or "busy" (also gradients, stripes, noise).
-      downscale: factor by which the image is scaled down, and up again.
-      occlusion: share of the image's area that opaque blocks cover.
-      colour: strength of the change of hue, brightness and contrast, 0 to 1.
-      restyle: probability of a change of drawing style (grey, few tones, outline, line drawing,
-        negative or faded).
-    """
-
-    scale: tuple[float, float] = (0.95, 0.95)
-    rotation: float = 0.0
-    flip: float = 0.0
+    scale: tuple[float, float] = (0.95, 0.95)  # side of the drawing as a share of the image's side
+    rotation: float = 0.0  # largest rotation in either direction, degrees
+    flip: float = 0.0  # probability of a left-right flip
+    # "white", "plain" (one colour) or "busy" (also gradients, stripes, noise).
     background: str = "white"
+    # Factor by which the image is scaled down, and up again.
     downscale: tuple[float, float] = (1.0, 1.0)
+    # Share of the image's area that opaque blocks cover.
     occlusion: tuple[float, float] = (0.0, 0.0)
-    colour: float = 0.0
+    colour: float = 0.0  # strength of the change of hue, brightness and contrast, 0 to 1
+    # Probability of a change of drawing style (grey, few tones, outline, line drawing, negative or
+    # faded).
     restyle: float = 0.0
 
 
@@ -69,11 +62,7 @@ DIFFICULTIES = (*LEVELS, "mixed", "pretraining")
 
 
 def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentParams]:
-    """Returns the level of an image, and its ranges.
-
-    Raises:
-      ValueError: an unknown name.
-    """
+    """Returns the level of an image, and its ranges. ValueError: an unknown name."""
     if difficulty == "pretraining":
         return difficulty, PRETRAINING
     if difficulty == "mixed":
@@ -91,7 +80,6 @@ def compose(
     Args:
       rgba: the drawing, uint8 [h, w, 4].
       rng: is advanced; the same state gives the same image.
-      params: ranges of the augmentation.
       image_size: side of the result, pixels.
 
     Returns:

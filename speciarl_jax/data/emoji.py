@@ -81,23 +81,15 @@ def _index(folder: pathlib.Path = ASSETS) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """A leaf of the label tree.
-
-    Attributes:
-      label_id: unique readable key.
-      name: the usual name.
-      synonyms: other names of the same thing.
-      ancestors: names between the leaf and its group, nearest first, one for each level.
-      generic: the group.
-      keys: code points of its emoji.
-    """
+    """A leaf of the label tree."""
 
     label_id: str
     name: str
     synonyms: tuple[str, ...]
+    # Names between the leaf and its group, nearest first, one for each level.
     ancestors: tuple[str, ...]
-    generic: str
-    keys: tuple[str, ...]
+    generic: str  # the group
+    keys: tuple[str, ...]  # code points of its emoji
 
 
 @functools.cache
@@ -155,7 +147,6 @@ class Source:
 
     Attributes:
       TAXONOMY_PATH: file with the label tree, for the taxonomy verifier.
-      concepts: the labels.
     """
 
     TAXONOMY_PATH = TAXONOMY_PATH
@@ -177,7 +168,6 @@ class Source:
           split: one of `SPLITS`.
           difficulty: one of `augment.DIFFICULTIES`.
           image_size: side of an image, pixels.
-          seed: of the augmentation.
           concept_set: "benchmark" or "all", as for `concepts`.
           domains: groups to keep, as for `concepts`.
           views: number of differently augmented images of each drawing.
@@ -187,10 +177,7 @@ class Source:
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; choose one of {sorted(SPLITS)}")
-        if difficulty not in augment.DIFFICULTIES:
-            raise ValueError(
-                f"difficulty {difficulty!r} is unknown; choose one of {augment.DIFFICULTIES}"
-            )
+        augment.parameters(difficulty, np.random.default_rng(0))  # raises if it is unknown
         if image_size < 8 or views < 1:
             raise ValueError(
                 f"image_size is {image_size} and views {views}; they must be at least 8 and 1"

@@ -15,19 +15,12 @@ PARTS = ("all", "training", "held_out")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """A labelled image that has not been read.
+    """A labelled image that has not been read."""
 
-    Attributes:
-      key: name within its data set, the same on every machine (relative path, file name).
-      label_id: id of a leaf of the label tree.
-      label: the label in words.
-      place: what `read` needs to find it: a path, the encoded image, or (split, row).
-    """
-
-    key: str
-    label_id: str
+    key: str  # name within its data set, the same on every machine (relative path, file name)
+    label_id: str  # id of a leaf of the label tree
     label: str
-    place: Any
+    place: Any  # what `read` needs to find it: a path, the encoded image, or (split, row)
 
 
 def stable_hash(text: str) -> int:
@@ -42,7 +35,6 @@ def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> l
     Only its key decides, so an image stays in its part when others are added or removed.
 
     Args:
-      entries: the whole data set.
       part: one of `PARTS`.
       held_out_share: approximate share of the images in "held_out", between 0 and 1.
 
@@ -72,9 +64,7 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
     within a larger one: the 128 images are among the 1,024.
 
     Args:
-      entries: the whole data set.
       count: number of images; 0 for all.
-      seed: of the choice.
 
     Raises:
       ValueError: there are fewer images than `count`.
@@ -104,7 +94,6 @@ class Listing:
     Rows do not depend on the seed, so all epochs share one object (`with_seed`).
 
     Attributes:
-      entries: the chosen images.
       label_tree: tree of their labels, or None.
     """
 
@@ -123,14 +112,12 @@ class Listing:
         """Chooses the images.
 
         Args:
-          entries: the whole data set.
           read: reads the pixels of an entry, uint8 [height, width, 3].
           label_tree: tree of the labels, or None.
           name: name of the data set; part of the images' identity.
           part: "all", or of a data set without a split of its own "training" or "held_out".
           held_out_share: approximate share of "held_out" (`choose_part`).
           subset: number of images, balanced over the labels; 0 for all (`choose_subset`).
-          subset_seed: seed of that choice.
 
         Raises:
           ValueError: no image is left, or an option does not fit.

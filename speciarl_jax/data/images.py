@@ -112,11 +112,7 @@ def missing(source: Any) -> list[str]:
 
 
 def check_files(source: Any) -> None:
-    """Refuses a source with missing files; opens no file.
-
-    Raises:
-      BrokenImageError: names the first file, and how many are missing.
-    """
+    """Refuses a source with missing files; opens no file (BrokenImageError)."""
     if lost := missing(source):
         raise BrokenImageError(lost[0], f"is missing ({len(lost)} such files)")
 
@@ -125,7 +121,6 @@ def check_first_row(source: Any, name: str) -> None:
     """Refuses a source whose first row lacks what batches, verdicts and reports need.
 
     Args:
-      source: random access to rows.
       name: name of the data set in error messages.
 
     Raises:

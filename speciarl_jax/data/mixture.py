@@ -26,7 +26,6 @@ def shares(weights: list[float], lengths: list[int], size: int) -> list[int]:
 
     Args:
       weights: relative weights of the parts, above 0; all None takes every image once.
-      lengths: number of images of each part.
       size: images of an epoch; 0 for the largest epoch in which no image repeats.
 
     Returns:
@@ -74,7 +73,6 @@ class Source:
         Args:
           parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
             `weight` (None or missing: every image once).
-          seed: seed of the parts and of the choice of images.
           common: options of every part; a part's own options take precedence.
           size: images of an epoch; 0 for the largest epoch in which no image repeats.
 

@@ -8,11 +8,7 @@ import grain.python as grain
 
 
 def check_length(length: int, batch_size: int) -> None:
-    """Refuses a data set that is smaller than a batch.
-
-    Raises:
-      ValueError: shows both numbers.
-    """
+    """Refuses a data set that is smaller than a batch (ValueError)."""
     if length < batch_size:
         raise ValueError(
             f"the data set has {length} images and config.train.batch_size is {batch_size}; "
@@ -40,9 +36,7 @@ def training_batches(
       source_of_epoch: epoch -> random access to its images; all epochs have the same length.
       build: rows of this process -> batch.
       batch_size: images of a batch over all processes.
-      seed: seed of the order.
       workers: threads that read images.
-      process: index of this process.
       processes: number of processes; must divide `batch_size`.
       buffer: number of batches read ahead.
 

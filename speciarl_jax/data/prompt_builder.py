@@ -104,17 +104,11 @@ def most_pixels(tokens: int, unit: int, aspect: int) -> int:
 
 
 class BatchSizes(NamedTuple):
-    """Sizes of a batch that decide which compiled program it needs.
+    """Sizes of a batch that decide which compiled program it needs."""
 
-    Attributes:
-      windows: W, slots of attention windows in a row.
-      image_tokens: M, tokens of all images of a row.
-      prompt_tokens: P, tokens of a prompt.
-    """
-
-    windows: int
-    image_tokens: int
-    prompt_tokens: int
+    windows: int  # W, slots of attention windows in a row
+    image_tokens: int  # M, tokens of all images of a row
+    prompt_tokens: int  # P, tokens of a prompt
 
 
 class PromptBuilder:
@@ -139,10 +133,6 @@ class PromptBuilder:
         """Prepares the text around the images.
 
         Args:
-          config: dimensions of the model.
-          tokenizer: tokenizer of the checkpoint, with its chat template.
-          image_processor: image processor of the checkpoint.
-          instruction: question to the policy about the images of a row.
           system: system message; "" for none.
           max_prompt_tokens: longer prompts are refused.
           bucket_growth: factor from one bucket size to the next; 1 for exact sizes.
@@ -328,7 +318,6 @@ def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
     Args:
       batch: batch of numpy arrays.
       sizes: sizes to pad to, at least those of the batch.
-      pad_id: token that pads prompts.
 
     Raises:
       ValueError: a size is smaller than that of the batch.
@@ -339,15 +328,7 @@ def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
         raise ValueError(f"a batch of {now} cannot be enlarged to {sizes}")
     per_token = batch.patches_BSC.shape[1] // now.image_tokens
     patches = (sizes.image_tokens - now.image_tokens) * per_token
-    left = sizes.prompt_tokens - now.prompt_tokens
-
-    def pad_left(x, value):
-        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
-
-    return batch.replace(
+    return batch.pad_left(sizes.prompt_tokens - now.prompt_tokens, pad_id, np.pad).replace(
         patches_BSC=np.pad(batch.patches_BSC, [(0, 0), (0, patches), (0, 0)]),
         layout=window_layout.pad_layout(batch.layout, sizes.windows, sizes.image_tokens),
-        tokens_BP=pad_left(batch.tokens_BP, pad_id),
-        mask_BP=pad_left(batch.mask_BP, False),
-        positions_B3P=pad_left(batch.positions_B3P, 1),
     )

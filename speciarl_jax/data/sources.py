@@ -15,8 +15,6 @@ def open_source(
     """Opens the data set of `config.data`.
 
     Args:
-      config: the whole configuration.
-      seed: seed of the source (augmentation, draws of a mixture).
       **changes: options that replace those of `config.data.options`.
 
     Raises:

@@ -141,7 +141,6 @@ class Source(file_dataset.Listing):
         """Reads the table; opens no image.
 
         Args:
-          path: file of the table.
           seed: has no effect.
           image_column: column of the images' paths, or of the images themselves.
           label_column: column of the labels, in words.

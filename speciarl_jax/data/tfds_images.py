@@ -21,25 +21,15 @@ TREES = pathlib.Path(__file__).parent / "label_trees"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A data set as its authors published it.
+    """A data set as its authors published it."""
 
-    Attributes:
-      builder: name and version of the TFDS builder.
-      sizes: split -> number of images.
-      classes: number of labels.
-      name_feature: TFDS feature that holds an image's name.
-      aliases: other names of splits.
-      crop_bottom: rows of pixels at the lower edge that do not belong to the photograph.
-      coop_test: number of images of CoOp's test split, where it differs from `sizes`.
-    """
-
-    builder: str
-    sizes: Mapping[str, int]
+    builder: str  # name and version of the TFDS builder
+    sizes: Mapping[str, int]  # split -> number of images
     classes: int
-    name_feature: str
+    name_feature: str  # TFDS feature that holds an image's name
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    crop_bottom: int = 0
-    coop_test: int = 0
+    crop_bottom: int = 0  # rows of pixels at the lower edge that do not belong to the photograph
+    coop_test: int = 0  # number of images of CoOp's test split, where it differs from `sizes`
 
 
 PUBLISHED = {

@@ -57,11 +57,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Returns the id of a token that must exist.
-
-    Raises:
-      ValueError: the vocabulary lacks it.
-    """
+    """Returns the id of a token that must exist. ValueError: the vocabulary lacks it."""
     found = tokenizer.get_vocab().get(token)
     if found is None:
         raise ValueError(f"the tokenizer has no token {token!r}, which Qwen2.5-VL prompts need")
@@ -128,7 +124,6 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | pathlib.Path) -> 
     The chat template is that of the policy that ships with the package.
 
     Args:
-      texts: prompts and completions to train on.
       vocab_size: number of tokens, special tokens and answer tags included.
       folder: receives `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
     """

@@ -22,7 +22,6 @@ def intervals(
     categories_B: np.ndarray,
     weights: Mapping[str, float],
     *,
-    resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, list[float]]:
@@ -31,16 +30,14 @@ def intervals(
     Args:
       categories_B: int `Category`, one an image; at least one.
       weights: as for `metrics.score`.
-      resamples: number of bootstrap samples.
       level: share of the distribution between the ends.
-      seed: of the draws.
 
     Returns:
       Each of `MEASURES` -> [low, high].
     """
     counts_K = histogram(categories_B)
     rng = np.random.default_rng(seed)
-    drawn_RK = rng.multinomial(counts_K.sum(), counts_K / counts_K.sum(), size=resamples)
+    drawn_RK = rng.multinomial(counts_K.sum(), counts_K / counts_K.sum(), size=RESAMPLES)
     return {name: _ends(x, level) for name, x in measures(drawn_RK, weights).items()}
 
 
@@ -54,7 +51,6 @@ def paired(
     weights: Mapping[str, float],
     *,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Tests b - a on the same images by a paired bootstrap.
@@ -68,9 +64,6 @@ def paired(
       a_B: int `Category` of the reference, one an image.
       b_B: int `Category`, of the same images in the same order.
       weights: as for `metrics.score`.
-      resamples: as for `intervals`.
-      level: as for `intervals`.
-      seed: as for `intervals`.
 
     Returns:
       Each of `MEASURES` -> {"value", "interval", "p"}.
@@ -100,7 +93,7 @@ def paired(
         tails = (np.sum(differences <= 0), np.sum(differences >= 0))
         found[name] = {
             "value": float(value),
-            "interval": _ends(differences, level),
+            "interval": _ends(differences, LEVEL),
             "p": min(1.0, 2 * (int(min(tails)) + 1) / (resamples + 1)),
         }
     return found

@@ -45,19 +45,14 @@ def most_frequent(names: Sequence[str | None]) -> tuple[str | None, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One name for an image.
+    """One name for an image."""
 
-    Attributes:
-      name: None if no name has the confidence.
-      agreement: support of `name`, or of the most general name of the path if `name` is None.
-      path: (name, support) along the best-supported names, the most specific first.
-      answers: name -> how many responses gave it; the keys "" and None count responses that decline
-        and that cannot be read.
-    """
-
-    name: str | None
-    agreement: float
+    name: str | None  # None if no name has the confidence
+    agreement: float  # support of `name`, or of the most general name of the path if `name` is None
+    # (name, support) along the best-supported names, the most specific first.
     path: list[tuple[str, float]]
+    # Name -> how many responses gave it; the keys "" and None count responses that decline and that
+    # cannot be read.
     answers: Mapping[str | None, int]
 
 
@@ -127,7 +122,6 @@ def choose(responses: Sequence[str], tree: NameTree, confidence: float) -> Choic
 
     Args:
       responses: at least one; whole responses, tags included.
-      tree: names above names.
       confidence: the support that a name must have, in (0, 1].
 
     Raises:

@@ -23,20 +23,13 @@ _AHEAD = 2
 
 
 class Judged(NamedTuple):
-    """Answers of a policy about B images, N an image, and their verdicts.
+    """Answers of a policy about B images, N an image, and their verdicts."""
 
-    Attributes:
-      rows: rows of the images, without the pixels.
-      responses: B lists of N texts.
-      category_BN: int32 `Category`.
-      valid_BN: bool, a verdict exists; only a judge leaves answers without one.
-      probability_BN: float, of the verdict; NaN where no judge was asked, or it gave none.
-    """
-
-    rows: list[Mapping[str, Any]]
-    responses: list[list[str]]
-    category_BN: np.ndarray
-    valid_BN: np.ndarray
+    rows: list[Mapping[str, Any]]  # rows of the images, without the pixels
+    responses: list[list[str]]  # B lists of N texts
+    category_BN: np.ndarray  # int32 `Category`
+    valid_BN: np.ndarray  # bool, a verdict exists; only a judge leaves answers without one
+    # float, of the verdict; NaN where no judge was asked, or it gave none.
     probability_BN: np.ndarray
 
     @property
@@ -46,12 +39,7 @@ class Judged(NamedTuple):
 
 
 class Evaluator:
-    """Samples and verifies answers about the evaluation images; compiled once.
-
-    Attributes:
-      run: policy, verifier, data.
-      source: the images.
-    """
+    """Samples and verifies answers about the evaluation images; compiled once."""
 
     def __init__(
         self,
@@ -59,15 +47,12 @@ class Evaluator:
         *,
         num_rollouts: int = 1,
         batch_size: int | None = None,
-        source: Any = None,
     ):
         """Opens the images and defines the program.
 
         Args:
-          run: policy, verifier, data.
           num_rollouts: N answers an image.
           batch_size: images a call; None for `config.evaluation.batch_size`.
-          source: the images; None for those of `config.data` and `config.evaluation.options`.
 
         Raises:
           ValueError: options are unknown, or the batch does not divide among the devices.
@@ -77,9 +62,7 @@ class Evaluator:
         self._batch_size = config.evaluation.batch_size if batch_size is None else batch_size
         key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
         sharding.check_batch(run.mesh, key, self._batch_size)
-        if source is None:
-            source = run.eval_source
-        self.source = source
+        self.source = run.eval_source
         sampler = run.sampler(num_rollouts, config.rollout.max_tokens)
 
         def program(lora, base, verifier, batch, key, temperature, top_p):
@@ -96,22 +79,22 @@ class Evaluator:
 
         self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
-    def __call__(self, lora: Any, *, name: str = "evaluation", **sampling: float) -> Judged:
+    def __call__(self, lora: Any, **sampling: float) -> Judged:
         """Answers about all images with these adapters, and judges; with the same keys each call.
 
-        The arguments are those of `batches`; `sampling` are `temperature` and `top_p`.
+        `sampling` are `temperature` and `top_p`, as for `batches`.
 
         Raises:
           ValueError: no image can be read.
           host_verification.JudgeUnavailable: too many answers have no verdict.
         """
-        parts = [part for _, part in self.batches(lora, name=name, **sampling)]
+        parts = [part for _, part in self.batches(lora, **sampling)]
         if not any(part.rows for part in parts):
             raise ValueError("not one image of the evaluation set can be read")
         rows, responses, *verdicts = zip(*parts, strict=True)
         judged = Judged(sum(rows, []), sum(responses, []), *map(np.concatenate, verdicts))
         if host_verification.is_host(self.run):
-            host_verification.check_verified(self.run, name, judged.valid_BN)
+            host_verification.check_verified(self.run, "evaluation", judged.valid_BN)
         return judged
 
     def batches(
@@ -128,7 +111,6 @@ class Evaluator:
         A host verifier judges a batch while the next ones are sampled.
 
         Args:
-          lora: adapters.
           temperature: 0 is greedy.
           top_p: 1 for the whole distribution.
           name: of the progress bar.
@@ -216,10 +198,7 @@ def answer_part(
     again.
 
     Args:
-      evaluator: of the images.
-      lora: adapters.
       store: receives the lines; None in all processes but the first.
-      part: the lines' policy, data set, prompt and decoding.
       known: provenance of the answers (`provenance.of_part`).
       overwrite: as for `Predictions.begin`.
       **sampling: `temperature` and `top_p`, as for `Evaluator.batches`.

@@ -13,19 +13,12 @@ CORRECT = (Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC, Category
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Scores of a set of answers.
+    """Scores of a set of answers."""
 
-    Attributes:
-      correctness: share of answers that are neither wrong, abstained nor unparsed.
-      specificity: mean weight of the correct answers; 0 when there is none.
-      hm: harmonic mean of the two; 0 when either is.
-      histogram: number of answers in each category, by its lower-case name.
-    """
-
-    correctness: float
-    specificity: float
-    hm: float
-    histogram: dict[str, int]
+    correctness: float  # share of answers that are neither wrong, abstained nor unparsed
+    specificity: float  # mean weight of the correct answers; 0 when there is none
+    hm: float  # harmonic mean of the two; 0 when either is
+    histogram: dict[str, int]  # number of answers in each category, by its lower-case name
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -95,8 +88,3 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def histogram(categories: np.ndarray) -> np.ndarray:
     """Counts each category from UNPARSED up, int [7]."""
     return np.bincount(np.asarray(categories).ravel() - min(Category), minlength=len(Category))
-
-
-def best_of_n(categories_BN: np.ndarray) -> np.ndarray:
-    """Returns the best verdict of each group, int [B]."""
-    return np.max(np.asarray(categories_BN), axis=1)

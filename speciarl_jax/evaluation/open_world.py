@@ -12,7 +12,7 @@ chunks are found by a rule, not by a parser (`noun_chunks`).
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +41,6 @@ _BETWEEN = frozenset(
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _BATCH = 64  # texts a call of the encoder
 _ROUND = 16  # texts are padded to a multiple of so many tokens: few programs are compiled
-
-
-def answer_text(response: str) -> str:
-    """Returns the content of the answer tags of a response, or else the whole response."""
-    return parsing.extract(response) or response.strip()
-
-
-def text_inclusion(truth: str, said: str) -> bool:
-    """Tells whether the lower-cased truth is a substring of the lower-cased answer."""
-    return truth.lower() in said.lower()
 
 
 def noun_chunks(text: str) -> list[str]:
@@ -157,7 +147,7 @@ def make_judge(config: ml_collections.ConfigDict) -> Judge:
 
 
 def measure(
-    lines: Iterable[Mapping[str, Any]],
+    lines: results.Lines,
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
     judge: Judge | None = None,
 ) -> dict[str, float]:
@@ -169,12 +159,15 @@ def measure(
       judge: None leaves judge inclusion out. Its mean is over answers with a verdict;
         "judge_unverified" is the share of the others.
     """
-    pairs = [(line["label"], answer_text(line["responses"][0])) for line in lines]
-    found = {"text_inclusion": float(np.mean([text_inclusion(*pair) for pair in pairs]))}
+    said = [line["responses"][0] for line in lines]
+    texts = [parsing.extract(response) or response.strip() for response in said]
+    pairs = [(line["label"], text) for line, text in zip(lines, texts, strict=True)]
+    included = [truth.lower() in text.lower() for truth, text in pairs]
+    found = {"text_inclusion": float(np.mean(included))}
     if judge:
-        said = judge(pairs)
-        known = [x for x in said if x is not None]
-        found["judge_unverified"] = 1 - len(known) / len(said)
+        verdicts = judge(pairs)
+        known = [x for x in verdicts if x is not None]
+        found["judge_unverified"] = 1 - len(known) / len(verdicts)
         if known:
             found["judge_inclusion"] = float(np.mean(known))
     if encode:

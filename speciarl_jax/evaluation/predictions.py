@@ -112,7 +112,6 @@ class Predictions:
         must have the same "policy".
 
         Args:
-          part: to be written.
           provenance: of its answers; JSON-able.
           overwrite: whether to drop the lines that conflict with `provenance`.
 

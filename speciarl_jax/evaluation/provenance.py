@@ -48,8 +48,6 @@ def of_part(
     All processes must call it together.
 
     Args:
-      run: configuration, labels, verifier and prompt.
-      source: the images.
       policy: `of_base(run) | of_adapters(run, lora)`.
       decoding: `GREEDY` or `SAMPLES`.
       num_rollouts: N answers an image.

@@ -50,8 +50,6 @@ def update(
     computed this time and the lines are the same.
 
     Args:
-      folder: receives the file.
-      store: lines and their provenance.
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
@@ -216,7 +214,6 @@ def choices(
     """Scores the names that `python -m speciarl_jax.predict` would give at each confidence.
 
     Args:
-      samples: lines of samples.
       labels: the tree by which answers support names; it also judges the chosen name.
       weights: as for `metrics.score`.
 
@@ -299,8 +296,8 @@ def compare(
     b: Part,
     b_lines: Lines,
     weights: Mapping[str, float],
-    a_provenance: Mapping[str, Any] | None = None,
-    b_provenance: Mapping[str, Any] | None = None,
+    a_provenance: Mapping[str, Any],
+    b_provenance: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """Tests b - a by a paired bootstrap over the images that both have verdicts for.
 
@@ -317,7 +314,7 @@ def compare(
         "a": _named(a),
         "b": _named(b),
         "images": len(pairs),
-        "differs": unlike(a_provenance or {}, b_provenance or {}, asking),
+        "differs": unlike(a_provenance, b_provenance, asking),
         "differences": bootstrap.paired(*sides, weights),
     }
 
@@ -391,8 +388,3 @@ def write(folder: str | os.PathLike, found: Mapping[str, Any]) -> epath.Path:
     path = epath.Path(folder) / FILE
     jsonl.replace(path, json.dumps(found, indent=1) + "\n")
     return path
-
-
-def score_of(row: Mapping[str, Any]) -> metrics.Score:
-    """Returns the `Score` of a run of `metrics.json`."""
-    return metrics.Score(**row["score"])

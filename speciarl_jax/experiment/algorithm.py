@@ -19,52 +19,35 @@ Function = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """Holds the functions and numbers of a group-relative policy update; no ConfigDict behind it.
+    """Functions and numbers of a group-relative policy update; no ConfigDict behind it."""
 
-    Attributes:
-      reward: (category_BN, valid_BN) -> reward_BN (`rl.rewards`).
-      noise: (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the study
-        of verifiers that err (`rl.verdict_noise`); None without noise.
-      overlong: length_BN -> what long completions lose of their reward; None without penalty.
-      min_judged_fraction: share of a group that must have a verdict (`rl_step.judged_groups`).
-      advantages: (reward_BN, valid_BN) -> advantage_BN (`rl.advantages`).
-      policy_loss: (logp_BNT, old_logp_BNT, advantage_BN, mask_BNT) -> (loss_BNT, metrics)
-        (`rl.losses`).
-      token_weights: mask_BNT -> weight_BNT that aggregates the loss (`rl.losses.token_weights`).
-      kl: (logp, reference_logp) -> estimate of each token (`rl.losses.kl`).
-      kl_coefficient: of the KL to the reference policy; 0 leaves it out.
-      kl_in: "loss", or "reward".
-      old_logprobs: what the ratio is taken against, one of `importance.OLD_LOGPROBS`.
-      tis_cap: with "recomputed", bound of the truncated importance weight; 0 leaves it out.
-      temperature: the rollouts are sampled and scored at.
-      mini_batches: optimizer updates an epoch over the step's rollouts.
-      ppo_epochs: how often a step goes through its rollouts.
-      micro_batches: parts of a mini-batch, for memory.
-      num_length_buckets: lengths that a micro-batch is compiled for (`rollout.length_buckets`).
-      logprob_chunk: token positions a call of the language-model head.
-      remat: what the backward pass computes again, a key of `decoder.REMAT`.
-      num_logged_images: images whose rollouts a step hands back for people to look at; 0 for none.
-    """
-
-    reward: Function
+    reward: Function  # (category_BN, valid_BN) -> reward_BN (`rl.rewards`)
+    # (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the study of
+    # verifiers that err (`rl.verdict_noise`); None without noise.
     noise: Function | None
+    # length_BN -> what long completions lose of their reward; None without penalty.
     overlong: Function | None
+    # Share of a group that must have a verdict (`rl_step.judged_groups`).
     min_judged_fraction: float
-    advantages: Function
+    advantages: Function  # (reward_BN, valid_BN) -> advantage_BN (`rl.advantages`)
+    # (logp_BNT, old_logp_BNT, advantage_BN, mask_BNT) -> (loss_BNT, metrics) (`rl.losses`).
     policy_loss: Function
+    # mask_BNT -> weight_BNT that aggregates the loss (`rl.losses.token_weights`).
     token_weights: Function
+    # (logp, reference_logp) -> estimate of each token (`rl.losses.kl`).
     kl: Callable[[jax.Array, jax.Array], jax.Array]
-    kl_coefficient: float
-    kl_in: str
-    old_logprobs: str
-    tis_cap: float
-    temperature: float
-    mini_batches: int
-    ppo_epochs: int
-    micro_batches: int
-    num_length_buckets: int
-    logprob_chunk: int
-    remat: str
+    kl_coefficient: float  # of the KL to the reference policy; 0 leaves it out
+    kl_in: str  # "loss", or "reward"
+    old_logprobs: str  # what the ratio is taken against, one of `importance.OLD_LOGPROBS`
+    tis_cap: float  # with "recomputed", bound of the truncated importance weight; 0 leaves it out
+    temperature: float  # the rollouts are sampled and scored at
+    mini_batches: int  # optimizer updates an epoch over the step's rollouts
+    ppo_epochs: int  # how often a step goes through its rollouts
+    micro_batches: int  # parts of a mini-batch, for memory
+    num_length_buckets: int  # lengths that a micro-batch is compiled for (`rollout.length_buckets`)
+    logprob_chunk: int  # token positions a call of the language-model head
+    remat: str  # what the backward pass computes again, a key of `decoder.REMAT`
+    # Images whose rollouts a step hands back for people to look at; 0 for none.
     num_logged_images: int
 
     @property

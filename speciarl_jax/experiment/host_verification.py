@@ -33,17 +33,11 @@ def is_host(run: Run) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """Responses that are being judged.
+    """Responses that are being judged."""
 
-    Attributes:
-      shape: (B, N) of all processes.
-      rows: int, which of the B rows this process sent.
-      future: verdicts on them.
-    """
-
-    shape: tuple[int, int]
-    rows: np.ndarray
-    future: concurrent.futures.Future[Verdicts]
+    shape: tuple[int, int]  # (B, N) of all processes
+    rows: np.ndarray  # int, which of the B rows this process sent
+    future: concurrent.futures.Future[Verdicts]  # verdicts on them
 
 
 def send(
@@ -123,7 +117,6 @@ def check_verified(run: Run, what: str, valid_BN: np.ndarray) -> None:
     """Refuses to go on where too many answers have no verdict.
 
     Args:
-      run: its verifier and limit.
       what: was judged, for the message.
       valid_BN: bool, of the answers that were sent.
 

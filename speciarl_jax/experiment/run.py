@@ -33,39 +33,23 @@ from speciarl_jax.verifiers.base import HostVerifier
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Holds what training and evaluation share.
-
-    Attributes:
-      config: the whole configuration.
-      mesh: over all devices.
-      model_config: dimensions of the policy.
-      graphdef: joins adapters and base.
-      lora: fresh adapters.
-      base: frozen weights.
-      tokenizer: of the checkpoint.
-      builder: makes batches of rows.
-      banned_V: bool, tokens that are never sampled.
-      vision_cache: of features, or None.
-      train_source: images of training, as `config.seed` orders them; None where nothing trains.
-      eval_source: images of evaluation.
-      labels: names of the labels on the host; its `leaf_index` numbers them.
-      verifier: a pytree, or a `HostVerifier` that no program takes.
-    """
+    """Holds what training and evaluation share."""
 
     config: ml_collections.ConfigDict
     mesh: jax.sharding.Mesh
     model_config: ModelConfig
-    graphdef: nnx.GraphDef
-    lora: nnx.State
-    base: nnx.State
+    graphdef: nnx.GraphDef  # joins adapters and base
+    lora: nnx.State  # fresh adapters
+    base: nnx.State  # frozen weights
     tokenizer: Any
-    builder: prompt_builder.PromptBuilder
-    banned_V: jax.Array
-    vision_cache: vision_feature_cache.VisionCache | None = None
+    builder: prompt_builder.PromptBuilder  # makes batches of rows
+    banned_V: jax.Array  # bool, tokens that are never sampled
+    vision_cache: vision_feature_cache.VisionCache | None = None  # of features, or None
+    # Images of training, as `config.seed` orders them; None where nothing trains.
     train_source: Any = None
-    eval_source: Any = None
-    labels: Any = None
-    verifier: Any = None
+    eval_source: Any = None  # images of evaluation
+    labels: Any = None  # names of the labels on the host; its `leaf_index` numbers them
+    verifier: Any = None  # a pytree, or a `HostVerifier` that no program takes
 
     @functools.cached_property
     def algorithm(self) -> algorithm_lib.Algorithm:
@@ -169,7 +153,6 @@ def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
     """Checks the configuration, loads the policy into its shards, and builds the verifier.
 
     Args:
-      config: the whole configuration.
       devices: of the mesh; all of them when None.
 
     Raises:
@@ -191,7 +174,6 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
 
     Args:
       config: the whole configuration; its policy, prompt and rollout count.
-      mesh: over all devices.
 
     Raises:
       ValueError: something does not fit; says what, and how to mend it.
@@ -301,13 +283,8 @@ def make_verifier(
     """The labels and a verifier: on the mesh, or a `HostVerifier`.
 
     Args:
-      config: the whole configuration.
-      name: of the verifier.
-      options: of the verifier.
       tree: file with the labels of the data, if there is one.
-      tokenizer: of the policy.
       vocabulary: rows of the policy's head.
-      mesh: over all devices.
       policy: whose encoder a judge may use; None reads it if the verifier's `create` asks for it.
     """
     create = plugins.find("verifiers", name, "create")

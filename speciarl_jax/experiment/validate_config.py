@@ -44,11 +44,7 @@ _LEAST = {
 
 
 def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Refuses numbers that do not fit together.
-
-    Raises:
-      ValueError: names the keys and shows the numbers.
-    """
+    """Refuses numbers that do not fit together (ValueError)."""
     check_ranges(config)
     check_cuts(config, mesh)
     train = config.train
@@ -84,11 +80,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Refuses batches that cannot be cut evenly into parts and over the mesh.
-
-    Raises:
-      ValueError: names the keys and shows the numbers.
-    """
+    """Refuses batches that cannot be cut evenly into parts and over the mesh (ValueError)."""
     train, evaluation = config.train, config.evaluation
     cuts = train.mini_batches * train.micro_batches
     if train.batch_size % cuts:
@@ -113,30 +105,11 @@ def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
     )
 
 
-def check_best_of(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Refuses what the samples of an evaluation, which not every run draws, cannot be made with.
-
-    Raises:
-      ValueError: names the key and shows the numbers.
-    """
-    size = config.evaluation.best_of_batch_size
-    sharding.check_batch(mesh, "config.evaluation.best_of_batch_size", size)
-
-
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Refuses numbers outside of their range.
-
-    Raises:
-      ValueError: names the key, shows the number and what it may be.
-    """
+    """Refuses numbers outside of their range (ValueError)."""
     for key, low in _LEAST.items():
         if (value := _value(config, key)) < low:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
-    if not config.optimizer.learning_rate > 0:
-        raise ValueError(
-            f"config.optimizer.learning_rate is {config.optimizer.learning_rate}; it must be "
-            "above 0"
-        )
     for key in ("rollout.top_p", "evaluation.best_of_top_p"):
         if not 0 < (value := _value(config, key)) <= 1:
             raise ValueError(
@@ -156,11 +129,7 @@ def _value(config: ml_collections.ConfigDict, key: str) -> float:
 
 
 def check_loss(loss: ml_collections.ConfigDict) -> None:
-    """Refuses a loss whose parts do not fit together.
-
-    Raises:
-      ValueError: names the key and what it may be.
-    """
+    """Refuses a loss whose parts do not fit together (ValueError)."""
     for key, choices in (
         ("token_weights", ("token_mean", "sequence_mean", "constant")),
         ("kl_estimator", kl.ESTIMATORS),

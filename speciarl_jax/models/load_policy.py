@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
@@ -29,6 +30,7 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
             f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
             f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
         )
+    safetensors_io.refuse_gguf(name_or_path)
     return pathlib.Path(name_or_path)
 
 
@@ -36,17 +38,15 @@ def load(
     config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> tuple[ModelConfig, Qwen25VL]:
     """Reads the policy of the configuration into its shards, with fresh adapters."""
-    return hf_checkpoint.load(
-        folder,
-        **dtypes(config),
-        lora_rank=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
-        scan_unroll=config.model.scan_unroll,
-        base_weights=config.model.base_weights,
-        attention=attention_kind(config, mesh),
-        seed=config.seed,
-        put=sharding.put_param(mesh),
-    )
+    put = sharding.put_param(mesh)
+    return hf_checkpoint.load(folder, **model_options(config, mesh), seed=config.seed, put=put)
+
+
+def model_options(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Returns the arguments of `Qwen25VL` that a configuration chooses."""
+    kept = ("lora_rank", "lora_alpha", "scan_unroll", "base_weights")
+    chosen = {name: config.model[name] for name in kept}
+    return {**dtypes(config), **chosen, "attention": attention_kind(config, mesh)}
 
 
 def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:

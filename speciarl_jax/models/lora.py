@@ -20,12 +20,7 @@ def adapters(
     A is uniform in +-1/sqrt(in), as PEFT initialises it, and B zero: fresh adapters change nothing.
 
     Args:
-      layers: number of stacked layers.
-      in_features: of the linear layer.
-      out_features: of the linear layer.
-      rank: r.
       axes: logical axes of the linear layer's input and output.
-      key: for A.
     """
     bound = 1.0 / np.sqrt(in_features)
     a = jax.random.uniform(key, (layers, in_features, rank), jnp.float32, -bound, bound)

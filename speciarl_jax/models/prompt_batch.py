@@ -8,35 +8,36 @@ import jax
 
 @flax.struct.dataclass
 class PromptBatch:
-    """A batch of images with their prompts, ready for the policy.
+    """A batch of images with their prompts, ready for the policy."""
 
-    Attributes:
-      patches_BSC: float32, normalised patches in the order of the published image processor; None
-        once the vision encoder has run.
-      layout: `VisionLayout` of the images; None likewise.
-      tokens_BP: int32 prompt tokens, padded on the left.
-      mask_BP: bool, true where `tokens_BP` is a token.
-      positions_B3P: int32 rotary positions (temporal, height, width).
-      next_position_B: int32, rotary position of the first token of a completion.
-      image_id_B: uint32, stable identity of an image; folded into its sampling keys.
-      label_index_B: int32, index of the true label in the verifier's tables.
-      weight_B: float32, 1 for an image and 0 for a row that only pads the batch.
-      target: `Rollout` of one given completion for each image, for supervised training; else None.
-      features_BMD: of the images, where they come from the cache of features; else None.
-    """
-
+    # float32, normalised patches in the order of the published image processor; None once the
+    # vision encoder has run.
     patches_BSC: jax.Array
-    layout: Any
-    tokens_BP: jax.Array
-    mask_BP: jax.Array
-    positions_B3P: jax.Array
-    next_position_B: jax.Array
-    image_id_B: jax.Array
-    label_index_B: jax.Array
-    weight_B: jax.Array
+    layout: Any  # `VisionLayout` of the images; None likewise
+    tokens_BP: jax.Array  # int32 prompt tokens, padded on the left
+    mask_BP: jax.Array  # bool, true where `tokens_BP` is a token
+    positions_B3P: jax.Array  # int32 rotary positions (temporal, height, width)
+    next_position_B: jax.Array  # int32, rotary position of the first token of a completion
+    image_id_B: jax.Array  # uint32, stable identity of an image; folded into its sampling keys
+    label_index_B: jax.Array  # int32, index of the true label in the verifier's tables
+    weight_B: jax.Array  # float32, 1 for an image and 0 for a row that only pads the batch
+    # `Rollout` of one given completion for each image, for supervised training; else None.
     target: Any = None
+    # Of the images, where they come from the cache of features; else None.
     features_BMD: jax.Array | None = None
 
     def without_images(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
         """Returns the prompts alone, or with features in place of the images."""
         return self.replace(patches_BSC=None, layout=None, features_BMD=features_BMD)
+
+    def pad_left(self, count: int, pad_id: int, pad: Any) -> "PromptBatch":
+        """Returns prompts with `count` more columns on the left, by `np.pad` or `jnp.pad`."""
+
+        def columns(x, value):
+            return pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)
+
+        return self.replace(
+            tokens_BP=columns(self.tokens_BP, pad_id),
+            mask_BP=columns(self.mask_BP, False),
+            positions_B3P=columns(self.positions_B3P, 1),
+        )

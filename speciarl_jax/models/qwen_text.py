@@ -91,7 +91,6 @@ def load(
     Args:
       folder: holds `config.json` and safetensors.
       dtype: of the matrix products.
-      param_dtype: of the weights.
       scan_unroll: layers in one turn of the loop over layers.
       put: places a parameter on its devices; the default device when None.
 

@@ -100,7 +100,6 @@ class Reader:
         ever touched, in the end the whole checkpoint.
 
         Args:
-          name: of the tensor.
           index: slices of its first axes; only their bytes are copied.
 
         Raises:
@@ -168,11 +167,7 @@ def read_json(
 def check_names(
     where: str | pathlib.Path, present: set[str], wanted: set[str], question: str
 ) -> None:
-    """Refuses a file or folder whose tensors are not exactly those that are wanted.
-
-    Raises:
-      ValueError: names some that are missing or unexpected, and asks `question`.
-    """
+    """Refuses a file or folder whose tensors are not exactly those that are wanted (ValueError)."""
     for what, names in (("lacks", wanted - present), ("has unexpected", present - wanted)):
         if names:
             raise ValueError(
@@ -280,3 +275,18 @@ def _replace(folder: pathlib.Path, staging: pathlib.Path) -> None:
         if new.name != CONFIG:
             os.replace(new, folder / new.name)
     os.replace(staging / CONFIG, folder / CONFIG)
+
+
+def refuse_gguf(folder: str | pathlib.Path) -> None:
+    """Refuses a folder whose only weights are in GGUF.
+
+    Raises:
+      ValueError: it is one; says how to convert it.
+    """
+    folder = pathlib.Path(folder)
+    found = sorted(folder.glob("*.gguf"))
+    if found and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds weights in GGUF ({found[0].name}), and safetensors are read; convert "
+            f"them: python -m speciarl_jax.tools.convert_gguf --file={found[0]} --out=FOLDER"
+        )

@@ -105,7 +105,6 @@ def encode(
     """Computes embeddings of texts; traceable.
 
     Args:
-      config: dimensions.
       weights: from `load`.
       tokens_BS: int32, special tokens included, padded on the right.
       mask_BS: bool, true for tokens; at least one in each row.

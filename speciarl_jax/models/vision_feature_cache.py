@@ -39,9 +39,7 @@ class VisionCache:
         """Computes the fingerprint of the encoder.
 
         Args:
-          store: keeps the features.
           encoder: its weights lie on the mesh, and never change.
-          mesh: over all devices.
           images: per call of the encoder and device that the batch is cut over; 0 for the whole
             batch.
         """

@@ -31,14 +31,15 @@ def make(
     Raises:
       ValueError: a value that no optimizer can run with.
     """
-    if learning_rate <= 0 or max_grad_norm <= 0 or warmup_steps < 0:
+    if not (learning_rate > 0 and max_grad_norm > 0 and warmup_steps >= 0):
         raise ValueError(
-            f"optimizer: learning_rate {learning_rate} and max_grad_norm {max_grad_norm} must be "
-            f"above 0 and warmup_steps {warmup_steps} at least 0"
+            f"config.optimizer.learning_rate is {learning_rate} and config.optimizer.max_grad_norm "
+            f"{max_grad_norm}, which must be above 0, and config.optimizer.warmup_steps is "
+            f"{warmup_steps}, which must be at least 0"
         )
     if decay_steps and decay_steps <= warmup_steps:
         raise ValueError(
-            f"optimizer: decay_steps {decay_steps} counts the warm-up too and must be above "
+            f"config.optimizer.decay_steps {decay_steps} counts the warm-up too and must be above "
             f"warmup_steps {warmup_steps}, or 0 for a constant rate"
         )
     # The first update is taken at 1 / warmup_steps, not at 0: a step that changes nothing is lost.

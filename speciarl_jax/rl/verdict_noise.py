@@ -13,9 +13,9 @@ def noisy(
 
     Specific and more specific are one rank, the highest, as in the authors' code: from there a
     verdict falls to less specific. Both ways are equally likely; at either end there is only one.
-    An answer that could not be parsed has no rank and stays. Whether and where a verdict moves depends on the seed, the
-    step, the image and the number of the answer, and neither on the verdict nor on where it lies
-    in the batch or on the mesh. Pure, and the same for every verifier.
+    An answer that could not be parsed has no rank and stays. Whether and where a verdict moves
+    depends on the seed, the step, the image and the number of the answer, and neither on the
+    verdict nor on where it lies in the batch or on the mesh. Pure, and the same for every verifier.
 
     Args:
       category_BN: int32 `Category`.

@@ -47,7 +47,6 @@ def generate(
     (`kv_cache_budget.image_bytes`).
 
     Args:
-      policy: the model.
       batch: images and prompts, padded on the left.
       features_BMD: `policy.encode_images` of the images.
       key: key of this step; the image, rollout and position are folded in here.
@@ -133,15 +132,10 @@ def _finish(answers, images, advance, parts, sizes, max_tokens: int) -> Rollout:
 
 @flax.struct.dataclass
 class _Images:
-    """What answers read of their images.
-
-    Attributes:
-      prefix: `PrefixCache`.
-      next_position_B: int32.
-    """
+    """What answers read of their images."""
 
     prefix: PrefixCache
-    next_position_B: jax.Array
+    next_position_B: jax.Array  # int32
 
     def take(self, places: slot_compaction.Places) -> "_Images":
         """The images of the slots."""
@@ -150,27 +144,16 @@ class _Images:
 
 @flax.struct.dataclass
 class _Answers:
-    """Answers that are being sampled; the carry of the loop.
+    """Answers that are being sampled; the carry of the loop."""
 
-    Attributes:
-      step: int32, tokens so far.
-      keys_BN: `sampling.rollout_keys`.
-      token_BN: int32, the last token.
-      done_BN: bool.
-      tokens_BNT: int32.
-      logp_BNT: float32.
-      mask_BNT: bool.
-      suffix: `SuffixCache`.
-    """
-
-    step: jax.Array
-    keys_BN: jax.Array
-    token_BN: jax.Array
-    done_BN: jax.Array
-    tokens_BNT: jax.Array
-    logp_BNT: jax.Array
-    mask_BNT: jax.Array
-    suffix: Any
+    step: jax.Array  # int32, tokens so far
+    keys_BN: jax.Array  # `sampling.rollout_keys`
+    token_BN: jax.Array  # int32, the last token
+    done_BN: jax.Array  # bool
+    tokens_BNT: jax.Array  # int32
+    logp_BNT: jax.Array  # float32
+    mask_BNT: jax.Array  # bool
+    suffix: Any  # `SuffixCache`
 
     @classmethod
     def empty(cls, keys_BN, done_BN, suffix, max_tokens: int, eos_id: int) -> "_Answers":

@@ -13,16 +13,12 @@ from speciarl_jax.runtime import activation_sharding
 
 
 class AnswerScores(NamedTuple):
-    """What a policy makes of given answers, in nats; outside the answers finite and meaningless.
+    """What a policy makes of given answers, in nats; outside the answers finite and meaningless."""
 
-    Attributes:
-      logp_BNT: float32 log-probability of each token.
-      entropy_BNT: float32, of the distribution it was drawn from; no gradient flows through it.
-      reference_BNT: float32 log-probability under the frozen base, without gradient; or None.
-    """
-
-    logp_BNT: jax.Array
+    logp_BNT: jax.Array  # float32 log-probability of each token
+    # float32, of the distribution it was drawn from; no gradient flows through it.
     entropy_BNT: jax.Array
+    # float32 log-probability under the frozen base, without gradient; or None.
     reference_BNT: jax.Array | None
 
 
@@ -47,7 +43,6 @@ def answer_logprobs(
     exist, in the backward pass neither.
 
     Args:
-      policy: the model.
       batch: images and prompts, padded on the left.
       features_BMD: `policy.encode_images` of the images.
       tokens_BNT: the answers, padded on the right.

@@ -28,11 +28,6 @@ def answer_logp(
     """Computes the trainer's log-probability of each token; no gradient flows through it.
 
     Args:
-      lora: adapters.
-      base: frozen weights.
-      prompt: images and prompts.
-      features_BMD: of the images.
-      rollout: the answers.
       graphdef: joins `lora` and `base` into the policy.
       parts: the images are scored in so many parts, one after the other, as updates do; must
         divide B.

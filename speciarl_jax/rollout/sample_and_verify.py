@@ -28,10 +28,6 @@ def sample(
     """Runs the vision encoder once an image and samples N answers about each.
 
     Args:
-      lora: adapters.
-      base: frozen weights.
-      batch: images and prompts.
-      key: of this step.
       temperature: 0 is greedy.
       top_p: 1 for the whole distribution.
       graphdef: joins `lora` and `base` into the policy.

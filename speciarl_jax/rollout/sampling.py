@@ -71,7 +71,6 @@ def sample(
     """Draws one token for every answer.
 
     Args:
-      logits_BNV: raw logits.
       keys_BN: `rollout_keys`.
       position: int32 scalar, which token of the answer this is; folded into the keys.
       banned_V: bool.

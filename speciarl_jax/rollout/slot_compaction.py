@@ -68,18 +68,12 @@ def _part_places(done_BN: jax.Array, slots: int, width: int) -> jax.Array:
 
 @flax.struct.dataclass
 class Places:
-    """Where the answers that go on come from. R slots of W answers each, in each of S parts.
+    """Where the answers that go on come from. R slots of W answers each, in each of S parts."""
 
-    Attributes:
-      answer_SRW: int32, the number b N + n of an answer within its part; past the end for an empty
-        place.
-      image_SR: int32, the image of a slot within its part.
-      taken_SRW: bool, false at empty places.
-    """
-
+    # int32, the number b N + n of an answer within its part; past the end for an empty place.
     answer_SRW: jax.Array
-    image_SR: jax.Array
-    taken_SRW: jax.Array
+    image_SR: jax.Array  # int32, the image of a slot within its part
+    taken_SRW: jax.Array  # bool, false at empty places
 
     def answers(self, x: jax.Array, axis: int = 0) -> jax.Array:
         """[..., B, N, ...] to [..., S R, W, ...]; `axis` is that of B."""

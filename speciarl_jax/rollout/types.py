@@ -8,81 +8,49 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 
 @flax.struct.dataclass
 class Rollout:
-    """Holds N sampled completions about each image.
+    """Holds N sampled completions about each image."""
 
-    Attributes:
-      tokens_BNT: int32, padded with the end-of-sequence token.
-      mask_BNT: bool, true up to and including the end-of-sequence token.
-      logp_BNT: float32 log-probability of each token under the temperature-scaled, unfiltered
-        policy that sampled it; 0 outside the mask.
-    """
-
-    tokens_BNT: jax.Array
-    mask_BNT: jax.Array
+    tokens_BNT: jax.Array  # int32, padded with the end-of-sequence token
+    mask_BNT: jax.Array  # bool, true up to and including the end-of-sequence token
+    # float32 log-probability of each token under the temperature-scaled, unfiltered policy that
+    # sampled it; 0 outside the mask.
     logp_BNT: jax.Array
 
 
 @flax.struct.dataclass
 class Groups:
-    """Holds the groups of rollouts of a batch with their verdicts.
+    """Holds the groups of rollouts of a batch with their verdicts."""
 
-    Attributes:
-      prompt: images and prompts; a group with `weight_B` 0 is not learned from.
-      features_BMD: output of the frozen vision encoder.
-      rollout: the completions.
-      category_BN: int32 `Category`.
-      valid_BN: bool, whether a verdict exists.
-    """
-
-    prompt: PromptBatch
-    features_BMD: jax.Array
+    prompt: PromptBatch  # images and prompts; a group with `weight_B` 0 is not learned from
+    features_BMD: jax.Array  # output of the frozen vision encoder
     rollout: Rollout
-    category_BN: jax.Array
-    valid_BN: jax.Array
+    category_BN: jax.Array  # int32 `Category`
+    valid_BN: jax.Array  # bool, whether a verdict exists
 
 
 @flax.struct.dataclass
 class Samples:
-    """Holds the rollouts of the first K images of a step, for people to look at.
+    """Holds the rollouts of the first K images of a step, for people to look at."""
 
-    Attributes:
-      image_id_K: uint32.
-      label_index_K: int32, index of the true label.
-      weight_K: float32, 0 for a row without an image.
-      tokens_KNT: int32.
-      mask_KNT: bool.
-      category_KN: int32, the verdicts.
-      valid_KN: bool, whether a verdict exists.
-      reward_KN: float32; NaN for a rollout that takes no part in the update.
-    """
-
-    image_id_K: jax.Array
-    label_index_K: jax.Array
-    weight_K: jax.Array
-    tokens_KNT: jax.Array
-    mask_KNT: jax.Array
-    category_KN: jax.Array
-    valid_KN: jax.Array
-    reward_KN: jax.Array
+    image_id_K: jax.Array  # uint32
+    label_index_K: jax.Array  # int32, index of the true label
+    weight_K: jax.Array  # float32, 0 for a row without an image
+    tokens_KNT: jax.Array  # int32
+    mask_KNT: jax.Array  # bool
+    category_KN: jax.Array  # int32, the verdicts
+    valid_KN: jax.Array  # bool, whether a verdict exists
+    reward_KN: jax.Array  # float32; NaN for a rollout that takes no part in the update
 
 
 @flax.struct.dataclass
 class UpdateBatch:
-    """Holds everything an update needs; no array depends on the policy that is updated.
-
-    Attributes:
-      prompt: images and prompts.
-      features_BMD: output of the frozen vision encoder for `prompt`.
-      rollout: the completions.
-      advantage_BN: float32.
-      valid_BN: bool, rollouts that take part in the update.
-      old_logp_BNT: float32, the trainer's own log-probabilities before the first update of the step
-        (`rescore.answer_logp`); None where they are not needed.
-    """
+    """Holds everything an update needs; no array depends on the policy that is updated."""
 
     prompt: PromptBatch
-    features_BMD: jax.Array
+    features_BMD: jax.Array  # output of the frozen vision encoder for `prompt`
     rollout: Rollout
-    advantage_BN: jax.Array
-    valid_BN: jax.Array
+    advantage_BN: jax.Array  # float32
+    valid_BN: jax.Array  # bool, rollouts that take part in the update
+    # float32, the trainer's own log-probabilities before the first update of the step
+    # (`rescore.answer_logp`); None where they are not needed.
     old_logp_BNT: jax.Array | None = None

@@ -76,7 +76,6 @@ def on_each_device(
       function: must treat the entries along a named axis independently.
       arrays: its arguments; the result has the shape of the first.
       axes: their logical axes.
-      out: logical axes of the result.
     """
     mesh = _mesh.get()
     if mesh is None:

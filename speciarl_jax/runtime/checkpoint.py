@@ -67,20 +67,13 @@ class Checkpoints:
         Args:
           folder: local path, or a URL (gs://...).
           save_every: steps between two checkpoints.
-          keep: number of the latest checkpoints that stay.
-          keep_best: number of the best that stay besides.
           best_metric: name of the metric that `save` receives, if `keep_best`.
           best_mode: "max" or "min".
           create: make a local folder that does not exist.
 
         Raises:
-          ValueError: numbers below 1, an unknown mode, or no such folder.
+          ValueError: an unknown mode, or no such folder.
         """
-        if save_every < 1 or keep < 1 or keep_best < 0:
-            raise ValueError(
-                f"checkpoint.save_every is {save_every} and checkpoint.keep {keep}; both must be "
-                f"at least 1. checkpoint.keep_best is {keep_best}; it must be at least 0"
-            )
         if best_mode not in ("max", "min"):
             raise ValueError(f"checkpoint.best_mode is {best_mode!r}; choose 'max' or 'min'")
         folder = epath.Path(folder)
@@ -164,12 +157,8 @@ class Checkpoints:
         """Writes a checkpoint if one is due at this step, or if `force` is set.
 
         Args:
-          step: number of finished steps.
-          state: pytree of arrays.
           iterator_state: JSON-able state of the data iterator.
-          fingerprint: of the run.
           metric: value of `best_metric`, if the best are kept.
-          force: write it even though none is due.
 
         Returns:
           Whether a checkpoint was written.

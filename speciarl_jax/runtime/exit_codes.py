@@ -52,7 +52,6 @@ def code_of(error: BaseException, several: bool) -> int:
     """Returns the exit code for an error that ended the program.
 
     Args:
-      error: that nobody caught.
       several: whether the run has several processes: then an error of JAX's runtime mostly means
         that one of the others went away, or is late.
     """

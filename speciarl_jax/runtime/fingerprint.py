@@ -66,7 +66,6 @@ def check(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
       saved: fingerprint in the checkpoint; may have the key names of an earlier version.
       now: fingerprint of this run. Keys that only `saved` has are ignored.
       what: the checkpoint, as the message calls it.
-      allow_change: whether to warn instead.
 
     Raises:
       ValueError: the fingerprints differ; shows both values of each key, and the remedies.

@@ -38,9 +38,6 @@ def define_flags() -> None:
 def start(given: Any) -> None:
     """Connects this process with the others; to be called before anything asks for a device.
 
-    Args:
-      given: the parsed flags.
-
     Raises:
       ValueError: the flags do not fit together, or `--distributed` finds no cluster.
       jax.errors.JaxRuntimeError: the others did not come in time.

@@ -12,7 +12,6 @@ def find(room: str, name: str, attribute: str) -> Any:
 
     Args:
       room: a package inside `speciarl_jax` ("verifiers", "rl.rewards", "data", "rl.losses").
-      name: of a module in it.
       attribute: what the module must define.
 
     Raises:

@@ -32,7 +32,6 @@ class Profiler:
 
         Args:
           workdir: may receive the request, and receives `profiles`.
-          steps: to trace for each request.
         """
         self._workdir, self._steps = epath.Path(workdir), steps
         self._asked, self._left, self._looked = False, 0, float("-inf")

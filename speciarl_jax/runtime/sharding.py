@@ -129,11 +129,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch(mesh: Mesh, what: str, size: int) -> None:
-    """Refuses a number of images that the mesh cannot cut evenly.
-
-    Raises:
-      ValueError: names `what` and both numbers.
-    """
+    """Refuses a number of images that the mesh cannot cut evenly (ValueError)."""
     parts = batch_parts(mesh)
     if size < 1 or size % parts:
         raise ValueError(

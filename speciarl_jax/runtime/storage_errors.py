@@ -21,10 +21,6 @@ def check(path: Any, error: BaseException) -> None:
 
     Libraries wrap the errors of a disk or a bucket, so all causes of `error` are looked at.
 
-    Args:
-      path: of what could not be read.
-      error: that the library raised.
-
     Raises:
       OSError: the disk's own error.
       MemoryError: the machine has too little memory.

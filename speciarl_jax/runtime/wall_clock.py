@@ -43,7 +43,6 @@ class RunClock:
         """Returns `steps`, `wall_seconds` and `first_step_seconds` of a finished run.
 
         Args:
-          steps: of the run.
           before: summary that the run has already, or nothing. Its times stay if it is of as many
             steps and this process took none.
         """

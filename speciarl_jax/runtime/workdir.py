@@ -5,11 +5,7 @@ from etils import epath
 
 
 def open_workdir(path: str) -> epath.Path:
-    """Makes the folder and proves that it can be written to.
-
-    Raises:
-      ValueError: it cannot.
-    """
+    """Makes the folder and proves that it can be written to. ValueError: it cannot."""
     workdir = epath.Path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

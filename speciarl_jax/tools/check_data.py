@@ -114,8 +114,6 @@ def contact_sheet(found: Findings, path: pathlib.Path, rows: int = 12) -> None:
     """Writes a PNG of small images with their labels, spread over the labels.
 
     Args:
-      found: about one source.
-      path: of the PNG.
       rows: of the sheet, at most.
     """
     labels, cells = sorted(found.samples), rows * _COLUMNS

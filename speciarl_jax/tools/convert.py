@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags
+from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
@@ -41,7 +42,6 @@ from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.training import policy_sources, train_data
@@ -64,21 +64,13 @@ _SAMPLING = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Holds adapters and describes the base that they belong to.
-
-    Attributes:
-      base: checkpoint folder of the base.
-      model_config: dimensions of the base.
-      adapter: rank and alpha.
-      lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
-      param_dtype: dtype of the frozen weights in training; "bfloat16" if unknown.
-    """
+    """Holds adapters and describes the base that they belong to."""
 
     base: pathlib.Path
     model_config: ModelConfig
     adapter: peft.AdapterConfig
-    lora: nnx.State
-    param_dtype: str
+    lora: nnx.State  # float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`
+    param_dtype: str  # dtype of the frozen weights in training; "bfloat16" if unknown
 
 
 def read_run(
@@ -87,7 +79,6 @@ def read_run(
     """Reads the adapters of a training run; needs neither its data nor its devices.
 
     Args:
-      workdir: of the run.
       step: of the checkpoint; None for the latest.
       model: folder of the base; None for the one in the run's configuration.
 
@@ -101,11 +92,9 @@ def read_run(
         config.model.lora_rank, config.model.lora_alpha, str(base.resolve())
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-    lora = peft.abstract_lora(model_config, adapter.rank)
-    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
-    with Checkpoints(workdir / "checkpoints", save_every=1, keep=1, create=False) as checkpoints:
-        state, _ = checkpoints.restore(wanted, {}, step)
-    return Trained(base, model_config, adapter, state.lora, config.model.param_dtype)
+    fresh = peft.abstract_lora(model_config, adapter.rank)
+    lora = policy_sources.trained(mesh, fresh, epath.Path(workdir), step)
+    return Trained(base, model_config, adapter, lora, config.model.param_dtype)
 
 
 def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
@@ -158,8 +147,6 @@ def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = N
     """Writes the adapters for `peft.PeftModel.from_pretrained`.
 
     Args:
-      out: new folder.
-      trained: the adapters.
       base_name: name of the base in the adapter's configuration, for instance its name on the
         hub; None for the path of its folder.
 
@@ -180,8 +167,6 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
     """Writes a whole checkpoint with the adapters added to the weights.
 
     Args:
-      out: new folder.
-      trained: the adapters.
       dtype: "float32" (exact) or "bfloat16" (half the size; the sums are rounded); None for the
         dtype of training.
 
@@ -254,8 +239,6 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
     """Writes a workdir whose checkpoint 0 holds the adapters and a fresh optimizer.
 
     Args:
-      out: new workdir.
-      trained: the adapters.
       config: of the run that will continue from it; `train` compares it with its own.
 
     Raises:
@@ -276,11 +259,7 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
                 f"the adapters were made for {trained.base}, whose dimensions differ from those of "
                 f"config.model.path={config.model.path!r}; choose the same base"
             )
-        lora = jax.tree.map(
-            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding),
-            trained.lora,
-            run.lora,
-        )
+        lora = policy_sources.put_like(trained.lora, run.lora)
         _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         facts = fingerprint(run)
         position = {"stream": train_data.training_batches(run).get_state(), "seconds": 0.0}
@@ -316,11 +295,7 @@ def _refuse_differences(paths: Sequence[tuple[str, ...]]) -> None:
 
 
 def check_usage(given: Any) -> None:
-    """Refuses flags that do not go together.
-
-    Raises:
-      app.UsageError: names the flags and what is needed.
-    """
+    """Refuses flags that do not go together (app.UsageError)."""
     if not given.to or not given.out:
         raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
     if bool(given.workdir) == bool(given.adapter):

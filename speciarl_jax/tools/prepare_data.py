@@ -55,7 +55,6 @@ def adapt(manager: Any, archives: str | None) -> Any:
     """Makes a TFDS download manager unpack without TensorFlow, and returns it.
 
     Args:
-      manager: to be changed.
       archives: folder that holds what would be downloaded; None to download.
     """
     folder = pathlib.Path(manager._extract_dir)

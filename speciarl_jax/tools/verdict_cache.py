@@ -41,10 +41,8 @@ def chosen(
     """Returns a function that tells whether a verdict is selected; None selects all.
 
     Args:
-      model: name of the judge.
       prompt: start of the SHA-256 of its prompt.
       truth: name of the true label, as the judge saw it.
-      older_than_days: age.
     """
     before = None if older_than_days is None else time.time() - 86400 * older_than_days
     return lambda row: (

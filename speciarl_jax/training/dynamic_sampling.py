@@ -33,7 +33,6 @@ def add_to_pool(pool: Groups | None, fresh: Groups, signal_B: jax.Array, *, size
 
     Args:
       pool: groups so far, padded as `fresh` is (`pad_alike`), or None.
-      fresh: groups that were just sampled.
       signal_B: bool, which of `fresh` to keep.
       size: groups of the result. Where they are too few, others fill it up with weight 0.
     """
@@ -55,8 +54,6 @@ def pad_alike(one: Groups, other: Groups, pad: Callable[..., Groups]) -> tuple[G
     """Pads both to the longer prompts and features of the two.
 
     Args:
-      one: groups.
-      other: groups.
       pad: (groups, prompt tokens, image tokens) -> groups.
     """
     sizes = [(x.prompt.tokens_BP.shape[1], x.features_BMD.shape[1]) for x in (one, other)]
@@ -72,24 +69,14 @@ def pad(groups: Groups, prompt_tokens: int, image_tokens: int, *, pad_id: int) -
     """Pads prompts and features; no number depends on padding.
 
     Args:
-      groups: shorter ones.
       prompt_tokens: P of the result.
       image_tokens: M of the result.
       pad_id: token that pads prompts on the left; no image placeholder.
     """
-    prompt = groups.prompt
-    left = prompt_tokens - prompt.tokens_BP.shape[1]
+    left = prompt_tokens - groups.prompt.tokens_BP.shape[1]
     behind = image_tokens - groups.features_BMD.shape[1]
-
-    def pad_left(x, value):
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, 0)], constant_values=value)
-
     return groups.replace(
-        prompt=prompt.replace(
-            tokens_BP=pad_left(prompt.tokens_BP, pad_id),
-            mask_BP=pad_left(prompt.mask_BP, False),
-            positions_B3P=pad_left(prompt.positions_B3P, 1),
-        ),
+        prompt=groups.prompt.pad_left(left, pad_id, jnp.pad),
         features_BMD=jnp.pad(groups.features_BMD, [(0, 0), (0, behind), (0, 0)]),
     )
 
@@ -127,7 +114,6 @@ def train_step(
     that are dropped. Where groups are missing the update is smaller, and a warning says so.
 
     Args:
-      run: policy, verifier, algorithm.
       judge: (state, base, verifier, batch, number) -> groups, and what `summarise` takes.
       summarise: verdicts of all rounds -> metrics.
       update_program: (state, base, groups) -> (state, metrics).

@@ -1,6 +1,7 @@
 """Samples a batch in parts and has a host verifier judge a part while the next one is sampled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,15 +19,10 @@ from speciarl_jax.verifiers.base import Verdicts
 
 
 class HostVerdicts(NamedTuple):
-    """Holds the verdicts on a batch on the host, with what they cost.
+    """Holds the verdicts on a batch on the host, with what they cost."""
 
-    Attributes:
-      verdicts: on all rows.
-      sent_B: bool, rows that do not pad the batch.
-    """
-
-    verdicts: Verdicts
-    sent_B: np.ndarray
+    verdicts: Verdicts  # on all rows
+    sent_B: np.ndarray  # bool, rows that do not pad the batch
 
 
 def judge(
@@ -37,9 +33,7 @@ def judge(
     The batch is sampled in `config.verifier.num_chunks` parts. No sample depends on their number.
 
     Args:
-      run: with a host verifier.
       rollout_program: (lora, base, batch, number) -> features and rollout.
-      stage_done: is told when a stage ends.
 
     Returns:
       (state, base, verifier, batch, number) -> groups and verdicts. It raises
@@ -47,8 +41,15 @@ def judge(
     """
     chunks, dynamic = run.config.verifier.num_chunks, run.config.train.dynamic_sampling
     batch_sharding = sharding.batch_sharding(run.mesh)
-    split = jax.jit(lambda batch: _split(batch, chunks), out_shardings=batch_sharding)
-    merge = jax.jit(merge_parts, out_shardings=batch_sharding)
+
+    @functools.partial(jax.jit, out_shardings=batch_sharding)
+    def split(batch):
+        stacked = jax.tree.map(lambda x: split_strided(x, chunks), batch)
+        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(chunks)]
+
+    @functools.partial(jax.jit, out_shardings=batch_sharding)
+    def merge(parts):
+        return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)
 
     def name(number):
         if not dynamic.max_rounds:
@@ -115,13 +116,3 @@ def _send(run: Run, part: PromptBatch, sampled: Any) -> host_verification.Sent:
     return host_verification.send(
         run, rollout.tokens_BNT, rollout.mask_BNT, part.label_index_B, part.weight_B
     )
-
-
-def _split(batch: PromptBatch, parts: int) -> list[PromptBatch]:
-    stacked = jax.tree.map(lambda x: split_strided(x, parts), batch)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
-
-
-def merge_parts(parts: Sequence[Any]) -> Any:
-    """Merges pytrees of the parts of a batch: undoes `split_strided`."""
-    return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)

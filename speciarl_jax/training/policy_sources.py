@@ -22,6 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import nnx
 
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy
@@ -35,25 +36,15 @@ BASE, TRAINED, BEST = "base", "trained", "best"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy that is not loaded yet.
+    """A policy that is not loaded yet."""
 
-    Attributes:
-      name: in results.
-      model: keys of `config.model` that differ from the configuration's.
-      adapters: loads the adapters, given a run with that model.
-    """
-
-    name: str
-    model: Mapping[str, Any]
-    adapters: Callable[[Run], Any]
+    name: str  # in results
+    model: Mapping[str, Any]  # keys of `config.model` that differ from the configuration's
+    adapters: Callable[[Run], Any]  # loads the adapters, given a run with that model
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the configuration of a training run.
-
-    Raises:
-      ValueError: the folder has none.
-    """
+    """Reads the configuration of a training run. ValueError: the folder has none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -82,7 +73,6 @@ def named(specs: Sequence[str], workdir: epath.Path, step: int | str | None = No
     """Finds the policies that a command line names; loads none.
 
     Args:
-      specs: as the description of this module lists them.
       workdir: folder of `trained`.
       step: checkpoint of `trained`: a number, `BEST`, or None for the latest.
 
@@ -101,7 +91,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
         return Policy(BASE, {}, lambda run: run.lora)
     if spec == TRAINED:
         name = TRAINED if step is None else BEST if step == BEST else f"step_{step}"
-        return Policy(name, {}, lambda run: trained(run, workdir, step))
+        return Policy(name, {}, lambda run: trained(run.mesh, run.lora, workdir, step))
     name, equals, place = spec.rpartition("=")
     place, at, number = place.partition("@")
     if at and not number.isdecimal():
@@ -115,7 +105,7 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
     if (folder / "checkpoints").is_dir():
         model = read_config(folder).model.to_dict()
         chosen = int(number) if at else None
-        return Policy(name, model, lambda run: trained(run, folder, chosen))
+        return Policy(name, model, lambda run: trained(run.mesh, run.lora, folder, chosen))
     try:
         load_policy.model_folder(place)
     except ValueError as error:
@@ -133,20 +123,20 @@ def _adapter(name: str, folder: epath.Path) -> Policy:
         model["path"] = adapter.base
 
     def adapters(run):
-        _, lora = peft.load_adapter(folder, run.model_config)
-        return jax.tree.map(
-            lambda new, fresh: jax.device_put(np.asarray(new), fresh.sharding), lora, run.lora
-        )
+        return put_like(peft.load_adapter(folder, run.model_config)[1], run.lora)
 
     return Policy(name, model, adapters)
 
 
-def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any:
+def trained(
+    mesh: jax.sharding.Mesh, lora: Any, workdir: epath.Path, step: int | str | None = None
+) -> Any:
     """Loads the adapters of a checkpoint of the training run in `workdir`.
 
     Args:
-      run: the run whose model the adapters fit.
-      workdir: folder of the training run.
+      mesh: to put them on.
+      lora: adapters of the same model, or their shapes.
+      workdir: of the training run.
       step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
         latest.
 
@@ -154,11 +144,15 @@ def trained(run: Run, workdir: epath.Path, step: int | str | None = None) -> Any
       ValueError: there is no such checkpoint.
     """
     config = read_config(workdir)
-    optimizer_ = optimizer.make(**config.optimizer)
-    wanted, _ = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
+    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **config.checkpoint, create=False
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
         state, _ = checkpoints.restore(wanted, {}, chosen)
     return state.lora
+
+
+def put_like(lora: nnx.State, fresh: nnx.State) -> nnx.State:
+    """Puts numpy adapters where fresh ones of the same model lie."""
+    return jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), lora, fresh)

@@ -37,7 +37,6 @@ def reward_groups(
     """Rewards the verdicts; lengths and divergences are not counted here.
 
     Args:
-      groups: rollouts with verdicts.
       step: int32, number of finished updates; seeds the noise.
       algorithm: reward, noise and the share of a group that must be judged.
 
@@ -66,12 +65,8 @@ def make_update_batch(
 
     Args:
       lora: adapters before the update.
-      base: frozen weights.
-      groups: rollouts with verdicts.
       step: int32, number of finished updates.
-      algorithm: reward, advantages, KL.
       score: `rescore.answer_logp` but for (lora, base, prompt, features, rollout, use_lora=).
-      eos_id: token that ends a completion.
 
     Returns:
       The batch, and metrics named `stage/name`. With `num_logged_images` there are `Samples` under
@@ -143,11 +138,9 @@ def describe(
     whose last is not `eos_id`.
 
     Args:
-      groups: rollouts with verdicts.
       taken_BN: bool, rollouts that take part.
       reward_BN: float32.
       advantage_BN: float32.
-      eos_id: token that ends a completion.
     """
     rollout, weight_B, valid_BN = groups.rollout, groups.prompt.weight_B, groups.valid_BN
     images, judged = jnp.maximum(jnp.sum(weight_B), 1), jnp.sum(valid_BN)

@@ -8,11 +8,10 @@ import numpy as np
 from etils import epath
 
 from speciarl_jax.data import markdown_text, thumbnails
-from speciarl_jax.evaluation.predictions import UNVERIFIED
+from speciarl_jax.evaluation.predictions import names_of
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout.types import Samples
 from speciarl_jax.runtime.jsonl import JsonLines
-from speciarl_jax.verifiers.category import Category
 
 FILE = "rollout_samples.jsonl"
 
@@ -26,9 +25,7 @@ class SampleLogger:
         """Opens the file.
 
         Args:
-          path: of the file.
           first_step: rows of this step and later are dropped: a resumed run writes them again.
-          run: its tokenizer, labels and configuration.
           board: a `tensorboardX.SummaryWriter`.
         """
         self._run, self._board = run, board
@@ -39,8 +36,6 @@ class SampleLogger:
         """Writes a step's samples if they are due: in the first step and every so many.
 
         Args:
-          step: number of the step.
-          samples: rollouts on the devices.
           sources: rows of the data set, with pixels, among which those of the samples are.
         """
         if self._lines is None or (step > 1 and step % self._every):
@@ -62,11 +57,6 @@ class SampleLogger:
         if self._lines is not None:
             self._lines.flush()
 
-    def close(self) -> None:
-        """Closes the file; the board is its owner's."""
-        if self._lines is not None:
-            self._lines.flush()
-
 
 def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
     """Returns `image_id`, `label`, `responses`, `categories` and `rewards` of each image.
@@ -77,15 +67,12 @@ def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
     for k, responses in enumerate(run.answers(samples.tokens_KNT, samples.mask_KNT)):
         if not samples.weight_K[k]:
             continue
-        judged = zip(samples.category_KN[k], samples.valid_KN[k], strict=True)
         rows.append(
             {
                 "image_id": int(samples.image_id_K[k]),
                 "label": run.labels.leaf_ids[int(samples.label_index_K[k])],
                 "responses": responses,
-                "categories": [
-                    Category(int(c)).name.lower() if v else UNVERIFIED for c, v in judged
-                ],
+                "categories": names_of(samples.category_KN[k], samples.valid_KN[k]),
                 "rewards": [None if np.isnan(r) else float(r) for r in samples.reward_KN[k]],
             }
         )

@@ -15,18 +15,12 @@ from speciarl_jax.runtime import sharding
 
 @flax.struct.dataclass
 class TrainState:
-    """Holds all that training changes.
+    """Holds all that training changes."""
 
-    Attributes:
-      step: int32, updates that were asked for.
-      lora: `nnx.State` of the adapters, float32.
-      opt_state: of the optimizer.
-      skipped: int32, updates in a row that were left out because the gradient was not finite.
-    """
-
-    step: jax.Array
-    lora: Any
+    step: jax.Array  # int32, updates that were asked for
+    lora: Any  # `nnx.State` of the adapters, float32
     opt_state: Any
+    # int32, updates in a row that were left out because the gradient was not finite.
     skipped: jax.Array
 
 

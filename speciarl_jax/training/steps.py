@@ -17,7 +17,6 @@ import optax
 
 from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
-from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
@@ -29,16 +28,11 @@ Metrics = dict[str, Any]
 
 
 class Stages(NamedTuple):
-    """Holds the stages of a step as pure, traceable functions.
+    """Holds the stages of a step as pure, traceable functions."""
 
-    Attributes:
-      rollout: (lora, base, batch, number) -> features [B, M, D] and `Rollout`.
-      verify: (verifier, batch, rollout) -> category_BN, valid_BN, metrics.
-      update: (state, base, groups) -> (state, metrics): reward, advantage and policy update.
-    """
-
-    rollout: Callable[..., Any]
-    verify: Callable[..., Any]
+    rollout: Callable[..., Any]  # (lora, base, batch, number) -> features [B, M, D] and `Rollout`
+    verify: Callable[..., Any]  # (verifier, batch, rollout) -> category_BN, valid_BN, metrics
+    # (state, base, groups) -> (state, metrics): reward, advantage and policy update.
     update: Callable[..., Any]
 
 
@@ -126,9 +120,6 @@ def train_step(
     """Puts the step of a run together.
 
     Args:
-      run: policy, verifier, algorithm.
-      optimizer: of the adapters.
-      state_sharding: shardings of the state.
       stage_done: is told when a stage ends (`step_timer`), where there are several programs.
 
     Returns:
@@ -142,8 +133,15 @@ def train_step(
         judge = host_verified_step.judge(run, compiled["rollout"], stage_done)
         summarise = host_verified_step.describe
     else:
-        judge = functools.partial(_judge_on_devices, compiled, stage_done)
         summarise = means
+
+        def judge(state, base, verifier, batch, number):
+            features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
+            stage_done("rollout", rollout.mask_BNT)
+            category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
+            stage_done("verify", valid_BN)
+            return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
+
     if dynamic_sampling.is_on(run):
         return dynamic_sampling.train_step(run, judge, summarise, compiled["update"])
 
@@ -154,23 +152,6 @@ def train_step(
         return state, metrics | summarise([verdicts])
 
     return in_stages
-
-
-def _judge_on_devices(
-    compiled: Mapping[str, Any],
-    stage_done: Callable[..., None],
-    state: TrainState,
-    base: Any,
-    verifier: Any,
-    batch: PromptBatch,
-    number: jax.Array,
-) -> tuple[Groups, Metrics]:
-    """Samples a batch and verifies it by two programs."""
-    features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
-    stage_done("rollout", rollout.mask_BNT)
-    category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
-    stage_done("verify", valid_BN)
-    return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> Metrics:

@@ -17,15 +17,10 @@ _LOGGED_OF_DYNAMIC = 4
 
 
 class HostBatch(NamedTuple):
-    """Holds a batch on the host.
+    """Holds a batch on the host."""
 
-    Attributes:
-      batch: this process's rows, numpy.
-      logged_rows: the rows of its first images, which the logger may show.
-    """
-
-    batch: PromptBatch
-    logged_rows: list[Mapping[str, Any]]
+    batch: PromptBatch  # this process's rows, numpy
+    logged_rows: list[Mapping[str, Any]]  # the rows of its first images, which the logger may show
 
 
 def training_batches(run: Run) -> Iterator[HostBatch]:

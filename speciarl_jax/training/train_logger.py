@@ -34,8 +34,6 @@ class TrainLogger:
         """Opens the files.
 
         Args:
-          run: policy, verifier, data.
-          workdir: receives the files.
           done: steps that earlier processes of this run finished.
           window: sum and number of the values of `config.checkpoint.best_metric` since the last
             checkpoint.
@@ -83,11 +81,7 @@ class TrainLogger:
             self._samples.flush()
 
     def mean(self, *, begin_anew: bool) -> float | None:
-        """Mean of `config.checkpoint.best_metric` since the last checkpoint, if the best are kept.
-
-        Args:
-          begin_anew: count from here on.
-        """
+        """Returns the mean of `checkpoint.best_metric` since the last checkpoint, or None."""
         total, count = self.window
         if begin_anew:
             self.window = (0.0, 0)
@@ -97,7 +91,7 @@ class TrainLogger:
         """Closes bar and files."""
         self._bar.close()
         if self._writer:
-            self._samples.close()
+            self._samples.flush()
             self._writer.close()
 
     def _record(self):

@@ -34,29 +34,18 @@ def update(
     the whole batch before it is split, so the gradient does not depend on the micro-batches.
 
     Args:
-      state: adapters and optimizer.
       base: the frozen weights; read, never donated.
       batch: rollouts with their advantages. With `old_logprobs` "recomputed", `old_logp_BNT` may be
         None: then the policy of this very update is the old one, which is right for the only update
         of a step.
-      algorithm: loss, weights, KL and how the batch is split.
       graphdef: joins `state.lora` and `base` into the policy.
       banned_V: bool, tokens that sampling banned.
-      optimizer: of the adapters.
 
     Returns:
       The new state and float32 metrics, which are means over the tokens that take part. If the
       gradient is not finite, only `step` and `skipped` change, and `update/skipped` is 1.
-
-    Raises:
-      ValueError: `micro_batches` does not divide the images.
     """
-    images, parts = batch.advantage_BN.shape[0], algorithm.micro_batches
-    if images % parts:
-        raise ValueError(
-            f"{images} images cannot be cut into {parts} micro-batches of equal size; "
-            "choose config.train.micro_batches that divides config.train.batch_size"
-        )
+    parts = algorithm.micro_batches
     mask_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
     # For the loss, and for the metrics, which mean the same whatever the loss weighs.
     weights = algorithm.token_weights(mask_BNT), token_weights.token_mean(mask_BNT)
@@ -168,25 +157,13 @@ def update_on_all(
     """Updates on every mini-batch in turn, `ppo_epochs` times.
 
     Args:
-      state: adapters and optimizer.
-      base: the frozen weights.
-      batch: all rollouts of the step.
       update_once: `update` but for (state, base, batch).
-      algorithm: mini-batches and epochs.
 
     Returns:
       The new state and the metrics' means over the updates, but for `update/sampler_*`, which are
       the first update's: after it the policy has moved.
-
-    Raises:
-      ValueError: `mini_batches` does not divide the images.
     """
-    images, parts = batch.advantage_BN.shape[0], algorithm.mini_batches
-    if images % parts:
-        raise ValueError(
-            f"config.train.batch_size {images} cannot be cut into {parts} mini-batches"
-        )
-    split = jax.tree.map(lambda x: split_strided(x, parts), batch)
+    split = jax.tree.map(lambda x: split_strided(x, algorithm.mini_batches), batch)
 
     def epoch(state, _):
         return jax.lax.scan(lambda state, part: update_once(state, base, part), state, split)

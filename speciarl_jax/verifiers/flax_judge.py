@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.models import qwen_text
+from speciarl_jax.models import qwen_text, safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 from speciarl_jax.verifiers import parsing_on_device, prefilter
@@ -161,6 +161,7 @@ def create(
     path: str,
     prompt: str,
     weights: str,
+    calibration: str,
     max_words: int,
     max_answer_bytes: int,
     max_response_bytes: int,
@@ -179,6 +180,7 @@ def create(
       path: names of the labels (`label_names.read`); "" for the data set's own tree.
       prompt: name or path (`load`).
       weights: folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint, or "policy_base".
+      calibration: "", "content_free", or a file of offsets (`judge/calibration.py`).
       max_words: a longer answer is WRONG.
       max_answer_bytes: a longer answer is WRONG.
       max_response_bytes: a longer response is UNPARSED (in-graph only).
@@ -211,7 +213,8 @@ def create(
     tokenizer, vocabulary = _vocabulary(weights, policy)
     reuse, agree = Reuse.create(token_bytes, tokenizer_lib.token_bytes(tokenizer, vocabulary))
     decoder = _decoder(weights, policy, policy.put if agree else policy.put_alone)
-    scorer = make_scorer(decoder, tokenizer, judge_prompt.load(prompt), labels.names)
+    asked = judge_prompt.load(prompt)
+    scorer = make_scorer(decoder, tokenizer, asked, labels.names, calibration)
     limits = {
         "max_words": max_words,
         "max_answer_bytes": max_answer_bytes,
@@ -249,6 +252,7 @@ def _vocabulary(weights: str, policy: Policy) -> tuple[Any, int]:
             f"config.verifier.flax_judge.weights is {weights!r}, which is no folder; give the "
             f"folder of a Qwen2, Qwen2.5 or Qwen3 text checkpoint, or {POLICY_BASE!r}"
         )
+    safetensors_io.refuse_gguf(weights)
     tokenizer = tokenizer_lib.load(weights, "config.verifier.flax_judge.weights")
     return tokenizer, hf_checkpoint.read_config(weights, qwen_text.config_from_hf).vocab_size
 

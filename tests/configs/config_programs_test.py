@@ -114,14 +114,14 @@ def programs_of(name):
 def test_the_programs_have_the_shapes_of_the_configuration(name):
     config, found = programs_of(name)
     rollouts, length = config.rollout.num_rollouts, config.rollout.max_tokens
-    _, greedy = found["evaluate"].outputs
+    _, greedy = plans.outputs(found["evaluate"])
     assert greedy.tokens_BNT.shape == (config.evaluation.batch_size, 1, length)
     if "rollout" in found:
         sampled = validate_config.sampled_images(config)
-        assert found["rollout"].outputs[1].logp_BNT.shape == (sampled, rollouts, length)
-        assert found["verify"].outputs[0].shape == (sampled, rollouts)
+        assert plans.outputs(found["rollout"])[1].logp_BNT.shape == (sampled, rollouts, length)
+        assert plans.outputs(found["verify"])[0].shape == (sampled, rollouts)
     last = found["step" if "step" in found else "update"]
-    (state, metrics), before = last.outputs, last.arguments[0]
+    (state, metrics), before = plans.outputs(last), last.arguments[0]
     assert jax.tree.structure(state) == jax.tree.structure(before)
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)

@@ -78,8 +78,3 @@ def test_correct_answers_that_are_worth_nothing_have_no_harmonic_mean():
 def test_what_cannot_be_scored_is_refused(verdicts, weights, said):
     with pytest.raises(ValueError, match=said):
         metrics.score(np.array(verdicts, int), weights)
-
-
-def test_the_best_of_a_group_is_its_highest_category():
-    group = np.array([[-1, 0, -1], [1, 0, 3], [5, 4, 2], [0, 0, 0]])
-    np.testing.assert_array_equal(metrics.best_of_n(group), [0, 3, 5, 0])

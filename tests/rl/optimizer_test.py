@@ -106,10 +106,10 @@ def test_a_gradient_is_scaled_down_as_a_whole_and_never_up():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"learning_rate": 0.0}, "learning_rate 0.0 and max_grad_norm .* must be above 0"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm 0.0 must be above 0"),
-        ({"warmup_steps": -1}, "warmup_steps -1 at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0 .*max_grad_norm .* must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm 0.0, which must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1, which must be at least 0"),
         ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps 5 .* above warmup_steps 5"),
     ],
 )

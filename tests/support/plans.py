@@ -1,5 +1,7 @@
 """Plans of configurations on any mesh, for tests."""
 
+import jax
+
 from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.tools.plan import abstract_run, programs
 
@@ -9,3 +11,8 @@ def plan(config, model, mesh, grid, prompt_tokens):
     run = abstract_run.make_run(config, model, mesh)
     padded = window_layout.vision_sizes([[grid]], model.vision, 1)
     return programs.of_run(run, programs.Sizes(*grid, *padded, prompt_tokens))
+
+
+def outputs(program):
+    """Shapes of a program's results."""
+    return jax.eval_shape(program.function, *program.arguments)

@@ -184,14 +184,6 @@ def test_padding_rows_take_no_part_in_learning(run, features, learner):
     assert largest_difference(got.lora, want.lora) < 1e-5
 
 
-def test_mini_batches_that_do_not_divide_the_batch_are_refused(run, features, small_config):
-    thrice = dataclasses.replace(run, config=small_config(train__mini_batches=3))
-    optimizer, state, _ = state_lib.start(run)
-    groups = Groups(batch_of(run), features, *made_up(0, run))
-    with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 mini-batches"):
-        steps.stages(thrice, optimizer).update(state, run.base, groups)
-
-
 def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
     rollout, category, _ = made_up(4, run)
     everyone = np.ones(category.shape, bool)

@@ -266,12 +266,6 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(run, lora, batch, 
     assert furthest(state.lora, good.lora) > 1e-4
 
 
-def test_micro_batches_that_do_not_divide_the_images_are_refused(run, lora, batch, program):
-    init, step = program(micro_batches=3)
-    with pytest.raises(ValueError, match="4 images cannot be cut into 3 micro-batches"):
-        step(init(lora), run.base, batch)
-
-
 def test_the_state_holds_the_adapters_and_nothing_of_the_base(run, lora, program):
     init, _ = program()
     state = init(lora)

@@ -31,6 +31,7 @@ OPTIONS = {
     "path": "",
     "prompt": "v1",
     "weights": "policy_base",
+    "calibration": "",
     "max_words": 4,
     "max_answer_bytes": 48,
     "max_response_bytes": 96,
@@ -184,7 +185,7 @@ def reader(names, max_answer_tokens):
     """A judge without a model: the true label is one token, or two for the label 0."""
     length = jnp.array([2] + [1] * (len(names) - 1))
     truths = jnp.tile(jnp.array([[1, 2]]), (len(names), 1))
-    scorer = verdict_logprobs.Scorer(*[None] * 2, truths, length, jnp.array([3]), *[None] * 3)
+    scorer = verdict_logprobs.Scorer(*[None] * 2, truths, length, jnp.array([3]), *[None] * 4)
     return flax_judge.FlaxJudge(
         scorer=scorer,
         tokens=parsing_on_device.TokenBytes.create(policy_bytes()),

@@ -35,15 +35,12 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     text.write_text(markdown.render(content), encoding="utf-8")
     found = _thumbnails(content, thumbnail_bytes) if thumbnail_bytes else {}
     html.write_text(page.render(content, found), encoding="utf-8")
-    return [text, html, *_write_figures(content, workdir / "figures")]
-
-
-def _write_figures(content: folder.Folder, target: epath.Path) -> list[epath.Path]:
     runs = page.sorted_runs(content.metrics["runs"])
     names = page_data.names_of([folder.run_key(run) for run in runs])
-    target.mkdir(parents=True, exist_ok=True)
     named = dict(zip(names, runs, strict=True))
-    return figures.write_png(target, named, {content.name: content.history})
+    (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    drawn = figures.write_png(workdir / "figures", named, {content.name: content.history})
+    return [text, html, *drawn]
 
 
 def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], str]:

@@ -168,8 +168,6 @@ def shift(counts: Mapping[tuple[str, str], int], before: str, after: str) -> Pan
 
     Args:
       counts: (category before, category after) -> images.
-      before: name of the first policy.
-      after: name of the second.
     """
     used = [[c for c in palette.ORDER if any(k[side] == c for k in counts)] for side in (0, 1)]
     number_AB = np.array([[counts.get((a, b), 0) for b in used[1]] for a in used[0]])

@@ -14,27 +14,19 @@ from speciarl_jax.runtime import jsonl, renamed
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The content of an evaluation folder; what a run did not write is empty.
-
-    Attributes:
-      name: of the folder.
-      configs: data set -> the configuration that it was asked about with, the latest last.
-      summary: `summary.json`.
-      metrics: `metrics.json`: "runs", "comparisons" and "not_compared".
-      predictions: rows of `predictions.jsonl`.
-      history: rows of `metrics.jsonl`.
-      samples: rows of `rollout_samples.jsonl`.
-    """
+    """The content of an evaluation folder; what a run did not write is empty."""
 
     name: str
+    # Data set -> the configuration that it was asked about with, the latest last.
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `summary.json`
+    # `metrics.json`: "runs", "comparisons" and "not_compared".
     metrics: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"runs": [], "comparisons": [], "not_compared": []}
     )
-    predictions: Sequence[Mapping[str, Any]] = ()
-    history: Sequence[Mapping[str, Any]] = ()
-    samples: Sequence[Mapping[str, Any]] = ()
+    predictions: Sequence[Mapping[str, Any]] = ()  # rows of `predictions.jsonl`
+    history: Sequence[Mapping[str, Any]] = ()  # rows of `metrics.jsonl`
+    samples: Sequence[Mapping[str, Any]] = ()  # rows of `rollout_samples.jsonl`
 
     @property
     def minutes(self) -> float | None:

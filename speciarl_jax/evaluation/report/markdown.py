@@ -107,7 +107,7 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
         "data": key[0],
         "prompt": key[1],
         "runs": {run["policy"]: run for run in runs},
-        "scores": Markup(table({escape(run["policy"]): results.score_of(run) for run in runs})),
+        "scores": Markup(table({escape(run["policy"]): Score(**run["score"]) for run in runs})),
         "comparisons": about(content.metrics["comparisons"]),
         "refusals": results.refusals(about(content.metrics["not_compared"])),
         "changes": {
@@ -138,7 +138,6 @@ def short_answer(response: str, most: int = 60) -> str:
     """Returns the text between the answer tags, or the end of a response that has none.
 
     Args:
-      response: of a policy.
       most: characters that are kept.
     """
     if "<answer>" not in response:

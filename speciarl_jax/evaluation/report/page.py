@@ -39,7 +39,6 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
     """Returns the page as text.
 
     Args:
-      folder: what the run wrote.
       thumbnails: (data, image_id) -> data URI of the evaluation images; the others have a
         placeholder.
     """

@@ -52,19 +52,12 @@ _STYLE = {
 
 
 class Panel(NamedTuple):
-    """One drawing.
+    """One drawing."""
 
-    Attributes:
-      label: what it shows, in words.
-      width: in pixels of the page.
-      height: likewise.
-      draw: draws it on axes.
-    """
-
-    label: str
-    width: int
-    height: int
-    draw: Callable[[Axes], None]
+    label: str  # what it shows, in words
+    width: int  # in pixels of the page
+    height: int  # likewise
+    draw: Callable[[Axes], None]  # draws it on axes
 
 
 def compose(panels: Sequence[Panel], per_row: int = 3) -> Figure:

@@ -20,7 +20,6 @@ def inline(panel: Panel, name: str) -> markupsafe.Markup:
     """Returns an `<svg>` element that follows the colour scheme and the width of the page.
 
     Args:
-      panel: the drawing.
       name: unique in the page; the same name and panel give the same text.
     """
     root = ElementTree.fromstring(to_svg(panel, salt=name))

@@ -54,11 +54,7 @@ def shared_prefix(
 
     Args:
       q_BNTHK: rotated queries.
-      prefix_k_BPGK: keys of the prompt.
-      prefix_v_BPGK: values of the prompt.
       prefix_mask_BP: bool.
-      suffix_k_BNSGK: keys of each completion.
-      suffix_v_BNSGK: values of each completion.
       suffix_mask_TS: bool, which of its own columns a query sees; at least one. [B, 1, 1, N, T, S]
         where that differs between completions.
 
@@ -115,11 +111,8 @@ def decode(
 
     Args:
       q_BNHK: rotated queries of token `step`.
-      prefix_k_BGKP: keys of the prompt.
-      prefix_v_BGPK: values of the prompt.
       prefix_mask_BP: bool.
       suffix_k_BNGKT: keys of each completion; columns after `step` are not seen.
-      suffix_v_BNGTK: values of each completion.
       step: int32 scalar.
       layer: int32 scalar, which layer to read if the completions' caches have an axis of layers.
 

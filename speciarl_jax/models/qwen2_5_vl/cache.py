@@ -17,17 +17,11 @@ from speciarl_jax.runtime import activation_sharding
 
 @flax.struct.dataclass
 class PrefixCache:
-    """Keys and values of a prompt; one copy serves all completions of a row.
+    """Keys and values of a prompt; one copy serves all completions of a row."""
 
-    Attributes:
-      k_LBGKP: rotated keys of every layer.
-      v_LBGPK: values.
-      mask_BP: bool, false at padding.
-    """
-
-    k_LBGKP: Any
+    k_LBGKP: Any  # rotated keys of every layer
     v_LBGPK: Any
-    mask_BP: jax.Array
+    mask_BP: jax.Array  # bool, false at padding
 
     @classmethod
     def of(cls, k_LBPGK: jax.Array, v_LBPGK: jax.Array, mask_BP: jax.Array) -> "PrefixCache":
@@ -52,14 +46,9 @@ class PrefixCache:
 
 @flax.struct.dataclass
 class SuffixCache:
-    """Keys and values of the completions' own tokens; column t holds token t.
+    """Keys and values of the completions' own tokens; column t holds token t."""
 
-    Attributes:
-      k_LBNGKT: rotated keys of every layer.
-      v_LBNGTK: values.
-    """
-
-    k_LBNGKT: Any
+    k_LBNGKT: Any  # rotated keys of every layer
     v_LBNGTK: Any
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "SuffixCache":

@@ -44,7 +44,6 @@ class Decoder(nnx.Module):
         """Draws random weights; arguments that are not named here are as for `Qwen25VL`.
 
         Args:
-          config: dimensions.
           lora_rank: r of the adapters on all linear layers; 0 for none.
           lora_alpha: the adapters are scaled by alpha / r.
           base_weights: of the linear layers, one of `decoder_weights.BASE_WEIGHTS`.
@@ -154,8 +153,7 @@ class Decoder(nnx.Module):
         prefix: PrefixCache,
         suffix: SuffixCache,
         *,
-        use_lora: bool = True,
-        weights: Any = None,
+        weights: Any,
     ) -> tuple[jax.Array, SuffixCache]:
         """Runs one token of each completion against the shared prefix and its own past.
 
@@ -165,8 +163,7 @@ class Decoder(nnx.Module):
           step: int32 scalar, the column of the suffix that is written; later ones are not seen.
           prefix: from `prefill`, not repeated.
           suffix: from `init_suffix` or the last step.
-          use_lora: False runs the frozen base; without effect if there are `weights`.
-          weights: from `decode_weights`; made anew in every step when None.
+          weights: from `decode_weights`.
 
         Returns:
           Normed hidden states [B, N, D] and the suffix.
@@ -174,8 +171,6 @@ class Decoder(nnx.Module):
         x_BND = self.embed(tokens_BN)
         positions = jnp.broadcast_to(position_BN, (3, *position_BN.shape))
         cos_sin = mrope.rotary(positions, self.config)
-        if weights is None:
-            weights = self.decode_weights(use_lora=use_lora, merge_lora=False)
 
         def attend(q, k, v, carry, layer):
             all_k, all_v = carry
@@ -255,7 +250,6 @@ class Decoder(nnx.Module):
 
         Args:
           x_BPD: embedded prompts.
-          positions_3BP: their rotary positions.
           mask_BP: bool, false at padding.
           tokens_BNT: completions, padded on the right (nothing before the padding sees it).
           position_BT: rotary position of completion token t, the same for all N.

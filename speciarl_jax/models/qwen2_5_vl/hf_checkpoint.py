@@ -66,10 +66,8 @@ def load(
 
     Args:
       folder: holds `config.json` and safetensors, in either layout of names in circulation.
-      param_dtype: of the frozen weights.
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
-      seed: of LoRA.
       put: places a parameter on its devices (`Put`); the default device when None.
       **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `Qwen25VL`.
 
@@ -114,9 +112,7 @@ def fill(
 
     Args:
       state: path of a parameter, as in `sources` -> a variable with its shape and axes.
-      reader: of the checkpoint.
       sources: where the parameters lie in it.
-      param_dtype: of the parameters.
       put: places a parameter (`Put`); the default device when None.
 
     Raises:
@@ -181,30 +177,18 @@ def check_float(path: pathlib.Path, name: str, dtype: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A parameter that is still in its checkpoint.
-
-    Attributes:
-      reader: of the checkpoint.
-      source: its tensors, by their names in this checkpoint.
-      shape: of the parameter, layers first if it is stacked.
-      dtype: of the parameter; tensors in another one are cast.
-      is_int8: the devices keep it by `int8.quantize`, layers stacked.
-      done: called with the number of bytes in the checkpoint whenever some more were placed.
-    """
+    """A parameter that is still in its checkpoint."""
 
     reader: safetensors_io.Reader
-    source: Source
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    is_int8: bool
+    source: Source  # its tensors, by their names in this checkpoint
+    shape: tuple[int, ...]  # of the parameter, layers first if it is stacked
+    dtype: np.dtype  # of the parameter; tensors in another one are cast
+    is_int8: bool  # the devices keep it by `int8.quantize`, layers stacked
+    # Called with the number of bytes in the checkpoint whenever some more were placed.
     done: Callable[[int], Any]
 
     def check_shape(self) -> None:
-        """Compares the headers of its tensors with its shape.
-
-        Raises:
-          ValueError: names the tensor and both shapes.
-        """
+        """Compares the headers of its tensors with its shape (ValueError)."""
         one = self.shape[1:] if self.source.stacked else self.shape
         if self.source.layout != "same":
             one = one[::-1]
@@ -314,8 +298,6 @@ def save(
 
     Args:
       folder: made if needed.
-      config: dimensions.
-      model: its frozen weights and, if it has any, adapters.
       dtype: of the tensors written; the model's own when None.
       max_shard_bytes: above this there are several files and an index.
 

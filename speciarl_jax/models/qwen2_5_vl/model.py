@@ -33,7 +33,6 @@ class Qwen25VL(nnx.Module):
         """Draws random weights; `hf_checkpoint.load` fills them from a checkpoint.
 
         Args:
-          config: dimensions.
           dtype: of the matrix products; norms, softmax and rotary angles are float32.
           param_dtype: of the frozen weights; LoRA is float32.
           scan_unroll: layers in one turn of the loop over layers.

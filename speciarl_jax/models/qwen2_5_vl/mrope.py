@@ -14,7 +14,6 @@ def rotary(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Arr
 
     Args:
       positions: int32 [3, ...], temporal, height and width position.
-      config: head size, base and sections.
 
     Returns:
       Two float32 arrays [..., K].

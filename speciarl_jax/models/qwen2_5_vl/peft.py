@@ -56,17 +56,11 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of an adapter in `adapter_config.json`.
+    """The settings of an adapter in `adapter_config.json`."""
 
-    Attributes:
-      rank: r.
-      alpha: the adapters are scaled by alpha / r.
-      base: path or hub name of the base; may be empty.
-    """
-
-    rank: int
-    alpha: float
-    base: str
+    rank: int  # r
+    alpha: float  # the adapters are scaled by alpha / r
+    base: str  # path or hub name of the base; may be empty
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
@@ -82,8 +76,6 @@ def save_adapter(
 
     Args:
       folder: made if needed.
-      config: dimensions of the base.
-      adapter: rank, alpha and the name of the base.
       lora: float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`.
     """
     folder = pathlib.Path(folder)
@@ -147,17 +139,15 @@ def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, *, put: hf_checkpoint.Put | None = None
+    folder: str | pathlib.Path, config: ModelConfig
 ) -> tuple[AdapterConfig, nnx.State]:
     """Reads a PEFT folder into adapters of this package.
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-      config: dimensions of the base that the adapters will be put onto.
-      put: places a parameter on its devices, as for `hf_checkpoint.load`; stays in numpy when None.
 
     Returns:
-      Rank, alpha and base, and float32 adapters as `nnx.state(policy, nnx.LoRAParam)`.
+      Rank, alpha and base, and float32 numpy adapters as `nnx.state(policy, nnx.LoRAParam)`.
 
     Raises:
       ValueError: an option that is not supported, a file that is missing or damaged, tensors that
@@ -182,7 +172,7 @@ def load_adapter(
             wanted = variable.shape[:0:-1]
             _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
         array = np.stack([tensors[name].astype(np.float32).T for name in names[path]])
-        variable.set_value(array if put is None else put(path, array, variable.axes))
+        variable.set_value(array)
     return adapter, nnx.from_flat_state(list(variables.items()))
 
 

@@ -23,17 +23,11 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrefixMask(mask_lib.Mask):
-    """Mask of rows `[prompt | completion 1 ... completion N]`: no completion sees another.
+    """Mask of rows `[prompt | completion 1 ... completion N]`: no completion sees another."""
 
-    Attributes:
-      prompt: P, tokens.
-      answers: N, completions.
-      length: T, tokens of each completion.
-    """
-
-    prompt: int
-    answers: int
-    length: int
+    prompt: int  # P, tokens
+    answers: int  # N, completions
+    length: int  # T, tokens of each completion
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,8 +54,6 @@ def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Arra
 
     Args:
       q_BSHK: rotated queries of rows `[prompt | completion 1 ... completion N]`, S = P + N T.
-      k_BSGK: rotated keys.
-      v_BSGK: values.
       mask_BP: bool, false at the prompt's padding.
       answers: N, completions.
       kind: "splash", compiled for TPU, or "splash_interpret", the same step by step anywhere.

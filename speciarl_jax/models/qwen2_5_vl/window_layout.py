@@ -29,23 +29,17 @@ class VisionLayout:
     holds one whole window, or several small ones from the right and lower borders of images. So
     window attention is a reshape and a mask inside of slots, and full attention a mask of images.
     The patches of one merged token are neighbours, as they are in the processor's order.
-
-    Attributes:
-      patch_index_BS: int32, which patch of the row (processor's order) stands here; -1 padding.
-      image_BS: int32, which image of the row it belongs to; -1 padding.
-      window_BS: int32, which attention window of the row it belongs to; -1 padding.
-      hw_BS2: int32, its row and column in its image.
-      token_index_BM: int32, where merged token m (processor's order) stands, in units of one merged
-        token; -1 padding.
-      num_windows: W, static.
     """
 
+    # int32, which patch of the row (processor's order) stands here; -1 padding.
     patch_index_BS: jax.Array
-    image_BS: jax.Array
-    window_BS: jax.Array
-    hw_BS2: jax.Array
+    image_BS: jax.Array  # int32, which image of the row it belongs to; -1 padding
+    window_BS: jax.Array  # int32, which attention window of the row it belongs to; -1 padding
+    hw_BS2: jax.Array  # int32, its row and column in its image
+    # int32, where merged token m (processor's order) stands, in units of one merged token; -1
+    # padding.
     token_index_BM: jax.Array
-    num_windows: int = flax.struct.field(pytree_node=False)
+    num_windows: int = flax.struct.field(pytree_node=False)  # W, static
 
 
 class _Row(NamedTuple):
@@ -63,7 +57,6 @@ def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> Visi
 
     Args:
       grids: for each row the grids of its images, in order; a row may have none.
-      config: the vision encoder's dimensions.
 
     Raises:
       ValueError: a grid that does not divide into merged tokens.
@@ -103,22 +96,10 @@ def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> Visio
 
     Args:
       layout: of numpy arrays.
-      num_windows: W to pad to.
-      num_tokens: M to pad to.
-
-    Raises:
-      ValueError: the layout has more than that.
+      num_windows: W to pad to, at least its own.
+      num_tokens: M to pad to, likewise.
     """
     tokens = layout.token_index_BM.shape[1]
-    for what, needed, size in (
-        ("attention windows", layout.num_windows, num_windows),
-        ("image tokens", tokens, num_tokens),
-    ):
-        if needed > size:
-            raise ValueError(
-                f"the batch needs {needed} {what}, the bucket holds {size}; use a larger bucket or "
-                "smaller images"
-            )
     per_slot = layout.patch_index_BS.shape[1] // layout.num_windows
     slots = (num_windows - layout.num_windows) * per_slot
 
@@ -143,7 +124,6 @@ def vision_sizes(
 
     Args:
       grids: for each row the grids of its images.
-      config: the vision encoder's dimensions.
       growth: 1 for what the batch needs and no more; above 1, the next bucket size
         (`bucket`), so that batches of any sizes need few compiled programs.
 
@@ -242,7 +222,6 @@ def mrope_positions(
       tokens_BP: int32 tokens with the image placeholders already repeated.
       mask_BP: bool, false at padding, on either side.
       grids: for each row the grids (in patches) of its images.
-      config: names the placeholder.
 
     Returns:
       int32 positions [3, B, P] (1 at padding, as the published code has it), and int32 [B], the

@@ -21,7 +21,6 @@ def truncated_weight(
     Args:
       trainer_logp: float32 log-probability of the tokens by the trainer, before the updates.
       sampler_logp: float32, the same by the sampler.
-      cap: upper bound of the weight.
       log_ratio_clamp: the log-ratio is clamped to +-this before it is exponentiated.
 
     Returns:

@@ -25,11 +25,6 @@ def reward(
       valid_BN: bool, whether a verdict exists. Answers without one get 0 here; they must be left
         out of the update by the same mask.
       more_specific: the reward of an answer of that category.
-      specific: likewise.
-      less_specific: likewise.
-      generic: likewise.
-      abstain: likewise.
-      wrong: likewise.
       unparsed_reward: the reward of an answer that could not be parsed.
 
     Returns:

@@ -71,7 +71,6 @@ def make(
     """Compiles the programs of a step.
 
     Args:
-      config: the whole configuration.
       topology: as for `chips.devices`.
       model: a published size, or "" for the checkpoint of the configuration.
       pixels: HEIGHTxWIDTH of the largest image; "" for the default.

@@ -30,7 +30,6 @@ def make_run(
     """Makes what `experiment.run.prepare` makes, without checkpoint, tokenizer and images.
 
     Args:
-      config: the whole configuration.
       model_config: of a checkpoint, or of `presets.config`.
       mesh: of any devices, or a `jax.sharding.AbstractMesh`.
 
@@ -43,18 +42,8 @@ def make_run(
     """
     validate_config.check(config, mesh)
     algorithm.check(config)
-    policy = nnx.eval_shape(
-        lambda: Qwen25VL(
-            model_config,
-            **load_policy.dtypes(config),
-            lora_rank=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-            scan_unroll=config.model.scan_unroll,
-            base_weights=config.model.base_weights,
-            attention=load_policy.attention_kind(config, mesh),
-            rngs=nnx.Rngs(0),
-        )
-    )
+    options = load_policy.model_options(config, mesh)
+    policy = nnx.eval_shape(lambda: Qwen25VL(model_config, **options, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels = verifier = None
@@ -102,7 +91,6 @@ def make_batch(
     """Makes the shapes of a batch whose largest image and prompt are these.
 
     Args:
-      run: gives dimensions and mesh.
       batch_size: B.
       grid: (height, width) of an image, in patches.
       prompt_tokens: P, the image's tokens included.

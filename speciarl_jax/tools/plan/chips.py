@@ -17,20 +17,13 @@ class Chip:
 
     FLOP/s, memory and link rates are those of Google Cloud's TPU pages; `capacity` is what the
     compiler of libtpu 0.0.52 lets a program use of the chip's memory.
-
-    Attributes:
-      flops: FLOP/s of bfloat16 products.
-      memory_rate: bytes/s between the chip and its memory.
-      link_rate: bytes/s that a chip exchanges with its neighbours, all links and directions.
-      capacity: bytes.
-      options: for `get_topology_desc`.
     """
 
-    flops: float
-    memory_rate: float
-    link_rate: float
-    capacity: int
-    options: tuple[tuple[str, str], ...] = ()
+    flops: float  # FLOP/s of bfloat16 products
+    memory_rate: float  # bytes/s between the chip and its memory
+    link_rate: float  # bytes/s that a chip exchanges with its neighbours, all links and directions
+    capacity: int  # bytes
+    options: tuple[tuple[str, str], ...] = ()  # for `get_topology_desc`
 
 
 CHIPS = {

@@ -13,23 +13,18 @@ import jax.numpy as jnp
 
 from speciarl_jax.models.qwen2_5_vl.config import TextConfig, VisionConfig
 from speciarl_jax.rollout import kv_cache_budget
+from speciarl_jax.runtime import sharding
 from speciarl_jax.tools.plan.chips import Chip
 from speciarl_jax.tools.plan.programs import Abstract
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a program, on one chip.
-
-    Attributes:
-      name: of the part.
-      flops: of products.
-      bytes: read from and written to the chip's memory.
-    """
+    """A part of a program, on one chip."""
 
     name: str
     flops: float
-    bytes: float
+    bytes: float  # read from and written to the chip's memory
 
     def seconds(self, chip: Chip) -> float:
         """The longer of the two limits."""
@@ -38,19 +33,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """Sides of a decoder layer, or a block of the encoder, and their sums.
+    """Sides of a decoder layer, or a block of the encoder, and their sums."""
 
-    Attributes:
-      kernels: weights of the linear layers.
-      adapters: weights of LoRA.
-      traffic: values that the linear layers read and write for a token.
-      heads: values of all queries of a token.
-    """
-
-    kernels: int
-    adapters: int
-    traffic: int
-    heads: int
+    kernels: int  # weights of the linear layers
+    adapters: int  # weights of LoRA
+    traffic: int  # values that the linear layers read and write for a token
+    heads: int  # values of all queries of a token
 
 
 def phases(plan: Abstract, name: str) -> list[Phase]:
@@ -87,7 +75,8 @@ def cache_bytes(plan: Abstract) -> int:
         tokens=rollout.max_tokens,
         num_compactions=0,
     )
-    return one * _images_a_chip(plan) // _cuts(plan, text.num_kv_heads)
+    images = plan.sampled // chunks(plan) // sharding.batch_parts(plan.run.mesh)
+    return one * images // _cuts(plan, text.num_kv_heads)
 
 
 def chunks(plan: Abstract) -> int:
@@ -95,11 +84,6 @@ def chunks(plan: Abstract) -> int:
     rollout = plan.run.config.rollout
     count = plan.run.chunks(rollout.num_rollouts, rollout.max_tokens)
     return count(plan.sampled, plan.sizes.prompt_tokens)
-
-
-def _images_a_chip(plan: Abstract) -> int:
-    mesh = plan.run.mesh
-    return plan.sampled // chunks(plan) // (mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def _cuts(plan: Abstract, size: int) -> int:
@@ -121,8 +105,8 @@ def _decoder_layer(text: TextConfig, rank: int) -> _Layer:
     )
 
 
-def _vision(plan: Abstract, vision: VisionConfig, size: int) -> Phase:
-    """The encoder, for all images of a step, over all chips."""
+def _vision(plan: Abstract, vision: VisionConfig) -> Phase:
+    """The encoder, for all images of a step, on one chip."""
     sizes, width, mlp = plan.sizes, vision.hidden_size, vision.intermediate_size
     merged = vision.spatial_merge_size**2
     # Windows are padded to whole slots.
@@ -138,7 +122,8 @@ def _vision(plan: Abstract, vision: VisionConfig, size: int) -> Phase:
     moved = (
         vision.depth * tokens * (8 * width + 5 * mlp) * 2 + 8 * tokens * pairs * vision.num_heads
     )
-    return Phase("vision", flops * plan.sampled, moved * plan.sampled)
+    images = plan.sampled / plan.run.mesh.size
+    return Phase("vision", flops * images, moved * images)
 
 
 def _rollout(plan: Abstract) -> list[Phase]:
@@ -152,8 +137,6 @@ def _rollout(plan: Abstract) -> list[Phase]:
     weights = kernel_bytes(plan) / tensor
     head = 2 * text.hidden_size * text.vocab_size
 
-    vision = _vision(plan, model.vision, images)
-    vision = Phase("vision", vision.flops / chips, vision.bytes / chips)
     each = 2 * (layer.kernels + layer.adapters) * prompt + 4 * prompt**2 * layer.heads
     moved = prompt * layer.traffic * size + 8 * prompt**2 * text.num_heads
     prefill = Phase(
@@ -170,7 +153,7 @@ def _rollout(plan: Abstract) -> list[Phase]:
         # Every step reads the weights, and the caches whole.
         steps * parts * (weights + cache_bytes(plan)) + steps * rows * text.vocab_size * 8 / chips,
     )
-    return [vision, prefill, decode]
+    return [_vision(plan, model.vision), prefill, decode]
 
 
 def _update(plan: Abstract) -> list[Phase]:
@@ -203,8 +186,7 @@ def _update(plan: Abstract) -> list[Phase]:
     images = config.train.batch_size * passes
     found = [Phase("update", images * flops / chips, images * moved / chips + weights)]
     if labels:
-        vision = _vision(plan, model.vision, config.train.batch_size)
-        found.insert(0, Phase("vision", vision.flops / chips, vision.bytes / chips))
+        found.insert(0, _vision(plan, model.vision))
     return found
 
 

@@ -22,20 +22,13 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Exchanges of one kind and size.
+    """Exchanges of one kind and size."""
 
-    Attributes:
-      kind: one of `KINDS`.
-      bytes_each: of the larger side of one exchange, on one chip: all its operands, or all its
-        results.
-      count: how often it runs.
-      source: name of the operation in the program it came from.
-    """
-
-    kind: str
+    kind: str  # one of `KINDS`
+    # Of the larger side of one exchange, on one chip: all its operands, or all its results.
     bytes_each: int
     count: int
-    source: str
+    source: str  # name of the operation in the program it came from
 
     @property
     def total_bytes(self) -> int:
@@ -156,7 +149,6 @@ def _exchanged(each: _Instruction, results: dict[str, str]) -> int:
     """Bytes of the larger side of a collective, all its arrays together.
 
     Args:
-      each: the collective.
       results: types of the instructions of its computation, by name.
     """
     members = _members(each.result)
@@ -188,10 +180,8 @@ def _members(text: str) -> list[str]:
 
 def _bytes(text: str) -> int:
     """Of all arrays of a type."""
-    return sum(_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(text))
-
-
-def _array_bytes(kind: str, sizes: str) -> int:
-    width = re.search(r"\d+", kind)
-    bits = 8 if kind == "pred" else int(width.group(0))
-    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+    total = 0
+    for kind, sizes in _ARRAY.findall(text):
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+    return total

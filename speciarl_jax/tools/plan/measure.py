@@ -24,37 +24,23 @@ _NEEDED = (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A program on one chip; bytes and FLOPs are of the chip.
-
-    Attributes:
-      name: of the program.
-      per_chip_bytes: at its peak, with what lies beside it; at least, if it could not be compiled.
-      capacity_bytes: that a program may use; None for processors.
-      contributors: what -> bytes, the parts of `per_chip_bytes`, largest first.
-      flops: our count.
-      bytes_accessed: of the chip's memory, our count.
-      collectives: of the compiled program, largest first.
-      open_loops: loops whose turns are not in the program.
-      estimated_seconds: a lower bound, as nothing reaches its peak; None for processors.
-      bounds: what -> seconds.
-      xla: figures of the compiler's own analyses; empty if it gave none.
-      compile_seconds: here.
-      error: what the compiler said, "" if it compiled.
-    """
+    """A program on one chip; bytes and FLOPs are of the chip."""
 
     name: str
+    # At its peak, with what lies beside it; at least, if it could not be compiled.
     per_chip_bytes: int
-    capacity_bytes: int | None
-    contributors: dict[str, int]
-    flops: float
-    bytes_accessed: float
-    collectives: list[hlo.Collective]
-    open_loops: int
+    capacity_bytes: int | None  # that a program may use; None for processors
+    contributors: dict[str, int]  # what -> bytes, the parts of `per_chip_bytes`, largest first
+    flops: float  # our count
+    bytes_accessed: float  # of the chip's memory, our count
+    collectives: list[hlo.Collective]  # of the compiled program, largest first
+    open_loops: int  # loops whose turns are not in the program
+    # A lower bound, as nothing reaches its peak; None for processors.
     estimated_seconds: float | None
-    bounds: dict[str, float]
-    xla: dict[str, float]
+    bounds: dict[str, float]  # what -> seconds
+    xla: dict[str, float]  # figures of the compiler's own analyses; empty if it gave none
     compile_seconds: float
-    error: str
+    error: str  # what the compiler said, "" if it compiled
 
     @property
     def fits(self) -> bool | None:
@@ -102,7 +88,9 @@ def measure(plan: Abstract, program: Program, chip: Chip | None) -> Finding:
     bounds = {}
     if chip is not None:
         bounds = {phase.name: phase.seconds(chip) for phase in phases}
-        bounds["links"] = sum(link_bytes(c) for c in collectives) / chip.link_rate
+        # Of a large group, a chip sends so much; a reduction goes round twice.
+        sent = [c.total_bytes * (2 if c.kind == "all-reduce" else 1) for c in collectives]
+        bounds["links"] = sum(sent) / chip.link_rate
     return Finding(
         name=program.name,
         per_chip_bytes=total,
@@ -133,11 +121,6 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
         compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         [path] = pathlib.Path(folder).glob("*after_optimizations.txt")
         return compiled, path.read_text()
-
-
-def link_bytes(collective: hlo.Collective) -> float:
-    """Bytes that a chip sends for it, of a large group: a reduction goes round twice."""
-    return collective.total_bytes * (2 if collective.kind == "all-reduce" else 1)
 
 
 def needed_bytes(error: str) -> int:

@@ -36,42 +36,25 @@ _MOST_PIXELS = 12_845_056
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the largest row of a batch.
+    """Of the largest row of a batch."""
 
-    Attributes:
-      height: of the image as the vision encoder sees it, in patches.
-      width: likewise.
-      windows: W, slots of attention windows.
-      image_tokens: M.
-      prompt_tokens: P, those of the image included.
-    """
-
-    height: int
-    width: int
-    windows: int
-    image_tokens: int
-    prompt_tokens: int
+    height: int  # of the image as the vision encoder sees it, in patches
+    width: int  # likewise
+    windows: int  # W, slots of attention windows
+    image_tokens: int  # M
+    prompt_tokens: int  # P, those of the image included
 
 
 @dataclasses.dataclass(frozen=True)
 class Abstract:
-    """Holds a run whose arrays are shapes with their shardings.
+    """Holds a run whose arrays are shapes with their shardings."""
 
-    Attributes:
-      run: as training has it; no tokenizer, no images.
-      optimizer: of the adapters.
-      state: `TrainState` of shapes.
-      state_sharding: its shardings.
-      sizes: of the batch.
-      notes: what was assumed.
-    """
-
-    run: Run
+    run: Run  # as training has it; no tokenizer, no images
     optimizer: Any
-    state: TrainState
+    state: TrainState  # of shapes
     state_sharding: TrainState
     sizes: Sizes
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what was assumed
 
     @property
     def sampled(self) -> int:
@@ -83,21 +66,12 @@ class Abstract:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Holds a program to compile.
+    """Holds a program to compile."""
 
-    Attributes:
-      name: as in `steps.programs`, or "evaluate".
-      function: jitted, not compiled.
-      arguments: shapes and shardings of its arguments.
-      outputs: shapes of its results.
-      resident: shapes and shardings of what lies in memory beside its arguments while it runs.
-    """
-
-    name: str
-    function: Any
-    arguments: Any
-    outputs: Any
-    resident: Any
+    name: str  # as in `steps.programs`, or "evaluate"
+    function: Any  # jitted, not compiled
+    arguments: Any  # shapes and shardings of its arguments
+    resident: Any  # shapes and shardings of what lies in memory beside its arguments while it runs
 
     def lower(self) -> jax.stages.Lowered:
         """Traces the program for its devices, to be compiled."""
@@ -126,8 +100,6 @@ def sizes_of(
     """Sizes of a batch of images of one size, in the buckets that `config.data` asks for.
 
     Args:
-      config: the whole configuration.
-      model: dimensions.
       pixels: height and width, before images are resized.
       text: tokens of a prompt without its image; 0 to guess from the instruction's length.
 
@@ -200,7 +172,6 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
     is one. `only` may name its stages all the same, or "evaluate", greedy answers.
 
     Args:
-      plan: the run.
       only: names of programs; those of the step when empty.
 
     Raises:
@@ -214,19 +185,13 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
         run = dataclasses.replace(run, config=config)
         compiled |= steps.programs(run, plan.optimizer, plan.state_sharding)
     names = only or tuple(compiled)
-    compiled["evaluate"] = _evaluation(run)
+    greedy = run.sampler(1, run.config.rollout.max_tokens)
+    compiled["evaluate"] = jax.jit(greedy, out_shardings=sharding.batch_sharding(run.mesh))
     for name in names:
         if name not in compiled:
             raise ValueError(f"--programs: there is no {name!r}; choose among {sorted(compiled)}")
         arguments, resident = _arguments(plan, compiled, name)
-        outputs = jax.eval_shape(compiled[name], *arguments)
-        yield Program(name, compiled[name], arguments, outputs, resident)
-
-
-def _evaluation(run: Run) -> Any:
-    """Jits greedy answers: (lora, base, batch, key, temperature, top_p) -> features and rollout."""
-    sample = run.sampler(1, run.config.rollout.max_tokens)
-    return jax.jit(sample, out_shardings=sharding.batch_sharding(run.mesh))
+        yield Program(name, compiled[name], arguments, resident)
 
 
 def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[Any, Any]:
@@ -243,24 +208,20 @@ def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[
         key = jax.eval_shape(lambda: jax.random.key(0))
         return (run.lora, run.base, batch, key, scalar, scalar), beside
     rows = sharding.batch_sharding(run.mesh)
-    batch = batch_of(plan, len_batch(plan) if name == "update" else plan.sampled)
+    learned = config.train.batch_size
+    batch = batch_of(plan, learned if name == "update" else plan.sampled)
     sampling = run.lora, run.base, batch, number
     if name == "rollout":
         return sampling, beside
     features_BMD, rollout = sharding.placed(jax.eval_shape(compiled["rollout"], *sampling), rows)
     if name == "verify":
         return (run.verifier, batch, rollout), (state, run.base, batch.patches_BSC, features_BMD)
-    shape = (len_batch(plan), config.rollout.num_rollouts)
+    shape = (learned, config.rollout.num_rollouts)
     verdicts = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
     if config.train.dynamic_sampling.max_rounds:
         batch = batch.without_images()
     groups = Groups(batch, features_BMD, rollout, *sharding.placed(verdicts, rows))
     return (state, run.base, groups), run.verifier
-
-
-def len_batch(plan: Abstract) -> int:
-    """Returns the images of a step's updates."""
-    return plan.run.config.train.batch_size
 
 
 def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:

@@ -24,11 +24,6 @@ def search(
     """The first setting that fits, in the order of the time that our counts promise.
 
     Args:
-      config: the whole configuration.
-      model: dimensions.
-      sizes: of a batch.
-      chip: whose limits count.
-      devices: of the mesh.
       compile_: configuration -> record of its plan (`report.record`).
       most: settings that are compiled.
 

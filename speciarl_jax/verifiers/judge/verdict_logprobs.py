@@ -23,7 +23,7 @@ from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
 from speciarl_jax.verifiers import parsing, prefilter
 from speciarl_jax.verifiers.category import Category
-from speciarl_jax.verifiers.judge import judge_prompt
+from speciarl_jax.verifiers.judge import calibration, judge_prompt
 
 VERDICTS = tuple(judge_prompt.LABELS)
 _CATEGORY_K = np.array([judge_prompt.LABELS[name] for name in VERDICTS], np.int32)
@@ -43,6 +43,7 @@ class Scorer:
       tail_C: int32 tokens from behind the answer to the verdict.
       verdict_KS: int32 tokens of the verdicts.
       verdict_length_K: int32, how many they are.
+      offset_K: float32, added to the log-likelihoods (`calibration`); 0 without one.
       graphdef: static, joins `weights` into a decoder.
     """
 
@@ -53,6 +54,7 @@ class Scorer:
     tail_C: jax.Array
     verdict_KS: jax.Array
     verdict_length_K: jax.Array
+    offset_K: jax.Array
     graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
 
     def prefill(self) -> tuple[Decoder, PrefixCache]:
@@ -94,7 +96,7 @@ class Scorer:
     def logp(
         self, decoder: Decoder, prefix: PrefixCache, tokens_RC: jax.Array, mask_RC: jax.Array
     ) -> jax.Array:
-        """float32 log-likelihoods [R, K], sums over the tokens of a verdict.
+        """float32 log-likelihoods [R, K], sums over the tokens of a verdict, plus `offset_K`.
 
         A row runs its pair once and the K verdicts as branches behind it: each token of a verdict
         sees the prefix, the pair, and what comes before it in its own verdict.
@@ -122,14 +124,15 @@ class Scorer:
 
         first_RK = of_tokens(hidden_1RTD[0, :, context - 1], self.verdict_KS[:, 0])
         if length == 1:
-            return first_RK
+            return first_RK + self.offset_K
         # A column at a time: logits of the whole vocabulary for all of them would not fit.
         hidden_MRD = jnp.moveaxis(hidden_1RTD[0, :, context:], 1, 0)
         target_M1 = self.verdict_KS[:, 1:].reshape(-1, 1)
         later_MR1 = jax.lax.map(lambda x: of_tokens(*x), (hidden_MRD, target_M1))
         later_RKS = later_MR1[..., 0].T.reshape(rows, count, length - 1)
         inside_KS = jnp.arange(1, length) < self.verdict_length_K[:, None]
-        return first_RK + jnp.sum(jnp.where(inside_KS, later_RKS, 0.0), axis=-1)
+        later_RK = jnp.sum(jnp.where(inside_KS, later_RKS, 0.0), axis=-1)
+        return first_RK + later_RK + self.offset_K
 
     def logp_of_pairs(
         self, label_R: jax.Array, answer_RA: jax.Array, length_R: jax.Array
@@ -176,7 +179,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def make_scorer(
-    decoder: Decoder, tokenizer: Any, prompt: judge_prompt.JudgePrompt, names: Sequence[str]
+    decoder: Decoder,
+    tokenizer: Any,
+    prompt: judge_prompt.JudgePrompt,
+    names: Sequence[str],
+    calibrate: str = "",
 ) -> Scorer:
     """Cuts the judge's prompt around the pair, and encodes the pieces and the verdicts.
 
@@ -185,10 +192,12 @@ def make_scorer(
       tokenizer: with a chat template.
       prompt: of the judge.
       names: of the labels.
+      calibrate: as for `calibration.offsets`.
 
     Raises:
-      ValueError: the chat template loses the pair, a verdict begins another one in this tokenizer,
-        an id of the tokenizer lies outside of the model's vocabulary, or the prompt is too long.
+      ValueError: `calibrate` does not fit, the chat template loses the pair, a verdict begins
+        another one in this tokenizer, an id of the tokenizer lies outside of the model's
+        vocabulary, or the prompt is too long.
     """
     before, between, after = _around_the_pair(tokenizer, prompt)
     verdicts = [encode(tokenizer, name) for name in VERDICTS]
@@ -204,7 +213,7 @@ def make_scorer(
     graphdef, weights = nnx.split(decoder)
     truth_FC, truth_length_F = _padded(truths)
     verdict_KS, verdict_length_K = _padded(verdicts)
-    return Scorer(
+    scorer = Scorer(
         weights=weights,
         prefix_P=jnp.asarray(prefix, jnp.int32),
         truth_FC=truth_FC,
@@ -212,8 +221,18 @@ def make_scorer(
         tail_C=jnp.asarray(tail, jnp.int32),
         verdict_KS=verdict_KS,
         verdict_length_K=verdict_length_K,
+        offset_K=jnp.zeros(len(VERDICTS), jnp.float32),
         graphdef=graphdef,
     )
+
+    def score_empty_pairs():
+        truths, answers = zip(*calibration.EMPTY_PAIRS, strict=True)
+        plain = make_scorer(decoder, tokenizer, prompt, truths)
+        answer_RA, length_R = _padded([encode(tokenizer, text) for text in answers])
+        return jax.jit(Scorer.logp_of_pairs)(plain, jnp.arange(len(truths)), answer_RA, length_R)
+
+    offset_K = calibration.offsets(calibrate, score_empty_pairs)
+    return scorer if offset_K is None else scorer.replace(offset_K=jnp.asarray(offset_K))
 
 
 def _around_the_pair(tokenizer: Any, prompt: judge_prompt.JudgePrompt) -> tuple[str, str, str]:

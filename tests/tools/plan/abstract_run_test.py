@@ -39,7 +39,7 @@ def test_the_planner_compiles_the_step_that_training_runs(run):
     # The program itself, on the real run's verifier.
     step = steps.train_step(run, optimizer, state_sharding)
     want = jax.eval_shape(step, real, run.base, run.verifier, batch, np.uint32(1))
-    assert found.outputs == want
+    assert plans.outputs(found) == want
 
 
 @pytest.mark.parametrize("kind", ["three", "dynamic"])
@@ -49,12 +49,12 @@ def test_stages_fit_together(run, small_config, kind):
     found = programs_of(config, run)
     assert list(found) == ["rollout", "verify", "update"]
     sampled = 16 if kind == "dynamic" else 8
-    assert found["rollout"].outputs[1].tokens_BNT.shape == (sampled, 4, 8)
-    assert found["verify"].outputs[0].shape == (sampled, 4)
+    assert plans.outputs(found["rollout"])[1].tokens_BNT.shape == (sampled, 4, 8)
+    assert plans.outputs(found["verify"])[0].shape == (sampled, 4)
     before, _, groups = found["update"].arguments
     assert groups.rollout.tokens_BNT.shape == (8, 4, 8) and groups.category_BN.shape == (8, 4)
     assert groups.prompt.tokens_BP.shape == (8, 40)
-    state, metrics = found["update"].outputs
+    state, metrics = plans.outputs(found["update"])
     assert shapes(state) == shapes(before)
     assert metrics["update/loss"].shape == ()
 
@@ -63,7 +63,7 @@ def test_stages_of_a_fused_step_and_evaluation_can_be_asked_for(run, small_confi
     names = ("update", "evaluate", "step")
     found = programs_of(small_config(), run, only=names)
     assert tuple(found) == names
-    assert found["evaluate"].outputs[1].tokens_BNT.shape == (16, 1, 8)
+    assert plans.outputs(found["evaluate"])[1].tokens_BNT.shape == (16, 1, 8)
     with pytest.raises(ValueError, match="there is no 'learn'; choose among"):
         programs_of(small_config(), run, only=("learn",))
 
