@@ -117,6 +117,8 @@ def answer_span(
 
 # What becomes of a folded character, beside the ASCII byte that it stands for.
 _LONG_DASH, _COMBINING = 1, 2
+# The length of a phrase that is not looked at.
+TOO_LONG = 2**30
 
 
 @flax.struct.dataclass
@@ -209,6 +211,7 @@ class Phrase(NamedTuple):
     Attributes:
       bytes_A: uint8, `parsing.phrase`, zero beyond the end.
       length: int32 bytes of the whole phrase: 0 if it holds no word, above A if it was cut off.
+        `TOO_LONG` if the answer is, as in `parsing.too_long`.
       has_parts: bool, the answer is of the form "X (Y)", as in `parsing.parenthesis`.
       outer_end: int32, where the phrase of X ends; it begins with the whole.
       inner_start: int32, where the phrase of Y begins; it ends with the whole.
@@ -254,14 +257,23 @@ def phrase_bytes(
 
     Args:
       tables: for folding and mapping.
-      text_L: uint8 bytes of a response. The bytes beside the answer are neither letters nor spaces.
+      text_L: uint8 bytes of a response.
       start: int32 scalar.
       stop: int32 scalar.
       size: A, static.
     """
-    mapped_L, drop_L = _mapped(tables, text_L)
     place_L = jnp.arange(text_L.shape[0], dtype=jnp.int32)
-    kept_L = ~drop_L & (place_L >= start) & (place_L < stop)
+    filled_L = (place_L >= start) & (place_L < stop)
+    filled_L &= ~_is_any(text_L, parsing.ASCII_SPACE.encode())
+    start = jnp.argmax(filled_L).astype(jnp.int32)
+    stop = jnp.max(jnp.where(filled_L, place_L + 1, start))
+    # The answer alone, with zeros behind it. The axis stays L, though it is shorter.
+    place_L = jnp.arange(min(text_L.shape[0], parsing.MAX_TEXT_BYTES), dtype=jnp.int32)
+    within_L = place_L < stop - start
+    text_L = jnp.where(within_L, jnp.take(text_L, start + place_L, mode="clip"), 0)
+
+    mapped_L, drop_L = _mapped(tables, text_L)
+    kept_L = within_L & ~drop_L
     space_L = kept_L & _is_any(mapped_L, b" -")
     solid_L = kept_L & ~space_L
     word_L = solid_L & ~_is_any(mapped_L, parsing.LIST_MARK + parsing.AMPERSAND)
@@ -277,8 +289,7 @@ def phrase_bytes(
     letter_L = jnp.where(space_L, jnp.uint8(ord(" ")), mapped_L)
     bytes_A = jnp.zeros(size, jnp.uint8).at[slot_L].set(letter_L, mode="drop")
 
-    within_L = (place_L >= start) & (place_L < stop)
-    open_L, close_L = within_L & (text_L == ord("(")), within_L & (text_L == ord(")"))
+    open_L, close_L = text_L == ord("("), text_L == ord(")")
     open_at, close_at = jnp.argmax(open_L), jnp.argmax(close_L)
     outer_L, inner_L = word_L & (place_L < open_at), word_L & (place_L > open_at)
     has_parts = (jnp.sum(open_L) == 1) & (jnp.sum(close_L) == 1) & (open_at < close_at)
@@ -286,7 +297,7 @@ def phrase_bytes(
     outer_last = jnp.max(jnp.where(outer_L, place_L, 0))
     return Phrase(
         bytes_A=bytes_A,
-        length=count_L[-1],
+        length=jnp.where(stop - start > parsing.MAX_TEXT_BYTES, TOO_LONG, count_L[-1]),
         has_parts=has_parts,
         outer_end=count_L[outer_last],
         inner_start=count_L[jnp.argmax(inner_L)] - 1,

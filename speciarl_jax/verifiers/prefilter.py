@@ -101,7 +101,9 @@ def screen(
       max_words: the most words a label may have.
       max_answer_bytes: the most bytes of the form that the judge is shown.
     """
-    if content is None or not parsing.key(content):
+    if content is not None and parsing.too_long(content):
+        return Category.WRONG
+    if content is None or not parsing.phrase(content):
         return Category.UNPARSED
     if abstention.text_abstains(content):
         return Category.ABSTAIN
@@ -206,6 +208,7 @@ class Screen:
         inside_L &= jax.lax.cummax(word_L.astype(jnp.int8), reverse=True) > 0
         wrong = jnp.sum(kept_L & (normal_L == ord(" "))) + 1 > self.max_words
         wrong |= jnp.sum(kept_L) > self.max_answer_bytes
+        wrong |= phrase.length == parsing_on_device.TOO_LONG
         wrong |= _holds_mark(text_L, inside_L, self.allowed_F256[label], jnp)
         wrong |= _is_malformed(text_L, inside_L, jnp)
         wrong |= self._holds_pattern(normal_L, kept_L, label)

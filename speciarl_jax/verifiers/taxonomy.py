@@ -130,9 +130,9 @@ class Taxonomy:
         """The category of an answer (the content of the tags) and what it matched."""
         around = self.relations[self.leaf_index(leaf_id)], self._keys, self.opener
         key, phrase = parsing.key(answer_text), parsing.phrase(answer_text)
-        if not phrase:
+        if not phrase and not parsing.too_long(answer_text):
             return Explanation(Category.UNPARSED, key, "")
-        if len(phrase) > self.phrase_bytes:
+        if len(phrase) > self.phrase_bytes or parsing.too_long(answer_text):
             return Explanation(Category.WRONG, key, "")
         found = matching.look_up(phrase, *around)
         if found is None and (parts := parsing.parenthesis(answer_text)):
