@@ -105,7 +105,7 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
         # `a` is the first run of the data set and may have another prompt.
         return [one for one in found if run_key(one["b"]) in keys]
 
-    scores = {run["policy"]: results.score_of(run) for run in runs}
+    scores = {run["policy"]: Score(**run["score"]) for run in runs}
     scores |= constant_answer.scores(runs)
     changed = [(pairs.base_of(run, runs), run) for run in runs]
     return {
