@@ -112,7 +112,8 @@ class Opener:
                     "script; write plain words"
                 )
         self.expressions = openings(frames, modifiers)
-        self.modifiers = frozenset().union(*map(word_forms.forms, modifiers))
+        keys = frozenset().union(*map(word_forms.forms, modifiers))
+        self.modifiers = keys | set(map(word_forms.squeezed, keys))
         self._matchers = [re.compile(e.encode()) for e in self.expressions]
 
     def kind(self, opening: bytes) -> int:

@@ -35,7 +35,8 @@ class Names:
       hash_C: uint32, sorted.
       name_CA: uint8 keys, zero-padded.
       use_C: uint8, `_NAME` and `_MODIFIER`.
-      category_CF: int8 `Category` of a name for each of the F leaves.
+      meaning_C: int32, the row of a name in `category_MF`; many names mean the same.
+      category_MF: int8 `Category` for each of the F leaves.
       automata: of what may stand in front of a name, and of abstentions.
       longest_run: static, how many names share one hash at most.
     """
@@ -45,7 +46,8 @@ class Names:
     hash_C: jax.Array
     name_CA: jax.Array
     use_C: jax.Array
-    category_CF: jax.Array
+    meaning_C: jax.Array
+    category_MF: jax.Array
     automata: Automata
     longest_run: int = flax.struct.field(pytree_node=False)
 
@@ -81,6 +83,7 @@ class Names:
         for leaf, relation in enumerate(relations):
             rows = [row_of[key] for key in relation]
             category_CF[rows, leaf] = [category for category, _ in relation.values()]
+        category_MF, meaning_C = np.unique(category_CF, axis=0, return_inverse=True)
         use_C = np.array([(k in names) * _NAME + (k in opener.modifiers) * _MODIFIER for k in keys])
         return cls(
             powers_P=jnp.asarray(powers_P),
@@ -88,7 +91,8 @@ class Names:
             hash_C=jnp.asarray(hash_C[order_C]),
             name_CA=jnp.asarray(name_CA[order_C]),
             use_C=jnp.asarray(use_C[order_C].astype(np.uint8)),
-            category_CF=jnp.asarray(category_CF),
+            meaning_C=jnp.asarray(meaning_C.reshape(-1).astype(np.int32)),
+            category_MF=jnp.asarray(category_MF),
             automata=Automata.create(dfa.compile(*opener.expressions), abstention.automaton()),
             longest_run=int(np.unique(hash_C, return_counts=True)[1].max()),
         )
@@ -195,7 +199,9 @@ def _look_up(
     # Where there is no further word, the end is 0, before every start.
     end_E = jnp.stack(ends)
     tail_2 = _rows(names, text, end_E[1:] + 1, jnp.full(matching.MAX_TAIL, end))
-    category_2 = jnp.where(tail_2 >= 0, names.category_CF[tail_2, leaf], Category.WRONG)
+    category_2 = jnp.where(
+        tail_2 >= 0, names.category_MF[names.meaning_C[tail_2], leaf], Category.WRONG
+    )
     first = jnp.where(category_2[:, 0] > Category.WRONG, category_2[:, 0], category_2[:, 1])
     modifies = jnp.any((tail_2 >= 0) & (names.use_C[tail_2] & _MODIFIER > 0), axis=1)
     modifies_E = jnp.pad(modifies, (1, 0))
@@ -210,7 +216,8 @@ def _look_up(
     order_SE2 = matching.rank(kind_S[s], s, e, q)
     best = jnp.argmin(jnp.where(known_SE2, order_SE2, jnp.iinfo(jnp.int32).max))
     s, e, _ = jnp.unravel_index(best, row_SE2.shape)
-    category = names.category_CF[row_SE2.reshape(-1)[best], leaf].astype(jnp.int32)
+    meaning = names.meaning_C[row_SE2.reshape(-1)[best]]
+    category = names.category_MF[meaning, leaf].astype(jnp.int32)
     with_modifier = (kind_S[s] == matching.MODIFIER) | modifies_E[e]
     category = jnp.where(with_modifier, _more_specific(category), category)
     return _Verdict(jnp.any(known_SE2), category)

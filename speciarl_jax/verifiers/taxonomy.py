@@ -102,9 +102,12 @@ class Taxonomy:
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
         self.opener = matching.Opener(data.get("frames", []), data.get("modifiers", []))
         entries = [list(schema.relations(x, data["groups"])) for x in data["leaves"].values()]
+        leaf_of = {}
         for leaf_id, names in zip(self.leaf_ids, entries, strict=True):
             for name, _, _ in names:
-                _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
+                leaf_of.setdefault(name, leaf_id)
+        for name, leaf_id in leaf_of.items():
+            _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
         self.relations = _relations(entries, word_forms_too)
         self._keys = frozenset().union(*self.relations)
         self.names = tuple(key.decode("utf-8", "surrogatepass") for key in sorted(self._keys))
@@ -171,14 +174,17 @@ def _relations(
 ) -> list[dict[bytes, tuple[Category, str]]]:
     """Returns each leaf's dict from key to (category, description): names, then their forms.
 
-    A form that is a name somewhere is left out, unless the form and the name mean the same for
-    each leaf that has the form as a name.
+    Names are spelt as they are. Their forms are squeezed, as answers are compared in this way too;
+    but where the squeezed name itself is a name of something else, they are not.
     """
+    keys_of = {}
+    for name in {name for names in entries for name, _, _ in names}:
+        keys_of[name] = tuple(dict.fromkeys((parsing.key(name), parsing.phrase(name))))
     relations, holders = [], {}
     for leaf, names in enumerate(entries):
         relation = {}
         for name, category, match in names:
-            for key in (parsing.key(name), parsing.phrase(name)):
+            for key in keys_of[name]:
                 relation.setdefault(key, (category, match))
         for key in relation:
             holders.setdefault(key, []).append(leaf)
@@ -186,18 +192,22 @@ def _relations(
     if not word_forms_too:
         return relations
     written = [dict(relation) for relation in relations]
+
+    def means_the_same(form, key):
+        """Whether a form is no name, or means the same as the name to each leaf that has it."""
+        return all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
+
     forms_of = {}
+    for name, (key, *_) in keys_of.items():
+        forms = word_forms.forms(name)
+        if means_the_same(word_forms.squeezed(key), key):
+            forms = set(map(word_forms.squeezed, forms))
+        forms_of[name] = [form for form in forms if means_the_same(form, key)]
     for names, relation in zip(entries, relations, strict=True):
         for name, category, match in names:
-            if name not in forms_of:
-                key = parsing.key(name)
-                forms_of[name] = [
-                    form
-                    for form in word_forms.forms(name)
-                    if all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
-                ]
+            found = category, f"form of {match}"
             for form in forms_of[name]:
-                relation.setdefault(form, (category, "form of " + match))
+                relation.setdefault(form, found)
     return relations
 
 
@@ -331,7 +341,7 @@ def _verify_one(
     phrase = parsing_on_device.phrase_bytes(
         tables.typography, text_L, start, stop, tables.names.powers_P.shape[0]
     )
-    leaves = tables.names.category_CF.shape[1]
+    leaves = tables.names.category_MF.shape[1]
     valid = (leaf_index >= 0) & (leaf_index < leaves)
     leaf = jnp.clip(leaf_index, 0, leaves - 1)
     category, known = matching_on_device.judge(tables.names, phrase, leaf)

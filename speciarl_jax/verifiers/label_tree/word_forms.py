@@ -4,6 +4,7 @@ Forms are made when the tables are built, so that answers are only ever compared
 Too many forms do no harm (nobody answers "oxes"); a missing one turns a right answer wrong.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ _SINGULAR_IN_S = (
     *("christmas", "rhinoceros", "albatros", "cosmos", "coreopsis", "lens", "gas", "texas"),
     *("antirrhinum", "pampas", "asparagas", "calas", "lotos", "kudos", "chaos"),
 )
+_YEAR = re.compile("(19|20)[0-9][0-9]")
 
 
 def _is_plural(word: str) -> bool:
@@ -63,6 +65,8 @@ def _singulars_of_word(word: str) -> set[str]:
 
 def _plurals_of_word(word: str) -> set[str]:
     forms = set()
+    if _YEAR.fullmatch(word):
+        return forms
     for singular, plural in _IRREGULAR.items():
         if word.endswith(singular):
             forms.add(word.removesuffix(singular) + plural)
@@ -114,11 +118,11 @@ def forms(name: str) -> frozenset[bytes]:
     for key in tuple(keys):
         text = key.decode("utf-8", "surrogatepass")
         texts = {text} | plurals(text) | singulars(text)
-        texts |= {t.replace(" and ", " & ") for t in texts} | {
-            t.replace(" & ", " and ") for t in texts
-        }
+        if " and " in text or " & " in text:
+            texts |= {t.replace(" and ", " & ") for t in texts}
+            texts |= {t.replace(" & ", " and ") for t in texts}
         keys |= {t.encode("utf-8", "surrogatepass") for t in texts}
-    return frozenset(keys | set(map(squeezed, keys))) - {b""}
+    return frozenset(keys - {b""})
 
 
 def spellings(name: str) -> set[str]:
