@@ -18,7 +18,7 @@ from speciarl_jax.evaluation import metrics, predictions
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import prepare
-from speciarl_jax.verifiers import parsing, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
 
@@ -191,11 +191,13 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         evaluator = Evaluator(run)
         judged = evaluator(run.lora)
         unverified = 0
+        labels = label_mentions.index(run.labels.names)
+        limits = {"max_words": 8, "max_answer_bytes": 96}
         for row, said, category, valid in zip(
             judged.rows, judged.responses, judged.category_BN, judged.valid_BN, strict=True
         ):
             content = parsing.extract(said[0], require_think=True)
-            want = prefilter.screen(content, row["label"], max_words=8, max_answer_bytes=96)
+            want = prefilter.screen(content, row["label"], labels=labels, **limits)
             pair = None
             if want is None:
                 names = parsing.normalize(row["label"]), parsing.normalize(content)
