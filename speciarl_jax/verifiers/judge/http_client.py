@@ -57,6 +57,7 @@ PROBES = (
     ("cup cakes", "chocolate muffin"),
     ("cup cakes", "dessert"),
 )
+_NO_KEY = "none"  # the package wants some key; this one is not sent
 _READINGS = 10  # how often a pair is asked, at most, if decoding is not greedy
 _MAX_TEXT = 1 << 19  # characters of a reply, thinking included
 _SHOWN = 200  # characters of a server's complaint
@@ -79,6 +80,8 @@ class _Http(httpx2.AsyncClient):
         self._note = note
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        if request.headers.get("Authorization") == f"Bearer {_NO_KEY}":
+            del request.headers["Authorization"]
         try:
             response = await super().send(request, **options)
         except httpx2.HTTPError as error:
@@ -354,9 +357,7 @@ def _connect(
     http = _Http(note, timeout=timeout, follow_redirects=False, verify=url.startswith("https"))
     return openai.AsyncOpenAI(
         base_url=url,
-        # The package wants a key in any case; without one, the header is left out.
-        api_key=key or "none",
-        default_headers=None if key else {"Authorization": openai.Omit()},
+        api_key=key or _NO_KEY,
         organization="",
         project="",
         timeout=timeout,
