@@ -138,7 +138,7 @@ class JudgeServer:
                 probe = pair["truth"] in PROBED
                 with outer._lock:
                     (outer.probes if probe else outer.requests).append(asked)
-                    outer.headers = dict(self.headers)
+                    outer.headers = {k.title(): v for k, v in self.headers.items()}
                     number = outer._seen[json.dumps(pair)]
                     outer._seen[json.dumps(pair)] += 1
                     outer._now += 1

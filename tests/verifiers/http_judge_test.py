@@ -64,8 +64,11 @@ def config_of():
 
     def config_of(*args):
         found = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", base.get_config(), flag_values=found)
-        found(["program", *args])
+        argv = ["program", *args]
+        config_flags.DEFINE_config_dict(
+            "config", base.get_config(), flag_values=found, sys_argv=argv
+        )
+        found(argv)
         return found.config.verifier.http_judge.to_dict()
 
     return config_of
@@ -330,6 +333,7 @@ def test_the_fields_of_a_hosted_reasoning_judge(make, config_of):
     (body,) = server.requests
     assert body["max_completion_tokens"] == 4000
     assert not {"max_tokens", "temperature", "seed"} & body.keys()
+    assert "Authorization" not in server.headers
     options = config_of("--config.verifier.http_judge.decoding.temperature=0.5")
     assert options["decoding"]["temperature"] == 0.5 and options["decoding"]["max_tokens"] == 32
 
@@ -398,7 +402,7 @@ def test_a_server_that_is_still_starting_is_waited_for(make):
     judge = make(server, server__start_timeout=60.0)
     checking = threading.Thread(target=judge.check)
     checking.start()
-    time.sleep(0.5)
+    time.sleep(0.2)
     assert checking.is_alive()
     script = fails_first(judge_server.status(503), 2)
     with judge_server.JudgeServer(probed=script, port=server.port) as again:
