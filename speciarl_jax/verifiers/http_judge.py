@@ -248,32 +248,15 @@ def create(
     dataset_path: str | os.PathLike | None,
     *,
     path: str,
-    prompt: str,
-    model: str,
-    identity: str | None,
-    max_words: int,
-    max_answer_bytes: int,
-    require_think: bool,
-    cache: str,
-    decoding: Mapping[str, Any],
-    server: Mapping[str, Any],
+    **options: Any,
 ) -> tuple[label_names.LabelNames, HttpJudge]:
-    """What `config.verifier.name = "http_judge"` stands for.
+    """Builds what `config.verifier.name = "http_judge"` stands for.
 
     Args:
       token_bytes: not needed; the judge is sent text.
       dataset_path: label tree that the data set brings, or None.
       path: names of the labels (`label_names.read`); "" for the data set's own tree.
-      prompt: name or path (`load`).
-      model: what the server calls the judge.
-      identity: what tells the judge from others of that name, for the cache; None asks the server.
-      max_words: as for `HttpJudge`.
-      max_answer_bytes: as for `HttpJudge`.
-      require_think: as for `HttpJudge`.
-      cache: path or URL (`verdict_cache.open_cache`).
-      decoding: `temperature`, `max_tokens`, `max_completion_tokens`, `seed` (None: not sent),
-        `extra_body` (further fields of a request), and `structured` (as for `JudgeClient`).
-      server: as for `JudgeClient`.
+      **options: as for `connect`.
 
     Returns:
       The names on the host, whose `leaf_index` numbers the labels, and the verifier.
@@ -285,26 +268,15 @@ def create(
     if not (path or dataset_path):
         raise ValueError(
             "this data set brings no label tree; set config.verifier.http_judge.path to a file of "
-            "label names (verify/label_names.py)"
+            "label names (verifiers/label_tree/label_names.py)"
         )
     labels = label_names.read(path or dataset_path)
-    return labels, connect(
-        labels.names,
-        further=labels.further,
-        prompt=prompt,
-        model=model,
-        identity=identity,
-        cache=cache,
-        decoding=decoding,
-        server=server,
-        max_words=max_words,
-        max_answer_bytes=max_answer_bytes,
-        require_think=require_think,
-    )
+    return labels, connect(labels.names, labels.further, **options)
 
 
 def connect(
     names: Sequence[str],
+    further: Mapping[str, int] | None = None,
     *,
     prompt: str,
     model: str,
@@ -314,11 +286,19 @@ def connect(
     server: Mapping[str, Any],
     **limits: Any,
 ) -> HttpJudge:
-    """Makes a judge with its client and cache; the arguments are those of `create`.
+    """Makes a judge with its client and cache; sends nothing yet.
 
     Args:
       names: of the labels, by index.
-      **limits: `further`, `max_words`, `max_answer_bytes` and `require_think`, as for `HttpJudge`.
+      further: other names of labels, see `label_mentions.index`.
+      prompt: name or path (`judge_prompt.load`).
+      model: what the server calls the judge.
+      identity: what tells the judge from others of that name, for the cache; None asks the server.
+      cache: path or URL (`verdict_cache.open_cache`).
+      decoding: `temperature`, `max_tokens`, `max_completion_tokens`, `seed` (None: not sent),
+        `extra_body` (further fields of a request), and `structured` (as for `JudgeClient`).
+      server: as for `JudgeClient`.
+      **limits: `max_words`, `max_answer_bytes` and `require_think`, as for `HttpJudge`.
 
     Raises:
       ValueError: an option that does not fit.
@@ -335,4 +315,5 @@ def connect(
     client = JudgeClient({"model": model, **fields}, asked, structured=structured, **server)
     settings = fields | {"structured": structured} | ({"identity": identity} if identity else {})
     judge = verdict_cache.Judge(model, asked.text, settings)
-    return HttpJudge(names, client, verdict_cache.open_cache(cache), judge, **limits)
+    opened = verdict_cache.open_cache(cache)
+    return HttpJudge(names, client, opened, judge, further=further, **limits)

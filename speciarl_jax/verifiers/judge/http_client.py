@@ -6,18 +6,16 @@ which a pair is given up, the number of requests at once, and that no message ho
 
 import asyncio
 import collections
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import httpx2
 import openai
 from absl import logging
 
 from speciarl_jax.runtime import exit_codes
 from speciarl_jax.verifiers.category import Category
-from speciarl_jax.verifiers.judge import judge_prompt
+from speciarl_jax.verifiers.judge import connection, judge_prompt
 
 _REPLIES = [judge_prompt.reply(label) for label in judge_prompt.LABELS]
 _SERVER = "config.verifier.http_judge.server"
@@ -57,7 +55,6 @@ PROBES = (
     ("cup cakes", "chocolate muffin"),
     ("cup cakes", "dessert"),
 )
-_NO_KEY = "none"  # the package wants some key; this one is not sent
 _READINGS = 10  # how often a pair is asked, at most, if decoding is not greedy
 _MAX_TEXT = 1 << 19  # characters of a reply, thinking included
 _SHOWN = 200  # characters of a server's complaint
@@ -70,26 +67,6 @@ class NoVerdict(Exception):
 
 class Unreachable(Exception):
     """No server answers at the address; the message says what is tried next."""
-
-
-class _Http(httpx2.AsyncClient):
-    """Notes every attempt that failed in a way that may pass, also those that are repeated."""
-
-    def __init__(self, note: Callable[[str], None], **options: Any):
-        super().__init__(**options)
-        self._note = note
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        if request.headers.get("Authorization") == f"Bearer {_NO_KEY}":
-            del request.headers["Authorization"]
-        try:
-            response = await super().send(request, **options)
-        except httpx2.HTTPError as error:
-            self._note(f"the connection failed ({type(error).__name__})")
-            raise
-        if _may_pass(response.status_code):
-            self._note(_status(response))
-        return response
 
 
 class JudgeClient:
@@ -144,14 +121,17 @@ class JudgeClient:
         ):
             if value < low:
                 raise ValueError(f"{_SERVER}.{name} is {value}; it must be at least {low}")
-        self._url, self._key, self._key_env = _checked(url), _read_key(api_key_env), api_key_env
+        self._url, self._key = connection.checked(url), connection.read_key(api_key_env)
+        self._key_env = api_key_env
         self._fields, self._prompt = dict(fields), prompt
         self._structures = list(STRUCTURES) if structured == "auto" else [structured]
         # What is decoded greedily is mostly the same again.
         self._readings = min(attempts, 2 if fields.get("temperature") == 0 else _READINGS)
         self._give_up_after, self._start_timeout = give_up_after, start_timeout
         self._slots = asyncio.Semaphore(concurrency)
-        self._openai = _connect(self._url, self._key, self._note, timeout, attempts)
+        self._openai = connection.connect(
+            self._url, self._key, self._note, timeout=timeout, attempts=attempts
+        )
         self._waiting = 0  # pairs
         self._silent_since = 0.0  # by the clock of the loop
         self._errors: collections.Counter[str] = collections.Counter()
@@ -230,7 +210,7 @@ class JudgeClient:
                     category, why = _read(await self._complete(self._openai, message))
                 except openai.APIError as error:
                     why = self._explain(error)
-                    if not _may_pass(getattr(error, "status_code", 500)):
+                    if not connection.may_pass(getattr(error, "status_code", 500)):
                         self._note(why)
                     raise NoVerdict(why) from None
                 # From a body that is no JSON.
@@ -279,7 +259,7 @@ class JudgeClient:
                 why, code = self._explain(error), getattr(error, "status_code", None)
                 late = isinstance(error, openai.APITimeoutError)
                 refused = code is None and not late
-                if code and not _may_pass(code):
+                if code and not connection.may_pass(code):
                     names = sorted(await self._served())
                     why += f"; it serves {names}" if names else ""
                     raise ValueError(f"the judge cannot be asked: {self._url}: {why}") from None
@@ -311,7 +291,7 @@ class JudgeClient:
             return "no reply in time"
         if not isinstance(error, openai.APIStatusError):
             return f"the connection failed ({type(error.__cause__).__name__})"
-        status, why = error.status_code, _status(error.response)
+        status, why = error.status_code, connection.status(error.response)
         said = self._redacted(" ".join(error.response.text[: 4 * _SHOWN].split()))[:_SHOWN]
         if status in (401, 403):
             # Some servers repeat parts of a key that they do not accept.
@@ -328,16 +308,6 @@ class JudgeClient:
             self._errors[why] += 1
 
 
-def _may_pass(status: int) -> bool:
-    """Whether the package asks again after this status."""
-    return status in (408, 409, 429) or status >= 500
-
-
-def _status(response: httpx2.Response) -> str:
-    after = response.headers.get("retry-after", "")
-    return f"HTTP {response.status_code}" + (f", and to come back after {after}" if after else "")
-
-
 def _read(reply: Any) -> tuple[Category | None, str]:
     """The verdict in a completion, and what is wrong where there is none."""
     try:
@@ -348,63 +318,3 @@ def _read(reply: Any) -> tuple[Category | None, str]:
         return None, "a reply that is no completion with one choice"
     words = " ".join(text[: 4 * _FIRST_WORDS].split())[:_FIRST_WORDS]
     return category, f"a reply that is no verdict (finish_reason {reason!r}): {words!r}"
-
-
-def _connect(
-    url: str, key: str, note: Callable[[str], None], timeout: float, attempts: int
-) -> openai.AsyncOpenAI:
-    # No redirects: the key goes to the server that was named. Certificates are slow to load.
-    http = _Http(note, timeout=timeout, follow_redirects=False, verify=url.startswith("https"))
-    return openai.AsyncOpenAI(
-        base_url=url,
-        api_key=key or _NO_KEY,
-        organization="",
-        project="",
-        timeout=timeout,
-        max_retries=attempts - 1,
-        http_client=http,
-    )
-
-
-def _checked(url: str) -> str:
-    """The address of the server.
-
-    Raises:
-      ValueError: it is no HTTP URL, or holds a user's name, a password or a query.
-    """
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(
-            f"{_SERVER}.url is {url!r}; give the address of an OpenAI-compatible server, such as "
-            "http://127.0.0.1:8000/v1"
-        )
-    if parsed.userinfo or parsed.query or parsed.fragment:
-        raise ValueError(
-            f"{_SERVER}.url must hold no user, password or query; put the key into an environment "
-            "variable and its name into api_key_env"
-        )
-    return url.rstrip("/")
-
-
-def _read_key(name: str) -> str:
-    """The key in an environment variable.
-
-    Raises:
-      ValueError: the variable is not set or holds what no header may hold; does not show it.
-    """
-    if not name:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ValueError(
-            f"api_key_env is {name!r}, and that environment variable is not set or empty; set it, "
-            'or api_key_env to "" for a server without a key'
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(
-            f"the environment variable {name!r} holds characters that no key has (a line break?)"
-        )
-    return key
