@@ -409,6 +409,9 @@ def test_a_server_that_is_still_starting_is_waited_for(make):
         np.testing.assert_array_equal(judged(judge).category_BN, WANT)
         assert len(again.probes) == 3
     checking.join()
+    cut = fails_first(judge_server.FAULTS["cut"])
+    with judge_server.JudgeServer(probed=cut) as server:
+        make(server, server__give_up_after=5.0).check()
     with judge_server.JudgeServer(probed=fails_first(judge_server.status(503), 99)) as server:
         with pytest.raises(exit_codes.RestartNeeded, match="not ready after 0.5 s: HTTP 503"):
             make(server, server__give_up_after=0.5).check()

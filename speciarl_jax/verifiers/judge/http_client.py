@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import httpx2
 import openai
 from absl import logging
 
@@ -257,8 +258,7 @@ class JudgeClient:
                 return
             except openai.APIError as error:
                 why, code = self._explain(error), getattr(error, "status_code", None)
-                late = isinstance(error, openai.APITimeoutError)
-                refused = code is None and not late
+                refused = isinstance(error.__cause__, httpx2.ConnectError)
                 if code and not connection.may_pass(code):
                     names = sorted(await self._served())
                     why += f"; it serves {names}" if names else ""
