@@ -265,6 +265,8 @@ def main(argv: Sequence[str]) -> None:
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
     run = prepare(config)
+    if host_verification.is_host(run):
+        run.verifier.check()
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
     alone = jax.process_index() == 0

@@ -28,6 +28,16 @@ CONFIG = {
     # Not a key of its own: what a checkpoint remembers of the images.
     "data.pictures": "data.images",
 }
+# Keys that are no more.
+REMOVED = {
+    "verifier.http_judge.server.backoff",
+    "verifier.http_judge.server.max_backoff",
+}
+# Section of a configuration -> keys that came later, with what earlier runs did.
+ADDED = {
+    "verifier.http_judge.": {"identity": None},
+    "verifier.http_judge.server.": {"start_timeout": 0.0},
+}
 # Name of a file -> its earlier name.
 FILES = {"predictions_provenance.json": "predictions_facts.json"}
 METRICS = {
@@ -64,9 +74,11 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def visit(prefix, section):
-        found = {}
+        found = dict(ADDED.get(prefix, {}))
         for key, value in section.items():
             path = CONFIG.get(prefix + key, prefix + key)
+            if path in REMOVED:
+                continue
             value = visit(f"{path}.", value) if isinstance(value, Mapping) else _value(path, value)
             found[path.removeprefix(prefix)] = value
         return found

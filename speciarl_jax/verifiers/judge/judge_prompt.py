@@ -13,6 +13,7 @@ A file is a version. To change a prompt, add a file: verdicts are cached by the 
 import dataclasses
 import json
 import pathlib
+import re
 
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.category import Category
@@ -37,6 +38,9 @@ REPLY_SCHEMA = {
     "required": ["verdict"],
     "additionalProperties": False,
 }
+
+
+_FENCE = re.compile(r"```\w*\s(.*)```", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +107,20 @@ def reply(label: str) -> str:
 
 
 def read_reply(text: str) -> Category | None:
-    """The category of a judge's reply, or None for anything but one of the six.
+    """Returns the category of a judge's reply, or None for anything but one of the six.
 
-    A JSON object with the one key "verdict", or the bare label; white space around it is ignored.
+    A reply is a JSON object with the one key "verdict", once, or the bare label. Thoughts that end
+    with `</think>`, a code fence, white space, capitals and a full stop are ignored.
     """
-    text = text.strip()
-    if text in LABELS:
-        return LABELS[text]
+    text = text.rpartition("</think>")[2].strip()
+    fenced = _FENCE.fullmatch(text)
+    text = (fenced[1] if fenced else text).strip().removesuffix(".").lower()
     try:
-        found = json.loads(text)
+        # Objects become lists of pairs: a key that comes twice is seen.
+        found = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
-        return None
-    if isinstance(found, dict) and found.keys() == {"verdict"}:
-        verdict = found["verdict"]
-        return LABELS.get(verdict) if isinstance(verdict, str) else None
+        return LABELS.get(text)
+    match found:
+        case (("verdict", str(verdict)),) if isinstance(found, tuple):
+            return LABELS.get(verdict)
     return None
