@@ -37,7 +37,7 @@ def find(responses: Sequence[str], labels: Taxonomy) -> dict[str, Any]:
 
 
 def describe(run: Mapping[str, Any]) -> str:
-    """Writes a sentence about a run of `metrics.json`; "" if its tree knows all answers."""
+    """Writes a sentence about a run of `metrics.json`; "" if it has no answers without a name."""
     found = run.get("unknown_answers")
     if not found or not found["share"]:
         return ""

@@ -150,7 +150,7 @@ def explain(folder: pathlib.Path) -> None:
 
 
 def know_more(folder: pathlib.Path) -> None:
-    """Adds what newer versions write: provenance, weights, best constant and unknown answers."""
+    """Adds provenance, weights, the best constant answer, and answers that the tree lacks."""
     path = folder / "metrics.json"
     found = json.loads(path.read_text()) | {"weights": WEIGHTS | {"name": "thirds"}}
     answer = score(["generic"] * 40 + ["wrong"] * 20) | {"answer": "bird"}

@@ -71,7 +71,7 @@ def render(content: Folder) -> str:
       content: of a folder of `train` or `evaluate`.
     """
     runs, weights = content.metrics["runs"], content.metrics.get("weights")
-    names = {run_key(run): ", ".join(run_key(run)) for run in runs}
+    names = {run_key(run): "/".join(run_key(run)) for run in runs}
     return (
         _environment()
         .get_template("report.md.jinja")

@@ -218,7 +218,7 @@ def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tm
     report_folder.make(tmp_path, sets=("emoji", "birds"))
     report_folder.know_more(tmp_path)
     text = markdown.render(folder.read(tmp_path))
-    assert "HM: their harmonic mean. Weights of specificity: thirds (generic 0.333, less" in text
+    assert "\n\nWeights of specificity: thirds (generic 0.333, less specific 0.667, " in text
     emoji, birds, made = re.split("^## ", text, flags=re.M)[1:3] + text.split("\n## What the")[1:]
     for part in (emoji, birds):
         (row,) = [line for line in part.splitlines() if "best constant answer" in line]
@@ -228,7 +228,7 @@ def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tm
     rows = [cells(line) for line in made.splitlines() if line.startswith("| ")]
     assert ["verifier", "cascade: the label tree, then http\\_judge", "all"] in rows
     assert ["seed", "1", "all"] in rows
-    both = "trained, emoji, base, trained, birds, base"
+    both = "trained/emoji/base, trained/birds/base"
     assert ["policy", "weights 01234567, adapters 98765432", both] in rows
     report_folder.make(tmp_path)
     (tmp_path / "predictions_provenance.json").unlink()
