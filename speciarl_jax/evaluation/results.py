@@ -44,7 +44,7 @@ def update(
     labels: Mapping[str, Any] | None = None,
     open_world: Mapping[Part, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Writes `metrics.json` anew.
+    """Writes `metrics.json` anew, and returns its content.
 
     Open-world metrics and `choices` of an earlier `metrics.json` are kept where they are not
     computed this time and the lines are the same.
@@ -53,9 +53,6 @@ def update(
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
-
-    Returns:
-      The content of the file.
     """
     parts, provenances = store.parts(), store.provenance
     found = of_parts(parts, weights, provenances=provenances, labels=labels, open_world=open_world)

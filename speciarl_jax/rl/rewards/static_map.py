@@ -18,7 +18,7 @@ def reward(
     wrong: float,
     unparsed_reward: float = -1.0,
 ) -> jax.Array:
-    """The static rewards that arXiv 2603.03197 compares its own with.
+    """The static rewards that arXiv 2603.03197 compares its own with, float32 [B, N].
 
     Args:
       category_BN: int32 `Category` of each of N answers about each of B images.
@@ -26,9 +26,6 @@ def reward(
         out of the update by the same mask.
       more_specific: the reward of an answer of that category.
       unparsed_reward: the reward of an answer that could not be parsed.
-
-    Returns:
-      float32 [B, N].
     """
     value = {
         Category.UNPARSED: unparsed_reward,
