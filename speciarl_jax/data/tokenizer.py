@@ -101,12 +101,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
 
 
 def banned_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int) -> np.ndarray:
-    """Marks the tokens that a completion may never hold.
+    """Marks the tokens that a completion may never hold, bool [V].
 
     They are all special tokens except `eos_id`, and ids without a token.
-
-    Returns:
-      bool [V].
     """
     banned = np.ones(vocab_size, bool)
     banned[list(tokenizer.get_vocab().values())] = False

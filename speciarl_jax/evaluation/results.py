@@ -44,7 +44,7 @@ def update(
     labels: Mapping[str, Any] | None = None,
     open_world: Mapping[Part, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Writes `metrics.json` anew.
+    """Writes `metrics.json` anew, and returns its content.
 
     Open-world metrics, and what was computed by a label tree, are kept from an earlier
     `metrics.json` where they are not computed this time and the lines are the same. The best
@@ -54,9 +54,6 @@ def update(
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
-
-    Returns:
-      The content of the file.
     """
     parts, provenances = store.parts(), store.provenance
     found = of_parts(parts, weights, provenances=provenances, labels=labels, open_world=open_world)

@@ -21,14 +21,11 @@ _WITH_TREE = ("taxonomy", "cascade")
 
 
 def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[epath.Path]:
-    """Writes `report.md`, `report.html` and `figures/*.png` of a folder of `train` or `evaluate`.
+    """Writes `report.md`, `report.html` and `figures/*.png` of a folder; returns their paths.
 
     Args:
       workdir: the folder, or a URL (gs://...).
       thumbnail_bytes: limit for all evaluation images of the page together; 0: no images.
-
-    Returns:
-      The paths of the files.
 
     Raises:
       ValueError: the folder holds nothing to report on, or a damaged file.
