@@ -203,7 +203,7 @@ def test_a_tree_alone_judges_pairs_and_says_why(tmp_path):
     assert result["unverified"] == 2 and result["disagreements"] == 1
     text = "\n".join(lines)
     assert "'Beagle' <- 'a beagle!': verdict specific (name 'Beagle')" in text
-    assert "is no name around the label, but names 'Persian'" in text
+    assert "verdict wrong (is a name of 'Persian')" in text
     assert "the label tree has 0 labels named 'unicorn'" in text
     assert "right, all: 3 of 6 (50.0%)" in text
     # A tree of one name judges the rows of its data set.
