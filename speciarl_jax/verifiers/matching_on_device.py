@@ -78,12 +78,8 @@ class Names:
         powers_P = _powers(_MULTIPLIER, 1, phrase_bytes)
         hash_C = _hash(name_CA, powers_P[:max_answer_bytes], np)
         order_C = np.argsort(hash_C, kind="stable")
-        row_of = {keys[old]: new for new, old in enumerate(order_C)}
-        category_CF = np.full((len(keys), len(relations)), Category.WRONG, np.int8)
-        for leaf, relation in enumerate(relations):
-            rows = [row_of[key] for key in relation]
-            category_CF[rows, leaf] = [category for category, _ in relation.values()]
-        category_MF, meaning_C = np.unique(category_CF, axis=0, return_inverse=True)
+        category_MF, meaning_of = _meanings(relations)
+        meaning_C = np.array([meaning_of.get(key, 0) for key in keys], np.int32)
         use_C = np.array([(k in names) * _NAME + (k in opener.modifiers) * _MODIFIER for k in keys])
         return cls(
             powers_P=jnp.asarray(powers_P),
@@ -91,11 +87,31 @@ class Names:
             hash_C=jnp.asarray(hash_C[order_C]),
             name_CA=jnp.asarray(name_CA[order_C]),
             use_C=jnp.asarray(use_C[order_C].astype(np.uint8)),
-            meaning_C=jnp.asarray(meaning_C.reshape(-1).astype(np.int32)),
+            meaning_C=jnp.asarray(meaning_C[order_C]),
             category_MF=jnp.asarray(category_MF),
             automata=Automata.create(dfa.compile(*opener.expressions), abstention.automaton()),
             longest_run=int(np.unique(hash_C, return_counts=True)[1].max()),
         )
+
+
+def _meanings(
+    relations: Sequence[Mapping[bytes, tuple[Category, str]]],
+) -> tuple[np.ndarray, dict[bytes, int]]:
+    """Returns the distinct rows of categories by leaf, int8 [M, F], and the row of each key.
+
+    Row 0 is WRONG for all leaves.
+    """
+    leaves_of: dict[bytes, list[tuple[int, int]]] = {}
+    for leaf, relation in enumerate(relations):
+        for key, (category, _) in relation.items():
+            leaves_of.setdefault(key, []).append((leaf, int(category)))
+    number: dict[tuple[tuple[int, int], ...], int] = {(): 0}
+    row_of = {key: number.setdefault(tuple(p), len(number)) for key, p in leaves_of.items()}
+    category_MF = np.full((len(number), len(relations)), Category.WRONG, np.int8)
+    for pairs, row in number.items():
+        for leaf, category in pairs:
+            category_MF[row, leaf] = category
+    return category_MF, row_of
 
 
 def _powers(base: int, first: int, count: int) -> np.ndarray:

@@ -128,8 +128,13 @@ def too_long(text: str) -> bool:
 
 def _mapped(text: str) -> bytes:
     """Folds typography and maps bytes; trimmed, with dashes and runs of spaces still in it."""
-    text = _SPACED_DASH.sub(LIST_MARK.decode(), text.translate(_FOLD)).translate(_TO_HYPHEN)
-    text = _INNER_APOSTROPHE.sub("", text).translate(_DROP)
+    # Trees have hundred thousands of names, nearly all of them ASCII.
+    if not text.isascii():
+        text = _SPACED_DASH.sub(LIST_MARK.decode(), text.translate(_FOLD)).translate(_TO_HYPHEN)
+    if "'" in text:
+        text = _INNER_APOSTROPHE.sub("", text)
+    if not text.isascii():
+        text = text.translate(_DROP)
     return _utf8(text).translate(_KEY_TABLE).strip(b" ,&-")
 
 

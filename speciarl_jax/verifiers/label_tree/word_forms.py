@@ -35,6 +35,8 @@ _SINGULAR_IN_S = (
     *("christmas", "rhinoceros", "albatros", "cosmos", "coreopsis", "lens", "gas", "texas"),
     *("antirrhinum", "pampas", "asparagas", "calas", "lotos", "kudos", "chaos"),
 )
+_IRREGULAR_PLURALS = tuple(_IRREGULAR.values())
+_IN_VES = tuple(f.removesuffix("e").removesuffix("f") + "ves" for f in _TO_VES)
 _YEAR = re.compile("(19|20)[0-9][0-9]")
 
 
@@ -46,12 +48,12 @@ def _is_plural(word: str) -> bool:
 
 
 def _singulars_of_word(word: str) -> set[str]:
-    forms = {
-        word.removesuffix(plural) + singular
-        for singular, plural in _IRREGULAR.items()
-        if word.endswith(plural)
-    }
-    if word.endswith(tuple(f.removesuffix("e").removesuffix("f") + "ves" for f in _TO_VES)):
+    forms = set()
+    if word.endswith(_IRREGULAR_PLURALS):
+        for singular, plural in _IRREGULAR.items():
+            if word.endswith(plural):
+                forms.add(word.removesuffix(plural) + singular)
+    if word.endswith(_IN_VES):
         forms |= {word[:-3] + "f", word[:-3] + "fe"}
     if not _is_plural(word):
         return forms
