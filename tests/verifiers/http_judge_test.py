@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from configs import base
 from speciarl_jax.data import emoji
-from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime import exit_codes, renamed
 from speciarl_jax.verifiers import http_judge, parsing
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import http_client, judge_prompt, verdict_cache
@@ -355,6 +355,15 @@ def test_a_reply_may_have_thoughts_and_a_fence(make):
     with judge_server.JudgeServer(script) as server:
         found = judged(make(server), PAIRS[:1])
         assert found.category_BN == Category.LESS_SPECIFIC and len(server.requests) == 1
+
+
+def test_the_options_of_earlier_runs_still_fit():
+    options = base.get_config().verifier.http_judge.to_dict()
+    del options["identity"], options["server"]["start_timeout"]
+    options["server"] |= {"backoff": 1.0, "max_backoff": 60.0}
+    found = renamed.config({"verifier": {"http_judge": options}})["verifier"]["http_judge"]
+    _, judge = http_judge.create([], emoji.TAXONOMY_PATH, **found | {"model": "j", "cache": ""})
+    judge.close()
 
 
 # --- the start ------------------------------------------------------------------------------------
