@@ -174,7 +174,7 @@ def _flax_judge() -> ml_collections.ConfigDict:
     # speciarl_jax.tools.calibrate_judge, or "" for none.
     judge.calibration = ""
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
+    judge.prompt = "v2"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.require_think = True  # no <think>...</think>: unparsed
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 64  # likewise
@@ -196,7 +196,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     """A language model behind an OpenAI-compatible server."""
     judge = ml_collections.ConfigDict()
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
+    judge.prompt = "v2"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.model = ""  # what the server calls the judge
     # What tells the judge from others of that name, for the cache; None asks the server.
     judge.identity = config_dict.placeholder(str)

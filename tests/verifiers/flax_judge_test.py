@@ -142,6 +142,18 @@ def test_the_shared_prefix_equals_full_prompts(judge):
     np.testing.assert_allclose(got.ravel(), want, rtol=0, atol=1e-4)
 
 
+def test_a_bare_reply_and_a_system_message_are_the_chat_too(judge):
+    _, scorer = judge
+    prompt = judge_prompt.JudgePrompt("Pair: ", "", "Sort.", ("ground_truth", "said"), True)
+    decoder = nnx.merge(scorer.graphdef, scorer.weights)
+    bare = verdict_logprobs.make_scorer(decoder, policy_tokenizer(), prompt, NAMES)
+    ids = whole(bare, 0, verdict_logprobs.encode(policy_tokenizer(), "dog"))
+    chat = policy_tokenizer().apply_chat_template(
+        prompt.messages(NAMES[0], "dog"), tokenize=False, add_generation_prompt=True
+    )
+    assert "Sort." in chat and policy_tokenizer().decode(ids) == chat
+
+
 def test_the_prompt_is_the_chat_of_the_judge(judge):
     _, scorer = judge
     for text, label in PAIRS:

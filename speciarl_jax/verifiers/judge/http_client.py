@@ -18,25 +18,27 @@ from speciarl_jax.runtime import exit_codes
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import connection, judge_prompt
 
-_REPLIES = [judge_prompt.reply(label) for label in judge_prompt.LABELS]
 _SERVER = "config.verifier.http_judge.server"
-# How a server is asked to restrict a reply, the strictest first. It may not know a field (HTTP 400
-# or 422), then the next is tried, or ignore it: replies are read strictly in any case.
-STRUCTURES: dict[str, Mapping[str, Any]] = {
-    "json_schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {
-                "name": "verdict",
-                "strict": True,
-                "schema": judge_prompt.REPLY_SCHEMA,
-            },
-        }
-    },
+STRUCTURES = ("json_schema", "choice", "none")
+
+
+def structures(prompt: judge_prompt.JudgePrompt) -> dict[str, Mapping[str, Any]]:
+    """How a server is asked to restrict a reply, the strictest first.
+
+    It may not know a field (HTTP 400 or 422), then the next is tried, or ignore it: replies are
+    read strictly in any case. A reply that is no JSON has no schema.
+    """
+    schema = {"name": "verdict", "strict": True, "schema": judge_prompt.REPLY_SCHEMA}
     # vLLM's field, and its name before that.
-    "choice": {"structured_outputs": {"choice": _REPLIES}, "guided_choice": _REPLIES},
-    "none": {},
-}
+    choice = {"structured_outputs": {"choice": prompt.replies}, "guided_choice": prompt.replies}
+    found = {
+        "json_schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
+        "choice": choice,
+        "none": {},
+    }
+    return {name: found[name] for name in STRUCTURES if name != "json_schema" or not prompt.bare}
+
+
 # A refusal that is about structured output holds a word of each line.
 _FEATURE = re.compile(r"response_format|json_schema|structured|guided|grammar", re.I)
 _UNKNOWN = re.compile(
@@ -60,6 +62,9 @@ _READINGS = 10  # how often a pair is asked, at most, if decoding is not greedy
 _MAX_TEXT = 1 << 19  # characters of a reply, thinking included
 _SHOWN = 200  # characters of a server's complaint
 _FIRST_WORDS = 60  # characters of a reply that is no verdict
+
+
+Messages = list[dict[str, str]]
 
 
 class NoVerdict(Exception):
@@ -108,10 +113,11 @@ class JudgeClient:
         Raises:
           ValueError: an option that cannot be; never shows the key.
         """
-        if structured != "auto" and structured not in STRUCTURES:
+        known = structures(prompt)
+        if structured != "auto" and structured not in known:
             raise ValueError(
                 f"config.verifier.http_judge.decoding.structured is {structured!r}; choose auto or "
-                f"one of {list(STRUCTURES)}"
+                f"one of {list(known)} with this prompt"
             )
         for name, value, low in (
             ("concurrency", concurrency, 1),
@@ -125,7 +131,8 @@ class JudgeClient:
         self._url, self._key = connection.checked(url), connection.read_key(api_key_env)
         self._key_env = api_key_env
         self._fields, self._prompt = dict(fields), prompt
-        self._structures = list(STRUCTURES) if structured == "auto" else [structured]
+        self._known_structures = known
+        self._structures = list(known) if structured == "auto" else [structured]
         # What is decoded greedily is mostly the same again.
         self._readings = min(attempts, 2 if fields.get("temperature") == 0 else _READINGS)
         self._give_up_after, self._start_timeout = give_up_after, start_timeout
@@ -147,7 +154,7 @@ class JudgeClient:
         if not self._waiting:
             self._silent_since = clock()
         self._waiting += 1
-        asked = asyncio.ensure_future(self._judge(self._prompt.fill(truth, prediction)))
+        asked = asyncio.ensure_future(self._judge(self._prompt.messages(truth, prediction)))
         try:
             while not asked.done():
                 left = self._silent_since + self._give_up_after - clock()
@@ -202,13 +209,13 @@ class JudgeClient:
         """Closes the connections."""
         await self._openai.close()
 
-    async def _judge(self, message: str) -> Category:
-        """The verdict that a message asks for."""
+    async def _judge(self, messages: Messages) -> Category:
+        """The verdict that a chat asks for."""
         why = ""
         async with self._slots:
             for _ in range(self._readings):
                 try:
-                    category, why = _read(await self._complete(self._openai, message))
+                    category, why = _read(await self._complete(self._openai, messages))
                 except openai.APIError as error:
                     why = self._explain(error)
                     if not connection.may_pass(getattr(error, "status_code", 500)):
@@ -223,15 +230,15 @@ class JudgeClient:
                 self._note(why)
         raise NoVerdict(why)
 
-    async def _complete(self, client: openai.AsyncOpenAI, message: str) -> Any:
+    async def _complete(self, client: openai.AsyncOpenAI, messages: Messages) -> Any:
         """A completion, in the strictest structure that the server knows."""
         refused = None
         for name in list(self._structures):
             try:
                 reply = await client.chat.completions.create(
                     model=self._fields["model"],
-                    messages=[{"role": "user", "content": message}],
-                    extra_body={**self._fields, **STRUCTURES[name]},
+                    messages=messages,
+                    extra_body={**self._fields, **self._known_structures[name]},
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not all(words.search(error.response.text) for words in (_FEATURE, _UNKNOWN)):
@@ -252,7 +259,7 @@ class JudgeClient:
         client, begun = self._openai.with_options(max_retries=0), clock()
         while True:
             try:
-                await self._complete(client, self._prompt.fill(*PROBES[0]))
+                await self._complete(client, self._prompt.messages(*PROBES[0]))
                 return
             except (ValueError, RecursionError):
                 return
