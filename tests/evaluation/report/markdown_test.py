@@ -233,7 +233,7 @@ def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tm
     report_folder.make(tmp_path)
     (tmp_path / "predictions_provenance.json").unlink()
     text = markdown.render(folder.read(tmp_path))
-    assert "Weights" not in text and "constant" not in text and "made with" not in text
+    assert not re.search("Weights|constant answer|made with", text)
 
 
 def test_names_of_predict_and_what_is_not_compared_stand_with_their_runs():
