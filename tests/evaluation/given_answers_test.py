@@ -258,3 +258,24 @@ def test_answers_without_a_verdict_are_judged_again_and_too_many_stop(small_conf
     text_judge.judge_part(judge, store, part, known, answered)
     assert len(judge.verifier.asked) == 6
     assert sum(x["categories"] == ["specific"] for x in store.lines(part)) == 3
+
+
+def test_a_language_model_on_the_devices_judges_text_in_the_tokens_of_the_policy(
+    small_config, tmp_path
+):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Sort.\n{pair}\nReply.")
+    config = small_config(verifier__name="flax_judge", verifier__flax_judge__prompt=str(prompt))
+    source = open_source(config, config.evaluation.seed, **config.evaluation.options)
+    judge = text_judge.make(config, lambda: [source])
+    assert isinstance(judge.on_text, text_judge.Encoding)
+    rows = [given_answers.describe(source, i) for i in range(2)]
+    said = ["<think></think><answer>red thing</answer>", "nothing to be read"]
+    answered = [text_judge.Answered(i, rows[i], [said[i]]) for i in range(2)]
+    part, store = Part("m", "emoji", "base", "greedy"), Predictions(tmp_path)
+    known = given_answers.provenance.of_given(judge, source, "digest")
+    text_judge.judge_part(judge, store, part, known, answered)
+    asked, unread = store.lines(part)
+    assert 1 / 6 < asked["probabilities"][0] <= 1 and asked["categories"] != ["unparsed"]
+    assert unread["categories"] == ["unparsed"] and "probabilities" not in unread
+    assert known["verifier"]["weights"] and known["verifier"]["name"] == "flax_judge"
