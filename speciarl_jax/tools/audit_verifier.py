@@ -260,12 +260,14 @@ def _explain(labels: Taxonomy, leaf_id: str, row: Row) -> tuple[Category, str]:
     if answer is None:
         return Category.UNPARSED, "no answer can be read"
     category, key, match = labels.explain(answer, leaf_id)
-    if ancestor := re.search(r"ancestor (\d+)", match):
+    if ancestor := re.search(r"(?<!broader )ancestor (\d+)", match):
         node = labels.data["leaves"][leaf_id]["ancestors"][int(ancestor[1]) - 1]
         match += f" of the node {node[0]!r}"
-    if match:
+    if match and category != Category.WRONG:
         return category, match
     others = [labels.data["leaves"][other]["name"] for other in leaves_named(labels, answer)]
+    if match and not others:
+        return category, match
     others = f", but names {others[0]!r}" if others else ""
     return category, f"{key.decode('utf-8', 'replace')!r} is no name around the label{others}"
 

@@ -296,5 +296,7 @@ def test_no_list_and_no_second_name_is_right(path):
             *(f"{one} {other}", f"{other} {one}", f"{one} ({other})", f"{other} ({one})"),
             *(f"{one} \u2014 {other}", f"a photo of a {one} or a {other}", f"{one} & {other}"),
         ):
+            if parsing.key(text) in taxonomy.relations[i]:
+                continue  # written in the tree: "gnocchi dumplings"
             found = taxonomy.explain(text, taxonomy.leaf_ids[i])
             assert found.category == W, (text, found)
