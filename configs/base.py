@@ -345,6 +345,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation.best_of_top_p = 0.95  # of the samples of best-of-N
     # Weight of each correct category in specificity. The paper does not state its weights.
     evaluation.weights = ml_collections.ConfigDict()
+    # "thirds", "authors" (1/5, 3/5, 1, 1, as in the code that the authors released), or "" for the
+    # four numbers below.
+    evaluation.weights.preset = ""
     evaluation.weights.generic = 1 / 3  # the group of the label
     evaluation.weights.less_specific = 2 / 3  # a name between group and label
     evaluation.weights.specific = 1.0  # the label

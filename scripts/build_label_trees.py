@@ -210,12 +210,15 @@ def _check_own(name: str, leaf: Leaf, above: Sequence[str]) -> None:
 
 
 def read_words(name: str) -> dict[str, list[str]]:
-    """The tree's modifiers and frames."""
+    """The tree's modifiers and frames, their alternatives written out."""
     path = TABLES / f"{name}_words.tsv"
     found = dict(cells(path, ("kind", "words"))) if path.exists() else {}
     if found.keys() - {"modifiers", "frames"}:
         raise ValueError(f"{path.name}: kinds are {sorted(found)}; write modifiers and frames")
-    return {kind: parts(words) for kind, words in found.items()}
+    return {
+        kind: list(dict.fromkeys(one for phrase in parts(words) for one in schema.expand(phrase)))
+        for kind, words in found.items()
+    }
 
 
 def shared_names(tree: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

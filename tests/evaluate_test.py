@@ -12,13 +12,14 @@ import small_run
 
 from speciarl_jax import evaluate
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.evaluation import evaluator, predictions, report, results
+from speciarl_jax.evaluation import evaluator, metrics, predictions, report, results
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.runtime import compilation_cache, sharding
 from speciarl_jax.training import policy_sources
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 OPTIONS = {"split": "held_out", "image_size": 24, "domains": small_run.DOMAINS, "views": 1}
 
 
@@ -83,12 +84,13 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
     assert (
         said[Part("base", "easy", "base", "greedy")] != said[Part("base", "hard", "base", "greedy")]
     )
-    found = results.of_parts(parts, dict(config.evaluation.weights))
+    weights = metrics.configured_weights(config.evaluation.weights)
+    found = results.of_parts(parts, weights)
     assert [(row["b"]["policy"], row["b"]["data"]) for row in found["comparisons"]] == [
         ("copy", "easy"),
         ("copy", "hard"),
     ]
-    table = evaluate.table(parts, dict(config.evaluation.weights))
+    table = evaluate.table(parts, weights)
     assert "| base, easy " in table and "| copy, hard " in table
 
     # The report has the images of both, though the folder is none of a training run.

@@ -21,6 +21,7 @@ from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps, train_logger
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
 CATEGORIES = {
     "unparsed",

@@ -49,11 +49,19 @@ VALUES = {
     "train.objective": {"reward": "rl", "labels": "sft"},
 }
 # Key that earlier versions lacked -> the value as which they behaved.
-ADDED = {"verifier.cascade.judge": "", "verifier.flax_judge.calibration": ""}
+ADDED = {
+    "evaluation.weights.preset": "",
+    "verifier.cascade.judge": "",
+    "verifier.flax_judge.calibration": "",
+}
 
 
 def config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates a configuration of nested sections, as `config.json` holds it."""
+    """Translates a configuration of nested sections, as `config.json` holds it.
+
+    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), in the
+    sections that it has.
+    """
 
     def visit(prefix, section):
         found = {}
@@ -63,7 +71,15 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
             found[path.removeprefix(prefix)] = value
         return found
 
-    return visit("", values)
+    found = visit("", values)
+    for path, value in ADDED.items():
+        top, *inner, key = path.split(".")
+        if top in found:
+            section = found[top]
+            for name in inner:
+                section = section.setdefault(name, {})
+            section.setdefault(key, value)
+    return found
 
 
 def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ LIST_MARK = b","
 # Joins two names as well, but it also spells the "and" inside of one: "fish & chips".
 AMPERSAND = b"&"
 ARTICLES = (b"a", b"an", b"the")
+# A longer answer is no label, whatever it says.
+MAX_TEXT_BYTES = 512
 
 # With a space beside them these mark an enumeration; between two words they are a hyphen.
 LONG_DASHES = "\u2012\u2013\u2014\u2015\u2212"
@@ -117,6 +119,11 @@ def normalize(text: str) -> str:
     of anything else to one space; trimmed.
     """
     return _NOT_KEPT.sub(b" ", _utf8(text).lower()).strip(b" ").decode("utf-8", "surrogatepass")
+
+
+def too_long(text: str) -> bool:
+    """Whether an answer has more than `MAX_TEXT_BYTES`, without ASCII white space around it."""
+    return len(_utf8(text.strip(ASCII_SPACE))) > MAX_TEXT_BYTES
 
 
 def _mapped(text: str) -> bytes:

@@ -27,6 +27,7 @@ import numpy as np
 
 from speciarl_jax.verifiers import abstention, parsing, parsing_on_device
 from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.dfa_on_device import Automata
 
 # Not a category: the judge has to be asked.
 ASK = -2
@@ -100,7 +101,9 @@ def screen(
       max_words: the most words a label may have.
       max_answer_bytes: the most bytes of the form that the judge is shown.
     """
-    if content is None or not parsing.key(content):
+    if content is not None and parsing.too_long(content):
+        return Category.WRONG
+    if content is None or not parsing.phrase(content):
         return Category.UNPARSED
     if abstention.text_abstains(content):
         return Category.ABSTAIN
@@ -140,7 +143,8 @@ class Screen:
     Attributes:
       allowed_F256: bool, bytes that a true label holds.
       allowed_FW: bool, members of `PATTERNS` that it holds.
-      abstention_KA: uint8, keys of the abstentions, zero-padded.
+      typography: for phrases.
+      abstentions: the automaton of those who decline.
       max_words: static.
       max_answer_bytes: static, A.
       require_think: static, as for `parsing.extract`.
@@ -148,7 +152,8 @@ class Screen:
 
     allowed_F256: jax.Array
     allowed_FW: jax.Array
-    abstention_KA: jax.Array
+    typography: parsing_on_device.Typography
+    abstentions: Automata
     max_words: int = flax.struct.field(pytree_node=False)
     max_answer_bytes: int = flax.struct.field(pytree_node=False)
     require_think: bool = flax.struct.field(pytree_node=False)
@@ -164,14 +169,11 @@ class Screen:
         """
         check_limits(truths, max_words=max_words, max_answer_bytes=max_answer_bytes)
         allowed_F256, allowed_FW = truth_tables(truths)
-        keys = sorted(k for k in _ABSTENTIONS if len(k) <= max_answer_bytes)
-        abstention_KA = np.zeros((len(keys), max_answer_bytes), np.uint8)
-        for row, key in zip(abstention_KA, keys, strict=True):
-            row[: len(key)] = np.frombuffer(key, np.uint8)
         return cls(
             allowed_F256=jnp.asarray(allowed_F256),
             allowed_FW=jnp.asarray(allowed_FW),
-            abstention_KA=jnp.asarray(abstention_KA),
+            typography=parsing_on_device.Typography.create(),
+            abstentions=Automata.create(abstention.automaton()),
             max_words=max_words,
             max_answer_bytes=max_answer_bytes,
             require_think=require_think,
@@ -192,22 +194,27 @@ class Screen:
           bytes that they came from; and bool [L], which of these are kept.
         """
         found, start, stop = parsing_on_device.answer_span(text_L, require_think=self.require_think)
-        key_A, length = parsing_on_device.key_bytes(text_L, start, stop, self.max_answer_bytes)
+        phrase = parsing_on_device.phrase_bytes(
+            self.typography, text_L, start, stop, abstention.MAX_BYTES
+        )
         normal_L, kept_L = normal_bytes(text_L, start, stop)
-        abstains = jnp.any(jnp.all(self.abstention_KA == key_A, axis=1))
-        abstains &= length <= self.max_answer_bytes
+        label_MA = self.abstentions.labels(
+            phrase.bytes_A, (0,), jnp.zeros(1, jnp.int32), phrase.length[None]
+        )
+        abstains = (label_MA[0, -1] > 0) & (phrase.length <= abstention.MAX_BYTES)
         word_L = _is_word(normal_L, jnp) & (jnp.arange(text_L.shape[0]) >= start)
         word_L &= jnp.arange(text_L.shape[0]) < stop
         inside_L = jax.lax.cummax(word_L.astype(jnp.int8)) > 0
         inside_L &= jax.lax.cummax(word_L.astype(jnp.int8), reverse=True) > 0
         wrong = jnp.sum(kept_L & (normal_L == ord(" "))) + 1 > self.max_words
         wrong |= jnp.sum(kept_L) > self.max_answer_bytes
+        wrong |= phrase.length == parsing_on_device.TOO_LONG
         wrong |= _holds_mark(text_L, inside_L, self.allowed_F256[label], jnp)
         wrong |= _is_malformed(text_L, inside_L, jnp)
         wrong |= self._holds_pattern(normal_L, kept_L, label)
         category = jnp.where(wrong, int(Category.WRONG), ASK)
         category = jnp.where(abstains, int(Category.ABSTAIN), category)
-        parsed = found & (total <= text_L.shape[0]) & (length > 0)
+        parsed = found & (total <= text_L.shape[0]) & (phrase.length > 0)
         category = jnp.where(parsed, category, int(Category.UNPARSED))
         return category.astype(jnp.int32), normal_L, kept_L
 

@@ -22,6 +22,7 @@ from speciarl_jax.verifiers import parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 # What depends on the clock, or on what the cache holds already.
 OWN = {"time", "verify/cache_hits", "verify/asked", "verify/latency_p50", "verify/latency_p95"}
 
