@@ -633,7 +633,7 @@ def test_a_judge_sees_the_pair_in_its_normal_form_and_no_more(make):
         judge.submit([[respond("A Bald Eagle."), respond("a bald eagle")]], [0]).result(30)
     (body,) = server.requests
     assert judge_server.pair_of(body) == {"truth": "eagle", "prediction": "a bald eagle"}
-    assert "<think>" not in body["messages"][0]["content"].splitlines()[-1]
+    assert "<think>" not in body["messages"][-1]["content"].splitlines()[-1]
 
 
 def test_no_images_are_no_verdicts(make):
