@@ -90,7 +90,7 @@ def spell(
 def find(text_L: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:
     """How often a tag occurs (int32) and where it first begins (int32, 0 if it does not occur)."""
     size = text_L.shape[0]
-    padded = jnp.pad(text_L, (0, len(tag)))
+    padded = jnp.pad(text_L, (0, len(tag.encode())))
     hit_L = jnp.ones(size, bool)
     for i, byte in enumerate(tag.encode()):
         hit_L &= padded[i : i + size] == byte
