@@ -199,7 +199,7 @@ def answer_collator(config: ml_collections.ConfigDict, builder, concepts):
                 f"config.answer_stage.max_tokens ({stage.max_tokens})"
             )
         # The token that ends a completion is imitated too.
-        end, positions = builder.config.eos_token_id, np.arange(stage.max_tokens)
+        end, positions = builder.config.eos_token_id[0], np.arange(stage.max_tokens)
         tokens = [[*ids, *[end] * (stage.max_tokens - len(ids))] for ids in found]
         shape = (len(rows), stage.answers, stage.max_tokens)
         mask_BNT = (positions <= lengths[:, None]).reshape(shape)

@@ -42,7 +42,7 @@ CONFIG = ModelConfig(
     video_token_id=21,
     vision_start_token_id=22,
     vision_end_token_id=23,
-    eos_token_id=EOS,
+    eos_token_id=(EOS,),
 )
 BANNED = np.isin(np.arange(VOCAB), [PAD, IMAGE, 21, 22, 23])
 MAX_TOKENS = 7
@@ -99,7 +99,7 @@ def run(policy, batch, *, key=0, num_rollouts=5, temperature=1.0, top_p=1.0, **o
             jax.random.key(key),
             num_rollouts=num_rollouts,
             max_tokens=MAX_TOKENS,
-            eos_id=EOS,
+            end_ids=(EOS,),
             banned_V=BANNED,
             temperature=temperature,
             top_p=top_p,

@@ -311,7 +311,7 @@ def rollout_tokens(run, lora, batch):
 
 def generated_tokens(run, model, batch):
     """Greedy answers [B, T] by the `generate` of transformers, padded alike."""
-    length, end = run.config.rollout.max_tokens, run.model_config.eos_token_id
+    length, end = run.config.rollout.max_tokens, run.end_ids[0]
     prompt = torch_policy.inputs(batch, run.model_config.image_token_id)
     with torch.no_grad():
         tokens = model.generate(

@@ -55,14 +55,14 @@ def update_batch(run, batch, rollout, category, valid, step=0, **changes):
         jnp.int32(step),
         algorithm=algorithms.made(**{"min_judged_fraction": 0.0} | changes),
         score=None,
-        eos_id=run.model_config.eos_token_id,
+        end_ids=run.end_ids,
     )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     rollout, category, valid = made_up(seed, run)
-    eos = run.model_config.eos_token_id
+    (eos,) = run.end_ids
     # One answer ends with the last token that it may have, one is cut short.
     rollout.mask_BNT[1, :2], valid[1, :2] = True, True
     rollout.tokens_BNT[1, :2, -1] = eos, (eos + 1) % 400
@@ -103,7 +103,7 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
     zeros = jnp.zeros((IMAGES, ANSWERS))
     batch = batch_of(run).replace(weight_B=weight)
     groups = Groups(batch, None, rollout, jnp.asarray(category), nobody)
-    metrics = rl_step.describe(groups, nobody, zeros, zeros, eos_id=0)
+    metrics = rl_step.describe(groups, nobody, zeros, zeros, end_ids=(0,))
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["verify/unjudged"]) == 1.0
     assert float(metrics["reward/zero_std_groups"]) == 1.0

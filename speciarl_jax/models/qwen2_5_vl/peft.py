@@ -202,7 +202,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
             "again with a current peft"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{safetensors_io.damage(path, error)}; copy it again") from None
+        raise ValueError(safetensors_io.damage(path, error, "copy it again")) from None
     old = _PREFIX + _OLD_LAYERS
     return {
         _PREFIX + _LAYERS + name.removeprefix(old) if name.startswith(old) else name: tensor
