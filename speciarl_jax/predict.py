@@ -33,6 +33,7 @@ from speciarl_jax.data import folder, images, label_tree, prompt_builder
 from speciarl_jax.evaluation import consensus
 from speciarl_jax.experiment.run import Run, open_sources, policy_run, verifier_options
 from speciarl_jax.models import load_policy
+from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding
 from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
@@ -208,7 +209,8 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
             config = policy_sources.config_from_file(epath.Path(CONFIGS / name))
             # The data set of base.py is not that of a user's checkpoint.
             about = config if shipped else None
-        (policy,) = policy_sources.named([given.model], epath.Path())
+        policy = policy_sources.of_path(given.model)
+        policy = _on_base(policy, given)
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
@@ -219,6 +221,27 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
     compilation_cache.enable(config.compilation_cache)
     run = policy_run(config, sharding.make_mesh(**config.mesh))
     return fit_images(run, given.max_pixels), policy.adapters(run), about
+
+
+def _on_base(policy: policy_sources.Policy, given: Any) -> policy_sources.Policy:
+    """Returns the policy with the base that --base names.
+
+    Raises:
+      ValueError: --base is given for what is no adapter, or an adapter has no base on this disk.
+    """
+    is_adapter = (pathlib.Path(given.model) / peft.CONFIG).is_file()
+    if given.base:
+        if not is_adapter:
+            raise ValueError(f"--base goes with a PEFT folder, and --model={given.model} is none")
+        model = {**policy.model, "path": str(load_policy.model_folder(given.base))}
+        return dataclasses.replace(policy, model=model)
+    if is_adapter and "path" not in policy.model and given.config is None:
+        named = peft.read_adapter_config(given.model).base
+        raise ValueError(
+            f"the base {named!r} of the adapter {given.model} is no folder on this disk; give "
+            "--base=FOLDER, a Qwen2.5-VL checkpoint"
+        )
+    return policy
 
 
 def fit_images(run: Run, asked: int | None) -> Run:
@@ -291,6 +314,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
     flags.DEFINE_string("model", None, "Checkpoint folder, PEFT folder, or emoji_tiny.")
+    flags.DEFINE_string("base", None, "Folder of a PEFT folder's base, if it has moved.")
     flags.DEFINE_string(
         "tree", None, "Label tree (JSON, speciarl_jax/verifiers/label_tree/schema.py)."
     )

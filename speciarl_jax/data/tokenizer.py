@@ -48,8 +48,8 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(
-            f"{folder / 'tokenizer.json'} and tokenizer_config.json make no tokenizer ({first_line(error)}); "
-            "download them again"
+            f"{folder / 'tokenizer.json'} and tokenizer_config.json make no tokenizer "
+            f"({first_line(error)}); download them again"
         ) from error
     legacy = folder / "chat_template.json"
     if legacy.exists() and not (folder / "chat_template.jinja").exists():
@@ -132,9 +132,9 @@ def end_ids(
     end = _end_of_turn(tokenizer, listed)
     if end is not None and end >= vocab_size:
         raise ValueError(
-            f"the chat template of {place} ends a turn with {tokenizer.convert_ids_to_tokens(end)!r}"
-            f", token {end}, but the model's head has {vocab_size} rows; is this the tokenizer of "
-            "this checkpoint?"
+            f"the chat template of {place} ends a turn with token {end}, "
+            f"{tokenizer.convert_ids_to_tokens(end)!r}, but the model's head has {vocab_size} "
+            "rows; is this the tokenizer of this checkpoint?"
         )
     if end is None and not listed:
         raise ValueError(
@@ -166,9 +166,9 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int]) -> i
     if text.strip():
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} ends an answer with {text.strip()!r}, "
-            f"which begins with no token of its own ({tokenizer.tokenize(text)[:8]}), so the policy "
-            "can never end its turn; take tokenizer.json, tokenizer_config.json and the chat "
-            "template of one checkpoint"
+            f"which begins with no token of its own ({tokenizer.tokenize(text)[:8]}), so the "
+            "policy can never end its turn; take tokenizer.json, tokenizer_config.json and the "
+            "chat template of one checkpoint"
         )
     return None
 

@@ -19,7 +19,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment.validate_config import check, sampled_images
-from speciarl_jax.models import load_policy, vision_feature_cache
+from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
@@ -320,10 +320,15 @@ def make_verifier(
 
 
 def fingerprint(run: Run) -> dict[str, Any]:
-    """Returns what a resumed run must agree with: its configuration and its training images.
+    """Returns what a resumed run must agree with: configuration, training images, base weights.
 
-    Only sources that have a `fingerprint` say which images they hold.
+    Only sources that have a `fingerprint` say which images they hold. The tokens that end a
+    completion are among it where there are several.
     """
-    images = getattr(run.train_source, "fingerprint", None)
-    known = {} if images is None else {"data.images": images}
+    folder = load_policy.model_folder(run.config.model.path)
+    known = {fingerprint_lib.BASE_WEIGHTS: stored_weights.fingerprint(folder)}
+    if (images := getattr(run.train_source, "fingerprint", None)) is not None:
+        known["data.images"] = images
+    if len(run.end_ids) > 1:
+        known["model.end_ids"] = list(run.end_ids)
     return fingerprint_lib.of_config(run.config) | known

@@ -141,7 +141,7 @@ def _is_buffer(name: str, dtype: str = "") -> bool:
 def _check_index(path: pathlib.Path, promised: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Refuses an index that disagrees with its files about a tensor that a model reads."""
     wrong = {name for name in {**promised, **found} if promised.get(name) != found.get(name)}
-    # A tied head is not stored, or stored as a copy; a model that needs one says that it is lacking.
+    # A tied head is not stored, or is a copy; a model that needs one says that it is lacking.
     harmless = {n for n in wrong if _is_buffer(n) or n.rpartition("lm_head.")[2] == "weight"}
     wrong -= {name for name in harmless if name not in promised or name not in found}
     if wrong:

@@ -39,9 +39,9 @@ TINY = dataclasses.replace(
             "video_token_id",
             "vision_start_token_id",
             "vision_end_token_id",
-            "eos_token_id",
         )
     },
+    eos_token_id=tuple(token - 4000 for token in workload.SMALL.eos_token_id),
 )
 SHAPE = workload.Shape(
     images=4,

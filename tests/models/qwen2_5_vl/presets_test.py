@@ -83,7 +83,10 @@ def test_the_head_is_tied_if_either_part_says_so(root, text, tied):
     assert Qwen2_5_VLConfig(**settings).tie_word_embeddings is tied
 
 
-@pytest.mark.parametrize("root, text, found", [(None, 7, (7,)), ([5, 6], 7, (5, 6, 7)), (None, [8, 9], (8, 9)), (7, 7, (7,))])
+@pytest.mark.parametrize(
+    "root, text, found",
+    [(None, 7, (7,)), ([5, 6], 7, (5, 6, 7)), (None, [8, 9], (8, 9)), (7, 7, (7,))],
+)
 def test_every_token_that_either_part_lists_ends_an_answer(root, text, found):
     settings = presets.config("7B").to_hf() | {"eos_token_id": root}
     settings["text_config"]["eos_token_id"] = text
