@@ -202,15 +202,14 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
         (policy,) = policy_sources.named([policy_sources.TRAINED], workdir, given.step)
         about = config
     else:
-        shipped = load_policy.model_folder(given.model).parent == load_policy.SHIPPED
+        shipped = given.model in load_policy.shipped()
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
             config = policy_sources.config_from_file(epath.Path(CONFIGS / name))
             # The data set of base.py is not that of a user's checkpoint.
             about = config if shipped else None
-        policy = policy_sources.of_path(given.model)
-        policy = _on_base(policy, given)
+        policy = _on_base(policy_sources.of_path(given.model), given)
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
@@ -223,19 +222,22 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
     return fit_images(run, given.max_pixels), policy.adapters(run), about
 
 
+def _is_adapter(folder: str | None) -> bool:
+    return bool(folder) and (pathlib.Path(folder) / peft.CONFIG).is_file()
+
+
 def _on_base(policy: policy_sources.Policy, given: Any) -> policy_sources.Policy:
-    """Returns the policy with the base that --base names.
+    """Returns an adapter's policy with the base that --base names, and others as they are.
 
     Raises:
-      ValueError: --base is given for what is no adapter, or an adapter has no base on this disk.
+      ValueError: the adapter has no base on this disk.
     """
-    is_adapter = (pathlib.Path(given.model) / peft.CONFIG).is_file()
+    if not _is_adapter(given.model):
+        return policy
     if given.base:
-        if not is_adapter:
-            raise ValueError(f"--base goes with a PEFT folder, and --model={given.model} is none")
         model = {**policy.model, "path": str(load_policy.model_folder(given.base))}
         return dataclasses.replace(policy, model=model)
-    if is_adapter and "path" not in policy.model and given.config is None:
+    if "path" not in policy.model and given.config is None:
         named = peft.read_adapter_config(given.model).base
         raise ValueError(
             f"the base {named!r} of the adapter {given.model} is no folder on this disk; give "
@@ -276,6 +278,8 @@ def fit_images(run: Run, asked: int | None) -> Run:
 
 def name_all(given: Any, paths: Sequence[str], wrong: list[str]) -> None:
     """Prints a line for each image that can be read, in the form that the flags ask for."""
+    if given.base and not _is_adapter(given.model):
+        raise ValueError(f"--base goes with a PEFT folder, and --model={given.model} is none")
     run, lora, config = open_policy(given)
     predictor = Predictor(
         run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed

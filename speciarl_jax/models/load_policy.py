@@ -23,25 +23,26 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
     Raises:
       ValueError: neither exists.
     """
-    shipped = _shipped()
-    if name_or_path in shipped:
+    known = shipped()
+    if name_or_path in known:
         return SHIPPED / name_or_path
     if not name_or_path or not pathlib.Path(name_or_path).is_dir():
         raise ValueError(
             f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
-            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
+            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {known}"
         )
     safetensors_io.refuse_gguf(name_or_path)
     return pathlib.Path(name_or_path)
 
 
-def _shipped() -> list[str]:
+def shipped() -> list[str]:
+    """Lists the names of the policies that ship with the package."""
     return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
 
 
 def is_folder(name_or_path: str) -> bool:
     """Says whether this is a folder, or the name of a policy that ships with the package."""
-    return name_or_path in _shipped() or pathlib.Path(name_or_path).is_dir()
+    return name_or_path in shipped() or pathlib.Path(name_or_path).is_dir()
 
 
 def base_folder(named: str) -> pathlib.Path | None:

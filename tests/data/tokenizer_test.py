@@ -188,3 +188,88 @@ def test_a_vocabulary_that_is_not_byte_level_is_refused():
 
     with pytest.raises(ValueError, match="byte-level"):
         tokenizer_lib.token_bytes(Words(), 2)
+
+
+END, TEXT_END, ANSWER_END = "<|im_end|>", "<|endoftext|>", "</answer>"
+
+
+def ends_of(folder, *listed, template=None, rows=VOCABULARY):
+    """Loads the tokenizer anew, for its special tokens may change; `listed` are tokens or ids."""
+    tokenizer = tokenizer_lib.load(folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary.get(token, token) for token in listed]
+    found = tokenizer_lib.end_ids(tokenizer, ids, rows)
+    return tokenizer.convert_ids_to_tokens(list(found)), tokenizer
+
+
+def turns(end, start="<|im_start|>"):
+    """A chat template whose turns end with `end`."""
+    return (
+        "{% for m in messages %}" + start + "{{ m.role }}\n{{ m.content }}" + end + "{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(
+    "listed, template, ends",
+    [
+        ((END,), None, [END]),
+        ((TEXT_END,), None, [END, TEXT_END]),
+        ((TEXT_END, END), None, [END, TEXT_END]),
+        ((), None, [END]),
+        ((ANSWER_END, END), None, [END, ANSWER_END]),
+        # The template decides what is first, whatever the files say.
+        ((END,), turns(TEXT_END + "\n"), [TEXT_END, END]),
+        ((END,), turns(" \n" + TEXT_END), [TEXT_END, END]),
+        ((), turns(ANSWER_END), [ANSWER_END]),
+        ((), turns(ANSWER_END + END), [END]),
+        # Without an end of its own, the files'.
+        ((TEXT_END,), turns("\n"), [TEXT_END]),
+        ((TEXT_END, END), turns(""), [TEXT_END, END]),
+        ((END,), "{{ raise_exception('prompts only') }}", [END]),
+        ((END,), "{{ messages[0].content }}", [END]),
+        # Beyond the head: never sampled.
+        ((END, 999), None, [END]),
+    ],
+)
+def test_a_completion_ends_as_the_template_and_the_files_say(folder, listed, template, ends):
+    found, tokenizer = ends_of(folder, *listed, template=template)
+    assert found == ends
+    ids = tokenizer.convert_tokens_to_ids(found)
+    banned = tokenizer_lib.banned_tokens(tokenizer, VOCABULARY, ids)
+    assert not banned[ids].any()
+    assert banned[tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+
+
+def test_a_turn_may_end_with_a_plain_token_that_is_listed(folder):
+    newline = tokenizer_lib.load(folder)("\n", add_special_tokens=False)["input_ids"][0]
+    found, tokenizer = ends_of(folder, newline, TEXT_END, template=turns("\n"))
+    assert tokenizer.convert_tokens_to_ids(found)[0] == newline
+
+
+def test_an_end_of_turn_that_is_not_special_becomes_so(folder):
+    """It is no text of an answer: it must have no bytes, and be decoded as an end."""
+    found, tokenizer = ends_of(folder, template=turns(ANSWER_END))
+    (index,) = tokenizer.convert_tokens_to_ids(found)
+    before = tokenizer_lib.token_bytes(tokenizer_lib.load(folder), VOCABULARY)
+    after = tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
+    assert (before[index], after[index]) == (ANSWER_END.encode(), b"")
+    assert before[:index] == after[:index] and before[index + 1 :] == after[index + 1 :]
+    # Listed without being the template's end, it is text that ends the answer.
+    _, tokenizer = ends_of(folder, ANSWER_END)
+    assert tokenizer_lib.token_bytes(tokenizer, VOCABULARY) == before
+
+
+@pytest.mark.parametrize(
+    "listed, template, rows, said",
+    [
+        ((END,), turns("</s>"), VOCABULARY, "ends an answer with '</s>', which begins with no tok"),
+        ((END,), turns("<|eot_id|>\n"), VOCABULARY, "ends an answer with '<|eot_id|>'"),
+        ((0,), None, 300, "ends a turn with token 311, '<|im_end|>', but .* has 300 rows"),
+        ((), turns("\n"), VOCABULARY, "nothing says which token ends a completion"),
+        ((999,), turns("\n"), VOCABULARY, "nothing says which token ends a completion"),
+    ],
+)
+def test_a_policy_that_cannot_end_its_turn_is_refused(folder, listed, template, rows, said):
+    with pytest.raises(ValueError, match=said.replace("|", r"\|")):
+        ends_of(folder, *listed, template=template, rows=rows)

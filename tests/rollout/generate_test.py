@@ -89,7 +89,9 @@ def make_batch(seed=0, images=3):
     )
 
 
-def run(policy, batch, *, key=0, num_rollouts=5, temperature=1.0, top_p=1.0, **options):
+def run(
+    policy, batch, *, key=0, end_ids=(EOS,), num_rollouts=5, temperature=1.0, top_p=1.0, **options
+):
     @nnx.jit
     def program(policy, batch, temperature, top_p):
         return generate(
@@ -99,7 +101,7 @@ def run(policy, batch, *, key=0, num_rollouts=5, temperature=1.0, top_p=1.0, **o
             jax.random.key(key),
             num_rollouts=num_rollouts,
             max_tokens=MAX_TOKENS,
-            end_ids=(EOS,),
+            end_ids=end_ids,
             banned_V=BANNED,
             temperature=temperature,
             top_p=top_p,
@@ -225,3 +227,19 @@ def test_padding_rows_have_no_tokens():
     batch = dataclasses.replace(batch, weight_B=np.array([1, 1, 0], np.float32))
     rollout = run(make_policy(), batch)
     assert not rollout.mask_BNT[2].any() and rollout.mask_BNT[:2].any()
+
+
+def test_any_of_several_tokens_ends_an_answer_and_nothing_else_changes():
+    """The draws are those of one end, up to the first token of either kind."""
+    policy, batch = make_policy(), make_batch()
+    one = run(policy, batch, num_rollouts=40)
+    often = np.bincount(one.tokens_BNT[one.mask_BNT], minlength=CONFIG.text.vocab_size)
+    often[EOS] = 0
+    other = int(np.argmax(often))
+    both = run(policy, batch, num_rollouts=40, end_ids=(EOS, other))
+    is_end = np.isin(one.tokens_BNT, (EOS, other)) & one.mask_BNT
+    before = np.cumsum(is_end, axis=-1) - is_end == 0
+    np.testing.assert_array_equal(both.mask_BNT, one.mask_BNT & before)
+    np.testing.assert_array_equal(both.tokens_BNT, np.where(both.mask_BNT, one.tokens_BNT, EOS))
+    np.testing.assert_array_equal(both.logp_BNT, np.where(both.mask_BNT, one.logp_BNT, 0))
+    assert (both.mask_BNT.sum(-1) < one.mask_BNT.sum(-1)).mean() > 0.1

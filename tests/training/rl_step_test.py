@@ -44,7 +44,7 @@ def bar_reward(category):
     return [-1.0 if c == Category.UNPARSED else float(c >= bar) for c in category]
 
 
-def update_batch(run, batch, rollout, category, valid, step=0, **changes):
+def update_batch(run, batch, rollout, category, valid, step=0, end_ids=None, **changes):
     """The update batch and the metrics of groups with these verdicts."""
     features = np.zeros((IMAGES, 1, 1))
     groups = Groups(batch, features, rollout, jnp.asarray(category), jnp.asarray(valid))
@@ -55,7 +55,7 @@ def update_batch(run, batch, rollout, category, valid, step=0, **changes):
         jnp.int32(step),
         algorithm=algorithms.made(**{"min_judged_fraction": 0.0} | changes),
         score=None,
-        end_ids=run.end_ids,
+        end_ids=end_ids or run.end_ids,
     )
 
 
@@ -239,3 +239,15 @@ def test_the_share_of_a_group_is_rounded_up_and_no_further():
     for share, fewest in ((0.0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (0.7, 7), (1.0, 10)):
         kept = np.asarray(rl_step.judged_groups(valid, share))
         np.testing.assert_array_equal(kept, valid & (np.arange(11)[:, None] >= fewest))
+
+
+def test_an_answer_that_ends_with_any_of_several_tokens_is_not_truncated(run):
+    rollout, category, valid = made_up(0, run)
+    valid[:] = rollout.mask_BNT[:] = True
+    rollout.tokens_BNT[..., -1] = 9
+    rollout.tokens_BNT[0, :2, -1] = 7, 8
+    batch = batch_of(run)
+    for ends, cut in (((7,), 1), ((7, 8), 2), ((8, 7, 9), IMAGES * ANSWERS)):
+        metrics = update_batch(run, batch, rollout, category, valid, end_ids=ends)[1]
+        want = 1 - cut / (IMAGES * ANSWERS)
+        np.testing.assert_allclose(metrics["rollout/truncated"], want, rtol=1e-6)
