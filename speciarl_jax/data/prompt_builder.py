@@ -69,7 +69,9 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     settings = _with_edges(path, settings)
     try:
         processor = Qwen2VLImageProcessorPil.from_dict(settings)
-    except Exception as error:  # transformers checks these settings as it likes
+        # Most settings are looked at when an image is.
+        processor(images=[np.zeros((8, 8, 3), np.uint8)], input_data_format="channels_last")
+    except Exception as error:  # of many kinds
         raise ValueError(
             f"{path} makes no image processor ({first_line(error)}); take the file of the "
             "Qwen2.5-VL checkpoint"

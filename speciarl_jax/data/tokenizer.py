@@ -161,8 +161,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int]) -> i
         for token in ids:
             if token in known:
                 return token
-            if tokenizer.decode([token]).strip():
-                break
+            if token not in added and tokenizer.decode([token]).strip():
+                break  # text that is no token of its own
     if text.strip():
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} ends an answer with {text.strip()!r}, "

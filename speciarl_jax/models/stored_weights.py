@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
 from typing import Any
 
@@ -16,8 +17,8 @@ from speciarl_jax.models.qwen2_5_vl.hf_names import published_name
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Bytes of a tensor that are compared or read at once.
 _BLOCK_BYTES = 2**26
-# A fingerprint reads so many bytes of a larger tensor, as blocks of rows at even distances.
-_SAMPLE_BYTES, _SAMPLES = 2**18, 4
+# A fingerprint reads so many numbers of a larger tensor, as blocks of rows at even distances.
+_SAMPLE_SIZE, _SAMPLES = 2**17, 4
 
 
 def untied_if_stored(config: Any, folder: pathlib.Path) -> Any:
@@ -74,7 +75,7 @@ def _has_own_head(stamps: tuple[Any, ...]) -> bool:
         return True
     at_once = max(1, _BLOCK_BYTES * head.shape[0] // max(1, head.nbytes))
     for first in range(0, head.shape[0], at_once):
-        rows = (slice(first, first + at_once),)
+        rows = (slice(first, min(first + at_once, head.shape[0])),)
         pair = (reader.read(stored[name], rows) for name in (HEAD, EMBEDDING))
         if not np.array_equal(*(part.astype(np.float32) for part in pair)):
             return True
@@ -96,9 +97,9 @@ def _sample(reader: safetensors_io.Reader, name: str) -> str:
     header = reader.header(name)
     digest = hashlib.sha256(repr(header.shape).encode())
     parts = [()]
-    if header.shape and header.nbytes > _SAMPLE_BYTES:
+    if header.shape and (size := math.prod(header.shape)) > _SAMPLE_SIZE:
         rows = header.shape[0]
-        count = max(1, rows * _SAMPLE_BYTES // header.nbytes // _SAMPLES)
+        count = max(1, rows * _SAMPLE_SIZE // size // _SAMPLES)
         firsts = np.linspace(0, rows - count, min(_SAMPLES, rows)).astype(int)
         parts = [(slice(int(first), int(first) + count),) for first in firsts]
     for part in parts:

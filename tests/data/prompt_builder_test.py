@@ -593,7 +593,9 @@ def test_limits_of_pixels_are_read_wherever_a_file_has_them(tmp_path, limits, ki
         ({"max_pixels": 0}, "has max_pixels 0, which must be a whole number"),
         ({"min_pixels": 9000, "max_pixels": 800}, "has min_pixels 9000 above max_pixels 800"),
         ({"image_processor_type": "Qwen3VLImageProcessor"}, "describes a Qwen3VLImageProcessor"),
-        ({"resample": "x" * 999}, "makes no image processor"),
+        ({"crop_size": "q"}, "makes no image processor \\(Could not convert size"),
+        ({"image_mean": "x" * 999}, "makes no image processor"),
+        ({"patch_size": "14"}, "makes no image processor"),
     ],
 )
 def test_a_processor_with_odd_settings_is_refused_in_one_line(tmp_path, changes, said):
