@@ -60,7 +60,8 @@ class AdapterConfig:
     rank: int  # r
     alpha: float  # the adapters are scaled by alpha / r
     base: str  # path or hub name of the base; may be empty
-    base_weights: str = ""  # fingerprint of the base (`stored_weights`); empty if unknown
+    # Fingerprint of the base (`stored_weights`); empty if unknown.
+    base_weights: str = dataclasses.field(default="", compare=False)
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
