@@ -31,7 +31,16 @@ from ml_collections import config_flags
 from speciarl_jax.data import images
 from speciarl_jax.data.prompt_builder import read_prompt
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.evaluation import metrics, open_world, predictions, provenance, report, results
+from speciarl_jax.evaluation import (
+    constant_answer,
+    metrics,
+    open_world,
+    predictions,
+    provenance,
+    remarks,
+    report,
+    results,
+)
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.experiment import host_verification, validate_config
@@ -86,7 +95,7 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
     else:
         config = policy_sources.read_config(workdir)
         usual = [policy_sources.BASE, policy_sources.TRAINED]
-    metrics.check_weights(config.evaluation.weights)
+    metrics.configured_weights(config.evaluation.weights)  # refused before any work
     step = policy_sources.BEST if given.best else given.step
     plan = Plan(
         policies=policy_sources.named(given.policies or usual, workdir, step),
@@ -241,8 +250,18 @@ def _answer(
             answer_part(evaluator, lora, store, mine, made, overwrite=plan.overwrite, **sampling)
 
 
-def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
-    """Writes a Markdown table with the scores of all parts; of samples, those of the best of N."""
+def table(
+    parts: Mapping[Part, results.Lines],
+    weights: Mapping[str, float],
+    runs: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Writes a Markdown table with the scores of all parts, and the weights behind them.
+
+    Args:
+      parts: lines; of samples, the best of N is scored.
+      weights: as for `metrics.score`.
+      runs: of `metrics.json`, for the best constant answer of each data set.
+    """
     several = [i for i in (1, 2) if len({part[i] for part in parts}) > 1]
     rows = {}
     for part, lines in parts.items():
@@ -251,7 +270,8 @@ def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> 
             best = [f"best of {category_BN.shape[1]}"] if part.decoding == SAMPLES else []
             name = ", ".join([part.policy, *(part[i] for i in several), *best])
             rows[name] = metrics.score(category_BN.max(axis=1), weights)
-    return report.table(rows)
+    rows |= constant_answer.scores(runs)
+    return f"{report.table(rows)}\n\n{metrics.describe_weights(weights)}"
 
 
 def write_results(
@@ -269,13 +289,14 @@ def write_results(
       measure: computes open-world metrics (`open_world.of_parts`) of the parts, or None. It may
         fail, so all other metrics are written before.
     """
-    weights, parts, measured = dict(config.evaluation.weights), store.parts(), {}
+    weights = metrics.configured_weights(config.evaluation.weights)
+    parts, measured = store.parts(), {}
     found = results.update(workdir, store, weights, labels=labels)
     if measure is not None:
         measured = measure(parts)
         found = results.update(workdir, store, weights, labels=labels, open_world=measured)
     written = report.write(workdir)
-    print(table(parts, weights), *results.remarks(found), sep="\n")
+    print(table(parts, weights, found["runs"]), *remarks.about(found), sep="\n")
     for part, row in measured.items():
         print(f"{part}:", ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
     print(*[workdir / results.FILE, workdir / predictions.LINES, *written], sep="\n")

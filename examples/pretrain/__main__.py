@@ -21,7 +21,7 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
-from examples.pretrain import answers, fit
+from examples.pretrain import answers, fit, train_tokenizer
 from examples.pretrain import vision as vision_stage
 from speciarl_jax.data import emoji, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -165,7 +165,7 @@ def new_policy(
     """
     instruction = prompt_builder.read_prompt(config.answer_stage.prompt)
     corpus = [*answers.texts(concepts), *[instruction] * 50]
-    tokenizer_lib.train(corpus, config.text.vocab_size, folder)
+    train_tokenizer.train(corpus, config.text.vocab_size, folder)
     vision = VisionConfig(**config.vision)
     image_processor(vision, config.data.image_size).save_pretrained(folder)
     tokenizer = tokenizer_lib.load(folder)

@@ -37,15 +37,12 @@ class BrokenImageError(ValueError):
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Decodes an image, turns it upright (EXIF), and puts transparent parts on white.
+    """Decodes an image, upright (EXIF) and on white where transparent: uint8 [height, width, 3].
 
     Args:
       data: content of a file that Pillow reads (JPEG, PNG, WebP, GIF, BMP, TIFF, ...); the first
         frame of several.
       where: name of the image in error messages.
-
-    Returns:
-      uint8 [height, width, 3].
 
     Raises:
       BrokenImageError: no image, cut short, far too large, or far too long and thin.

@@ -105,7 +105,7 @@ class Predictions:
         return self._parts.get(part, [])
 
     def begin(self, part: Part, provenance: Mapping[str, Any], *, overwrite: bool = False) -> int:
-        """Opens a part, new or to be continued.
+        """Opens a part, new or to be continued, and returns the `index` after its last line.
 
         Greedy answers and samples of the same policy, data set and prompt share a row of
         `metrics.json`, so they may differ in nothing but "sampling". Other parts of the same policy
@@ -114,9 +114,6 @@ class Predictions:
         Args:
           provenance: of its answers; JSON-able.
           overwrite: whether to drop the lines that conflict with `provenance`.
-
-        Returns:
-          The `index` after its last line.
 
         Raises:
           ValueError: lines conflict with `provenance`, and `overwrite` is not set; says how.

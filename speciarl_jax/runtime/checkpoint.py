@@ -170,14 +170,11 @@ class Checkpoints:
         metric: float | None = None,
         force: bool = False,
     ) -> bool:
-        """Writes a checkpoint if one is due at this step, or if `force` is set.
+        """Writes a checkpoint if one is due at this step or `force` is set; returns whether it did.
 
         Args:
           iterator_state: JSON-able state of the data iterator.
           metric: value of `best_metric`, if the best are kept.
-
-        Returns:
-          Whether a checkpoint was written.
 
         Raises:
           exit_codes.StorageError: this one, or the one before, cannot be written.

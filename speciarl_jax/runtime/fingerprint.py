@@ -22,6 +22,8 @@ _FREE = (
     *("compilation_cache", "train.num_length_buckets"),
     *("train.samples_", "train.num_logged_images"),
 )
+# Verifiers whose options are a section of their name.
+_VERIFIERS = ("cascade", "flax_judge", "http_judge")
 
 # Key of the fingerprint of the frozen weights (`models/stored_weights.py`).
 BASE_WEIGHTS = "model.base_fingerprint"
@@ -30,17 +32,23 @@ _ADDED = (BASE_WEIGHTS,)
 
 
 def of_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the keys that a resumed run must agree with, `section.key` -> JSON-able value."""
+    """Returns the keys that a resumed run must agree with, `section.key` -> JSON-able value.
+
+    Options of verifiers that the run does not ask are none of them.
+    """
     flat: dict[str, Any] = {}
+    values = json.loads(config.to_json())
+    asked = {values["verifier"]["name"], values["verifier"].get("cascade", {}).get("judge")}
+    free = _FREE + tuple(f"verifier.{name}." for name in _VERIFIERS if name not in asked)
 
     def visit(prefix, value):
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 visit(f"{prefix}{key}.", inner)
-        elif not prefix.startswith(_FREE):
+        elif not prefix.startswith(free):
             flat[prefix.rstrip(".")] = value
 
-    visit("", json.loads(config.to_json()))
+    visit("", values)
     return flat
 
 

@@ -28,6 +28,16 @@ CONFIG = {
     # Not a key of its own: what a checkpoint remembers of the images.
     "data.pictures": "data.images",
 }
+# Keys that are no more.
+REMOVED = {
+    "verifier.http_judge.server.backoff",
+    "verifier.http_judge.server.max_backoff",
+}
+# Section of a configuration -> keys that came later, with what earlier runs did.
+ADDED = {
+    "verifier.http_judge.": {"identity": None},
+    "verifier.http_judge.server.": {"start_timeout": 0.0},
+}
 # Name of a file -> its earlier name.
 FILES = {"predictions_provenance.json": "predictions_facts.json"}
 METRICS = {
@@ -49,21 +59,39 @@ VALUES = {
     "train.objective": {"reward": "rl", "labels": "sft"},
 }
 # Key that earlier versions lacked -> the value as which they behaved.
-ADDED = {"verifier.cascade.judge": "", "verifier.flax_judge.calibration": ""}
+ADDED = {
+    "evaluation.weights.preset": "",
+    "verifier.cascade.judge": "",
+    "verifier.flax_judge.calibration": "",
+}
 
 
 def config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates a configuration of nested sections, as `config.json` holds it."""
+    """Translates a configuration of nested sections, as `config.json` holds it.
+
+    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), in the
+    sections that it has.
+    """
 
     def visit(prefix, section):
-        found = {}
+        found = dict(ADDED.get(prefix, {}))
         for key, value in section.items():
             path = CONFIG.get(prefix + key, prefix + key)
+            if path in REMOVED:
+                continue
             value = visit(f"{path}.", value) if isinstance(value, Mapping) else _value(path, value)
             found[path.removeprefix(prefix)] = value
         return found
 
-    return visit("", values)
+    found = visit("", values)
+    for path, value in ADDED.items():
+        top, *inner, key = path.split(".")
+        if top in found:
+            section = found[top]
+            for name in inner:
+                section = section.setdefault(name, {})
+            section.setdefault(key, value)
+    return found
 
 
 def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:

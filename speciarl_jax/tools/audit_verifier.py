@@ -27,7 +27,6 @@ each verifier its verdict and probabilities, or with --tree the verdict as `cate
 import functools
 import itertools
 import pathlib
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +56,7 @@ from speciarl_jax.tools.audit_pairs import (
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.base import HostVerifier
 from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.label_tree.reasons import Reasons
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 # Pairs that a verifier on the devices judges in one call.
@@ -225,12 +225,18 @@ def audit_tree(tree: str, pairs: str) -> tuple[dict[str, Any], list[Row], list[s
         raise ValueError(f"--tree={AUTO} needs a column dataset in {pairs}; or give --tree=NAME")
     if tree in shipped:
         rows = [row for row in rows if row.get("dataset", tree) not in shipped.keys() - {tree}]
-    read = functools.cache(lambda name: Taxonomy.from_file(_tree_file(name, shipped)))
+
+    @functools.cache
+    def read(name):
+        labels = Taxonomy.from_file(_tree_file(name, shipped))
+        return labels, Reasons(labels)
+
     judged = []
     for row in rows:
         try:
-            labels = read(row["dataset"] if tree == AUTO else tree)
-            judged.append((True, *_explain(labels, leaf_of(labels, row), row)))
+            labels, why = read(row["dataset"] if tree == AUTO else tree)
+            answer = parsing.extract(response_of(row, require_think=False))
+            judged.append((True, *why.explain(answer, leaf_of(labels, row))))
         except ValueError as error:
             judged.append((False, Category.UNPARSED, str(error)))
     if not any(valid for valid, *_ in judged):
@@ -252,22 +258,6 @@ def _tree_file(name: str, shipped: Mapping[str, pathlib.Path]) -> pathlib.Path:
     if name.partition(":")[0] not in shipped:
         raise ValueError(f"{name!r} is no file and no tree that ships: {sorted(shipped)}")
     return shipped[name.partition(":")[0]]
-
-
-def _explain(labels: Taxonomy, leaf_id: str, row: Row) -> tuple[Category, str]:
-    """Returns the category of a row's answer, and which name of which node it equals."""
-    answer = parsing.extract(response_of(row, require_think=False))
-    if answer is None:
-        return Category.UNPARSED, "no answer can be read"
-    category, key, match = labels.explain(answer, leaf_id)
-    if ancestor := re.search(r"ancestor (\d+)", match):
-        node = labels.data["leaves"][leaf_id]["ancestors"][int(ancestor[1]) - 1]
-        match += f" of the node {node[0]!r}"
-    if match:
-        return category, match
-    others = [labels.data["leaves"][other]["name"] for other in leaves_named(labels, answer)]
-    others = f", but names {others[0]!r}" if others else ""
-    return category, f"{key.decode('utf-8', 'replace')!r} is no name around the label{others}"
 
 
 def _with_category(row: Row, verdict: str) -> Row:

@@ -22,7 +22,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text, safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
-from speciarl_jax.verifiers import parsing_on_device, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing_on_device, prefilter
 from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
@@ -219,6 +219,7 @@ def create(
         "max_words": max_words,
         "max_answer_bytes": max_answer_bytes,
         "require_think": require_think,
+        "labels": label_mentions.index(labels.names, labels.further),
     }
     both = {"max_answer_tokens": max_answer_tokens, "min_probability": min_probability}
     if not agree:

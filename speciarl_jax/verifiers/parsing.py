@@ -23,6 +23,8 @@ LIST_MARK = b","
 # Joins two names as well, but it also spells the "and" inside of one: "fish & chips".
 AMPERSAND = b"&"
 ARTICLES = (b"a", b"an", b"the")
+# A longer answer is no label, whatever it says.
+MAX_TEXT_BYTES = 512
 
 # With a space beside them these mark an enumeration; between two words they are a hyphen.
 LONG_DASHES = "\u2012\u2013\u2014\u2015\u2212"
@@ -119,10 +121,20 @@ def normalize(text: str) -> str:
     return _NOT_KEPT.sub(b" ", _utf8(text).lower()).strip(b" ").decode("utf-8", "surrogatepass")
 
 
+def too_long(text: str) -> bool:
+    """Whether an answer has more than `MAX_TEXT_BYTES`, without ASCII white space around it."""
+    return len(_utf8(text.strip(ASCII_SPACE))) > MAX_TEXT_BYTES
+
+
 def _mapped(text: str) -> bytes:
     """Folds typography and maps bytes; trimmed, with dashes and runs of spaces still in it."""
-    text = _SPACED_DASH.sub(LIST_MARK.decode(), text.translate(_FOLD)).translate(_TO_HYPHEN)
-    text = _INNER_APOSTROPHE.sub("", text).translate(_DROP)
+    # Trees have hundred thousands of names, nearly all of them ASCII.
+    if not text.isascii():
+        text = _SPACED_DASH.sub(LIST_MARK.decode(), text.translate(_FOLD)).translate(_TO_HYPHEN)
+    if "'" in text:
+        text = _INNER_APOSTROPHE.sub("", text)
+    if not text.isascii():
+        text = text.translate(_DROP)
     return _utf8(text).translate(_KEY_TABLE).strip(b" ,&-")
 
 

@@ -68,7 +68,7 @@ def measured(shared):
     return measurement
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_record_has_the_promised_fields_and_every_completion_its_full_length(shared):
     found = measured(shared)
     row = found.row("tiny")
@@ -84,6 +84,7 @@ def test_a_record_has_the_promised_fields_and_every_completion_its_full_length(s
     assert ("shared" if shared else "plain") in text and "% of GEMM" in text
 
 
+@pytest.mark.slow
 def test_the_plain_counterpart_runs_every_rollout_with_its_own_image():
     shared, plain = measured(True).workload, measured(False).workload
     assert plain.batch.patches_BSC.shape[0] == 3 * shared.batch.patches_BSC.shape[0] == 12

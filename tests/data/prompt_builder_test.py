@@ -15,6 +15,7 @@ from flax import nnx
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
+from examples.pretrain import train_tokenizer
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
@@ -47,7 +48,7 @@ INSTRUCTION = "What is this?"
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_lib.train([INSTRUCTION, "<answer>eagle</answer>"] * 5, TEXT.vocab_size, folder)
+    train_tokenizer.train([INSTRUCTION, "<answer>eagle</answer>"] * 5, TEXT.vocab_size, folder)
     return tokenizer_lib.load(folder)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.pretrain import train_tokenizer
 from speciarl_jax.data import tokenizer as tokenizer_lib
 
 VOCABULARY = 320
@@ -23,7 +24,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_lib.train(TEXTS, VOCABULARY, folder)
+    train_tokenizer.train(TEXTS, VOCABULARY, folder)
     return folder
 
 
@@ -42,7 +43,7 @@ def test_the_vocabulary_has_the_size_asked_for(tokenizer):
 
 
 def test_training_is_deterministic(tokenizer, tmp_path):
-    tokenizer_lib.train(TEXTS, VOCABULARY, tmp_path)
+    train_tokenizer.train(TEXTS, VOCABULARY, tmp_path)
     assert tokenizer_lib.load(tmp_path).get_vocab() == tokenizer.get_vocab()
 
 
@@ -64,7 +65,7 @@ def test_frequent_words_are_few_tokens(tokenizer):
     assert len(encode(tokenizer, text)) < len(text) / 2
 
 
-@pytest.mark.parametrize("tag", tokenizer_lib.ANSWER_TAGS)
+@pytest.mark.parametrize("tag", train_tokenizer.ANSWER_TAGS)
 def test_answer_tags_are_single_tokens_with_bytes(tokenizer, tag):
     ids = encode(tokenizer, f"eagle{tag}eagle")
     token = tokenizer_lib.token_id(tokenizer, tag)

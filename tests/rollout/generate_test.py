@@ -89,16 +89,15 @@ def make_batch(seed=0, images=3):
     )
 
 
-def run(
-    policy, batch, *, key=0, end_ids=(EOS,), num_rollouts=5, temperature=1.0, top_p=1.0, **options
-):
+@functools.cache
+def sampler(num_rollouts, end_ids=(EOS,), **options):
     @nnx.jit
-    def program(policy, batch, temperature, top_p):
+    def program(policy, batch, key, temperature, top_p):
         return generate(
             policy,
             batch,
             policy.encode_images(batch.patches_BSC, batch.layout),
-            jax.random.key(key),
+            key,
             num_rollouts=num_rollouts,
             max_tokens=MAX_TOKENS,
             end_ids=end_ids,
@@ -108,7 +107,13 @@ def run(
             **options,
         )
 
-    return jax.tree.map(np.asarray, program(policy, batch, temperature, top_p))
+    return program
+
+
+def run(policy, batch, *, key=0, num_rollouts=5, temperature=1.0, top_p=1.0, **options):
+    program = sampler(num_rollouts, **options)
+    drawn = program(policy, batch, jax.random.key(key), np.float32(temperature), np.float32(top_p))
+    return jax.tree.map(np.asarray, drawn)
 
 
 @functools.partial(nnx.jit, static_argnums=5)

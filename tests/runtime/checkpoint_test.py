@@ -155,13 +155,6 @@ def test_only_the_latest_are_kept_and_only_due_steps_are_saved(opened, tmp_path)
     assert opened(tmp_path).latest_step() == 9
 
 
-@pytest.mark.parametrize("numbers", [{"save_every": 0, "keep": 1}, {"save_every": 1, "keep": 0}])
-def test_numbers_below_one_are_refused(tmp_path, numbers):
-    said = f"save_every is {numbers['save_every']} and checkpoint.keep {numbers['keep']}"
-    with pytest.raises(ValueError, match=said):
-        Checkpoints(tmp_path, **numbers)
-
-
 def half_written(folder):
     """What a kill leaves behind while Orbax writes: its temporary folder, never renamed."""
     whole = folder / "4"

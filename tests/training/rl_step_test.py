@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from small_run import batch_of
 
+from speciarl_jax.experiment import in_graph_verification
 from speciarl_jax.rl.rewards import best_prediction
-from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Groups, Rollout
 from speciarl_jax.training import rl_step, steps
 from speciarl_jax.training import state as state_lib
@@ -112,7 +112,7 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
 def test_a_row_that_pads_the_batch_has_no_verdict(run):
     rollout, _, _ = made_up(0, run)
     batch = batch_of(run).replace(weight_B=np.array([1] * 7 + [0], np.float32))
-    category, valid = sample_and_verify.verify(run.verifier, batch, rollout)
+    category, valid = in_graph_verification.verify(run.verifier, batch, rollout)[:2]
     assert valid[:7].all() and not valid[7].any()
     assert len(np.unique(category)) > 4
 

@@ -1,7 +1,7 @@
 """A language model on the devices as the judge, where its vocabulary is not the policy's."""
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class ReencodingJudge(HostVerifier):
         names: Sequence[str],
         tokenizer: Any,
         *,
+        labels: Mapping[bytes, int],
         max_words: int,
         max_answer_bytes: int,
         max_answer_tokens: int,
@@ -44,6 +45,7 @@ class ReencodingJudge(HostVerifier):
         prefilter.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
         self.scorer, self._names, self._tokenizer = scorer, list(names), tokenizer
         self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
+        self._labels = labels
         self._size, self._rows = max_answer_tokens, judge_batch_size
         self._require_think = require_think
 
@@ -77,7 +79,7 @@ class ReencodingJudge(HostVerifier):
 
     def _look(self, response: str, label: int) -> Row:
         content = parsing.extract(response, require_think=self._require_think)
-        stated = prefilter.screen(content, self._names[label], **self._limits)
+        stated = prefilter.screen(content, self._names[label], labels=self._labels, **self._limits)
         if stated is not None:
             return int(stated), label, ()
         ids = encode(self._tokenizer, parsing.normalize(content))
