@@ -25,6 +25,11 @@ _FREE = (
 # Verifiers whose options are a section of their name.
 _VERIFIERS = ("cascade", "flax_judge", "http_judge")
 
+# Key of the fingerprint of the frozen weights (`models/stored_weights.py`).
+BASE_WEIGHTS = "model.base_fingerprint"
+# Keys that the fingerprints of earlier versions lack; a run goes on where one is missing.
+_ADDED = (BASE_WEIGHTS,)
+
 
 def of_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the keys that a resumed run must agree with, `section.key` -> JSON-able value.
@@ -79,6 +84,7 @@ def check(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
       ValueError: the fingerprints differ; shows both values of each key, and the remedies.
     """
     saved = renamed.flat_config(saved)
+    now = {key: value for key, value in now.items() if key in saved or key not in _ADDED}
     found = differences({key: saved.get(key) for key in now}, now)
     if not found:
         return
