@@ -91,6 +91,10 @@ def _data() -> ml_collections.ConfigDict:
     # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
     # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
+    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 file is
+    # decoded at a half or a quarter of its size; larger files of other formats count as broken.
+    # None: the limit of Pillow.
+    data.max_decoded_pixels = 2**27
     # Images of many sizes are padded to bucket sizes, so that they need few compiled programs. This
     # is the factor from one bucket size to the next. 1: exact sizes, for images of one size.
     data.bucket_growth = 1.25
