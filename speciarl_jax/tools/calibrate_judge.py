@@ -40,7 +40,7 @@ def log_probabilities(
     config.verifier[JUDGE].calibration = kind
     tokenizer = tokenizer_lib.load(load_policy.model_folder(config.model.path))
     verifier, label = audit_verifier.build(config, JUDGE, tokenizer, rows)
-    think = config.verifier[JUDGE].require_think
+    think = config.verifier[JUDGE].tags
     found = audit_verifier.judge(verifier, tokenizer, rows, label, think)
     with np.errstate(divide="ignore"):
         return found, np.log(found.probability)
