@@ -74,8 +74,8 @@ ADDED = {
 def config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Translates a configuration of nested sections, as `config.json` holds it.
 
-    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), in the
-    sections that it has.
+    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), where it
+    has the first section of their path.
     """
 
     def visit(prefix, section):
@@ -90,10 +90,12 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
 
     found = visit("", values)
     for path, value in ADDED.items():
-        *sections, key = path.split(".")
-        section = functools.reduce(lambda part, name: part.get(name, {}), sections, found)
-        if section:
-            section.setdefault(key, value)
+        top, *sections, key = path.split(".")
+        if top in found:
+            inner = functools.reduce(
+                lambda part, name: part.setdefault(name, {}), sections, found[top]
+            )
+            inner.setdefault(key, value)
     return found
 
 

@@ -157,7 +157,7 @@ class Taxonomy:
 
 def _check_name(name: str, max_words: int, where: str) -> None:
     phrase = parsing.phrase(name)
-    words = phrase.count(b" ") + 1
+    words = parsing.key(name).count(b" ") + 1
     if words > max_words:
         raise ValueError(
             f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
