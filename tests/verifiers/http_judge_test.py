@@ -216,8 +216,8 @@ def test_ten_thousand_pairs_of_twenty_kinds_are_twenty_requests(make, tmp_path):
     ],
 )
 def test_a_verdict_is_found_by_what_decided_it(make, tmp_path, change, asked):
-    text = judge_prompt.load("v1").text
-    (tmp_path / "mine").write_text("Be kind. " + text)
+    text = (judge_prompt.PROMPTS / "v2.txt").read_text()
+    (tmp_path / "mine").write_text(text.replace("You compare", "You kindly compare"))
     (tmp_path / "copy").write_text(text)
     if "prompt" in change:
         change = {"prompt": str(tmp_path / change["prompt"])}
