@@ -15,7 +15,9 @@ def biased(pairs, seed=0):
     """Pairs, and what a judge says that knows much and likes "specific" too well."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 6, pairs)
-    rows = [{"truth": "x", "prediction": f"p{i}", "category": NAMES[t]} for i, t in enumerate(truth)]
+    rows = [
+        {"truth": "x", "prediction": f"p{i}", "category": NAMES[t]} for i, t in enumerate(truth)
+    ]
     scores = 3.0 * np.eye(6)[truth] + rng.gumbel(size=(pairs, 6)) + [0, 0, 0, 0, 6.0, 0]
     empty = np.array([0.5, 0.5, 0.5, 0.5, -2.5, 0.5], np.float32)
     scores = scores + empty
