@@ -79,10 +79,12 @@ def of_part(
 def of_base(run: Run) -> dict[str, Any]:
     """Returns the provenance of the frozen weights, tokenizer and image processor.
 
+    The tokens that end a completion are part of it where there are several.
+
     All processes must call it together.
     """
     folder, model = load_policy.model_folder(run.config.model.path), run.config.model
-    return {
+    return ({"end_ids": list(run.end_ids)} if len(run.end_ids) > 1 else {}) | {
         "weights": _of_weights(run.base),
         "files": {
             name: _hash((folder / name).read_text("utf-8"))

@@ -46,6 +46,7 @@ from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, one_or_all
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
@@ -293,9 +294,14 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
                 f"the adapters were made for {trained.base}, whose dimensions differ from those of "
                 f"config.model.path={config.model.path!r}; choose the same base"
             )
+        facts = fingerprint(run)
+        if trained.adapter.base_weights not in ("", facts[BASE_WEIGHTS]):
+            raise ValueError(
+                f"the adapters were made for {trained.base}, whose weights are not those of "
+                f"config.model.path={config.model.path!r}; choose the same base"
+            )
         lora = policy_sources.put_like(peft.trainable(trained.lora, run.lora), run.lora)
         _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
-        facts = fingerprint(run)
         position = {"stream": train_data.training_batches(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:

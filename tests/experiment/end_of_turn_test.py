@@ -54,7 +54,7 @@ def test_a_list_that_begins_with_another_token_changes_no_answer(policy, run):
     other = run.tokenizer.convert_tokens_to_ids(TEXT_END)
     batch = small_run.batch_of(run)
     tokens, mask = greedy(run, batch)
-    assert 0 < (tokens[mask] == end).sum() < len(tokens)
+    assert (tokens[mask] == end).any()
     for listed in (([other, end],), (end, [other, end]), (other,), (None, [other])):
         found = opened(policy(*listed))
         assert found.end_ids == (end, other)
@@ -92,6 +92,6 @@ def test_text_of_answers_holds_no_token_that_ends_them(policy, run):
 
 
 def test_a_policy_whose_template_ends_turns_with_no_token_is_refused(policy, run):
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    template = run.tokenizer.chat_template.replace("<|im_end|>", "</s>")
     with pytest.raises(ValueError, match="ends an answer with '</s>', which begins with no token"):
         opened(policy(run.end_ids[0], template=template))

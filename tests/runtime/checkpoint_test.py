@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
-from speciarl_jax.runtime import checkpoint, checksum, exit_codes
+from speciarl_jax.runtime import checkpoint, checksum, exit_codes, fingerprint
 from speciarl_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from speciarl_jax.training import state as state_lib
 
@@ -455,3 +455,12 @@ def test_orbax_is_quiet_but_for_its_warnings():
     # It is what Orbax says.
     source = pathlib.Path(ocp.__file__).parent / "_src" / "metadata" / "checkpoint.py"
     assert missing in source.read_text()
+
+
+def test_a_checkpoint_that_keeps_no_fingerprint_of_its_base_goes_on():
+    """Earlier versions kept none; one that is there must be this run's."""
+    now = FINGERPRINT | {fingerprint.BASE_WEIGHTS: "a"}
+    fingerprint.check(FINGERPRINT, now, "it", allow_change=False)
+    fingerprint.check(now, now, "it", allow_change=False)
+    with pytest.raises(ValueError, match="model.base_fingerprint: 'b' -> 'a'"):
+        fingerprint.check(now | {fingerprint.BASE_WEIGHTS: "b"}, now, "it", allow_change=False)

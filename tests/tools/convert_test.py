@@ -280,6 +280,9 @@ def test_a_run_on_another_base_of_the_same_sizes_is_refused(
     (policy,) = policy_sources.named([str(tmp_path / "again")], tmp_path)
     with pytest.raises(ValueError, match="again were trained on other weights"):
         policy.adapters(run)
+    config.model.path = str(other)
+    with pytest.raises(ValueError, match="whose weights are not those of config.model.path"):
+        convert.write_run(tmp_path / "third", trained, config)
     # An adapter is put on another base, and that is said.
     with caplog.at_level("WARNING"):
         convert.read_adapter(tmp_path / "adapter", model=str(other))
