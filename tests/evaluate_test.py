@@ -110,6 +110,7 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
 FLAGS = {
     **{"policies": [], "sets": [], "prompts": [], "step": None, "best": False, "best_of": 0},
     **{"overwrite": False, "open_world": False, "embeddings": None, "judge_inclusion": False},
+    **{"answers": [], "partial_answers": False, "rejudge": False, "rejudge_into": None},
     **{"distributed": False, "coordinator": None, "num_processes": None, "process_id": None},
     "heartbeat_timeout": 60,
 }
@@ -167,13 +168,7 @@ def test_sets_and_prompts_of_one_name_are_refused(config, policy_folder, tmp_pat
 
 
 def flags_of(workdir, config, **given):
-    usual = {
-        **{"workdir": str(workdir), "config": config, "step": None, "best": False, "best_of": 0},
-        **{"policies": [], "sets": [], "prompts": [], "overwrite": False, "embeddings": None},
-        **{"open_world": False, "judge_inclusion": False, "distributed": False},
-        **{"coordinator": None, "num_processes": None, "process_id": None},
-        "heartbeat_timeout": 60,
-    }
+    usual = FLAGS | {"workdir": str(workdir), "config": config}
     return types.SimpleNamespace(**usual | given)
 
 

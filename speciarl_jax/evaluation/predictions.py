@@ -26,6 +26,9 @@ CONFIGS = "predictions_configs.json"
 GREEDY, SAMPLES = "greedy", "samples"
 # In place of the category of an answer without a verdict.
 UNVERIFIED = "unverified"
+# In place of the weights in the provenance of a policy whose answers were given in a file: the
+# digest of that file.
+GIVEN = "answers"
 _BY_NAME = {c.name.lower(): c for c in Category}
 
 
@@ -182,6 +185,12 @@ class Predictions:
 
     def _text(self) -> str:
         return "".join(json.dumps(line) + "\n" for line in self._all)
+
+
+def is_given(provenance: Mapping[str, Any]) -> bool:
+    """Whether this is the provenance of answers that were given in a file."""
+    policy = provenance.get("policy")
+    return isinstance(policy, Mapping) and GIVEN in policy
 
 
 def read(folder: str | os.PathLike) -> dict[Part, list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from speciarl_jax.evaluation.predictions import (
     Part,
     Predictions,
     categories,
+    is_given,
     verified,
 )
 from speciarl_jax.runtime import fingerprint, jsonl, renamed
@@ -321,13 +322,16 @@ def compare(
 
     Returns:
       {"a", "b", "images", "differs", "differences" (`bootstrap.paired`)}; None without such images.
-      "differs" holds what differs beside the policy and the name of the prompt.
+      "differs" holds what differs beside the policy and the name of the prompt. It is empty where
+      another model gave the answers, as nobody knows how that model was asked.
     """
     pairs = paired_lines(a_lines, b_lines)
     if not pairs:
         return None
     sides = [categories(lines)[:, 0] for lines in zip(*pairs, strict=True)]
     asking = [key for key in _ASKING if key != "prompt" or a.prompt == b.prompt]
+    if is_given(a_provenance) or is_given(b_provenance):
+        asking = []
     return {
         "a": _named(a),
         "b": _named(b),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speciarl_jax.evaluation import metrics
-from speciarl_jax.evaluation.predictions import GREEDY, Part
+from speciarl_jax.evaluation.predictions import GIVEN, GREEDY, Part
 from speciarl_jax.evaluation.report.folder import Folder, run_key
 
 # Verifiers that are a judge.
@@ -65,7 +65,9 @@ def _of_run(known: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
         "judge": _judge(judge),
         "prompt": _joined(run["prompt"], _checksum("text", known.get("prompt"))),
         "policy": _joined(
-            _checksum("weights", policy.get("weights")), _adapters(policy.get("adapters"))
+            _checksum("weights", policy.get("weights")),
+            _adapters(policy.get("adapters")),
+            _checksum("given answers", policy.get(GIVEN)),
         ),
         "seed": known.get("seed"),
     }
