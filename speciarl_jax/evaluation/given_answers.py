@@ -187,8 +187,8 @@ def _warn(file: File, answered: Sequence[Answered], config: ml_collections.Confi
         if count:
             logging.warning(
                 "%s: %d of %d responses have no %s...%s, which the verifier asks for "
-                "(tags='think'), so they are unparsed; if thoughts are not wanted, set tags='answer', "
-                "or give the names as 'answer'",
+                "(tags='think'), so they are unparsed; if thoughts are not wanted, set "
+                "tags='answer', or give the names as 'answer'",
                 *(file.path, count, len(said), parsing.THINK_OPEN, parsing.THINK_CLOSE),
             )
     most = options.get("max_response_bytes")
