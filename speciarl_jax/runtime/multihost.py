@@ -82,7 +82,8 @@ def _detect(times: dict[str, int]) -> None:
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--distributed found neither a TPU pod nor a SLURM job ({first_line(error)}); "
-            "run it there, leave the flag out for one process, or give --coordinator, --num_processes and --process_id"
+            "run it there, leave the flag out for one process, or give --coordinator, "
+            "--num_processes and --process_id"
         ) from error
     _report()
 
