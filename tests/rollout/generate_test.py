@@ -237,14 +237,16 @@ def test_padding_rows_have_no_tokens():
 def test_any_of_several_tokens_ends_an_answer_and_nothing_else_changes():
     """The draws are those of one end, up to the first token of either kind."""
     policy, batch = make_policy(), make_batch()
-    one = run(policy, batch, num_rollouts=40)
+    one = run(policy, batch)
     often = np.bincount(one.tokens_BNT[one.mask_BNT], minlength=CONFIG.text.vocab_size)
     often[EOS] = 0
     other = int(np.argmax(often))
-    both = run(policy, batch, num_rollouts=40, end_ids=(EOS, other))
+    both = run(policy, batch, end_ids=(EOS, other))
     is_end = np.isin(one.tokens_BNT, (EOS, other)) & one.mask_BNT
     before = np.cumsum(is_end, axis=-1) - is_end == 0
     np.testing.assert_array_equal(both.mask_BNT, one.mask_BNT & before)
     np.testing.assert_array_equal(both.tokens_BNT, np.where(both.mask_BNT, one.tokens_BNT, EOS))
-    np.testing.assert_array_equal(both.logp_BNT, np.where(both.mask_BNT, one.logp_BNT, 0))
+    # Two programs, whose sums may be ordered differently.
+    want = np.where(both.mask_BNT, one.logp_BNT, 0)
+    np.testing.assert_allclose(both.logp_BNT, want, rtol=0, atol=1e-5)
     assert (both.mask_BNT.sum(-1) < one.mask_BNT.sum(-1)).mean() > 0.1
