@@ -17,9 +17,8 @@ Each policy answers about each data set under each prompt: greedily, and with --
 samples. Writes `predictions.jsonl` line by line, and `metrics.json`, `report.md`, `report.html` and
 figures at the end (docs/evaluation.md).
 
---answers judges answers that another model gave, and loads no policy unless --policies asks for
-one. --rejudge has the answers of --workdir judged by the verifier of --config, and writes to a
-folder of its own below it.
+--answers judges answers that another model gave. --rejudge has the answers of --workdir judged by
+the verifier of --config, into a folder of its own below it.
 """
 
 import collections
@@ -350,14 +349,12 @@ def main(argv: Sequence[str]) -> None:
     multihost.start(given)
     checkpoint.quieten_orbax()
     if given.rejudge:
-        judge_anew(given)
-        return
+        return judge_anew(given)
     config, plan = make_plan(given)  # reads only: a wrong name makes no folder
     workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
-    first = jax.process_index() == 0
     measure = _measure(given, config)
-    store = predictions.Predictions(workdir) if first else None
+    store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     labels = evaluate(plan, store)
     if store is not None:
         write_results(config, workdir, store, labels, measure)

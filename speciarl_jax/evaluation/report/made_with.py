@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speciarl_jax.evaluation import metrics
-from speciarl_jax.evaluation.predictions import GIVEN, GREEDY, Part
+from speciarl_jax.evaluation.predictions import GIVEN, GREEDY, Part, is_given
 from speciarl_jax.evaluation.report.folder import Folder, run_key
 
 # Verifiers that are a judge.
@@ -63,7 +63,9 @@ def _of_run(known: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
         "images": _joined(data.get("name"), _split(data.get("options", {}))),
         "verifier": _verifier(verifier, judge),
         "judge": _judge(judge),
-        "prompt": _joined(run["prompt"], _checksum("text", known.get("prompt"))),
+        "prompt": "not known"
+        if is_given(known)
+        else _joined(run["prompt"], _checksum("text", known.get("prompt"))),
         "policy": _joined(
             _checksum("weights", policy.get("weights")),
             _adapters(policy.get("adapters")),
