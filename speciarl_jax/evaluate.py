@@ -59,7 +59,7 @@ class Plan:
     # training images, too.
     own_data: bool
     best_of: int = 0  # N samples an image; 0 for none
-    overwrite: bool = False  # as for `Predictions.begin`
+    overwrite: bool = False  # answer anew, whatever is there
 
     def by_model(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
         """Groups the policies that differ in nothing but their adapters."""
@@ -238,7 +238,8 @@ def _answer(
                 run, run.eval_source, policy, decoding=decoding, num_rollouts=count
             )
             mine = part._replace(policy=name, decoding=decoding)
-            answer_part(evaluator, lora, store, mine, made, overwrite=plan.overwrite, **sampling)
+            replace = {"overwrite": plan.overwrite, "anew": plan.overwrite}
+            answer_part(evaluator, lora, store, mine, made, **replace, **sampling)
 
 
 def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
@@ -312,7 +313,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("sets", [], "Configurations whose evaluation images are used instead.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
     flags.DEFINE_integer("best_of", 0, "Also draw this many samples an image.", lower_bound=0)
-    flags.DEFINE_bool("overwrite", False, "Replace answers of another provenance.")
+    flags.DEFINE_bool("overwrite", False, "Answer anew, and replace answers that are there.")
     flags.DEFINE_bool("open_world", False, "Also compute text inclusion.")
     flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")
     flags.DEFINE_bool("judge_inclusion", False, "Also ask the judge of config.verifier.http_judge.")

@@ -1,9 +1,9 @@
 """Finds the tables of a folder as `datasets` writes and reads it, by split.
 
-    data/train-00000-of-00002.parquet, data/test-00000-of-00001.parquet
-    dataset_dict.json, train/data-00000-of-00001.arrow               (`save_to_disk`)
-    train/metadata.jsonl, train/0001.png, test/metadata.jsonl, ...   (`imagefolder`)
-    train.csv, test.csv
+data/train-00000-of-00002.parquet, data/test-00000-of-00001.parquet
+dataset_dict.json, train/data-00000-of-00001.arrow               (`save_to_disk`)
+train/metadata.jsonl, train/0001.png, test/metadata.jsonl, ...   (`imagefolder`)
+train.csv, test.csv
 """
 
 import json

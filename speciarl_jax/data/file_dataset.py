@@ -103,32 +103,32 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
     return [entries[i] for i in sorted(i for *_, i in sorted(ranked)[:count])]
 
 
-def _digest(place: Any) -> bytes:
+def digest(place: Any) -> bytes:
     """Hashes the content of an image.
 
     Of a file of more than `_WHOLE` bytes its size and blocks spread over it are hashed: another
     image differs in them, a few changed bytes may not.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     if not isinstance(place, str | os.PathLike):
-        digest.update(place.read() if hasattr(place, "read") else repr(place).encode())
-        return digest.digest()
+        found.update(place.read() if hasattr(place, "read") else repr(place).encode())
+        return found.digest()
     try:
         state = os.stat(place)
         if not stat.S_ISREG(state.st_mode):
             raise OSError
         with open(place, "rb") as file:
             if state.st_size <= _WHOLE:
-                digest.update(file.read())
+                found.update(file.read())
             else:
-                digest.update(str(state.st_size).encode())
+                found.update(str(state.st_size).encode())
                 step = (state.st_size - _BLOCK) // (_WHOLE // _BLOCK - 1)
                 for start in range(0, state.st_size - _BLOCK + 1, step):
                     file.seek(start)
-                    digest.update(file.read(_BLOCK))
+                    found.update(file.read(_BLOCK))
     except OSError:
-        digest.update(b"cannot be read")
-    return digest.digest()
+        found.update(b"cannot be read")
+    return found.digest()
 
 
 class Listing:
@@ -218,14 +218,14 @@ class Listing:
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """Hash that changes when the content of an image changes; reads the files (`_digest`)."""
+        """Hash that changes when the content of an image changes; reads the files (`digest`)."""
         if self._content is not None:
             return self._content()
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-            for found in pool.map(_digest, (entry.place for entry in self.entries)):
-                digest.update(found)
-        return digest.hexdigest()[:32]
+            for one in pool.map(digest, (entry.place for entry in self.entries)):
+                whole.update(one)
+        return whole.hexdigest()[:32]
 
     def missing(self) -> list[str]:
         """Lists the files that do not exist; opens none."""

@@ -142,8 +142,7 @@ class Source(file_dataset.Listing):
         if loose:
             raise ValueError(
                 f"{path} holds {len(loose)} images outside of a label's folder ({loose[0]!r}); "
-                "put each into a folder named after what it shows"
-                + _metadata_hint(others, path)
+                "put each into a folder named after what it shows" + _metadata_hint(others, path)
             )
         by_split: dict[str, list[str]] = {}
         for name in found:

@@ -1,6 +1,6 @@
 """Reads label paths, from the most general name to the label, and finds what separates the names.
 
-    animal > bird > eagle   animal/bird/eagle   animal | bird   ["animal", "bird"]
+animal > bird > eagle   animal/bird/eagle   animal | bird   ["animal", "bird"]
 """
 
 import ast

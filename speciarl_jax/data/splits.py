@@ -1,7 +1,7 @@
 """Recognises the splits that a data set brings along, and chooses those that a part reads.
 
-    train/cat/1.jpg   Test_Set/cat/2.jpg   images/val/cat/3.jpg   cat/train/4.jpg
-    train-00000-of-00002.parquet
+train/cat/1.jpg   Test_Set/cat/2.jpg   images/val/cat/3.jpg   cat/train/4.jpg
+train-00000-of-00002.parquet
 """
 
 import re
@@ -127,7 +127,9 @@ def without_split(
     rest = _without_containers(rest)
     firsts = {names[0] for names in rest.values() if names}
     named = {name for name in firsts if kind_of(name)}
-    if named and (others := sorted({names[0] if names else "." for names in rest.values()} - named)):
+    if named and (
+        others := sorted({names[0] if names else "." for names in rest.values()} - named)
+    ):
         _refuse(where, sorted(named), others)
     if named:
         found = {}

@@ -213,10 +213,10 @@ def _refuse_twice(row, name, label, first):
     place, other = first
     number = place.rsplit("row ", 1)[-1]
     file = "" if place.rsplit(", row ", 1)[0] == row.where.rsplit(", row ", 1)[0] else f" ({place})"
-    said = f", with the label {other!r} in place of {label!r}" if other != label else ""
+    said = f" (there its label is {other!r}, here {label!r})" if other != label else ""
     raise ValueError(
-        f"{row.where}: {name!r} was in row {number} already{file}{said}; remove one of them, or set "
-        "config.data.options.id_column to a column that is different in every row"
+        f"{row.where}: {name!r} was in row {number} already{file}; remove one of them{said}, or "
+        "set config.data.options.id_column to a column that is different in every row"
     )
 
 

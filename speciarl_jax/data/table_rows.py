@@ -38,9 +38,7 @@ class Stored:
         return value.get("bytes") if isinstance(value, dict) else value
 
 
-def rows_of(
-    path: pathlib.Path, columns: Iterable[str]
-) -> Iterator[tuple[int, dict]]:
+def rows_of(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[int, dict]]:
     """Yields the rows of a table with their numbers, as an editor or `pyarrow` counts them.
 
     Class numbers of `datasets` (ClassLabel) become the names of their classes.
@@ -147,8 +145,8 @@ def _json_rows(path, columns):
                 raise ValueError(f"{where}: {what}; write one object a line") from None
             if array:
                 raise ValueError(
-                    f"{where}: got {short(row)}, a JSON array of {len(row)}; write an object "
-                    "a line, without brackets and commas around them"
+                    f"{where}: got {short(row)}; write an object a line, not a JSON array of "
+                    f"{len(row)}"
                 )
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: got {short(row)}; write an object")

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.predictions import GREEDY
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
@@ -66,6 +67,7 @@ def of_part(
             "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
         },
         "images": getattr(source, "fingerprint", len(source)),
+        **_contents(source),
         "max_pixels": config.data.max_pixels,
         "prompt": _hash(run.builder.text),
         "seed": evaluation.seed,
@@ -74,6 +76,11 @@ def of_part(
         "verifier": of_verifier(run),
         "labels": _of_labels(run.labels),
     }
+
+
+def _contents(source: Any) -> dict[str, str]:
+    found = getattr(source, "content_fingerprint", None)
+    return {predictions.CONTENTS: found} if found else {}
 
 
 def of_base(run: Run) -> dict[str, Any]:

@@ -22,6 +22,9 @@ _FREE = (
     *("compilation_cache", "train.num_length_buckets"),
     *("train.samples_", "train.num_logged_images"),
 )
+# What a fingerprint says of the contents of images. Earlier versions did not record it, so where it
+# is missing nothing is compared.
+CONTENTS = "data.image_contents"
 
 
 def of_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -71,6 +74,8 @@ def check(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
       ValueError: the fingerprints differ; shows both values of each key, and the remedies.
     """
     saved = renamed.flat_config(saved)
+    if CONTENTS not in saved:
+        now = {key: value for key, value in now.items() if key != CONTENTS}
     found = differences({key: saved.get(key) for key in now}, now)
     if not found:
         return

@@ -156,7 +156,9 @@ def test_all_eight_orientations_are_those_of_pillow(kind, orientation):
     np.testing.assert_array_equal(images.decode(data, "x"), expected)
 
 
-@pytest.mark.parametrize("kind, factor", [("JPEG", 2), ("JPEG", 4), ("JPEG2000", 2), ("JPEG2000", 4)])
+@pytest.mark.parametrize(
+    "kind, factor", [("JPEG", 2), ("JPEG", 4), ("JPEG2000", 2), ("JPEG2000", 4)]
+)
 def test_large_photographs_are_decoded_at_reduced_size(kind, factor, limit):
     smooth = np.add.outer(np.arange(160), np.arange(240))[..., None] * np.array([0.5, 0.3, 0.6])
     image = Image.fromarray(smooth.astype(np.uint8))
@@ -232,7 +234,9 @@ def test_heic_needs_an_extra_and_says_which(monkeypatch):
     image_files.reads_heif.cache_clear()
     try:
         assert ".heic" not in image_files.suffixes() and image_files.is_foreign(".heic")
-        with pytest.raises(images.BrokenImageError, match=r"is HEIC, which needs pip install.*heic"):
+        with pytest.raises(
+            images.BrokenImageError, match=r"is HEIC, which needs pip install.*heic"
+        ):
             images.decode(data, "x.heic")
         opened = []
         fake = types.SimpleNamespace(register_heif_opener=lambda: opened.append(1))
