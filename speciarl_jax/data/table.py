@@ -3,9 +3,9 @@
     image,label,label_path
     photos/1.jpg,eagle,animal > bird > bird of prey > eagle
 
-The label path runs from the most general name to the label; label paths make the label tree. It may
-be a list. Parquet may hold the images themselves, as bytes or as the `{bytes, path}` that `datasets`
-writes. In place of a file the path may be a folder of tables (`dataset_folders`).
+The label path runs from the most general name to the label; label paths make the label tree. It
+may be a list. Parquet may hold the images themselves, as bytes or as the `{bytes, path}` that
+`datasets` writes. In place of a file the path may be a folder of tables (`dataset_folders`).
 """
 
 import os
