@@ -89,7 +89,7 @@ def _data() -> ml_collections.ConfigDict:
     # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
     # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
-    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 file is
+    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 is
     # decoded at a half or a quarter of its size; larger files of other formats count as broken.
     # None: the limit of Pillow.
     data.max_decoded_pixels = 2**27

@@ -122,9 +122,9 @@ def digest(place: Any) -> bytes:
                 found.update(file.read())
             else:
                 found.update(str(state.st_size).encode())
-                step = (state.st_size - _BLOCK) // (_WHOLE // _BLOCK - 1)
-                for start in range(0, state.st_size - _BLOCK + 1, step):
-                    file.seek(start)
+                last = _WHOLE // _BLOCK - 1
+                for number in range(last + 1):
+                    file.seek(number * (state.st_size - _BLOCK) // last)
                     found.update(file.read(_BLOCK))
     except OSError:
         found.update(b"cannot be read")

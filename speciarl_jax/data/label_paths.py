@@ -159,8 +159,8 @@ def _check_direction(cells: Sequence[Cell], paths: Sequence[Sequence[str]]) -> N
         cell, path = inner[0]
         raise ValueError(
             f"{cell.where}: the label paths seem to run from the special to the general "
-            f"({' > '.join(path)!r}; all of them end in one of {sorted(lasts)[:5]}); write the most "
-            "general name first"
+            f"({' > '.join(path)!r}; all of them end in one of {sorted(lasts)[:5]}); write the "
+            "most general name first"
         )
 
 

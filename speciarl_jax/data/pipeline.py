@@ -85,7 +85,7 @@ def training_batches(
 
     def read(index: int, position: int) -> Any:
         row = source_at(index)[position]
-        repeat = repeats.of(index)
+        repeat = repeats.of(index) if isinstance(row, Mapping) else 0
         return {**row, REPEAT: repeat} if repeat else row
 
     return iter(

@@ -49,7 +49,12 @@ VALUES = {
     "train.objective": {"reward": "rl", "labels": "sft"},
 }
 # Key that earlier versions lacked -> the value as which they behaved.
-ADDED = {"verifier.cascade.judge": "", "verifier.flax_judge.calibration": ""}
+ADDED = {
+    "data.options.label_path_separator": "",
+    "data.options.split": "",
+    "verifier.cascade.judge": "",
+    "verifier.flax_judge.calibration": "",
+}
 
 
 def config(values: Mapping[str, Any]) -> dict[str, Any]:

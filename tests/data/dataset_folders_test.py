@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from table_test import encoded, open_table
+from own_images import encoded, open_table
 
 FEATURES = {
     "image": {"_type": "Image"},

@@ -1,7 +1,7 @@
 """Running numbers of folders, and label paths of all spellings."""
 
 import pytest
-from folder_test import fill, open_folder
+from own_images import draw, open_folder
 
 from speciarl_jax.data import label_names, label_paths
 
@@ -36,7 +36,7 @@ def test_running_numbers_are_taken_from_all_names_or_from_none(names, said):
 
 
 def test_labels_that_begin_with_a_number_are_reported(tmp_path, caplog):
-    open_folder(fill(tmp_path, "737-200/1.png", "747-400/2.png", "A300/3.png"), group="aircraft")
+    open_folder(draw(tmp_path, "737-200/1.png", "747-400/2.png", "A300/3.png"), group="aircraft")
     assert "2 labels begin with a number ('737-200', '747-400')" in caplog.text
 
 

@@ -1,7 +1,7 @@
-"""Folders with splits on top: used as splits, never as labels, and refused where they are unclear."""
+"""Folders with splits on top: used as such, never as labels, and refused where unclear."""
 
 import pytest
-from folder_test import fill, open_folder
+from own_images import draw, open_folder
 from PIL import Image
 
 from speciarl_jax.data import splits
@@ -35,7 +35,7 @@ def test_training_reads_train_and_evaluation_reads_val(tmp_path, layout, caplog)
         split: [f"{place.format(label)}/1.png" for label in ("fruit/pear", "fruit/kiwi")]
         for split, place in (("train", train), ("val", val), ("test", test))
     }
-    root = fill(tmp_path, *sum(names.values(), []))
+    root = draw(tmp_path, *sum(names.values(), []))
     assert read(root) == sorted(names["train"])
     assert read(root, "held_out") == sorted(names["val"])
     assert read(root, "all") == sorted(sum(names.values(), []))
@@ -46,18 +46,18 @@ def test_training_reads_train_and_evaluation_reads_val(tmp_path, layout, caplog)
 
 
 def test_evaluation_takes_test_where_there_is_no_val_and_a_named_split_in_any_case(tmp_path):
-    root = fill(tmp_path, "train/a/1.png", "test/a/2.png", "test/b/3.png")
+    root = draw(tmp_path, "train/a/1.png", "test/a/2.png", "test/b/3.png")
     assert read(root, "held_out") == ["test/a/2.png", "test/b/3.png"]
     assert read(root, "held_out", split="train") == ["train/a/1.png"]
     with pytest.raises(ValueError, match="split .* is 'val'; choose one of .'test', 'train'."):
         open_folder(root, split="val")
-    only = fill(tmp_path / "only", "test/a/1.png", "val/a/2.png")
+    only = draw(tmp_path / "only", "test/a/1.png", "val/a/2.png")
     with pytest.raises(ValueError, match="none for training"):
         open_folder(only, part="training")
 
 
 def test_a_part_of_train_is_held_out_where_it_is_the_only_split(tmp_path):
-    root = fill(tmp_path, *(f"train/{label}/{i}.png" for label in "ab" for i in range(6)))
+    root = draw(tmp_path, *(f"train/{label}/{i}.png" for label in "ab" for i in range(6)))
     training, held_out = read(root), read(root, "held_out")
     assert len(held_out) == 2 and sorted(training + held_out) == read(root, "all")
 
@@ -73,25 +73,25 @@ def test_a_part_of_train_is_held_out_where_it_is_the_only_split(tmp_path):
     ],
 )
 def test_what_is_unclear_is_refused_with_the_option(tmp_path, names):
-    root = fill(tmp_path, *names)
+    root = draw(tmp_path, *names)
     with pytest.raises(ValueError, match=r"config.data.options.split"):
         open_folder(root, part="training")
     assert len(open_folder(root, split="none")) == len(names)
 
 
 def test_a_label_may_be_called_like_a_split_among_other_labels(tmp_path):
-    root = fill(tmp_path, "vehicle/train/1.png", "vehicle/bus/1.png", "animal/cat/1.png")
+    root = draw(tmp_path, "vehicle/train/1.png", "vehicle/bus/1.png", "animal/cat/1.png")
     assert labels(root) == {"train", "bus", "cat"}
 
 
 def test_folders_of_storage_systems_are_no_labels(tmp_path):
     names = ("@eaDir/rose/1.png", "rose/@eaDir/2.png", "__MACOSX/3.png", ".cache/x/4.png")
-    root = fill(tmp_path, *names, "rose/5.png", "#recycle/rose/6.png")
+    root = draw(tmp_path, *names, "rose/5.png", "#recycle/rose/6.png")
     assert read(root, "all") == ["rose/5.png"]
 
 
 def test_images_of_a_split_without_a_label_are_refused(tmp_path):
-    root = fill(tmp_path, "train/1.png", "test/2.png")
+    root = draw(tmp_path, "train/1.png", "test/2.png")
     with pytest.raises(ValueError, match="2 images outside of a label's folder"):
         open_folder(root)
 
@@ -102,12 +102,12 @@ def test_a_label_at_another_depth_in_another_split_is_the_same_label(tmp_path, c
         "val/veg/brown-cap/2.png",
         "train/veg/leek/3.png",
     )
-    root = fill(tmp_path, *names)
+    root = draw(tmp_path, *names)
     source = open_folder(root, part="held_out")
     assert source[0]["label_id"] == "veg/mushroom/brown-cap" and "taken as one" in caplog.text
     assert set(source.label_tree["leaves"]) == {"veg/mushroom/brown-cap", "veg/leek"}
     # In one split both are there, so they are two labels.
-    both = fill(tmp_path / "both", "train/a/x/1.png", "train/a/b/x/2.png", "val/a/x/3.png")
+    both = draw(tmp_path / "both", "train/a/x/1.png", "train/a/b/x/2.png", "val/a/x/3.png")
     assert open_folder(both, part="held_out")[0]["label_id"] == "a/x"
 
 
@@ -139,6 +139,6 @@ def test_pipes_are_passed_over_and_never_opened(tmp_path, caplog):
     import os
 
     caplog.set_level("INFO")
-    root = fill(tmp_path, "rose/1.png")
+    root = draw(tmp_path, "rose/1.png")
     os.mkfifo(root / "rose/2.png")
     assert len(open_folder(root)) == 1 and "1 pipe or device" in caplog.text
