@@ -71,7 +71,7 @@ def find_images(places: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         found += [str(path / name) for name in names]
         if others:
-            logging.warning("%s: passed over %d files that do not end as images do", path, others)
+            logging.warning("%s: %s", path, folder.describe_others(others)[0])
     return list(dict.fromkeys(found)), wrong
 
 

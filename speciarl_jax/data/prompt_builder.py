@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
+from speciarl_jax.data import pipeline
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.prompt_batch import PromptBatch
@@ -273,7 +274,7 @@ class PromptBuilder:
             mask_BP=mask_BP,
             positions_B3P=np.swapaxes(positions_3BP, 0, 1),
             next_position_B=next_position_B,
-            image_id_B=np.array([row["image_id"] for row in rows], np.uint32),
+            image_id_B=np.array([pipeline.draw_id(row) for row in rows], np.uint32),
             label_index_B=np.array([row["label_index"] for row in rows], np.int32),
             weight_B=np.array(weights, np.float32),
         )

@@ -6,6 +6,7 @@ images; TFDS: 6,149) and Food101 (30,300; TFDS: 25,250) differ. `split_file` rea
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -143,7 +144,17 @@ class Source(file_dataset.Listing):
             image = images.decode(data, f"{dataset} {entry.key!r}")
             return image[: len(image) - published.crop_bottom]
 
-        super().__init__(entries, read, tree, name=dataset, **selection)
+        super().__init__(
+            entries, read, tree, name=dataset, content=lambda: _shards(builder), **selection
+        )
+
+
+def _shards(builder: Any) -> str:
+    """Hashes the names, sizes and parts of the contents of the prepared records."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
+        digest.update(path.name.encode() + file_dataset.digest(path))
+    return digest.hexdigest()[:32]
 
 
 def _open(

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.predictions import GIVEN, GREEDY
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
@@ -108,8 +109,14 @@ def _of_images(config: ml_collections.ConfigDict, source: Any) -> dict[str, Any]
             "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
         },
         "images": getattr(source, "fingerprint", len(source)),
+        **_contents(source),
         "seed": evaluation.seed,
     }
+
+
+def _contents(source: Any) -> dict[str, str]:
+    found = getattr(source, "content_fingerprint", None)
+    return {predictions.CONTENTS: found} if found else {}
 
 
 def of_base(run: Run) -> dict[str, Any]:

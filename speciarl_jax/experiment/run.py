@@ -149,7 +149,26 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
         for source in (training, evaluation):
             images.check_files(source)
     images.check_first_row(training, config.data.name)
+    _warn_of_parts(training, evaluation)
     return training, evaluation
+
+
+def _warn_of_parts(training: Any, evaluation: Any) -> None:
+    """Logs labels that no evaluation image has, and images that both parts have."""
+    sources = (training, evaluation)
+    if not all(hasattr(source, "entries") for source in sources):
+        return
+    learned, asked = ({entry.label: None for entry in source.entries} for source in sources)
+    if lost := [label for label in learned if label not in asked]:
+        logging.warning(
+            "%d of %d labels of training have no evaluation image: %s",
+            *(len(lost), len(learned), ", ".join(map(repr, lost[:20]))),
+        )
+    keys, others = ({(e.key, str(e.place)) for e in source.entries} for source in sources)
+    if shared := keys & others:
+        logging.warning(
+            "%d of %d evaluation images are images of training, too", len(shared), len(others)
+        )
 
 
 def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
@@ -331,4 +350,6 @@ def fingerprint(run: Run) -> dict[str, Any]:
         known["data.images"] = images
     if len(run.end_ids) > 1:
         known["model.end_ids"] = list(run.end_ids)
+    if contents := getattr(run.train_source, "content_fingerprint", None):
+        known[fingerprint_lib.CONTENTS] = contents
     return fingerprint_lib.of_config(run.config) | known

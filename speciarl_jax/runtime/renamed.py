@@ -63,6 +63,8 @@ VALUES = {
 }
 # Key that earlier versions lacked -> the value as which they behaved.
 ADDED = {
+    "data.options.label_path_separator": "",
+    "data.options.split": "",
     "evaluation.weights.preset": "",
     "verifier.cascade.judge": "",
     "verifier.flax_judge.calibration": "",
@@ -91,7 +93,8 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
     found = visit("", values)
     for path, value in ADDED.items():
         top, *sections, key = path.split(".")
-        if top in found:
+        # Options of sources have defaults, and not every source has all of them.
+        if top in found and sections != ["options"]:
             inner = functools.reduce(
                 lambda part, name: part.setdefault(name, {}), sections, found[top]
             )

@@ -168,7 +168,7 @@ def test_text_is_judged_as_tokens_are(small_config):
         text_judge.tokenizer_lib.token_bytes(tokenizer, vocabulary),
         max_answer_bytes=config.verifier.options.max_answer_bytes,
         max_response_bytes=120,
-        require_think=True,
+        tags="think",
     )
     name = labels.leaf_names[0]
     said = [name, f"a {name}!", "vehicle", "none", "nonsense", "", "\ud800", "<|im_end|>" + name]
