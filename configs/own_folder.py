@@ -7,8 +7,9 @@ python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
 
 A tenth of the images of each label is held out. Folders that are named after splits (train, val,
 test) are used as such: training reads train, evaluation val or else test. If your splits lie apart,
-set config.evaluation.options.path as well, and `part` to "all" in both sections. The taxonomy verifier must know more general names of each
-label: nest the folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
+set config.evaluation.options.path as well, and `part` to "all" in both sections. The taxonomy
+verifier must know more general names of each label: nest the folders (animal/bird/duck/mallard), or
+set config.data.options.group ("bird").
 """
 
 import ml_collections
