@@ -218,7 +218,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     judge.decoding.temperature = _optional(0.0)  # 0 is greedy
     judge.decoding.max_tokens = _optional(32)  # of a reply
     judge.decoding.max_completion_tokens = _optional(None)  # of a reply and the thoughts before it
-    judge.decoding.seed = _optional(0)
+    judge.decoding.seed = _optional(0)  # of its sampling
     # How a server is asked to restrict replies: "json_schema", "choice" (vLLM), "none", or "auto".
     judge.decoding.structured = "auto"
     judge.decoding.extra_body = ml_collections.ConfigDict()  # further fields of a request
