@@ -58,7 +58,8 @@ def assigned(text):
     functions = {
         node.name
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and ast.unparse(node.returns).endswith("ConfigDict")
+        if isinstance(node, ast.FunctionDef)
+        and (node.returns is None or ast.unparse(node.returns).endswith("ConfigDict"))
     }
     return [
         (target, node)
