@@ -171,7 +171,8 @@ def test_text_is_judged_as_tokens_are(small_config):
         tags="think",
     )
     name = labels.leaf_names[0]
-    said = [name, f"a {name}!", "vehicle", "none", "nonsense", "", "\ud800", "<|im_end|>" + name]
+    (above, *_) = labels.data["groups"][labels.data["leaves"][labels.leaf_ids[0]]["generic"]]
+    said = [name, f"a {name}!", above, "none", "nonsense", "", "\ud800", "<|im_end|>" + name]
     responses = [f"<think>hm</think><answer>{one}</answer>" for one in said]
     responses += [f"<answer>{name}</answer>", name, "", "x" * 200 + responses[0]]
     by_text = judge.on_text.submit([responses], [0]).result()
