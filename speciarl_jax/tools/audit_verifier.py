@@ -85,7 +85,7 @@ def build(
         return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
 
     options = dict(verifier_options(config, name))
-    longest = max(len(response_of(row, True).encode()) for row in rows)
+    longest = max(len(response_of(row, "think").encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
     if name == TAXONOMY:
