@@ -264,7 +264,7 @@ def test_a_run_on_another_base_of_the_same_sizes_is_refused(
     config = small_config(train__steps=1)
     trained = convert.read_adapter(tmp_path / "adapter")
     convert.write_run(tmp_path / "run", trained, config)  # keeps the fingerprint, as `train` does
-    assert "base" not in caplog.text
+    assert "other weights" not in caplog.text
     other = other_base(policy_folder, tmp_path / "other")
     with pytest.raises(ValueError, match="run were trained on other weights than those of .*other"):
         convert.read_run(tmp_path / "run", model=str(other))
@@ -368,7 +368,9 @@ def test_a_base_that_is_not_there_or_another_is_refused(workdir, tmp_path):
     assert_same_bits(
         convert.read_adapter(tmp_path / "hub", model=str(trained.base)).lora, trained.lora
     )
-    with pytest.raises(ValueError, match="unexpected|lacks|the base needs"):
+    with pytest.raises(
+        ValueError, match="unexpected|lacks|the base needs|names modules without tensors"
+    ):
         convert.read_adapter(tmp_path / "hub", model="emoji_tiny")
 
 
