@@ -4,6 +4,8 @@ The values are those of the paper's main experiment (arXiv 2603.03197): Qwen2.5-
 of each image, GRPO with the best-prediction reward.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -89,8 +91,8 @@ def _data() -> ml_collections.ConfigDict:
     # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
     # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
-    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 is
-    # decoded at a half or a quarter of its size; larger files of other formats count as broken.
+    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 file
+    # is decoded at a half or a quarter of its size; larger files of other formats count as broken.
     # None: the limit of Pillow.
     data.max_decoded_pixels = 2**27
     # Images of many sizes are padded to bucket sizes, so that they need few compiled programs. This
@@ -154,7 +156,10 @@ def _verifier() -> ml_collections.ConfigDict:
     verifier.num_chunks = 1
     verifier.options = ml_collections.ConfigDict()
     verifier.options.path = ""  # label tree (JSON); "" for the data set's own
-    verifier.options.require_think = True  # no <think>...</think>: unparsed
+    # What a response must hold: "think", <think>...</think> and then one <answer>...</answer>;
+    # "answer", the latter alone; "first" reads the first <answer> with something in it, whatever
+    # else is there. All other responses are unparsed.
+    verifier.options.tags = "think"
     verifier.options.max_words = 8  # of a label; a longer answer is wrong
     verifier.options.max_answer_bytes = 64  # of a label; a longer answer is wrong
     verifier.options.max_response_bytes = 4096  # a longer response is unparsed
@@ -176,8 +181,8 @@ def _flax_judge() -> ml_collections.ConfigDict:
     # speciarl_jax.tools.calibrate_judge, or "" for none.
     judge.calibration = ""
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
-    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.prompt = "v2"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
+    judge.tags = "think"  # as in verifier.options
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 64  # likewise
     judge.max_response_bytes = 4096  # a longer response is unparsed
@@ -189,21 +194,31 @@ def _flax_judge() -> ml_collections.ConfigDict:
     return judge
 
 
+def _optional(value: Any) -> config_dict.FieldReference:
+    """Returns a value that the command line may set to None."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
 def _http_judge() -> ml_collections.ConfigDict:
     """A language model behind an OpenAI-compatible server."""
     judge = ml_collections.ConfigDict()
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
-    judge.prompt = "v1"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
+    judge.prompt = "v2"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
     judge.model = ""  # what the server calls the judge
-    judge.require_think = True  # no <think>...</think>: unparsed
+    # What tells the judge from others of that name, for the cache; None asks the server.
+    judge.identity = config_dict.placeholder(str)
+    judge.tags = "think"  # as in verifier.options
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 96  # of a label
     # Verdicts are kept here: path of an SQLite file, redis://HOST:PORT/NUMBER, or "" for nowhere.
     judge.cache = "runs/verdicts.sqlite"
     judge.decoding = ml_collections.ConfigDict()
-    judge.decoding.temperature = 0.0  # 0 is greedy
-    judge.decoding.max_tokens = 32  # of a reply
-    judge.decoding.seed = 0  # None: none is sent
+    # Fields of a request; None: not sent. Hosted reasoning models want `max_completion_tokens`
+    # (some thousands, for they think first), and None for the other three.
+    judge.decoding.temperature = _optional(0.0)  # 0 is greedy
+    judge.decoding.max_tokens = _optional(32)  # of a reply
+    judge.decoding.max_completion_tokens = _optional(None)  # of a reply and the thoughts before it
+    judge.decoding.seed = _optional(0)  # of its sampling
     # How a server is asked to restrict replies: "json_schema", "choice" (vLLM), "none", or "auto".
     judge.decoding.structured = "auto"
     judge.decoding.extra_body = ml_collections.ConfigDict()  # further fields of a request
@@ -211,12 +226,12 @@ def _http_judge() -> ml_collections.ConfigDict:
     judge.server.url = "http://127.0.0.1:8000/v1"  # of the OpenAI-compatible interface
     judge.server.api_key_env = ""  # environment variable that holds the key; "" for no key
     judge.server.concurrency = 64  # requests at once, of each process
-    judge.server.timeout = 60.0  # seconds of an attempt
-    judge.server.attempts = 10  # at a pair
-    judge.server.backoff = 1.0  # seconds; doubles with each attempt, and jitter shortens it
-    judge.server.max_backoff = 60.0  # seconds
+    judge.server.timeout = 60.0  # seconds of silence after which an attempt has failed
+    judge.server.attempts = 100  # at a request; the waits between them grow to 8 seconds
     # Seconds without any verdict after which the waiting answers stay without one.
     judge.server.give_up_after = 600.0
+    # Seconds for which a new run waits for a server that refuses connections. 0: it is refused.
+    judge.server.start_timeout = 0.0
     return judge
 
 
@@ -349,6 +364,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation.best_of_top_p = 0.95  # of the samples of best-of-N
     # Weight of each correct category in specificity. The paper does not state its weights.
     evaluation.weights = ml_collections.ConfigDict()
+    # "thirds", "authors" (1/5, 3/5, 1, 1, as in the code that the authors released), or "" for the
+    # four numbers below.
+    evaluation.weights.preset = ""
     evaluation.weights.generic = 1 / 3  # the group of the label
     evaluation.weights.less_specific = 2 / 3  # a name between group and label
     evaluation.weights.specific = 1.0  # the label

@@ -17,6 +17,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
 : "${JUDGE:?set JUDGE to the checkpoint of the judge}"
+# Verdicts are cached by this name: another checkpoint must have another one.
+name="${JUDGE%/}"
 port="${JUDGE_PORT:-8000}"
 devices="${JUDGE_DEVICES:-0}"
 vllm="${VLLM:-vllm}"
@@ -25,7 +27,7 @@ vllm="${VLLM:-vllm}"
   exit 1
 }
 # All pairs share the text of the prompt, which prefix caching reads once; replies are short.
-serve=("$vllm" serve "$JUDGE" --served-model-name judge --host 127.0.0.1 --port "$port"
+serve=("$vllm" serve "$JUDGE" --served-model-name "$name" --host 127.0.0.1 --port "$port"
   --tensor-parallel-size "$(tr ',' '\n' <<< "$devices" | wc -l)"
   --gpu-memory-utilization "${JUDGE_MEMORY:-0.9}" --max-model-len 4096 --enable-prefix-caching)
 if [ "$#" -gt 0 ]; then
@@ -44,7 +46,7 @@ fi
 train=(env CUDA_VISIBLE_DEVICES="${TRAIN_DEVICES:-}"
   bash launch/restart.sh --max_restarts="${MAX_RESTARTS:-20}"
   "${VENV:-.venv}/bin/python" -m speciarl_jax.train
-  --config.verifier.name=http_judge --config.verifier.http_judge.model=judge
+  --config.verifier.name=http_judge --config.verifier.http_judge.model="$name"
   --config.verifier.http_judge.server.url="http://127.0.0.1:$port/v1" "$@")
 if [ -n "$dry_run" ]; then
   run env CUDA_VISIBLE_DEVICES="$devices" "${serve[@]}"

@@ -5,6 +5,9 @@ r"""Evaluates policies on labelled images, and continues an evaluation that was 
         --prompts=base,specific,calibrated,elimination
     python -m speciarl_jax.evaluate --config=configs/quickstart.py --workdir=runs/compared \
         --policies=base,old=runs/quickstart@20,exports/merged
+    python -m speciarl_jax.evaluate --workdir=runs/quickstart --answers=internvl.jsonl
+    python -m speciarl_jax.evaluate --workdir=runs/quickstart --rejudge \
+        --config=configs/quickstart.py --config.verifier.name=flax_judge
 
 Without --config, --workdir is the folder of a training run, and its base and trained policy are
 evaluated. With --config, --workdir only receives the results, and the base policy is evaluated.
@@ -13,13 +16,16 @@ evaluated. With --config, --workdir only receives the results, and the base poli
 Each policy answers about each data set under each prompt: greedily, and with --best_of=N also by N
 samples. Writes `predictions.jsonl` line by line, and `metrics.json`, `report.md`, `report.html` and
 figures at the end (docs/evaluation.md).
+
+--answers judges answers that another model gave. --rejudge has the answers of --workdir judged by
+the verifier of --config, into a folder of its own below it.
 """
 
 import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +37,20 @@ from ml_collections import config_flags
 from speciarl_jax.data import images
 from speciarl_jax.data.prompt_builder import read_prompt
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.evaluation import metrics, open_world, predictions, provenance, report, results
+from speciarl_jax.evaluation import (
+    answer_file,
+    constant_answer,
+    given_answers,
+    metrics,
+    open_world,
+    predictions,
+    provenance,
+    rejudge,
+    remarks,
+    report,
+    results,
+    text_judge,
+)
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.experiment import host_verification, validate_config
@@ -60,6 +79,8 @@ class Plan:
     own_data: bool
     best_of: int = 0  # N samples an image; 0 for none
     overwrite: bool = False  # answer anew, whatever is there
+    answers: Sequence[answer_file.File] = ()  # that other models gave
+    partial_answers: bool = False  # as for `given_answers.match`
 
     def by_model(self) -> Iterator[tuple[dict[str, Any], list[policy_sources.Policy]]]:
         """Groups the policies that differ in nothing but their adapters."""
@@ -86,15 +107,23 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
     else:
         config = policy_sources.read_config(workdir)
         usual = [policy_sources.BASE, policy_sources.TRAINED]
-    metrics.check_weights(config.evaluation.weights)
+    metrics.configured_weights(config.evaluation.weights)  # refused before any work
     step = policy_sources.BEST if given.best else given.step
+    answers = answer_file.read(given.answers)
+    policies = policy_sources.named(given.policies or ([] if answers else usual), workdir, step)
+    if both := {file.name for file in answers} & {policy.name for policy in policies}:
+        raise ValueError(
+            f"--answers and --policies both have {sorted(both)}; write NAME=FILE.jsonl in --answers"
+        )
     plan = Plan(
-        policies=policy_sources.named(given.policies or usual, workdir, step),
+        policies=policies,
         sets=data_sets(config, given.sets),
         prompts=given.prompts or [config.data.prompt],
         own_data=not given.sets and not config.evaluation.sets,
         best_of=given.best_of,
         overwrite=given.overwrite,
+        answers=answers,
+        partial_answers=given.partial_answers,
     )
     _check_names("--prompts", plan.prompts)
     for prompt in plan.prompts:
@@ -165,7 +194,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
       ValueError: something does not fit, or the lines there have another provenance.
       host_verification.JudgeUnavailable: too many answers of a part have no verdict.
     """
-    labels = {}
+    labels, judge_given = {}, _given(plan)
     for model, members in plan.by_model():
         sets = {name: config.copy_and_resolve_references() for name, config in plan.sets.items()}
         for config in sets.values():
@@ -185,7 +214,25 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
                 _answer(dataclasses.replace(run, builder=builder), loaded, part, plan, store)
             if host_verification.is_host(run):
                 run.verifier.close()
-    return labels
+    return labels | judge_given(store)
+
+
+def _given(plan: Plan) -> Callable[[predictions.Predictions | None], Mapping[str, Any]]:
+    """Finds the images of given answers, so that a mistake is told before a policy is loaded.
+
+    Returns:
+      What judges the answers and returns the labels of their data sets.
+    """
+    if not plan.answers:
+        return lambda store: {}
+    text_judge.refuse_several_processes("--answers")
+    sets = {name: (one, _sources(one, plan.own_data)) for name, one in plan.sets.items()}
+    evaluated = {name: sources[-1] for name, (_, sources) in sets.items()}
+    matched = given_answers.match(plan.answers, evaluated, partial=plan.partial_answers)
+    prompt = epath.Path(plan.prompts[0]).stem
+    return functools.partial(
+        given_answers.judge, plan.answers, matched, sets, prompt, overwrite=plan.overwrite
+    )
 
 
 def _load(
@@ -242,8 +289,18 @@ def _answer(
             answer_part(evaluator, lora, store, mine, made, **replace, **sampling)
 
 
-def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> str:
-    """Writes a Markdown table with the scores of all parts; of samples, those of the best of N."""
+def table(
+    parts: Mapping[Part, results.Lines],
+    weights: Mapping[str, float],
+    runs: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Writes a Markdown table with the scores of all parts, and the weights behind them.
+
+    Args:
+      parts: lines; of samples, the best of N is scored.
+      weights: as for `metrics.score`.
+      runs: of `metrics.json`, for the best constant answer of each data set.
+    """
     several = [i for i in (1, 2) if len({part[i] for part in parts}) > 1]
     rows = {}
     for part, lines in parts.items():
@@ -252,7 +309,8 @@ def table(parts: Mapping[Part, results.Lines], weights: Mapping[str, float]) -> 
             best = [f"best of {category_BN.shape[1]}"] if part.decoding == SAMPLES else []
             name = ", ".join([part.policy, *(part[i] for i in several), *best])
             rows[name] = metrics.score(category_BN.max(axis=1), weights)
-    return report.table(rows)
+    rows |= constant_answer.scores(runs)
+    return f"{report.table(rows)}\n\n{metrics.describe_weights(weights)}"
 
 
 def write_results(
@@ -270,13 +328,14 @@ def write_results(
       measure: computes open-world metrics (`open_world.of_parts`) of the parts, or None. It may
         fail, so all other metrics are written before.
     """
-    weights, parts, measured = dict(config.evaluation.weights), store.parts(), {}
+    weights = metrics.configured_weights(config.evaluation.weights)
+    parts, measured = store.parts(), {}
     found = results.update(workdir, store, weights, labels=labels)
     if measure is not None:
         measured = measure(parts)
         found = results.update(workdir, store, weights, labels=labels, open_world=measured)
     written = report.write(workdir)
-    print(table(parts, weights), *results.remarks(found), sep="\n")
+    print(table(parts, weights, found["runs"]), *remarks.about(found), sep="\n")
     for part, row in measured.items():
         print(f"{part}:", ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
     print(*[workdir / results.FILE, workdir / predictions.LINES, *written], sep="\n")
@@ -290,18 +349,36 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --best or --step, not both")
     multihost.start(given)
     checkpoint.quieten_orbax()
+    if given.rejudge:
+        return judge_anew(given)
     config, plan = make_plan(given)  # reads only: a wrong name makes no folder
     workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
-    first = jax.process_index() == 0
-    encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
-    judge = open_world.make_judge(config) if given.judge_inclusion and first else None
-    store = predictions.Predictions(workdir) if first else None
+    measure = _measure(given, config)
+    store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     labels = evaluate(plan, store)
     if store is not None:
-        wanted = given.open_world or encoder or judge
-        measure = functools.partial(open_world.of_parts, encode=encoder, judge=judge)
-        write_results(config, workdir, store, labels, measure if wanted else None)
+        write_results(config, workdir, store, labels, measure)
+
+
+def _measure(given: Any, config: ml_collections.ConfigDict) -> Any:
+    """Returns what computes the open-world metrics that the flags ask for, or None."""
+    encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
+    asked = given.judge_inclusion and jax.process_index() == 0
+    judge = open_world.make_judge(config) if asked else None
+    wanted = given.open_world or encoder or judge
+    return functools.partial(open_world.of_parts, encode=encoder, judge=judge) if wanted else None
+
+
+def judge_anew(given: Any) -> None:
+    """Has the answers of --workdir judged by another verifier, and writes the results."""
+    workdir, plan = epath.Path(given.workdir), rejudge.make_plan(given)
+    out = open_workdir(str(plan.folder))
+    compilation_cache.enable(plan.config.compilation_cache)
+    measure, store = _measure(given, plan.config), predictions.Predictions(out)
+    labels = rejudge.rejudge(workdir, store, plan.sets, overwrite=given.overwrite)
+    write_results(plan.config, out, store, labels, measure)
+    print(*rejudge.changes(predictions.read(workdir), store.parts()), sep="\n")
 
 
 if __name__ == "__main__":
@@ -314,6 +391,10 @@ if __name__ == "__main__":
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
     flags.DEFINE_integer("best_of", 0, "Also draw this many samples an image.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew, and replace answers that are there.")
+    flags.DEFINE_list("answers", [], "Answers that other models gave: FILE.jsonl, NAME=FILE.jsonl.")
+    flags.DEFINE_bool("partial_answers", False, "Go on where --answers lack images.")
+    flags.DEFINE_bool("rejudge", False, "Judge the answers of --workdir by another verifier.")
+    flags.DEFINE_string("rejudge_into", None, "Folder for that; by default one below --workdir.")
     flags.DEFINE_bool("open_world", False, "Also compute text inclusion.")
     flags.DEFINE_string("embeddings", None, "Folder of a sentence encoder: also similarities.")
     flags.DEFINE_bool("judge_inclusion", False, "Also ask the judge of config.verifier.http_judge.")

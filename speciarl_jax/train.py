@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
@@ -20,7 +21,15 @@ from flax import nnx
 from ml_collections import config_flags
 
 from speciarl_jax.data import pipeline
-from speciarl_jax.evaluation import metrics, predictions, provenance, report, results
+from speciarl_jax.evaluation import (
+    constant_answer,
+    metrics,
+    predictions,
+    provenance,
+    remarks,
+    report,
+    results,
+)
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, fingerprint, prepare
@@ -166,6 +175,12 @@ def resume(
     return done, state, tuple(position.get("window", (0.0, 0)))
 
 
+def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
+    """Names the greedy answers of a policy in `predictions.jsonl`."""
+    prompt = epath.Path(config.data.prompt).stem
+    return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
+
+
 def greedy_score(
     evaluator: Evaluator, lora: nnx.State, name: str, store: predictions.Predictions | None
 ) -> metrics.Score | None:
@@ -176,8 +191,8 @@ def greedy_score(
     Returns:
       None in all processes but the first, which alone has the answers.
     """
-    run, data = evaluator.run, evaluator.run.config.data
-    part = predictions.Part(name, data.name, epath.Path(data.prompt).stem, predictions.GREEDY)
+    run = evaluator.run
+    part = greedy_part(run.config, name)
     policy = provenance.of_base(run) | provenance.of_adapters(run, lora)
     known = provenance.of_part(run, evaluator.source, policy)
     answer_part(evaluator, lora, store, part, known, overwrite=True)
@@ -214,10 +229,15 @@ def write_results(
       ValueError: a summary that is there already is damaged.
     """
     write_summary(workdir / SUMMARY, scores, run.config.train.steps, clock)
-    weights, labels = dict(run.config.evaluation.weights), {run.config.data.name: run.labels}
-    results.update(workdir, store, weights, labels=labels)
+    weights = metrics.configured_weights(run.config.evaluation.weights)
+    data = run.config.data.name
+    found = results.update(workdir, store, weights, labels={data: run.labels})
     report.write(workdir)
-    print(report.table(scores))
+    # The folder may also hold evaluations of other data sets and prompts.
+    mine = {greedy_part(run.config, name)[:3] for name in scores}
+    runs = [row for row in found["runs"] if (row["policy"], row["data"], row["prompt"]) in mine]
+    print(report.table(scores | constant_answer.scores(runs)))
+    print(f"\n{metrics.describe_weights(weights)}", *remarks.unknown(runs), sep="\n")
     for what, name in (
         ("summary", SUMMARY),
         ("report", "report.md"),
@@ -243,8 +263,10 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = given.config, open_workdir(given.workdir)
     # What would be refused after all the work is refused before it.
     jsonl.read_object(workdir / SUMMARY, "delete it")
-    metrics.check_weights(config.evaluation.weights)
+    metrics.configured_weights(config.evaluation.weights)
     run = prepare(config)
+    if host_verification.is_host(run):
+        run.verifier.check()
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
     alone = jax.process_index() == 0

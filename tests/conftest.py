@@ -1,5 +1,6 @@
 """A tiny policy on disk and small runs of it, shared by the tests of the training programs."""
 
+import collections
 import json
 import os
 import pathlib
@@ -8,6 +9,10 @@ import sys
 
 import jax
 import pytest
+
+from speciarl_jax.evaluation import evaluator
+from speciarl_jax.training import steps
+from speciarl_jax.verifiers.base import HostVerifier
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
@@ -61,6 +66,51 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder
+
+
+def _program_key(run):
+    """What decides about the programs of a run: equal keys, equal programs."""
+    config = json.loads(run.config.to_json())
+    # What programs do not read; images, prompts and the verifier's tables are arguments.
+    for section in ("checkpoint", "evaluation", "compilation_cache"):
+        del config[section]
+    config["data"] = config["data"]["max_prompt_tokens"]
+    for name in ("steps", "log_every", "profile_steps", "max_skipped"):
+        del config["train"][name]
+    for name in ("options", "http_judge", "max_unjudged_fraction"):
+        del config["verifier"][name]
+    known = json.dumps(config, sort_keys=True), run.graphdef, run.mesh, run.model_config
+    return *known, isinstance(run.verifier, HostVerifier), run.banned_V.tobytes()
+
+
+_programs = collections.OrderedDict()
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Runs of one configuration trace and compile their programs once, not in each `train`.
+
+    For modules that neither count compilations nor replace parts of a program.
+    """
+
+    def shared(make, key):
+        if key not in _programs:
+            _programs[key] = make()
+        _programs.move_to_end(key)
+        while len(_programs) > 12:
+            _programs.popitem(last=False)
+        return _programs[key]
+
+    def of_step(run, *others, make=steps.programs):
+        return shared(lambda: make(run, *others), ("step", *_program_key(run)))
+
+    def of_answers(run, count, make=evaluator.answer_program):
+        return shared(lambda: make(run, count), ("answers", count, *_program_key(run)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "programs", of_step)
+        patch.setattr(evaluator, "answer_program", of_answers)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,15 @@ import small_run
 
 from speciarl_jax import evaluate
 from speciarl_jax.data.sources import open_source
-from speciarl_jax.evaluation import evaluator, predictions, report, results
+from speciarl_jax.evaluation import evaluator, metrics, predictions, report, results
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.runtime import compilation_cache, sharding
 from speciarl_jax.training import policy_sources
+from speciarl_jax.verifiers import taxonomy
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 OPTIONS = {"split": "held_out", "image_size": 24, "domains": small_run.DOMAINS, "views": 1}
 
 
@@ -83,12 +85,13 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
     assert (
         said[Part("base", "easy", "base", "greedy")] != said[Part("base", "hard", "base", "greedy")]
     )
-    found = results.of_parts(parts, dict(config.evaluation.weights))
+    weights = metrics.configured_weights(config.evaluation.weights)
+    found = results.of_parts(parts, weights)
     assert [(row["b"]["policy"], row["b"]["data"]) for row in found["comparisons"]] == [
         ("copy", "easy"),
         ("copy", "hard"),
     ]
-    table = evaluate.table(parts, dict(config.evaluation.weights))
+    table = evaluate.table(parts, weights)
     assert "| base, easy " in table and "| copy, hard " in table
 
     # The report has the images of both, though the folder is none of a training run.
@@ -107,6 +110,7 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
 FLAGS = {
     **{"policies": [], "sets": [], "prompts": [], "step": None, "best": False, "best_of": 0},
     **{"overwrite": False, "open_world": False, "embeddings": None, "judge_inclusion": False},
+    **{"answers": [], "partial_answers": False, "rejudge": False, "rejudge_into": None},
     **{"distributed": False, "coordinator": None, "num_processes": None, "process_id": None},
     "heartbeat_timeout": 60,
 }
@@ -164,13 +168,7 @@ def test_sets_and_prompts_of_one_name_are_refused(config, policy_folder, tmp_pat
 
 
 def flags_of(workdir, config, **given):
-    usual = {
-        **{"workdir": str(workdir), "config": config, "step": None, "best": False, "best_of": 0},
-        **{"policies": [], "sets": [], "prompts": [], "overwrite": False, "embeddings": None},
-        **{"open_world": False, "judge_inclusion": False, "distributed": False},
-        **{"coordinator": None, "num_processes": None, "process_id": None},
-        "heartbeat_timeout": 60,
-    }
+    usual = FLAGS | {"workdir": str(workdir), "config": config}
     return types.SimpleNamespace(**usual | given)
 
 
@@ -228,6 +226,47 @@ def test_results_are_written_before_the_open_world_metrics_and_these_stay(
     assert row["open_world"] == {"text_inclusion": 0.0}
     command(flags_of(tmp_path, config), LINES)
     assert (tmp_path / results.FILE).read_bytes() == measured
+
+
+def test_printed_scores_have_their_weights_the_best_constant_answer_and_unknown_answers(
+    command, config, tmp_path, monkeypatch, capsys
+):
+    tree = {
+        "version": 1,
+        "groups": {"vehicle": ["vehicle"]},
+        "leaves": {name: {"name": name, "generic": "vehicle"} for name in ("car", "bus")},
+    }
+    labels = {"easy": taxonomy.Taxonomy(tree)}
+    write_results = evaluate.write_results
+    monkeypatch.setattr(
+        evaluate,
+        "write_results",
+        lambda config, workdir, store, _, measure: write_results(
+            config, workdir, store, labels, measure
+        ),
+    )
+    lines = [
+        line | {"label_id": line["label"], "responses": [f"<answer>{said}</answer>"]}
+        for line, said in zip(LINES, ("spaceship", "bus"), strict=True)
+    ]
+    config = config.copy_and_resolve_references()
+    config.evaluation.weights.preset = "authors"
+    command(flags_of(tmp_path, config), lines)
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if "best constant answer" in line]
+    # Half of the images show a car; "vehicle" is right about all of them, but worth a fifth.
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[1:5] == ['best constant answer "car"', "0.500", "1.000", "0.667"]
+    assert "Weights of specificity: authors (generic 0.2, less specific 0.6, specific 1," in printed
+    assert (
+        "the tree knows no name for 50.0% of the answers; most often: 'spaceship' (1)." in printed
+    )
+    found = json.loads((tmp_path / results.FILE).read_text())
+    assert found["weights"]["name"] == "authors"
+    assert found["runs"][0]["constant_answer"]["answer"] == "car"
+    config.evaluation.weights.preset = "fourths"
+    with pytest.raises(ValueError, match="preset is 'fourths'; choose one of"):
+        command(flags_of(tmp_path, config), lines)
 
 
 def test_a_second_export_under_the_same_name_is_not_taken_for_the_first(

@@ -1,6 +1,7 @@
 """A package imports only what stands left of it, and nothing goes in a circle."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -32,6 +33,7 @@ def module_name(path):
     return ".".join(p for p in parts if p != "__init__")
 
 
+@functools.cache
 def imports():
     """Module -> the modules of the package that it imports, at its top or inside a function."""
     found = {}

@@ -21,6 +21,7 @@ from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps, train_logger
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
 CATEGORIES = {
     "unparsed",
@@ -240,6 +241,9 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     command = ("-m", "speciarl_jax.train", f"--config={config}", f"--workdir={workdir}")
     printed = wait(start(*command, quick=True))
     assert "| trained" in printed and str(workdir / "report.md") in printed
+    assert "| best constant answer " in printed
+    assert "Weights of specificity: thirds (" in printed
+    assert "trained/emoji/base: the tree knows no name for " in printed
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) == {"base", "trained", "steps", "wall_seconds", "first_step_seconds"}
     text = (workdir / "predictions.jsonl").read_text()

@@ -21,7 +21,7 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
-from examples.pretrain import answers, fit
+from examples.pretrain import answers, fit, train_tokenizer
 from examples.pretrain import vision as vision_stage
 from speciarl_jax.data import emoji, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -41,7 +41,6 @@ _MODEL_TOKENS = {
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
-    "eos_token_id": "<|im_end|>",
 }
 
 
@@ -166,12 +165,14 @@ def new_policy(
     """
     instruction = prompt_builder.read_prompt(config.answer_stage.prompt)
     corpus = [*answers.texts(concepts), *[instruction] * 50]
-    tokenizer_lib.train(corpus, config.text.vocab_size, folder)
+    train_tokenizer.train(corpus, config.text.vocab_size, folder)
     vision = VisionConfig(**config.vision)
     image_processor(vision, config.data.image_size).save_pretrained(folder)
     tokenizer = tokenizer_lib.load(folder)
     ids = {name: tokenizer_lib.token_id(tokenizer, token) for name, token in _MODEL_TOKENS.items()}
-    model_config = ModelConfig(text=TextConfig(**config.text), vision=vision, **ids)
+    ends = (tokenizer_lib.token_id(tokenizer, "<|im_end|>"),)
+    text = TextConfig(**config.text)
+    model_config = ModelConfig(text=text, vision=vision, eos_token_id=ends, **ids)
     processor = prompt_builder.load_image_processor(folder)
     builder = prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
     rngs = nnx.Rngs(config.seed)
@@ -199,7 +200,7 @@ def answer_collator(config: ml_collections.ConfigDict, builder, concepts):
                 f"config.answer_stage.max_tokens ({stage.max_tokens})"
             )
         # The token that ends a completion is imitated too.
-        end, positions = builder.config.eos_token_id, np.arange(stage.max_tokens)
+        end, positions = builder.config.eos_token_id[0], np.arange(stage.max_tokens)
         tokens = [[*ids, *[end] * (stage.max_tokens - len(ids))] for ids in found]
         shape = (len(rows), stage.answers, stage.max_tokens)
         mask_BNT = (positions <= lengths[:, None]).reshape(shape)

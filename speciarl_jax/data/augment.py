@@ -75,15 +75,12 @@ def parameters(difficulty: str, rng: np.random.Generator) -> tuple[str, AugmentP
 def compose(
     rgba: np.ndarray, rng: np.random.Generator, params: AugmentParams, image_size: int
 ) -> np.ndarray:
-    """Draws an augmented image.
+    """Draws an augmented image, uint8 [image_size, image_size, 3].
 
     Args:
       rgba: the drawing, uint8 [h, w, 4].
       rng: is advanced; the same state gives the same image.
       image_size: side of the result, pixels.
-
-    Returns:
-      uint8 [image_size, image_size, 3].
     """
     if params.flip and rng.random() < params.flip:
         rgba = rgba[:, ::-1]

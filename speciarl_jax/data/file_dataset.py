@@ -159,8 +159,7 @@ class Listing:
           read: reads the pixels of an entry, uint8 [height, width, 3].
           label_tree: tree of the labels, or None.
           name: name of the data set; part of the images' identity.
-          part: "all", or of a data set without a split of its own "training" or "held_out".
-          held_out_share: approximate share of "held_out" (`choose_part`).
+          part, held_out_share: as for `choose_part`; "all" of a data set with splits of its own.
           subset: number of images, balanced over the labels; 0 for all (`choose_subset`).
           content: computes a hash of what the images show; None reads their files.
 

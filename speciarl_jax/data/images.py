@@ -39,7 +39,7 @@ class BrokenImageError(ValueError):
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Decodes an image, turns it upright (EXIF), and puts transparent parts on white.
+    """Decodes an image, upright (EXIF) and on white where transparent: uint8 [height, width, 3].
 
     A JPEG or JPEG 2000 file of more than `config.data.max_decoded_pixels` is decoded at a half
     or a quarter of its size.
@@ -48,9 +48,6 @@ def decode(data: bytes, where: str) -> np.ndarray:
       data: content of a file that Pillow reads (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ...); the
         first frame of several. HEIC needs pillow-heif.
       where: name of the image in error messages.
-
-    Returns:
-      uint8 [height, width, 3].
 
     Raises:
       BrokenImageError: no image, cut short, far too large, far too long and thin, or of brightness

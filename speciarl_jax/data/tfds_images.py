@@ -16,6 +16,7 @@ import numpy as np
 
 from speciarl_jax.data import file_dataset, images
 from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime.messages import first_line
 
 TREES = pathlib.Path(__file__).parent / "label_trees"
 
@@ -174,8 +175,8 @@ def _open(
         )
     except Exception as error:  # TFDS raises AssertionError, NotImplementedError and others.
         raise ValueError(
-            f"{dataset} is not in {builder.data_dir} as ArrayRecord ({error}); prepare it once "
-            f"with {again}"
+            f"{dataset} is not in {builder.data_dir} as ArrayRecord ({first_line(error)}); "
+            f"prepare it once with {again}"
         ) from error
     if check_sizes and len(records) != published.sizes[split]:
         raise ValueError(

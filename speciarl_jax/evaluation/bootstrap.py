@@ -25,15 +25,12 @@ def intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Computes percentile bootstrap intervals over images.
+    """Computes percentile bootstrap intervals over images: each of `MEASURES` -> [low, high].
 
     Args:
       categories_B: int `Category`, one an image; at least one.
       weights: as for `metrics.score`.
       level: share of the distribution between the ends.
-
-    Returns:
-      Each of `MEASURES` -> [low, high].
     """
     counts_K = histogram(categories_B)
     rng = np.random.default_rng(seed)

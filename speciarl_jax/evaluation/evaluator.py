@@ -2,7 +2,7 @@
 
 import collections
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,21 +63,7 @@ class Evaluator:
         key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
         sharding.check_batch(run.mesh, key, self._batch_size)
         self.source = run.eval_source
-        sampler = run.sampler(num_rollouts, config.rollout.max_tokens)
-
-        def program(lora, base, verifier, batch, key, temperature, top_p):
-            _, rollout = sampler(lora, base, batch, key, temperature, top_p)
-            # A host verifier gets the text later.
-            if verifier is None:
-                return rollout.tokens_BNT, rollout.mask_BNT
-            category_BN, valid_BN, probability_BN, _ = in_graph_verification.verify(
-                verifier, batch, rollout
-            )
-            if probability_BN is None:
-                probability_BN = jnp.full(category_BN.shape, jnp.nan)
-            return rollout.tokens_BNT, rollout.mask_BNT, category_BN, valid_BN, probability_BN
-
-        self._program = jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
+        self._program = answer_program(run, num_rollouts)
 
     def __call__(self, lora: Any, **sampling: float) -> Judged:
         """Answers about all images with these adapters, and judges; with the same keys each call.
@@ -171,7 +157,8 @@ class Evaluator:
 
     def score(self, category: np.ndarray) -> metrics.Score:
         """Scores verdicts with the configured weights."""
-        return metrics.score(category, dict(self.run.config.evaluation.weights))
+        weights = metrics.configured_weights(self.run.config.evaluation.weights)
+        return metrics.score(category, weights)
 
     def _build(self, local: Sequence[Mapping[str, Any]], indices: Sequence[int], start: int):
         """Builds a batch from this process's rows; images before `start` get weight 0."""
@@ -180,6 +167,28 @@ class Evaluator:
         mine = np.array(indices[process * share : (process + 1) * share])
         wanted_B = np.pad(mine >= start, (0, share - len(mine))).astype(np.float32)
         return self.run.place(batch.replace(weight_B=batch.weight_B * wanted_B))
+
+
+def answer_program(run: Run, num_rollouts: int) -> Callable[..., tuple[jax.Array, ...]]:
+    """Jits (lora, base, verifier, batch, key, temperature, top_p) -> tokens, mask and verdicts.
+
+    The verdicts are category, validity and probability [B, N]; there are none where `verifier` is
+    None: a host verifier gets the text later.
+    """
+    sampler = run.sampler(num_rollouts, run.config.rollout.max_tokens)
+
+    def program(lora, base, verifier, batch, key, temperature, top_p):
+        _, rollout = sampler(lora, base, batch, key, temperature, top_p)
+        if verifier is None:
+            return rollout.tokens_BNT, rollout.mask_BNT
+        found = in_graph_verification.verify(verifier, batch, rollout)
+        probability_BN = found.probability_BN
+        if probability_BN is None:
+            probability_BN = jnp.full(found.category_BN.shape, jnp.nan)
+        verdicts = found.category_BN, found.valid_BN, probability_BN
+        return rollout.tokens_BNT, rollout.mask_BNT, *verdicts
+
+    return jax.jit(program, out_shardings=sharding.batch_sharding(run.mesh))
 
 
 def answer_part(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,13 @@ from speciarl_jax.verifiers.category import Category
 
 MEASURES = ("correctness", "specificity", "hm")
 CORRECT = (Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC, Category.MORE_SPECIFIC)
+_NAMES = tuple(category.name.lower() for category in CORRECT)
+# Weights of specificity by name (`config.evaluation.weights.preset`): even steps, which the
+# configuration has by default, and those of the code that the authors of the paper released.
+PRESETS = {
+    "thirds": dict(zip(_NAMES, (1 / 3, 2 / 3, 1.0, 1.0), strict=True)),
+    "authors": dict(zip(_NAMES, (0.2, 0.6, 1.0, 1.0), strict=True)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +35,47 @@ def check_weights(weights: Mapping[str, float]) -> None:
     Raises:
       ValueError: a category is missing or unknown, or a weight lies outside of [0, 1].
     """
-    names = [category.name.lower() for category in CORRECT]
-    if sorted(weights) != sorted(names) or not all(0 <= w <= 1 for w in weights.values()):
+    if sorted(weights) != sorted(_NAMES) or not all(0 <= w <= 1 for w in weights.values()):
         raise ValueError(
             f"weights of specificity (config.evaluation.weights) must be numbers in [0, 1] for "
-            f"{names}, got {dict(weights)}"
+            f"{list(_NAMES)}, got {dict(weights)}"
         )
+
+
+def configured_weights(section: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the weights that `config.evaluation.weights` asks for: its preset, or its numbers.
+
+    Raises:
+      ValueError: there is no such preset, or the numbers do not fit.
+    """
+    preset = section["preset"]
+    if preset and preset not in PRESETS:
+        raise ValueError(
+            f"config.evaluation.weights.preset is {preset!r}; choose one of {sorted(PRESETS)}, or "
+            "'' for the numbers beside it"
+        )
+    numbers = PRESETS.get(preset) or {k: v for k, v in section.items() if k != "preset"}
+    check_weights(numbers)
+    return dict(numbers)
+
+
+def named_weights(weights: Mapping[str, float]) -> dict[str, Any]:
+    """Adds "name" to weights: the preset that has these numbers, or "custom"."""
+    numbers = numbers_of(weights)
+    names = (name for name, preset in PRESETS.items() if preset == numbers)
+    return numbers | {"name": next(names, "custom")}
+
+
+def numbers_of(weights: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of "weights" in `metrics.json`, which also has their name."""
+    return {name: value for name, value in weights.items() if name != "name"}
+
+
+def describe_weights(weights: Mapping[str, Any]) -> str:
+    """Writes a line about weights: name and numbers."""
+    named = named_weights(weights)
+    numbers = (f"{k.replace('_', ' ')} {v:.3g}" for k, v in numbers_of(named).items())
+    return f"Weights of specificity: {named['name']} ({', '.join(numbers)})."
 
 
 def score(categories: np.ndarray, weights: Mapping[str, float]) -> Score:

@@ -28,6 +28,9 @@ GREEDY, SAMPLES = "greedy", "samples"
 CONTENTS = "image_contents"
 # In place of the category of an answer without a verdict.
 UNVERIFIED = "unverified"
+# In place of the weights in the provenance of a policy whose answers were given in a file: the
+# digest of that file.
+GIVEN = "answers"
 _BY_NAME = {c.name.lower(): c for c in Category}
 
 
@@ -114,7 +117,7 @@ class Predictions:
         overwrite: bool = False,
         anew: bool = False,
     ) -> int:
-        """Opens a part, new or to be continued.
+        """Opens a part, new or to be continued, and returns the `index` after its last line.
 
         Greedy answers and samples of the same policy, data set and prompt share a row of
         `metrics.json`, so they may differ in nothing but "sampling". Other parts of the same policy
@@ -124,9 +127,6 @@ class Predictions:
           provenance: of its answers; JSON-able.
           overwrite: whether to drop the lines that conflict with `provenance`.
           anew: whether to drop the lines of this part in any case.
-
-        Returns:
-          The `index` after its last line.
 
         Raises:
           ValueError: lines conflict with `provenance`, and `overwrite` is not set; says how.
@@ -199,6 +199,12 @@ class Predictions:
 
     def _text(self) -> str:
         return "".join(json.dumps(line) + "\n" for line in self._all)
+
+
+def is_given(provenance: Mapping[str, Any]) -> bool:
+    """Whether this is the provenance of answers that were given in a file."""
+    policy = provenance.get("policy")
+    return isinstance(policy, Mapping) and GIVEN in policy
 
 
 def read(folder: str | os.PathLike) -> dict[Part, list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from speciarl_jax.evaluation import predictions
-from speciarl_jax.evaluation.predictions import GREEDY
+from speciarl_jax.evaluation.predictions import GIVEN, GREEDY
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
 from speciarl_jax.runtime import checksum
@@ -62,19 +62,55 @@ def of_part(
         }
     return {
         "policy": dict(policy),
+        **_of_images(config, source),
+        "max_pixels": config.data.max_pixels,
+        "prompt": _hash(run.builder.text),
+        "max_tokens": config.rollout.max_tokens,
+        "sampling": sampling,
+        **of_verdicts(run),
+    }
+
+
+def of_given(judge: Any, source: Any, digest: str, *, num_rollouts: int = 1) -> dict[str, Any]:
+    """Returns the provenance of answers that another model gave about one data set; JSON-able.
+
+    How that model was asked is not known, so nothing is said about it.
+
+    Args:
+      judge: has `config`, `labels` and `verifier`, as a `Run` has.
+      source: images of evaluation.
+      digest: of the file with the answers.
+      num_rollouts: N answers an image.
+    """
+    return {
+        "policy": {GIVEN: digest},
+        **_of_images(judge.config, source),
+        "sampling": {"answers": num_rollouts},
+        **of_verdicts(judge),
+    }
+
+
+def of_verdicts(judge: Any) -> dict[str, Any]:
+    """Returns what verdicts depend on beside the answers: the verifier, and the labels.
+
+    All processes must call it together.
+
+    Args:
+      judge: has `config`, `labels` and `verifier`, as a `Run` has.
+    """
+    return {"verifier": of_verifier(judge), "labels": _of_labels(judge.labels)}
+
+
+def _of_images(config: ml_collections.ConfigDict, source: Any) -> dict[str, Any]:
+    evaluation = config.evaluation
+    return {
         "data": {
             "name": config.data.name,
             "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
         },
         "images": getattr(source, "fingerprint", len(source)),
         **_contents(source),
-        "max_pixels": config.data.max_pixels,
-        "prompt": _hash(run.builder.text),
         "seed": evaluation.seed,
-        "max_tokens": config.rollout.max_tokens,
-        "sampling": sampling,
-        "verifier": of_verifier(run),
-        "labels": _of_labels(run.labels),
     }
 
 
@@ -86,10 +122,12 @@ def _contents(source: Any) -> dict[str, str]:
 def of_base(run: Run) -> dict[str, Any]:
     """Returns the provenance of the frozen weights, tokenizer and image processor.
 
+    The tokens that end a completion are part of it where there are several.
+
     All processes must call it together.
     """
     folder, model = load_policy.model_folder(run.config.model.path), run.config.model
-    return {
+    return ({"end_ids": list(run.end_ids)} if len(run.end_ids) > 1 else {}) | {
         "weights": _of_weights(run.base),
         "files": {
             name: _hash((folder / name).read_text("utf-8"))
@@ -100,10 +138,13 @@ def of_base(run: Run) -> dict[str, Any]:
     }
 
 
-def of_verifier(run: Run) -> dict[str, Any]:
+def of_verifier(run: Any) -> dict[str, Any]:
     """Returns the verifier's name and options, a checksum of its weights and of its prompt's text.
 
     All processes must call it together.
+
+    Args:
+      run: a `Run`, or what has its `config` and `verifier`.
     """
     return _of_verifier(run.config, run.config.verifier.name, run.verifier)
 
@@ -151,7 +192,7 @@ def _of_labels(labels: Any) -> str:
         names = [
             sorted((repr(key), int(category)) for key, (category, _) in relation.items())
             for relation in labels.relations
-        ]
+        ] + [list(labels.opener.expressions), sorted(map(repr, labels.opener.modifiers))]
     else:
         names = list(labels.names)
     return _hash(json.dumps([list(labels.leaf_ids), names]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from speciarl_jax.evaluation import bootstrap, consensus, metrics
+from speciarl_jax.evaluation import bootstrap, consensus, constant_answer, metrics, unknown_answers
 from speciarl_jax.evaluation.predictions import (
     GREEDY,
     SAMPLES,
@@ -17,6 +17,7 @@ from speciarl_jax.evaluation.predictions import (
     Part,
     Predictions,
     categories,
+    is_given,
     verified,
 )
 from speciarl_jax.runtime import fingerprint, jsonl, renamed
@@ -44,22 +45,22 @@ def update(
     labels: Mapping[str, Any] | None = None,
     open_world: Mapping[Part, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Writes `metrics.json` anew.
+    """Writes `metrics.json` anew, and returns its content.
 
-    Open-world metrics and `choices` of an earlier `metrics.json` are kept where they are not
-    computed this time and the lines are the same.
+    Open-world metrics, and what was computed by a label tree, are kept from an earlier
+    `metrics.json` where they are not computed this time and the lines are the same. The best
+    constant answer is kept only if the weights are the same, too.
 
     Args:
       weights: as for `of_parts`.
       labels: as for `of_parts`.
       open_world: as for `of_parts`.
-
-    Returns:
-      The content of the file.
     """
     parts, provenances = store.parts(), store.provenance
     found = of_parts(parts, weights, provenances=provenances, labels=labels, open_world=open_world)
-    earlier = {_key(row): row for row in _earlier_runs(folder)}
+    before = _earlier(folder)
+    earlier = {_key(row): row for row in before["runs"]}
+    weighed_alike = metrics.numbers_of(before["weights"]) == dict(weights)
     for row in found["runs"]:
         old = earlier.get(_key(row), {})
         same = {d: old.get("lines", {}).get(d) == row["lines"][d] for d in (GREEDY, SAMPLES)}
@@ -74,6 +75,9 @@ def update(
             } | new
         if same[SAMPLES] and not row["choices"]:
             row["choices"] = old["choices"]
+        for name, kept in (("constant_answer", weighed_alike), ("unknown_answers", True)):
+            if same[GREEDY] and kept and name in old:
+                row.setdefault(name, old[name])
     write(folder, found)
     return found
 
@@ -82,13 +86,14 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(row[name] for name in _RUN)
 
 
-def _earlier_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the runs of the `metrics.json` of a folder; none if it is missing or damaged."""
-    path = epath.Path(folder) / FILE
+def _earlier(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads the `metrics.json` of a folder; without runs if it is missing or damaged."""
+    path, none = epath.Path(folder) / FILE, {"runs": [], "weights": {}}
     try:
-        return renamed.results(json.loads(path.read_text()))["runs"] if path.exists() else []
+        found = renamed.results(json.loads(path.read_text())) if path.exists() else none
+        return {"runs": found["runs"], "weights": found["weights"]}
     except (ValueError, LookupError, TypeError):
-        return []
+        return none
 
 
 def of_parts(
@@ -105,7 +110,7 @@ def of_parts(
       parts: lines of each part, in the order of the file.
       weights: of correct answers (`metrics.score`).
       provenances: of the parts; without them all runs of a data set are compared.
-      labels: data set -> `Run.labels`, for `choices`.
+      labels: data set -> `Run.labels`; as for `of_run`.
       open_world: open-world metrics of greedy parts (`open_world.measure`).
 
     Returns:
@@ -124,7 +129,7 @@ def of_parts(
         greedy[part] = lines
     compared, not_compared = comparisons(greedy, weights, provenances or {})
     return {
-        "weights": dict(weights),
+        "weights": metrics.named_weights(weights),
         "runs": runs,
         "comparisons": compared,
         "not_compared": not_compared,
@@ -145,9 +150,11 @@ def of_run(
       greedy: its lines, at least one with a verdict.
       samples: lines of the samples about the same images; may be empty.
       weights: as for `of_parts`.
-      labels: `Run.labels` of the data set; `choices` is empty unless it is a `Taxonomy`.
+      labels: `Run.labels` of the data set. Unless it is a `Taxonomy` that has all true labels,
+        `choices` is empty, and "constant_answer" and "unknown_answers" are left out.
     """
     judged = verified(greedy)
+    tree = labels if _is_tree_of(labels, [*greedy, *samples]) else None
     category_B = categories(judged)[:, 0]
     score = metrics.score(category_B, weights)
     shares = {name: score.histogram[name] / len(judged) for name in ("abstain", "unparsed")}
@@ -171,9 +178,21 @@ def of_run(
         row["best_of"] = bootstrap.best_of(categories(sampled), weights)
         row["calibration"] = bootstrap.calibration(*agreement(sampled))
         row["calibration_error"] = bootstrap.calibration_error(row["calibration"])
-        if isinstance(labels, Taxonomy):
-            row["choices"] = choices(sampled, labels, weights)
+        if tree:
+            row["choices"] = choices(sampled, tree, weights)
+    if tree:
+        label_ids = [line["label_id"] for line in judged]
+        row["constant_answer"] = constant_answer.best(label_ids, tree, weights)
+        responses = [line["responses"][0] for line in greedy]
+        row["unknown_answers"] = unknown_answers.find(responses, tree)
     return row
+
+
+def _is_tree_of(labels: Any, lines: Lines) -> bool:
+    """Whether labels are a tree that has the true labels of lines, maybe older ones."""
+    if not isinstance(labels, Taxonomy):
+        return False
+    return {line.get("label_id") for line in lines} <= set(labels.leaf_ids)
 
 
 def _measures(score: metrics.Score) -> dict[str, float]:
@@ -303,13 +322,16 @@ def compare(
 
     Returns:
       {"a", "b", "images", "differs", "differences" (`bootstrap.paired`)}; None without such images.
-      "differs" holds what differs beside the policy and the name of the prompt.
+      "differs" holds what differs beside the policy and the name of the prompt. It is empty where
+      another model gave the answers, as nobody knows how that model was asked.
     """
     pairs = paired_lines(a_lines, b_lines)
     if not pairs:
         return None
     sides = [categories(lines)[:, 0] for lines in zip(*pairs, strict=True)]
     asking = [key for key in _ASKING if key != "prompt" or a.prompt == b.prompt]
+    if is_given(a_provenance) or is_given(b_provenance):
+        asking = []
     return {
         "a": _named(a),
         "b": _named(b),
@@ -321,50 +343,6 @@ def compare(
 
 def _named(part: Part) -> dict[str, str]:
     return {name: getattr(part, name) for name in _RUN}
-
-
-def remarks(found: Mapping[str, Any]) -> list[str]:
-    """Writes sentences about `metrics.json`: runs that differ in more than the policy, runs that
-    are not compared, and how often names of `predict` are correct."""
-    said = [
-        f"{_pair(row)} also differ in {_both(row['differs'])}."
-        for row in found["comparisons"]
-        if row["differs"]
-    ]
-    said += refusals(found["not_compared"])
-    for row in found["runs"]:
-        worth = "; ".join(
-            f"{c['confidence']}: {c['named']:.0%} named, {c['correctness']:.0%} of them correctly"
-            for c in row["choices"]
-            if c["named"]
-        )
-        if worth:
-            said.append(f"{'/'.join(_key(row))}, names of predict --confidence: {worth}.")
-    return said
-
-
-def refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Writes a sentence with the remedy for each row of "not_compared"."""
-    return [
-        f"{_pair(row)} are not compared: {_both(row['because'])}. Evaluate both with the same "
-        "verifier, labels and images (--overwrite replaces the answers that are there)."
-        + (_OWN_JUDGE if "verifier.weights" in row["because"] else "")
-        for row in rows
-    ]
-
-
-_OWN_JUDGE = (
-    " With config.verifier.flax_judge.weights='policy_base' each base judges itself; give the "
-    "folder of one judge instead."
-)
-
-
-def _pair(row: Mapping[str, Any]) -> str:
-    return " and ".join("/".join(row[side].values()) for side in "ab")
-
-
-def _both(found: Mapping[str, Sequence[Any]]) -> str:
-    return ", ".join(f"{key} ({a!r} and {b!r})" for key, (a, b) in found.items())
 
 
 def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

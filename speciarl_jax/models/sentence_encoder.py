@@ -102,15 +102,12 @@ def encode(
     tokens_BS: jax.Array,
     mask_BS: jax.Array,
 ) -> jax.Array:
-    """Computes embeddings of texts; traceable.
+    """Computes embeddings of texts, float32 [B, D] of length 1; traceable.
 
     Args:
       weights: from `load`.
       tokens_BS: int32, special tokens included, padded on the right.
       mask_BS: bool, true for tokens; at least one in each row.
-
-    Returns:
-      float32 [B, D] of length 1.
     """
     positions_S = jnp.arange(tokens_BS.shape[1])
     x_BSD = (

@@ -51,11 +51,7 @@ def chunks(
 
     Args:
       images: B, a multiple of `devices`.
-      prompt: P, tokens.
-      token: `token_bytes`.
-      answers: N.
-      tokens: T.
-      num_compactions: as for `generate`.
+      prompt, token, answers, tokens, num_compactions: as for `image_bytes`.
       devices: that the images are cut over.
       cache_bytes: of the caches on a device, at most; 0 for no limit.
       max_images_per_chunk: at once on all devices, at most; 0 for no limit.

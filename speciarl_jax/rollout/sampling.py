@@ -12,15 +12,12 @@ BANNED_LOGIT = -1e30
 def scaled_logits(
     logits: jax.Array, banned_V: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """Logits of the distribution that is sampled and whose log-probabilities are trained on.
+    """Computes logits of the distribution that is sampled and trained on, float32 [..., V].
 
     Args:
       logits: [..., V].
       banned_V: bool, tokens that may never be an answer's (image placeholders, for instance).
       temperature: above 0 divides the logits; 0 means greedy, which leaves them as they are.
-
-    Returns:
-      float32 [..., V].
     """
     temperature = jnp.asarray(temperature, jnp.float32)
     logits = logits.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
@@ -46,13 +43,10 @@ def keep_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
 
 
 def rollout_keys(key: jax.Array, image_id_B: jax.Array, num_rollouts: int) -> jax.Array:
-    """One key an answer, from what the answer is and not from where it lies.
+    """Makes keys [B, N], from what an answer is and not from where it lies.
 
     The key depends on the step (already in `key`), the image and the number of the rollout, so a
     sample is the same on any mesh, in any batch layout and in any process.
-
-    Returns:
-      Keys [B, N].
     """
     image_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, image_id_B)
     numbers_N = jnp.arange(num_rollouts, dtype=jnp.uint32)

@@ -22,23 +22,35 @@ _FREE = (
     *("compilation_cache", "train.num_length_buckets"),
     *("train.samples_", "train.num_logged_images"),
 )
-# What a fingerprint says of the contents of images. Earlier versions did not record it, so where it
-# is missing nothing is compared.
+# Verifiers whose options are a section of their name.
+_VERIFIERS = ("cascade", "flax_judge", "http_judge")
+
+# Key of the fingerprint of the frozen weights (`models/stored_weights.py`).
+BASE_WEIGHTS = "model.base_fingerprint"
+# Key of what a fingerprint says of the contents of images.
 CONTENTS = "data.image_contents"
+# Keys that the fingerprints of earlier versions lack; a run goes on where one is missing.
+_ADDED = (BASE_WEIGHTS, CONTENTS)
 
 
 def of_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the keys that a resumed run must agree with, `section.key` -> JSON-able value."""
+    """Returns the keys that a resumed run must agree with, `section.key` -> JSON-able value.
+
+    Options of verifiers that the run does not ask are none of them.
+    """
     flat: dict[str, Any] = {}
+    values = json.loads(config.to_json())
+    asked = {values["verifier"]["name"], values["verifier"].get("cascade", {}).get("judge")}
+    free = _FREE + tuple(f"verifier.{name}." for name in _VERIFIERS if name not in asked)
 
     def visit(prefix, value):
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 visit(f"{prefix}{key}.", inner)
-        elif not prefix.startswith(_FREE):
+        elif not prefix.startswith(free):
             flat[prefix.rstrip(".")] = value
 
-    visit("", json.loads(config.to_json()))
+    visit("", values)
     return flat
 
 
@@ -74,8 +86,7 @@ def check(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
       ValueError: the fingerprints differ; shows both values of each key, and the remedies.
     """
     saved = renamed.flat_config(saved)
-    if CONTENTS not in saved:
-        now = {key: value for key, value in now.items() if key != CONTENTS}
+    now = {key: value for key, value in now.items() if key in saved or key not in _ADDED}
     found = differences({key: saved.get(key) for key in now}, now)
     if not found:
         return

@@ -27,7 +27,6 @@ each verifier its verdict and probabilities, or with --tree the verdict as `cate
 import functools
 import itertools
 import pathlib
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +56,7 @@ from speciarl_jax.tools.audit_pairs import (
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.base import HostVerifier
 from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.label_tree.reasons import Reasons
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 # Pairs that a verifier on the devices judges in one call.
@@ -85,7 +85,7 @@ def build(
         return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
 
     options = dict(verifier_options(config, name))
-    longest = max(len(response_of(row, True).encode()) for row in rows)
+    longest = max(len(response_of(row, "think").encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
     if name == TAXONOMY:
@@ -130,10 +130,10 @@ def leaves_named(labels: Taxonomy, name: str) -> list[str]:
 
 
 def judge(
-    verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], require_think: bool
+    verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], tags: str
 ) -> Verdicts:
     """Asks one verifier about all rows; `label` has its number of each true label."""
-    texts = [response_of(row, require_think) for row in rows]
+    texts = [response_of(row, tags) for row in rows]
     has_more = hasattr(verifier, "judge")
     if isinstance(verifier, HostVerifier):
         groups = [[text] for text in texts]
@@ -175,8 +175,8 @@ def audit(
     for name in names:
         plugins.find("verifiers", name, "create")
         verifier, label = build(config, name, tokenizer, rows)
-        require_think = verifier_options(config, name)["require_think"]
-        found[name] = judge(verifier, tokenizer, rows, label, require_think)
+        tags = verifier_options(config, name)["tags"]
+        found[name] = judge(verifier, tokenizer, rows, label, tags)
         if isinstance(verifier, HostVerifier):
             lines += [f"{name}: {said}" for said in [verifier.errors()] if said]
             verifier.close()
@@ -225,12 +225,18 @@ def audit_tree(tree: str, pairs: str) -> tuple[dict[str, Any], list[Row], list[s
         raise ValueError(f"--tree={AUTO} needs a column dataset in {pairs}; or give --tree=NAME")
     if tree in shipped:
         rows = [row for row in rows if row.get("dataset", tree) not in shipped.keys() - {tree}]
-    read = functools.cache(lambda name: Taxonomy.from_file(_tree_file(name, shipped)))
+
+    @functools.cache
+    def read(name):
+        labels = Taxonomy.from_file(_tree_file(name, shipped))
+        return labels, Reasons(labels)
+
     judged = []
     for row in rows:
         try:
-            labels = read(row["dataset"] if tree == AUTO else tree)
-            judged.append((True, *_explain(labels, leaf_of(labels, row), row)))
+            labels, why = read(row["dataset"] if tree == AUTO else tree)
+            answer = parsing.extract(response_of(row, tags="answer"))
+            judged.append((True, *why.explain(answer, leaf_of(labels, row))))
         except ValueError as error:
             judged.append((False, Category.UNPARSED, str(error)))
     if not any(valid for valid, *_ in judged):
@@ -252,23 +258,6 @@ def _tree_file(name: str, shipped: Mapping[str, pathlib.Path]) -> pathlib.Path:
     if name.partition(":")[0] not in shipped:
         raise ValueError(f"{name!r} is no file and no tree that ships: {sorted(shipped)}")
     return shipped[name.partition(":")[0]]
-
-
-def _explain(labels: Taxonomy, leaf_id: str, row: Row) -> tuple[Category, str]:
-    """Returns the category of a row's answer, and which name of which node it equals."""
-    answer = parsing.extract(response_of(row, require_think=False))
-    if answer is None:
-        return Category.UNPARSED, "no answer can be read"
-    category, key, match = labels.explain(answer, leaf_id)
-    if ancestor := re.search(r"(broader )?ancestor (\d+)", match):
-        field = "broader" if ancestor[1] else "ancestors"
-        node = labels.data["leaves"][leaf_id][field][int(ancestor[2]) - 1]
-        match += f" of the node {node[0]!r}"
-    if match:
-        return category, match
-    others = [labels.data["leaves"][other]["name"] for other in leaves_named(labels, answer)]
-    others = f", but names {others[0]!r}" if others else ""
-    return category, f"{key.decode('utf-8', 'replace')!r} is no name around the label{others}"
 
 
 def _with_category(row: Row, verdict: str) -> Row:

@@ -93,7 +93,7 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
         reasons = {
             "has no letters": not re.search(r"[^\W\d_]", label),
             "has an underscore": "_" in label,
-            "begins with a number": re.match(r"\d.*[^\W\d_]", label),
+            "begins with a number": bool(re.match(r"\d.*[^\W\d_]", label)),
             "lists several things; a completion that does is wrong": "," in key,
             "offers several things; a completion that does is wrong": " or " in f" {key} ",
             f"has more than {max_words} words": len(key.split()) > max_words,

@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from speciarl_jax.evaluation import bootstrap, predictions, results
+from speciarl_jax.evaluation import bootstrap, metrics, predictions, remarks, results
 from speciarl_jax.evaluation.predictions import GREEDY, Part
 from speciarl_jax.evaluation.report import figures, markdown
 from speciarl_jax.runtime import exit_codes, jsonl
@@ -62,7 +62,7 @@ def read_weights(folders: Sequence[epath.Path]) -> dict[str, float]:
         path = folder / results.FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing: let the evaluation end (start it again)")
-        found[str(folder)] = json.loads(path.read_text())["weights"]
+        found[str(folder)] = metrics.numbers_of(json.loads(path.read_text())["weights"])
     first, *others = found.values()
     if any(weights != first for weights in others):
         raise ValueError(
@@ -82,8 +82,8 @@ def compare(
       weights: of correct answers (`metrics.score`).
 
     Returns:
-      {"runs": [...], "comparisons": [...], "not_compared": [...]} as in `metrics.json`, each run
-      and side with its folder as "run".
+      {"weights": {...}, "runs": [...], "comparisons": [...], "not_compared": [...]} as in
+      `metrics.json`, each run and side with its folder as "run".
 
     Raises:
       ValueError: two runs have other images, or another verifier or labels, under one name of a
@@ -105,6 +105,7 @@ def compare(
                 if row := results.compare(a, reference[a], b, lines, weights, *sides):
                     tests.append(_with_runs(row, first, name))
     return {
+        "weights": alone[first]["weights"],
         "runs": [{"run": name} | row for name, found in alone.items() for row in found["runs"]],
         "comparisons": tests,
         "not_compared": [_with_runs(row, first, first) for row in alone[first]["not_compared"]],
@@ -150,8 +151,9 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         lines += ["", best_of]
     lines += ["", "95% percentile bootstrap over images; p two-sided, not corrected for the"]
     lines.append("number of comparisons.")
-    if remarks := results.remarks(found):
-        lines += ["", *(f"- {remark}" for remark in remarks)]
+    lines += ["", metrics.describe_weights(found["weights"])]
+    if said := remarks.about(found):
+        lines += ["", *(f"- {one}" for one in said)]
     return "\n".join(lines) + "\n"
 
 

@@ -74,6 +74,13 @@ class HostVerifier(abc.ABC):
           A future. What cannot be judged is not valid; a judge's failure raises nothing.
         """
 
+    def check(self) -> None:  # noqa: B027
+        """Makes sure that the verifier can be asked, before anything is computed.
+
+        Raises:
+          ValueError: its configuration does not fit; says how to mend it.
+        """
+
     @abc.abstractmethod
     def errors(self) -> str:
         """What went wrong since the last call, for people; "" for nothing."""

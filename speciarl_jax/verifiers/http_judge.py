@@ -8,6 +8,7 @@ pairs are asked once, whichever groups they come from, and verdicts outlive the 
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import logging as logging_lib
 import os
 import threading
@@ -18,11 +19,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from speciarl_jax.verifiers import parsing, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing, prefilter
 from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt, verdict_cache
-from speciarl_jax.verifiers.judge.http_client import JudgeClient, NoVerdict
+from speciarl_jax.verifiers.judge.http_client import JudgeClient, NoVerdict, Unreachable
 from speciarl_jax.verifiers.label_tree import label_names
 
 # The normalised names of a truth and a prediction.
@@ -48,20 +49,23 @@ class HttpJudge(HostVerifier):
         cache: verdict_cache.VerdictCache,
         judge: verdict_cache.Judge,
         *,
+        further: Mapping[str, int] | None = None,
         max_words: int,
         max_answer_bytes: int,
-        require_think: bool,
+        tags: str,
     ):
-        """Starts the thread.
+        """Starts the thread; sends nothing yet.
 
         Args:
           names: of the labels, by index.
           client: of the server.
           cache: of verdicts.
-          judge: what decides about a verdict, for the cache.
+          judge: what decides about a verdict, for the cache. Without `identity` in its settings,
+            the client is asked for it before the first pair.
+          further: other names of labels, see `label_mentions.index`.
           max_words: a longer answer is WRONG.
           max_answer_bytes: a longer answer is WRONG.
-          require_think: as for `parsing.extract`.
+          tags: as for `parsing.extract`.
 
         Raises:
           ValueError: a label is longer than an answer may be.
@@ -69,13 +73,19 @@ class HttpJudge(HostVerifier):
         prefilter.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
         self._names = list(names)
         self._client, self._cache, self._judge = client, cache, judge
-        self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
-        self._require_think = require_think
+        self._screen = functools.partial(
+            prefilter.screen,
+            labels=label_mentions.index(names, further),
+            max_words=max_words,
+            max_answer_bytes=max_answer_bytes,
+        )
+        self._tags = tags
         # Pairs that somebody waits for; only the loop's thread touches it.
         self._open: dict[Pair, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task] = set()
         self._cache_thread = concurrent.futures.ThreadPoolExecutor(1, "verdict_cache")
         self._cache_fails = False
+        self._known: asyncio.Task[verdict_cache.Judge] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         self._thread.start()
@@ -95,6 +105,10 @@ class HttpJudge(HostVerifier):
         found = asyncio.run_coroutine_threadsafe(self._judge_pairs(set(pairs)), self._loop)
         return {pair: outcome.category for pair, outcome in found.result().items()}
 
+    def check(self) -> None:
+        """See `HostVerifier`."""
+        asyncio.run_coroutine_threadsafe(self._identified(), self._loop).result()
+
     def errors(self) -> str:
         """See `HostVerifier`."""
         return self._client.errors()
@@ -106,21 +120,25 @@ class HttpJudge(HostVerifier):
             return
 
         async def finish():
-            for task in self._tasks:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*others, return_exceptions=True)
             await self._client.close()
+            await self._loop.shutdown_asyncgens()
+            await self._loop.shutdown_default_executor()
 
         asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
         self._cache_thread.shutdown()
         self._cache.close()
 
     def _look(self, response: str, truth: str) -> Category | Pair:
         """The stated verdict on a response, or the pair that has to be judged."""
-        content = parsing.extract(response, require_think=self._require_think)
-        stated = prefilter.screen(content, truth, **self._limits)
+        content = parsing.extract(response, tags=self._tags)
+        stated = self._screen(content, truth)
         if stated is not None:
             return stated
         return parsing.normalize(truth), parsing.normalize(content)
@@ -149,8 +167,11 @@ class HttpJudge(HostVerifier):
 
     async def _judge_pairs(self, pairs: Collection[Pair]) -> dict[Pair, _Outcome]:
         """Outcomes of different pairs; those that are being judged already are not asked again."""
+        if not pairs:
+            return {}
+        judge = await self._identified()
         theirs = {pair: self._open[pair] for pair in pairs if pair in self._open}
-        keys = {pair: self._judge.key(*pair) for pair in pairs if pair not in theirs}
+        keys = {pair: judge.key(*pair) for pair in pairs if pair not in theirs}
         # A pair is announced before the cache is read and leaves after it was written, so that it
         # cannot slip through between the two.
         mine = {pair: self._loop.create_future() for pair in keys}
@@ -160,22 +181,43 @@ class HttpJudge(HostVerifier):
             if key in known:
                 self._settle(pair, _Outcome(known[key], cached=True))
             else:
-                task = self._loop.create_task(self._ask(pair))
-                self._tasks.add(task)
+                task = self._loop.create_task(self._ask(judge, pair))
+                self._tasks.add(task)  # or it might be collected
                 task.add_done_callback(self._tasks.discard)
         found = {pair: await future for pair, future in mine.items()}
         for pair, future in theirs.items():
             found[pair] = dataclasses.replace(await future, seconds=float("nan"))
         return found
 
-    async def _ask(self, pair: Pair) -> None:
+    async def _identified(self) -> verdict_cache.Judge:
+        """The judge with its identity, which is found out once."""
+        if self._known is None:
+            self._known = self._loop.create_task(self._identify())
+        return await asyncio.shield(self._known)
+
+    async def _identify(self) -> verdict_cache.Judge:
+        settings = dict(self._judge.settings)
+        identity = settings.pop("identity", None)
+        judge = dataclasses.replace(self._judge, settings=settings)
+        try:
+            found = await self._client.identify(known=identity)
+        except Unreachable as error:
+            last = functools.partial(verdict_cache.last_identity, self._cache, judge)
+            found = identity or await self._in_cache(last)
+            if not found:
+                raise ValueError(str(error)) from None
+            # It was there before: this is an outage, and not a wrong address.
+            logging.warning("%s; going on with the cached verdicts of %r", error, found)
+        return dataclasses.replace(judge, settings=settings | {"identity": found})
+
+    async def _ask(self, judge: verdict_cache.Judge, pair: Pair) -> None:
         """Has a pair judged, keeps the verdict, and tells all who wait."""
         outcome = _Outcome(None)
         try:
             begun = time.monotonic()
             category = await self._client.ask(*pair)
             seconds = time.monotonic() - begun
-            row = self._judge.row(*pair, category)
+            row = judge.row(*pair, category)
             kept = await self._in_cache(self._cache.put, row)
             outcome = _Outcome(category if kept is None else kept, seconds=seconds)
         except NoVerdict as error:
@@ -206,30 +248,15 @@ def create(
     dataset_path: str | os.PathLike | None,
     *,
     path: str,
-    prompt: str,
-    model: str,
-    max_words: int,
-    max_answer_bytes: int,
-    require_think: bool,
-    cache: str,
-    decoding: Mapping[str, Any],
-    server: Mapping[str, Any],
+    **options: Any,
 ) -> tuple[label_names.LabelNames, HttpJudge]:
-    """What `config.verifier.name = "http_judge"` stands for.
+    """Builds what `config.verifier.name = "http_judge"` stands for.
 
     Args:
       token_bytes: not needed; the judge is sent text.
       dataset_path: label tree that the data set brings, or None.
       path: names of the labels (`label_names.read`); "" for the data set's own tree.
-      prompt: name or path (`load`).
-      model: what the server calls the judge.
-      max_words: as for `HttpJudge`.
-      max_answer_bytes: as for `HttpJudge`.
-      require_think: as for `HttpJudge`.
-      cache: path or URL (`verdict_cache.open_cache`).
-      decoding: `temperature`, `max_tokens`, `seed`, `extra_body` (further fields of a request), and
-        `structured` (as for `JudgeClient`).
-      server: as for `JudgeClient`.
+      **options: as for `connect`.
 
     Returns:
       The names on the host, whose `leaf_index` numbers the labels, and the verifier.
@@ -241,58 +268,53 @@ def create(
     if not (path or dataset_path):
         raise ValueError(
             "this data set brings no label tree; set config.verifier.http_judge.path to a file of "
-            "label names (verify/label_names.py)"
+            "label names (verifiers/label_tree/label_names.py)"
         )
     labels = label_names.read(path or dataset_path)
-    limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
-    return labels, connect(
-        labels.names,
-        prompt=prompt,
-        model=model,
-        cache=cache,
-        decoding=decoding,
-        server=server,
-        require_think=require_think,
-        **limits,
-    )
+    return labels, connect(labels.names, labels.further, **options)
 
 
 def connect(
     names: Sequence[str],
+    further: Mapping[str, int] | None = None,
     *,
     prompt: str,
     model: str,
+    identity: str | None,
     cache: str,
     decoding: Mapping[str, Any],
     server: Mapping[str, Any],
     **limits: Any,
 ) -> HttpJudge:
-    """Makes a judge with its client and cache; the arguments are those of `create`.
+    """Makes a judge with its client and cache; sends nothing yet.
 
     Args:
       names: of the labels, by index.
-      **limits: `max_words`, `max_answer_bytes` and `require_think`.
+      further: other names of labels, see `label_mentions.index`.
+      prompt: name or path (`judge_prompt.load`).
+      model: what the server calls the judge.
+      identity: what tells the judge from others of that name, for the cache; None asks the server.
+      cache: path or URL (`verdict_cache.open_cache`).
+      decoding: `temperature`, `max_tokens`, `max_completion_tokens`, `seed` (None: not sent),
+        `extra_body` (further fields of a request), and `structured` (as for `JudgeClient`).
+      server: as for `JudgeClient`.
+      **limits: `max_words`, `max_answer_bytes` and `tags`, as for `HttpJudge`.
 
     Raises:
       ValueError: an option that does not fit.
     """
+    parsing.check_tags(limits["tags"])
     if not model:
         raise ValueError("set config.verifier.http_judge.model to what the server calls the judge")
-    decoding = {**decoding}
-    structured = decoding.pop("structured")
-    fields = _fields(**decoding)
-    # The library would log each request.
-    logging_lib.getLogger("httpx2").setLevel(logging_lib.WARNING)
+    fields = {name: value for name, value in decoding.items() if value is not None}
+    structured = fields.pop("structured")
+    fields |= fields.pop("extra_body")
+    # These would log each request.
+    for library in ("httpx2", "openai"):
+        logging_lib.getLogger(library).setLevel(logging_lib.WARNING)
     asked = judge_prompt.load(prompt)
     client = JudgeClient({"model": model, **fields}, asked, structured=structured, **server)
-    judge = verdict_cache.Judge(model, asked.text, fields | {"structured": structured})
-    return HttpJudge(names, client, verdict_cache.open_cache(cache), judge, **limits)
-
-
-def _fields(
-    *, temperature: float, max_tokens: int, seed: int | None, extra_body: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Decoding settings as fields of a request."""
-    given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    kept = {name: value for name, value in given.items() if value is not None}
-    return kept | dict(extra_body)
+    settings = fields | {"structured": structured} | ({"identity": identity} if identity else {})
+    judge = verdict_cache.Judge(model, asked.text, settings)
+    opened = verdict_cache.open_cache(cache)
+    return HttpJudge(names, client, opened, judge, further=further, **limits)

@@ -57,6 +57,7 @@ def openings(frames: Iterable[str], modifiers: Iterable[str]) -> tuple[str, str]
 def _either(phrases: Iterable[str]) -> str:
     """Returns alternatives of phrases, also written without their spaces."""
     keys = {parsing.phrase(p) for p in phrases}
+    keys |= {key.replace(b" and ", b" & ") for key in keys}
     keys |= {word_forms.squeezed(key) for key in keys}
     # A control character, which no phrase holds, where there is none.
     return "|".join(sorted(key.decode("ascii") for key in keys if key)) or "\x01"
@@ -112,7 +113,8 @@ class Opener:
                     "script; write plain words"
                 )
         self.expressions = openings(frames, modifiers)
-        self.modifiers = frozenset().union(*map(word_forms.forms, modifiers))
+        keys = frozenset().union(*map(word_forms.forms, modifiers))
+        self.modifiers = keys | set(map(word_forms.squeezed, keys))
         self._matchers = [re.compile(e.encode()) for e in self.expressions]
 
     def kind(self, opening: bytes) -> int:

@@ -4,35 +4,40 @@ A language model can be talked into a verdict, so it only ever sees what could b
 order, and compared with the true label, an answer
 
   - that cannot be read (`parsing.extract`) or holds no word is UNPARSED;
+  - whose `parsing.key` is that of the true label is for the judge, whatever is said below;
   - that declines (`abstention`) is ABSTAIN;
   - with more than `max_words` words or `max_answer_bytes` bytes is WRONG (sentences, long texts);
   - with a mark inside that lists, hedges or opens markup ("eagle/hawk", "bird (eagle)", "a: b",
-    line breaks, quotes around JSON keys, tags, role markers) is WRONG;
+    line breaks, tabs, quotes around JSON keys, tags, role markers) is WRONG;
+  - with a full stop inside is WRONG ("sparrow. finch", "1. sparrow"), but not after a single
+    letter or an abbreviation ("St. Bernard") nor within a number ("1.5");
   - with a character beyond ASCII and the Latin letters U+00C0 to U+017F (zero-width and look-alike
     characters, other scripts) is WRONG;
   - with a word or sign that joins two labels ("or", "and", a spaced dash) or speaks to the judge
-    ("ignore", "instructions", the names of verdicts) is WRONG.
+    ("ignore", "instructions", the names of verdicts) is WRONG;
+  - that names two labels of the data set ("house sparrow song sparrow") is WRONG.
 
 A mark, character or word that the true label itself holds is no reason to refuse an answer. All
 others are for the judge to decide, in the form of `parsing.normalize`: letters, digits, dashes and
 spaces, with nothing in it that could end a JSON string or a turn of a chat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speciarl_jax.verifiers import abstention, parsing, parsing_on_device
+from speciarl_jax.verifiers import abstention, label_mentions, parsing, parsing_on_device
 from speciarl_jax.verifiers.category import Category
+from speciarl_jax.verifiers.dfa_on_device import Automata
 
 # Not a category: the judge has to be asked.
 ASK = -2
 
 # Between the first and the last word of an answer. Outside of them any punctuation is trimmed.
-MARKS = parsing.LIST_MARKS + b'\n\r\v\f\x00()[]{}<>"`=:?!\\*~^'
+MARKS = parsing.LIST_MARKS + b'\n\r\t\v\f\x00()[]{}<>"`=:?!\\*~^#'
 # In the form of `parsing.normalize`, with a space at both ends.
 JOINS = tuple(f" {word} ".encode() for word in ("or", "and", "either", "vs", "versus", "-")) + (
     b"--",
@@ -44,7 +49,20 @@ SPEAKS = tuple(
         *("specific", "generic", "abstain", "prediction", "category", "correct", "accept"),
     )
 )
-PATTERNS = JOINS + SPEAKS
+# Signs beyond ASCII that list or point: dots, dashes, bullets and arrows. A true label may hold
+# other characters that begin with the same byte.
+SIGNS = tuple(
+    sign.encode()
+    for sign in (
+        *("\u00b7", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2015", "\u2022", "\u2023"),
+        *("\u2026", "\u2043", "\u2190", "\u2192", "\u2194", "\u21d2", "\u2219", "\u22c5", "\u25a0"),
+        *("\u25aa", "\u25b6", "\u25ba", "\u25cb", "\u25cf", "\u25e6", "\u2794", "\u279c", "\u27a4"),
+    )
+)
+PATTERNS = JOINS + SPEAKS + SIGNS
+# Before a full stop that ends no item of a list; so does any single letter.
+ABBREVIATIONS = "st mt ft pt dr mr mrs ms jr sr no ca cf sp ssp spp var cv mk".split()
+_ABBREVIATION_BYTES = 4  # one more than the longest has
 # First bytes of the letters U+00C0 to U+017F in UTF-8; all their second bytes are allowed.
 _LATIN = (0xC3, 0xC4, 0xC5)
 
@@ -89,33 +107,74 @@ def _holds_mark(text_L, inside_L, allowed_256, xp):
     return xp.any(inside_L & forbidden_256[text_L])
 
 
+def _word_before(normal_L, xp):
+    """uint32 [L]: the last bytes of the word that ends before each byte, the nearest lowest."""
+    going_L, code_L = xp.ones(normal_L.shape, bool), xp.zeros(normal_L.shape, xp.uint32)
+    for back in range(1, _ABBREVIATION_BYTES + 1):
+        byte_L = xp.concatenate([xp.full(back, ord(" "), xp.uint8), normal_L[:-back]])
+        byte_L = byte_L[: normal_L.shape[0]]
+        going_L = going_L & _is_word(byte_L, xp)
+        code_L = code_L + xp.where(going_L, byte_L, 0).astype(xp.uint32) * (256 ** (back - 1))
+    return code_L
+
+
+def _abbreviations() -> np.ndarray:
+    """uint32: `_word_before` of the words after which a full stop may stand."""
+    words = [*ABBREVIATIONS, *map(chr, range(ord("a"), ord("z") + 1))]
+    return np.array([int.from_bytes(word.encode(), "big") for word in words], np.uint32)
+
+
+def _holds_stop(text_L, normal_L, inside_L, xp):
+    """Whether a full stop inside parts two items: neither an abbreviation's nor a number's."""
+    short_L = xp.isin(_word_before(normal_L, xp), xp.asarray(_abbreviations()))
+    digit_L = (text_L >= ord("0")) & (text_L <= ord("9"))
+    edge = xp.zeros(1, bool)
+    number_L = xp.concatenate([edge, digit_L[:-1]]) & xp.concatenate([digit_L[1:], edge])
+    return xp.any((text_L == ord(".")) & inside_L & ~short_L & ~number_L)
+
+
 def screen(
-    content: str | None, truth: str, *, max_words: int, max_answer_bytes: int
+    content: str | None,
+    truth: str,
+    *,
+    labels: Mapping[bytes, int],
+    max_words: int,
+    max_answer_bytes: int,
 ) -> Category | None:
     """The stated verdict on an answer, or None: ask the judge.
 
     Args:
       content: what stands in the answer tags (`parsing.extract`); None if nothing could be read.
       truth: the name of the true label.
+      labels: `label_mentions.index` of the names of all labels.
       max_words: the most words a label may have.
       max_answer_bytes: the most bytes of the form that the judge is shown.
     """
-    if content is None or not parsing.key(content):
+    if content is not None and parsing.too_long(content):
+        return Category.WRONG
+    phrase = b"" if content is None else parsing.phrase(content)
+    if not phrase:
         return Category.UNPARSED
-    if abstention.text_abstains(content):
+    if phrase in _with_articles(truth) and len(phrase) <= max_answer_bytes:
+        return None
+    if abstention.abstains(phrase):
         return Category.ABSTAIN
     normal = f" {parsing.normalize(content)} ".encode("utf-8", "surrogatepass")
     if normal.count(b" ") - 1 > max_words or len(normal) - 2 > max_answer_bytes:
         return Category.WRONG
     raw = content.encode("utf-8", "surrogatepass")
     text_L = np.frombuffer(raw, np.uint8)
-    word_L = _is_word(_NORMAL_TABLE[text_L], np)
+    normal_L = _NORMAL_TABLE[text_L]
+    word_L = _is_word(normal_L, np)
     inside_L = np.maximum.accumulate(word_L) & np.maximum.accumulate(word_L[::-1])[::-1]
     allowed_256, allowed_W = truth_tables([truth])
     if _holds_mark(text_L, inside_L, allowed_256[0], np) or _is_malformed(text_L, inside_L, np):
         return Category.WRONG
+    if not allowed_256[0, ord(".")] and _holds_stop(text_L, normal_L, inside_L, np):
+        return Category.WRONG
     found = [p in normal and not ok for p, ok in zip(PATTERNS, allowed_W[0], strict=True)]
-    return Category.WRONG if any(found) else None
+    listed = label_mentions.names_two(phrase[:max_answer_bytes], labels)
+    return Category.WRONG if listed or any(found) else None
 
 
 def _is_word(normal_L, xp):
@@ -129,8 +188,29 @@ def truth_tables(truths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     for row, name in enumerate(truths):
         allowed_F256[row, list(name.encode("utf-8", "surrogatepass"))] = True
         normal = f" {parsing.normalize(name)} ".encode("utf-8", "surrogatepass")
-        allowed_FW[row] = [pattern in normal for pattern in PATTERNS]
+        # Words that a label joins by dashes may also stand apart.
+        forms = normal, normal.replace(b"-", b" ")
+        allowed_FW[row] = [any(pattern in form for form in forms) for pattern in PATTERNS]
     return allowed_F256, allowed_FW
+
+
+def _with_articles(name: str) -> list[bytes]:
+    """The phrases of a name without an article and with each."""
+    key = parsing.key(name)
+    return [key, *(article + b" " + key for article in parsing.ARTICLES)]
+
+
+def _truth_rows(truths: Sequence[str], most: int, size: int) -> np.ndarray:
+    """uint8 [F, 4, size], `_with_articles` padded with zeros; only zeros for more bytes than most.
+
+    An answer of no bytes is UNPARSED, so zeros equal none.
+    """
+    table = np.zeros((len(truths), 1 + len(parsing.ARTICLES), size), np.uint8)
+    for rows, name in zip(table, truths, strict=True):
+        for row, phrase in zip(rows, _with_articles(name), strict=True):
+            if len(phrase) <= most:
+                row[: len(phrase)] = np.frombuffer(phrase, np.uint8)
+    return table
 
 
 @flax.struct.dataclass
@@ -140,41 +220,54 @@ class Screen:
     Attributes:
       allowed_F256: bool, bytes that a true label holds.
       allowed_FW: bool, members of `PATTERNS` that it holds.
-      abstention_KA: uint8, keys of the abstentions, zero-padded.
+      typography: for phrases.
+      abstentions: the automaton of those who decline.
+      truth_F4A: uint8, phrases of the true labels, with each article and without, zero-padded;
+        zeros for one that is too long.
+      mentions: finds answers that name two labels.
       max_words: static.
       max_answer_bytes: static, A.
-      require_think: static, as for `parsing.extract`.
+      tags: static, as for `parsing.extract`.
     """
 
     allowed_F256: jax.Array
     allowed_FW: jax.Array
-    abstention_KA: jax.Array
+    typography: parsing_on_device.Typography
+    abstentions: Automata
+    truth_F4A: jax.Array
+    mentions: label_mentions.Mentions
     max_words: int = flax.struct.field(pytree_node=False)
     max_answer_bytes: int = flax.struct.field(pytree_node=False)
-    require_think: bool = flax.struct.field(pytree_node=False)
+    tags: str = flax.struct.field(pytree_node=False)
 
     @classmethod
     def create(
-        cls, truths: Sequence[str], *, max_words: int, max_answer_bytes: int, require_think: bool
+        cls,
+        truths: Sequence[str],
+        *,
+        labels: Mapping[bytes, int],
+        max_words: int,
+        max_answer_bytes: int,
+        tags: str,
     ) -> "Screen":
-        """Tables for the names of the true labels.
+        """Tables for the names of the true labels; the other arguments are those of `screen`.
 
         Raises:
           ValueError: a limit that no label of the data set could meet.
         """
         check_limits(truths, max_words=max_words, max_answer_bytes=max_answer_bytes)
         allowed_F256, allowed_FW = truth_tables(truths)
-        keys = sorted(k for k in _ABSTENTIONS if len(k) <= max_answer_bytes)
-        abstention_KA = np.zeros((len(keys), max_answer_bytes), np.uint8)
-        for row, key in zip(abstention_KA, keys, strict=True):
-            row[: len(key)] = np.frombuffer(key, np.uint8)
+        size = max(max_answer_bytes, abstention.MAX_BYTES)
         return cls(
             allowed_F256=jnp.asarray(allowed_F256),
             allowed_FW=jnp.asarray(allowed_FW),
-            abstention_KA=jnp.asarray(abstention_KA),
+            typography=parsing_on_device.Typography.create(),
+            abstentions=Automata.create(abstention.automaton()),
+            truth_F4A=jnp.asarray(_truth_rows(truths, max_answer_bytes, size)),
+            mentions=label_mentions.Mentions.create(labels, size),
             max_words=max_words,
             max_answer_bytes=max_answer_bytes,
-            require_think=require_think,
+            tags=tags,
         )
 
     def __call__(
@@ -191,23 +284,35 @@ class Screen:
           int32 `Category` or `ASK`; uint8 [L], the bytes of `parsing.normalize` in the place of the
           bytes that they came from; and bool [L], which of these are kept.
         """
-        found, start, stop = parsing_on_device.answer_span(text_L, require_think=self.require_think)
-        key_A, length = parsing_on_device.key_bytes(text_L, start, stop, self.max_answer_bytes)
+        found, start, stop = parsing_on_device.answer_span(text_L, tags=self.tags)
+        phrase = parsing_on_device.phrase_bytes(
+            self.typography, text_L, start, stop, self.truth_F4A.shape[-1]
+        )
+        place_A = jnp.arange(phrase.bytes_A.shape[0])
         normal_L, kept_L = normal_bytes(text_L, start, stop)
-        abstains = jnp.any(jnp.all(self.abstention_KA == key_A, axis=1))
-        abstains &= length <= self.max_answer_bytes
+        label_MA = self.abstentions.labels(
+            phrase.bytes_A, (0,), jnp.zeros(1, jnp.int32), phrase.length[None]
+        )
+        abstains = (label_MA[0, -1] > 0) & (phrase.length <= abstention.MAX_BYTES)
+        fits = phrase.length <= self.max_answer_bytes
+        equal = jnp.any(jnp.all(self.truth_F4A[label] == phrase.bytes_A, axis=1)) & fits
         word_L = _is_word(normal_L, jnp) & (jnp.arange(text_L.shape[0]) >= start)
         word_L &= jnp.arange(text_L.shape[0]) < stop
         inside_L = jax.lax.cummax(word_L.astype(jnp.int8)) > 0
         inside_L &= jax.lax.cummax(word_L.astype(jnp.int8), reverse=True) > 0
         wrong = jnp.sum(kept_L & (normal_L == ord(" "))) + 1 > self.max_words
         wrong |= jnp.sum(kept_L) > self.max_answer_bytes
+        wrong |= phrase.length == parsing_on_device.TOO_LONG
         wrong |= _holds_mark(text_L, inside_L, self.allowed_F256[label], jnp)
         wrong |= _is_malformed(text_L, inside_L, jnp)
+        stops = _holds_stop(text_L, normal_L, inside_L, jnp)
+        wrong |= stops & ~self.allowed_F256[label, ord(".")]
         wrong |= self._holds_pattern(normal_L, kept_L, label)
+        wrong |= self.mentions(jnp.where(place_A < self.max_answer_bytes, phrase.bytes_A, 0))
         category = jnp.where(wrong, int(Category.WRONG), ASK)
         category = jnp.where(abstains, int(Category.ABSTAIN), category)
-        parsed = found & (total <= text_L.shape[0]) & (length > 0)
+        category = jnp.where(equal, ASK, category)
+        parsed = found & (total <= text_L.shape[0]) & (phrase.length > 0)
         category = jnp.where(parsed, category, int(Category.UNPARSED))
         return category.astype(jnp.int32), normal_L, kept_L
 

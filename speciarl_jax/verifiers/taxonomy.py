@@ -2,10 +2,11 @@
 
 `Taxonomy` decides on the host, from text. `TaxonomyVerifier` decides on the device, from tokens,
 and agrees with it on every response of at most `max_response_bytes`; a longer one is UNPARSED on
-the device. Nothing is guessed: an answer that equals no name is wrong, so lists, "A or B",
-sentences, markup, instructions and invisible characters earn nothing.
+the device. The form of an answer is forgiven, never its content (`matching`): an answer that equals
+no name is wrong, so lists, "A or B", sentences, markup, instructions and invisible characters earn
+nothing.
 
-The format of the file is in `taxonomy_file`.
+The format of the file is in `label_tree.schema`.
 """
 
 import os
@@ -15,14 +16,18 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from speciarl_jax.verifiers import abstention, matching, parsing, parsing_on_device
+from speciarl_jax.verifiers import (
+    abstention,
+    matching,
+    matching_on_device,
+    parsing,
+    parsing_on_device,
+)
+from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.label_tree import schema, word_forms
 
-# An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
-_MULTIPLIER = 16777619
 # Bytes of an answer beyond the longest name: frames, modifiers, a second name in parentheses.
 _SPARE_BYTES = 32
 
@@ -97,9 +102,12 @@ class Taxonomy:
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
         self.opener = matching.Opener(data.get("frames", []), data.get("modifiers", []))
         entries = [list(schema.relations(x, data["groups"])) for x in data["leaves"].values()]
+        leaf_of = {}
         for leaf_id, names in zip(self.leaf_ids, entries, strict=True):
             for name, _, _ in names:
-                _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
+                leaf_of.setdefault(name, leaf_id)
+        for name, leaf_id in leaf_of.items():
+            _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
         self.relations = _relations(entries, word_forms_too)
         self._keys = frozenset().union(*self.relations)
         self.names = tuple(key.decode("utf-8", "surrogatepass") for key in sorted(self._keys))
@@ -125,9 +133,9 @@ class Taxonomy:
         """The category of an answer (the content of the tags) and what it matched."""
         around = self.relations[self.leaf_index(leaf_id)], self._keys, self.opener
         key, phrase = parsing.key(answer_text), parsing.phrase(answer_text)
-        if not phrase:
+        if not phrase and not parsing.too_long(answer_text):
             return Explanation(Category.UNPARSED, key, "")
-        if len(phrase) > self.phrase_bytes:
+        if len(phrase) > self.phrase_bytes or parsing.too_long(answer_text):
             return Explanation(Category.WRONG, key, "")
         found = matching.look_up(phrase, *around)
         if found is None and (parts := parsing.parenthesis(answer_text)):
@@ -141,17 +149,15 @@ class Taxonomy:
         """The category of an answer: the content of the answer tags."""
         return self.explain(answer_text, leaf_id).category
 
-    def response_category(
-        self, text: str, leaf_id: str, *, require_think: bool = False
-    ) -> Category:
+    def response_category(self, text: str, leaf_id: str, *, tags: str = "answer") -> Category:
         """The category of a whole response, tags included (`parsing.extract`)."""
-        content = parsing.extract(text, require_think=require_think)
+        content = parsing.extract(text, tags=tags)
         return Category.UNPARSED if content is None else self.category(content, leaf_id)
 
 
 def _check_name(name: str, max_words: int, where: str) -> None:
     phrase = parsing.phrase(name)
-    words = phrase.count(b" ") + 1
+    words = parsing.key(name).count(b" ") + 1
     if words > max_words:
         raise ValueError(
             f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
@@ -166,14 +172,17 @@ def _relations(
 ) -> list[dict[bytes, tuple[Category, str]]]:
     """Returns each leaf's dict from key to (category, description): names, then their forms.
 
-    A form that is a name somewhere is left out, unless the form and the name mean the same for
-    each leaf that has the form as a name.
+    Names are spelt as they are. Their forms are squeezed, as answers are compared in this way too;
+    but where the squeezed name itself is a name of something else, they are not.
     """
+    keys_of = {}
+    for name in {name for names in entries for name, _, _ in names}:
+        keys_of[name] = tuple(dict.fromkeys((parsing.key(name), parsing.phrase(name))))
     relations, holders = [], {}
     for leaf, names in enumerate(entries):
         relation = {}
         for name, category, match in names:
-            for key in (parsing.key(name), parsing.phrase(name)):
+            for key in keys_of[name]:
                 relation.setdefault(key, (category, match))
         for key in relation:
             holders.setdefault(key, []).append(leaf)
@@ -181,18 +190,22 @@ def _relations(
     if not word_forms_too:
         return relations
     written = [dict(relation) for relation in relations]
+
+    def means_the_same(form, key):
+        """Whether a form is no name, or means the same as the name to each leaf that has it."""
+        return all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
+
     forms_of = {}
+    for name, (key, *_) in keys_of.items():
+        forms = word_forms.forms(name)
+        if means_the_same(word_forms.squeezed(key), key):
+            forms = set(map(word_forms.squeezed, forms))
+        forms_of[name] = [form for form in forms if means_the_same(form, key)]
     for names, relation in zip(entries, relations, strict=True):
         for name, category, match in names:
-            if name not in forms_of:
-                key = parsing.key(name)
-                forms_of[name] = [
-                    form
-                    for form in word_forms.forms(name)
-                    if all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
-                ]
+            found = category, f"form of {match}"
             for form in forms_of[name]:
-                relation.setdefault(form, (category, "form of " + match))
+                relation.setdefault(form, found)
     return relations
 
 
@@ -202,64 +215,21 @@ def _same(relation: Mapping[bytes, tuple[Category, str]], one: bytes, other: byt
 
 @flax.struct.dataclass
 class _Tables:
-    """What the device needs; C names (abstentions included) in the order of their hashes.
+    """What the device needs.
 
     Attributes:
       tokens: bytes of the vocabulary.
-      powers_A: uint32 powers of the multiplier.
-      hash_C: uint32, sorted.
-      name_CA: uint8 keys, zero-padded.
-      category_CF: int8 `Category` of a name for each of the F leaves.
-      longest_run: static, how many names share one hash at most.
+      typography: for phrases.
+      names: of the tree.
       max_response_bytes: static, or None for as many as the tokens can have.
-      require_think: static.
+      tags: static.
     """
 
     tokens: parsing_on_device.TokenBytes
-    powers_A: jax.Array
-    hash_C: jax.Array
-    name_CA: jax.Array
-    category_CF: jax.Array
-    longest_run: int = flax.struct.field(pytree_node=False)
+    typography: parsing_on_device.Typography
+    names: matching_on_device.Names
     max_response_bytes: int | None = flax.struct.field(pytree_node=False)
-    require_think: bool = flax.struct.field(pytree_node=False)
-
-
-def _hash(key_A, powers_A, xp):
-    """Polynomial hash; the zeros that pad a key add nothing, and no key holds a zero byte."""
-    return xp.sum(key_A.astype(xp.uint32) * powers_A, axis=-1, dtype=xp.uint32)
-
-
-def _build_tables(taxonomy: Taxonomy, max_answer_bytes: int) -> dict:
-    """Arrays of `_Tables` as numpy, but for the vocabulary, and `longest_run`."""
-    keys = sorted(set(taxonomy.abstentions).union(*taxonomy.relations))
-    longest = max(keys, key=len)
-    if len(longest) > max_answer_bytes:
-        raise ValueError(
-            f"the name {longest.decode('utf-8', 'replace')!r} has {len(longest)} bytes, and "
-            f"max_answer_bytes is {max_answer_bytes}; raise max_answer_bytes or remove the name"
-        )
-    name_CA = np.zeros((len(keys), max_answer_bytes), np.uint8)
-    for row, key in zip(name_CA, keys, strict=True):
-        row[: len(key)] = np.frombuffer(key, np.uint8)
-    powers = [pow(_MULTIPLIER, i + 1, 2**32) for i in range(max_answer_bytes)]
-    powers_A = np.asarray(powers, np.uint32)
-    hash_C = _hash(name_CA, powers_A, np)
-    order_C = np.argsort(hash_C, kind="stable")
-    row_of = {keys[old]: new for new, old in enumerate(order_C)}
-    category_CF = np.full((len(keys), len(taxonomy.leaf_ids)), Category.WRONG, np.int8)
-    for key in taxonomy.abstentions:
-        category_CF[row_of[key]] = Category.ABSTAIN
-    for i, relation in enumerate(taxonomy.relations):
-        for key, (category, _) in relation.items():
-            category_CF[row_of[key], i] = category
-    return {
-        "powers_A": powers_A,
-        "hash_C": hash_C[order_C],
-        "name_CA": name_CA[order_C],
-        "category_CF": category_CF,
-        "longest_run": int(np.unique(hash_C, return_counts=True)[1].max()),
-    }
+    tags: str = flax.struct.field(pytree_node=False)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -277,7 +247,7 @@ class TaxonomyVerifier:
         *,
         max_answer_bytes: int = 64,
         max_response_bytes: int | None = None,
-        require_think: bool = False,
+        tags: str = "answer",
     ):
         """Builds the tables.
 
@@ -287,19 +257,24 @@ class TaxonomyVerifier:
           max_answer_bytes: the longest key that is compared; no name may be longer.
           max_response_bytes: size of the byte buffer of a response; a response with more bytes is
             UNPARSED. None: as many as T of the longest tokens have, which always suffices.
-          require_think: as for `parsing.extract`.
+          tags: as for `parsing.extract`.
 
         Raises:
           ValueError: a name is too long, `token_bytes` is empty, or `max_response_bytes` < 1.
         """
         if max_response_bytes is not None and max_response_bytes < 1:
             raise ValueError(f"max_response_bytes is {max_response_bytes}; give at least 1 or None")
-        tables = _build_tables(taxonomy, max_answer_bytes)
         self._tables = _Tables(
             tokens=parsing_on_device.TokenBytes.create(token_bytes),
-            **{k: v if isinstance(v, int) else jnp.asarray(v) for k, v in tables.items()},
+            typography=parsing_on_device.Typography.create(),
+            names=matching_on_device.Names.create(
+                taxonomy.relations,
+                taxonomy.opener,
+                max_answer_bytes=max_answer_bytes,
+                phrase_bytes=taxonomy.phrase_bytes,
+            ),
             max_response_bytes=max_response_bytes,
-            require_think=require_think,
+            tags=tags,
         )
 
     def tree_flatten(self):
@@ -314,7 +289,13 @@ class TaxonomyVerifier:
     def verify(
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, leaf_index_B: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Categories of responses; traceable.
+        """Categories of responses; traceable. See `verify_in_detail`."""
+        return self.verify_in_detail(tokens_BNT, mask_BNT, leaf_index_B)[:2]
+
+    def verify_in_detail(
+        self, tokens_BNT: jax.Array, mask_BNT: jax.Array, leaf_index_B: jax.Array
+    ) -> InGraphVerdicts:
+        """Categories of responses, and whether the tree decided; traceable.
 
         Args:
           tokens_BNT: int32 response tokens; ids outside of the vocabulary have no bytes.
@@ -322,8 +303,8 @@ class TaxonomyVerifier:
           leaf_index_B: int32 `Taxonomy.leaf_index` of the true label.
 
         Returns:
-          int32 [B, N] `Category` and bool [B, N]: a verdict exists. It always does, but for a row
-          whose leaf index is no leaf (a padding row, say): that one is UNPARSED and not valid.
+          Categories. A verdict always exists, but for a row whose leaf index is no leaf (a padding
+          row, say): that one is UNPARSED and not valid.
 
         Raises:
           ValueError: the shapes do not agree.
@@ -340,32 +321,31 @@ class TaxonomyVerifier:
             )
         over_n = jax.vmap(_verify_one, in_axes=(None, 0, 0, None))
         over_b = jax.vmap(over_n, in_axes=(None, 0, 0, 0))
-        return over_b(self._tables, tokens_BNT, mask_BNT.astype(bool), leaf_index_B)
+        category_BN, valid_BN, matched_BN = over_b(
+            self._tables, tokens_BNT, mask_BNT.astype(bool), leaf_index_B
+        )
+        return InGraphVerdicts(category_BN, valid_BN, matched_BN=matched_BN)
 
 
 def _verify_one(
     tables: _Tables, tokens_T: jax.Array, mask_T: jax.Array, leaf_index: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Category (int32) and validity (bool) of one response."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Category (int32), validity (bool), and whether the tree decided (bool), of one response."""
     size = tokens_T.shape[0] * tables.tokens.longest
     if tables.max_response_bytes is not None:
         size = min(size, tables.max_response_bytes)
     text_L, total = parsing_on_device.spell(tables.tokens, tokens_T, mask_T, size)
-    found, start, stop = parsing_on_device.answer_span(text_L, require_think=tables.require_think)
-    max_answer_bytes = tables.powers_A.shape[0]
-    key_A, length = parsing_on_device.key_bytes(text_L, start, stop, max_answer_bytes)
-    parsed = found & (total <= size) & (length > 0)
-
-    leaves = tables.category_CF.shape[1]
+    found, start, stop = parsing_on_device.answer_span(text_L, tags=tables.tags)
+    phrase = parsing_on_device.phrase_bytes(
+        tables.typography, text_L, start, stop, tables.names.powers_P.shape[0]
+    )
+    leaves = tables.names.category_MF.shape[1]
     valid = (leaf_index >= 0) & (leaf_index < leaves)
     leaf = jnp.clip(leaf_index, 0, leaves - 1)
-    row = jnp.searchsorted(tables.hash_C, _hash(key_A, tables.powers_A, jnp))
-    category = jnp.int32(Category.WRONG)
-    for i in range(tables.longest_run):
-        c = jnp.minimum(row + i, tables.hash_C.shape[0] - 1)
-        same = jnp.all(tables.name_CA[c] == key_A) & (length <= max_answer_bytes)
-        category = jnp.where(same, tables.category_CF[c, leaf].astype(jnp.int32), category)
-    return jnp.where(parsed & valid, category, Category.UNPARSED).astype(jnp.int32), valid
+    category, known = matching_on_device.judge(tables.names, phrase, leaf)
+    parsed = found & (total <= size) & (phrase.length > 0) & valid
+    category = jnp.where(parsed, category, Category.UNPARSED)
+    return category.astype(jnp.int32), valid, known | ~parsed
 
 
 def create(
@@ -373,7 +353,7 @@ def create(
     dataset_path: str | os.PathLike | None,
     *,
     path: str,
-    require_think: bool,
+    tags: str,
     max_words: int,
     max_answer_bytes: int,
     max_response_bytes: int,
@@ -384,7 +364,7 @@ def create(
       token_bytes: of the policy's vocabulary.
       dataset_path: the data set's own label tree, or None.
       path: another label tree; "" for the data set's own.
-      require_think: as for `parsing.extract`.
+      tags: as for `parsing.extract`.
       max_words: as for `Taxonomy`.
       max_answer_bytes: as for `TaxonomyVerifier`.
       max_response_bytes: as for `TaxonomyVerifier`.
@@ -395,10 +375,11 @@ def create(
     Raises:
       ValueError: there is no label tree, or it is not valid.
     """
+    parsing.check_tags(tags)
     if not (path or dataset_path):
         raise ValueError(
             "this data set brings no label tree; set config.verifier.options.path to a JSON file "
-            "in the format of verify/taxonomy_file.py"
+            "in the format of verifiers/label_tree/schema.py"
         )
     taxonomy = Taxonomy.from_file(path or dataset_path, max_words=max_words)
     verifier = TaxonomyVerifier(
@@ -406,6 +387,6 @@ def create(
         token_bytes,
         max_answer_bytes=max_answer_bytes,
         max_response_bytes=max_response_bytes,
-        require_think=require_think,
+        tags=tags,
     )
     return taxonomy, verifier

@@ -14,6 +14,7 @@ from speciarl_jax.experiment import run as run_lib
 from speciarl_jax.tools import prepare_data
 from speciarl_jax.training import train_data
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 BROKEN = "bird/gull/3.png"
 
 

@@ -11,6 +11,8 @@ import small_run
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.verifiers.category import Category
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture(scope="module")
 def evaluator(run):

@@ -78,3 +78,26 @@ def test_correct_answers_that_are_worth_nothing_have_no_harmonic_mean():
 def test_what_cannot_be_scored_is_refused(verdicts, weights, said):
     with pytest.raises(ValueError, match=said):
         metrics.score(np.array(verdicts, int), weights)
+
+
+def test_weights_have_names():
+    section = {"preset": "", **WEIGHTS}
+    assert metrics.configured_weights(section) == WEIGHTS
+    assert metrics.configured_weights(section | {"preset": "authors"}) == {
+        **{"generic": 0.2, "less_specific": 0.6, "specific": 1.0, "more_specific": 1.0}
+    }
+    with pytest.raises(ValueError, match="preset is 'thrids'; choose one of .'authors', 'thirds'."):
+        metrics.configured_weights(section | {"preset": "thrids"})
+    with pytest.raises(ValueError, match="must be numbers in .0, 1."):
+        metrics.configured_weights({"preset": "", "generic": 2.0})
+    from configs import quickstart
+
+    weights = metrics.configured_weights(quickstart.get_config().evaluation.weights)
+    named = metrics.named_weights(weights)
+    assert named == metrics.PRESETS["thirds"] | {"name": "thirds"}
+    assert metrics.numbers_of(named) == weights
+    assert metrics.named_weights(weights | {"generic": 0.5})["name"] == "custom"
+    assert metrics.describe_weights(metrics.PRESETS["authors"]) == (
+        "Weights of specificity: authors (generic 0.2, less specific 0.6, specific 1, "
+        "more specific 1)."
+    )

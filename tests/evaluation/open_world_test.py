@@ -167,7 +167,6 @@ def test_judge_inclusion_asks_each_pair_once_and_counts_what_it_was_told(tmp_pat
     config.verifier.http_judge.model = "judge"
     config.verifier.http_judge.cache = str(tmp_path / "cache.sqlite")
     config.verifier.http_judge.server.attempts = 2
-    config.verifier.http_judge.server.backoff = 0.01
     lines = [line("Mug", "a red mug"), line("mug", "A red mug!"), line("mug", "cup")]
     lines += [line("oak", "an oak")]
     with JudgeServer(script, opinion=opinion) as server:

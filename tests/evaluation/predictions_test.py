@@ -14,6 +14,7 @@ from speciarl_jax.experiment import host_verification
 from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 PART = Part("base", "emoji", "base", "greedy")
 
 

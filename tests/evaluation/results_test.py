@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from speciarl_jax.evaluation import consensus, predictions, results
+from speciarl_jax.evaluation import consensus, predictions, remarks, results
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.tools import compare
 from speciarl_jax.verifiers import taxonomy
@@ -30,6 +30,7 @@ def answers(seed, count=40, samples=1, unverified=0.0):
             {
                 "image_id": i,
                 "label": f"label {i % 4}",
+                "label_id": list(TREE["leaves"])[i % 4],
                 "index": i,
                 "responses": [s if s == "tags" else f"<answer>{s}</answer>" for s in said],
                 "categories": [
@@ -57,7 +58,7 @@ def test_a_run_is_what_a_count_by_hand_finds(seed):
     greedy, samples = answers(seed, unverified=0.2), answers(seed + 9, samples=5, unverified=0.02)
     found = results.of_parts({GREEDY: greedy, SAMPLES: samples}, WEIGHTS)
     json.dumps(found)
-    assert found["weights"] == WEIGHTS and found["comparisons"] == []
+    assert found["weights"] == WEIGHTS | {"name": "custom"} and found["comparisons"] == []
     (row,) = found["runs"]
     said = [line["categories"][0] for line in greedy]
     known = [name for name in said if name != predictions.UNVERIFIED]
@@ -181,11 +182,13 @@ def test_choices_are_in_the_metrics_where_a_taxonomy_judges():
     parts = {GREEDY: greedy, SAMPLES: samples}
     found = results.of_parts(parts, WEIGHTS, labels={"emoji": taxonomy.Taxonomy(TREE)})
     assert found["runs"][0]["choices"][0]["correctness"] == 1.0
-    (remark,) = results.remarks(found)
+    (remark,) = remarks.about(found)
     assert "base/emoji/base, names of predict --confidence: 0.5: 100% named, 100% of" in remark
-    for labels in ({}, {"emoji": label_names.LabelNames({"eagle": "eagle"})}):
-        found = results.of_parts(parts, WEIGHTS, labels=labels)
+    other = {**TREE, "leaves": {"eagle": TREE["leaves"]["eagle"]}}
+    for labels in (None, label_names.LabelNames({"eagle": "eagle"}), taxonomy.Taxonomy(other)):
+        found = results.of_parts(parts, WEIGHTS, labels={"emoji": labels} if labels else {})
         assert found["runs"][0]["choices"] == []
+        assert not {"constant_answer", "unknown_answers"} & found["runs"][0].keys()
 
 
 def test_what_was_measured_on_the_same_lines_stays_in_the_metrics(tmp_path):
@@ -223,6 +226,25 @@ def test_what_was_measured_on_the_same_lines_stays_in_the_metrics(tmp_path):
     assert "open_world" not in results.update(tmp_path, store, WEIGHTS)["runs"][0]
 
 
+def test_what_the_tree_told_stays_in_the_metrics_as_far_as_it_still_holds(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    store.begin(GREEDY, {})
+    store.append(GREEDY, answers(1))
+    labels = {"emoji": taxonomy.Taxonomy(TREE)}
+    first = results.update(tmp_path, store, WEIGHTS, labels=labels)["runs"][0]
+    # Half of the images show an eagle or a hawk, which "bird" fits better than "animal".
+    assert first["constant_answer"]["answer"] == "mouse" and first["unknown_answers"]["share"] > 0
+    assert results.update(tmp_path, store, WEIGHTS)["runs"][0] == first
+    # Other weights make another score of the constant answer, and perhaps another answer.
+    second = results.update(tmp_path, store, WEIGHTS | {"specific": 0.5})["runs"][0]
+    assert "constant_answer" not in second
+    assert second["unknown_answers"] == first["unknown_answers"]
+    # Other answers.
+    store.begin(GREEDY, {"policy": "another"}, overwrite=True)
+    store.append(GREEDY, answers(2))
+    assert "unknown_answers" not in results.update(tmp_path, store, WEIGHTS)["runs"][0]
+
+
 def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     other, third = (GREEDY._replace(policy=name) for name in ("trained", "merged"))
     judge = {"name": "flax_judge", "weights": "a", "max_words": 8}
@@ -238,7 +260,7 @@ def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     assert row["b"]["policy"] == "trained" and row["differs"] == {"max_tokens": [16, 64]}
     assert refused["b"]["policy"] == "merged"
     assert refused["because"] == {"verifier.weights": ["a", "b"]}
-    first, second = results.remarks(found)
+    first, second = remarks.about(found)
     assert "base/emoji/base and trained/emoji/base also differ in max_tokens (16 and 64)" in first
     assert "verifier.weights ('a' and 'b')" in second and "the folder of one judge" in second
     # Options of two verifiers are not told apart one by one.
@@ -401,7 +423,11 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     assert (
         "- one/base/emoji/base and two/base/emoji/base also differ in max_tokens (16 and 6" in text
     )
+    assert "\nWeights of specificity: custom (generic 0.3, less specific 0.6, specific 1, " in text
     path = folders[1] / "metrics.json"
+    # Files of earlier versions have no name of the weights.
+    path.write_text(json.dumps({"weights": WEIGHTS}))
+    assert compare.read_weights(folders) == WEIGHTS
     path.write_text(json.dumps({"weights": {"generic": 1.0}}))
     with pytest.raises(ValueError, match="weigh specificity differently"):
         compare.read_weights(folders)

@@ -18,10 +18,11 @@ from speciarl_jax.evaluation import metrics, predictions
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import prepare
-from speciarl_jax.verifiers import parsing, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 # What depends on the clock, or on what the cache holds already.
 OWN = {"time", "verify/cache_hits", "verify/asked", "verify/latency_p50", "verify/latency_p95"}
 
@@ -78,10 +79,13 @@ def test_a_policy_learns_from_what_a_judge_says(calm):
 def test_faults_and_a_restart_of_the_judge_change_no_bit(calm, tmp_path):
     rng, lock = np.random.default_rng(0), threading.Lock()
     faults = list(judge_server.FAULTS.values())
+    # Those after which a request is sent again. A reply that cannot be read is not: once is enough.
+    passing = [judge_server.FAULTS[name] for name in ("429", "500", "503", "hang", "cut")]
 
     def script(body, number):
+        those = passing if number else faults
         with lock:
-            return faults[rng.integers(len(faults))] if rng.random() < 0.5 else None
+            return those[rng.integers(len(those))] if rng.random() < 0.5 else None
 
     found, server = [], JudgeServer(script, seconds=0.01)
     # Less than a reply that hangs takes.
@@ -191,11 +195,13 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         evaluator = Evaluator(run)
         judged = evaluator(run.lora)
         unverified = 0
+        labels = label_mentions.index(run.labels.names)
+        limits = {"max_words": 8, "max_answer_bytes": 96}
         for row, said, category, valid in zip(
             judged.rows, judged.responses, judged.category_BN, judged.valid_BN, strict=True
         ):
-            content = parsing.extract(said[0], require_think=True)
-            want = prefilter.screen(content, row["label"], max_words=8, max_answer_bytes=96)
+            content = parsing.extract(said[0], tags="think")
+            want = prefilter.screen(content, row["label"], labels=labels, **limits)
             pair = None
             if want is None:
                 names = parsing.normalize(row["label"]), parsing.normalize(content)

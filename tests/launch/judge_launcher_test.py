@@ -107,6 +107,8 @@ def test_a_dry_run_prints_both_commands_and_starts_none(launch, tmp_path):
     assert train[5:8] == [str(tmp_path / "venv/bin/python"), "-m", "speciarl_jax.train"]
     assert train[-2:] == training
     assert "--config.verifier.name=http_judge" in train and URL.format(81) in train
+    assert serve[serve.index("--served-model-name") + 1] == "Qwen/Judge"
+    assert "--config.verifier.http_judge.model=Qwen/Judge" in train
     assert not list(tmp_path.glob("*.json"))
     (only,) = launch("--dry_run", JUDGE="Qwen/Judge").stdout.splitlines()
     assert shlex.split(only)[:3] == ["env", "CUDA_VISIBLE_DEVICES=0", "vllm"]
@@ -124,7 +126,7 @@ def test_it_serves_the_judge_trains_and_stops_both(launch, tmp_path):
     pid = served.pop("pid")
     assert served == {
         "model_tag": "Qwen/Judge",
-        "served_model_name": ["judge"],
+        "served_model_name": ["Qwen/Judge"],
         "host": "127.0.0.1",
         "port": port,
         "tensor_parallel_size": 3,
@@ -138,6 +140,7 @@ def test_it_serves_the_judge_trains_and_stops_both(launch, tmp_path):
     assert trained["devices"] == "0" and trained["again"]
     assert "jax[cuda13]" in (tmp_path / "python.json.pip").read_text()
     assert URL.format(port) in trained["argv"]
+    assert "--config.verifier.http_judge.model=Qwen/Judge" in trained["argv"]
     assert "verdict" in trained["said"]["choices"][0]["message"]["content"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

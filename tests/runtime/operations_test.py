@@ -26,6 +26,7 @@ from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.training import state as state_lib
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 STEPS = {"train__steps": 4, "checkpoint__save_every": 100, "train__profile_steps": 1}
 
 

@@ -12,28 +12,32 @@ from small_run import arrays
 from speciarl_jax.runtime import sharding
 from speciarl_jax.training import state as state_lib
 
-ONE, EIGHT = (1, 1, 1), ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+ONE = (1, 1, 1)
 
 
-@pytest.fixture(scope="module")
-def on_meshes(policy_folder, start_program, tmp_path_factory):
-    """mesh -> arrays of one step on it, all computed in a process with eight devices."""
-    out = tmp_path_factory.mktemp("meshes") / "found.npz"
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        (2, 2, 2),
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_gives_the_same_numbers_on_every_mesh(
+    policy_folder, start_program, tmp_path, run, mesh
+):
+    """One step on one device and on eight, in a process with eight devices."""
+    out = tmp_path / "found.npz"
     process = start_program(
-        "mesh_program", devices=8, policy=str(policy_folder), out=str(out), meshes=[ONE, *EIGHT]
+        "mesh_program", devices=8, policy=str(policy_folder), out=str(out), meshes=[ONE, mesh]
     )
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     found = {}
     for name, value in np.load(out).items():
-        mesh, name = name.split(" ", 1)
-        found.setdefault(tuple(map(int, mesh)), {})[name] = value
-    return found
-
-
-@pytest.mark.parametrize("mesh", EIGHT)
-def test_a_step_gives_the_same_numbers_on_every_mesh(on_meshes, run, mesh):
-    got, want = on_meshes[mesh], on_meshes[ONE]
+        on, name = name.split(" ", 1)
+        found.setdefault(tuple(map(int, on)), {})[name] = value
+    got, want = found[mesh], found[ONE]
     assert got.keys() == want.keys()
     before = {f"['lora']{name}": value for name, value in arrays(run.lora).items()}
     moved = 0.0

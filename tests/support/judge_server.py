@@ -15,6 +15,8 @@ import threading
 import time
 import zlib
 
+# Truths about which a client asks before all others; these requests are kept apart.
+PROBED = {"great spotted woodpecker", "boeing 767 300", "cup cakes"}
 LABELS = ["wrong", "abstain", "generic", "less specific", "specific", "more specific"]
 
 
@@ -25,12 +27,13 @@ def verdict(pair) -> str:
 
 def pair_of(body) -> dict:
     """The pair in a request: the last line of the message."""
-    return json.loads(body["messages"][0]["content"].splitlines()[-1])
+    return json.loads(body["messages"][-1]["content"].splitlines()[-1])
 
 
-def completion(content, choices=1) -> bytes:
+def completion(content, choices=1, reason="stop") -> bytes:
     """The body of a reply."""
     choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+    choice["finish_reason"] = reason
     return json.dumps({"object": "chat.completion", "choices": [choice] * choices}).encode()
 
 
@@ -43,7 +46,14 @@ class Fault:
 
 def status(number, body=b"{}", **headers):
     """A reply with another status."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return Fault(lambda handler, good: handler.reply(number, body, **headers))
+
+
+def unknown(field):
+    """The refusal of a server that does not know a field."""
+    message = f"Unsupported parameter: {field!r} is not supported with this model."
+    return status(400, json.dumps({"error": {"message": message}}).encode())
 
 
 def body(content):
@@ -83,7 +93,7 @@ FAULTS = {
     "two choices": body(completion('{"verdict": "specific"}', choices=2)),
     "no text": body(completion(None)),
     "unknown label": body(completion('{"verdict": "perfect"}')),
-    "prose": body(completion("I would say it is specific.")),
+    "prose": body(completion("I would say it is specific.", reason="length")),
     "10 MB": body(completion('{"verdict": "specific"}' + " " * 10_000_000)),
 }
 
@@ -93,12 +103,15 @@ class JudgeServer:
 
     Attributes:
       url: what a client is configured with.
-      requests: bodies of all requests so far.
+      requests: bodies of all requests so far, but for the probes at a client's start.
+      probes: bodies of these.
       headers: of the last request.
       most_at_once: requests that were being answered at the same time.
     """
 
-    def __init__(self, script=None, *, port=0, seconds=0.0, opinion=verdict):
+    def __init__(
+        self, script=None, *, port=0, seconds=0.0, opinion=verdict, probed=None, models=None
+    ):
         """Starts it.
 
         Args:
@@ -106,7 +119,11 @@ class JudgeServer:
           port: 0 for any that is free.
           seconds: that every reply takes.
           opinion: pair -> label.
+          probed: as `script`, for the probes.
+          models: name -> checkpoint (None: not said), as the list of models has them; {} for
+            no list.
         """
+        self.probes, models = [], {"judge": "/models/judge"} if models is None else models
         self.requests, self.headers, self.most_at_once = [], {}, 0
         self._now, self._lock = 0, threading.Lock()
         self._seen = collections.Counter()
@@ -118,15 +135,17 @@ class JudgeServer:
             def do_POST(self):
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 pair = pair_of(asked)
+                probe = pair["truth"] in PROBED
                 with outer._lock:
-                    outer.requests.append(asked)
-                    outer.headers = dict(self.headers)
+                    (outer.probes if probe else outer.requests).append(asked)
+                    outer.headers = {k.title(): v for k, v in self.headers.items()}
                     number = outer._seen[json.dumps(pair)]
                     outer._seen[json.dumps(pair)] += 1
                     outer._now += 1
                     outer.most_at_once = max(outer.most_at_once, outer._now)
                 good = completion(json.dumps({"verdict": opinion(pair)}))
-                fault = script(asked, number) if script else None
+                judge = probed if probe else script
+                fault = judge(asked, number) if judge else None
                 time.sleep(seconds)
                 # A client may be gone when the reply comes.
                 with contextlib.suppress(OSError):
@@ -135,7 +154,11 @@ class JudgeServer:
                     outer._now -= 1
 
             def do_GET(self):
-                self.reply(200 if self.path == "/health" else 404, b"")
+                if self.path == "/v1/models" and models:
+                    rows = [{"id": name, "root": root} for name, root in models.items()]
+                    self.reply(200, json.dumps({"object": "list", "data": rows}).encode())
+                else:
+                    self.reply(200 if self.path == "/health" else 404, b"")
 
             def reply(self, number, content, **headers):
                 self.send_response(number)

@@ -30,8 +30,6 @@ def judged_config(url, cache, **changes):
         "verifier__http_judge__model": "judge",
         "verifier__http_judge__cache": str(cache),
         "verifier__http_judge__server__url": url,
-        "verifier__http_judge__server__backoff": 0.01,
-        "verifier__http_judge__server__max_backoff": 0.2,
         "verifier__http_judge__server__attempts": 1000,
     }
     return small_run.small_config("emoji_tiny", **defaults | changes)

@@ -4,6 +4,39 @@ import json
 import pathlib
 
 WEIGHTS = {"generic": 1 / 3, "less_specific": 2 / 3, "specific": 1.0, "more_specific": 1.0}
+# What the greedy and sampled answers of a trained policy and its base were made with.
+MADE_WITH = {
+    "policy": {"weights": "0123456789abcdef", "adapters": "none"},
+    "data": {"name": "emoji", "options": {"split": "held_out"}},
+    "prompt": "fedcba9876543210",
+    "seed": 1,
+    "verifier": {
+        "name": "cascade",
+        "judge": {"name": "http_judge", "model": "Qwen3-30B", "prompt": "abcdef0123456789"},
+    },
+}
+# Answers of the tree's own and of other labels, in turn: (answer, category, why).
+REASONS = (
+    ("Passer domesticus", "specific", "synonym 'Passer domesticus' of 'House Sparrow'"),
+    ("songbird", "less_specific", "ancestor 1 'songbird'"),
+    ("house finch", "wrong", "is a name of 'House Finch'"),
+    ("spuggy", "specific", "no name of the tree; the judge decided"),
+    ("unknown", "abstain", "abstention"),
+    ("bird", "wrong", None),  # The tree says otherwise.
+)
+TREE = {
+    "version": 1,
+    "groups": {"bird": ["bird"]},
+    "leaves": {
+        "sparrow": {
+            "name": "House Sparrow",
+            "generic": "bird",
+            "synonyms": ["Passer domesticus"],
+            "ancestors": [["songbird"]],
+        },
+        "finch": {"name": "House Finch", "generic": "bird"},
+    },
+}
 CYCLE = ("generic", "wrong", "specific", "less_specific", "abstain", "more_specific", "unparsed")
 # What a model may say that must not become markup, leave its place, or break the script.
 HOSTILE = (
@@ -99,6 +132,40 @@ def make(
     found = {"runs": runs, "comparisons": comparisons}
     (folder / "metrics.json").write_text(json.dumps(found))
     (folder / "summary.json").write_text(json.dumps({"steps": 30, "wall_seconds": 90.0}))
+
+
+def explain(folder: pathlib.Path) -> None:
+    """Changes the last images of `make` into sparrows, with answers of `REASONS`."""
+    path = folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first = max(row["index"] for row in rows) + 1 - len(REASONS)
+    for row in rows:
+        if row["index"] >= first:
+            answer, category, _ = REASONS[row["index"] - first]
+            row |= {"label": "House Sparrow", "label_id": "sparrow"}
+            count = len(row["responses"])
+            row["responses"] = [f"<think></think><answer>{answer}</answer>"] * count
+            row["categories"] = [category] * count
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def know_more(folder: pathlib.Path) -> None:
+    """Adds provenance, weights, the best constant answer, and answers that the tree lacks."""
+    path = folder / "metrics.json"
+    found = json.loads(path.read_text()) | {"weights": WEIGHTS | {"name": "thirds"}}
+    answer = score(["generic"] * 40 + ["wrong"] * 20) | {"answer": "bird"}
+    provenance = {}
+    for row in found["runs"]:
+        most = [["house martin <b>", 5], ["spuggy", 2]]
+        row["unknown_answers"] = {"share": 0.125, "most_frequent": most}
+        row["constant_answer"] = answer
+        key = "/".join(row[name] for name in ("policy", "data", "prompt"))
+        adapters = "none" if row["policy"] == "base" else "9876543210"
+        policy = MADE_WITH["policy"] | {"adapters": adapters}
+        for decoding in ("greedy", "samples"):
+            provenance[f"{key}/{decoding}"] = MADE_WITH | {"policy": policy}
+    path.write_text(json.dumps(found))
+    (folder / "predictions_provenance.json").write_text(json.dumps(provenance))
 
 
 def _run(policy, data, found, images, number):

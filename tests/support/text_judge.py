@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from speciarl_jax.data import tokenizer as tokenizer_lib
+from examples.pretrain import train_tokenizer
 
 # Qwen2.5 calls itself qwen2; its small models have what is below.
 SMALL_2_5 = {
@@ -26,7 +26,7 @@ FAMILIES = {
 
 def make_tokenizer(folder: pathlib.Path, vocab_size: int, texts) -> None:
     """A byte-level BPE with Qwen's special tokens and chat template."""
-    tokenizer_lib.train(texts, vocab_size, folder)
+    train_tokenizer.train(texts, vocab_size, folder)
 
 
 def make_judge(folder: pathlib.Path, family: str, tokenizer_folder: pathlib.Path, seed: int = 0):

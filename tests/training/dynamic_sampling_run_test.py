@@ -18,6 +18,7 @@ from speciarl_jax import train
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import prepare
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 # What only a host verifier has.
 HOST = {"verify/cache_hits", "verify/asked", "verify/latency_p50", "verify/latency_p95"}
 

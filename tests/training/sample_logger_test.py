@@ -60,7 +60,7 @@ def write(folder, steps, first_step=1, every=2, sources=(), offset=0):
     writer = sample_logger.SampleLogger(path, first_step, made_up_run(every), board)
     for step in steps:
         writer.write(step, samples(offset), sources)
-    writer.close()
+    writer.flush()
     board.close()
     return path
 

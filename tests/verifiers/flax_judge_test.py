@@ -17,7 +17,7 @@ import speciarl_jax
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text
 from speciarl_jax.tools import audit_verifier
-from speciarl_jax.verifiers import flax_judge, parsing, parsing_on_device, prefilter
+from speciarl_jax.verifiers import flax_judge, label_mentions, parsing, parsing_on_device, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt, verdict_logprobs
 from speciarl_jax.verifiers.judge.retokenizing_judge import ReencodingJudge
@@ -25,6 +25,7 @@ from speciarl_jax.verifiers.judge.token_reuse import Reuse
 
 TINY = pathlib.Path(speciarl_jax.__file__).parent / "models" / "pretrained" / "emoji_tiny"
 NAMES = ["tiger", "golden retriever", "salt and pepper", "jalape\u00f1o", "fox"]
+LABELS = label_mentions.index(NAMES)
 # The pair stands in front of a few words here, so that models in torch stay quick.
 PROMPT = judge_prompt.JudgePrompt("Sort the prediction.\n", "\nReply in JSON.")
 OPTIONS = {
@@ -39,7 +40,7 @@ OPTIONS = {
     "rollouts_at_once": 2,
     "judge_batch_size": 8,
     "min_probability": 0.0,
-    "require_think": False,
+    "tags": "answer",
 }
 
 
@@ -71,11 +72,11 @@ def judge(request, tmp_path_factory):
 def in_graph(judge):
     reuse, agree = Reuse.create(policy_bytes(), policy_bytes())
     assert agree
-    limits = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "require_think")}
+    limits = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "tags")}
     return flax_judge.FlaxJudge(
         scorer=judge[1],
         tokens=parsing_on_device.TokenBytes.create(policy_bytes()),
-        screen=prefilter.Screen.create(NAMES, **limits),
+        screen=prefilter.Screen.create(NAMES, labels=LABELS, **limits),
         reuse=reuse,
         **{k: OPTIONS[k] for k in ("max_answer_tokens", "max_response_bytes")},
         **{k: OPTIONS[k] for k in ("rollouts_at_once", "min_probability")},
@@ -141,6 +142,18 @@ def test_the_shared_prefix_equals_full_prompts(judge):
     np.testing.assert_allclose(got.ravel(), want, rtol=0, atol=1e-4)
 
 
+def test_a_bare_reply_and_a_system_message_are_the_chat_too(judge):
+    _, scorer = judge
+    prompt = judge_prompt.JudgePrompt("Pair: ", "", "Sort.", ("ground_truth", "said"), True)
+    decoder = nnx.merge(scorer.graphdef, scorer.weights)
+    bare = verdict_logprobs.make_scorer(decoder, policy_tokenizer(), prompt, NAMES)
+    ids = whole(bare, 0, verdict_logprobs.encode(policy_tokenizer(), "dog"))
+    chat = policy_tokenizer().apply_chat_template(
+        prompt.messages(NAMES[0], "dog"), tokenize=False, add_generation_prompt=True
+    )
+    assert "Sort." in chat and policy_tokenizer().decode(ids) == chat
+
+
 def test_the_prompt_is_the_chat_of_the_judge(judge):
     _, scorer = judge
     for text, label in PAIRS:
@@ -190,7 +203,7 @@ def reader(names, max_answer_tokens):
         scorer=scorer,
         tokens=parsing_on_device.TokenBytes.create(policy_bytes()),
         screen=prefilter.Screen.create(
-            NAMES, max_words=4, max_answer_bytes=48, require_think=False
+            NAMES, labels=LABELS, max_words=4, max_answer_bytes=48, tags="answer"
         ),
         reuse=Reuse.create(policy_bytes(), policy_bytes())[0],
         max_answer_tokens=max_answer_tokens,
@@ -212,7 +225,9 @@ def assert_read_in_normal_form(rows, texts, label):
     stated, pair, is_token = (x[0] for x in reading()(tokens, mask, np.array([label])))
     for n, text in enumerate(texts):
         content = parsing.extract(text)
-        want = prefilter.screen(content, NAMES[label], max_words=4, max_answer_bytes=48)
+        want = prefilter.screen(
+            content, NAMES[label], labels=LABELS, max_words=4, max_answer_bytes=48
+        )
         assert int(stated[n]) == (prefilter.ASK if want is None else want), text
         if want is None:
             ids = np.asarray(pair[n])[np.asarray(is_token[n])]
@@ -275,10 +290,10 @@ def in_bytes(text):
 def test_every_attempt_to_sway_is_refused_or_shown_as_plain_words():
     rows = audit_verifier.read_pairs("adversarial")
     names = [row["truth"] for row in rows]
-    limits = {"max_words": 8, "max_answer_bytes": 64, "require_think": False}
+    limits = {"max_words": 8, "max_answer_bytes": 64, "tags": "answer"}
     judge = dataclasses.replace(
         reader(names, max_answer_tokens=64),
-        screen=prefilter.Screen.create(names, **limits),
+        screen=prefilter.Screen.create(names, labels=label_mentions.index(names), **limits),
         max_response_bytes=4096,
     )
     ids = [verdict_logprobs.encode(policy_tokenizer(), row["response"]) for row in rows]
@@ -303,8 +318,9 @@ RESPONSES += ["tiger", "<answer>fox</answer>", "<answer>an animal</answer>"]
 
 def reencoding(judge_scorer, **changes):
     options = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "max_answer_tokens")}
-    options |= {k: OPTIONS[k] for k in ("judge_batch_size", "min_probability", "require_think")}
-    return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options | changes)
+    options |= {k: OPTIONS[k] for k in ("judge_batch_size", "min_probability", "tags")}
+    options |= {"labels": LABELS} | changes
+    return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options)
 
 
 def test_in_graph_and_on_the_host_the_verdicts_are_the_same(judge, in_graph):

@@ -48,7 +48,22 @@ def test_extract_takes_exactly_one_filled_pair(text, want):
     ],
 )
 def test_extract_can_require_thinking_first(text, want):
-    assert parsing.extract(text, require_think=True) == want
+    assert parsing.extract(text, tags="think") == want
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("<answer>eagle</answer><answer>hawk</answer>", "eagle"),
+        ("<answer> </answer>\n<answer></answer><answer> hawk </answer>", "hawk"),
+        ("<think>no <answer>eagle</answer>", "eagle"),
+        ("<answer>eagle", None),
+        ("</answer><answer>eagle<answer></answer>", "eagle<answer>"),
+        ("<answer>\t</answer></answer>", None),
+    ],
+)
+def test_extract_can_take_the_first_filled_pair(text, want):
+    assert parsing.extract(text, tags="first") == want
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,21 @@ def test_normalize_keeps_letters_digits_and_dashes(text, want):
         ("the, eagle", b"the, eagle"),
         ("A - 1", b"1"),
         ("?!-, ", b""),
-        ("pi\u00f1ata", "pi\u00f1ata".encode()),
+        ("Pi\u00d1ata", b"pinata"),  # accents, composed and decomposed
+        ("pin\u0303ata", b"pinata"),
+        ("ph\u1edf", b"pho"),
+        ("Brewer's", b"brewers"),
+        ("Brewer\u2019s blackbird", b"brewers blackbird"),
+        ("brewers' blackbird", b"brewers blackbird"),
+        ("\u201ceagle\u201d", b"eagle"),
+        ("black\u2013footed", b"black footed"),
+        ("black\u2010footed\u00a0\u2009bird", b"black footed bird"),
+        ("sea \u2013 lion", b"sea , lion"),  # an enumeration
+        ("sea\u2014 lion", b"sea, lion"),
+        ("fish & chips", b"fish & chips"),
+        ("\u0435agle", "\u0435agle".encode()),  # Cyrillic
+        ("\uff45agle", "\uff45agle".encode()),  # full width
+        ("ea\u034fgle", "ea\u034fgle".encode()),  # an invisible joiner
         ("eagle\u200b", "eagle\u200b".encode()),
     ],
 )
@@ -108,9 +137,57 @@ def test_normalize_of_any_text_is_idempotent(text):
     assert parsing.normalize(once) == once
 
 
-def test_abstentions_are_distinct_words():
-    keys = [parsing.key(phrase) for phrase in parsing.ABSTENTIONS]
-    assert b"" not in keys and len(set(keys)) == len(keys)
+def test_a_phrase_keeps_its_article():
+    assert parsing.phrase("The Bald-Eagle!") == b"the bald eagle"
+    assert parsing.phrase("A-320") == b"a 320" and parsing.phrase("A 320") == b"a 320"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("eagle (bird)", (b"eagle", b"bird")),
+        ("BMW M3 (2012).", (b"bmw m3", b"2012")),
+        ("(eagle)", None),
+        ("eagle ()", None),
+        ("eagle (bird) hawk", None),
+        ("eagle (bird (hawk))", None),
+        ("eagle (bird) (hawk)", None),
+        ("eagle) bird (", None),
+        ("eagle (bird", None),
+    ],
+)
+def test_parenthesis(text, want):
+    assert parsing.parenthesis(text) == want
+
+
+@pytest.mark.parametrize(
+    ("plural", "singular"),
+    [
+        ("pancakes", "pancake"),
+        ("oysters", "oyster"),
+        ("french fries", "french fry"),
+        ("cookies", "cookie"),
+        ("dishes", "dish"),
+        ("tomatoes", "tomato"),
+        ("wolves", "wolf"),
+        ("knives", "knife"),
+        ("field mice", "field mouse"),
+        ("birds of prey", "bird of prey"),
+    ],
+)
+def test_singulars(plural, singular):
+    assert singular in word_forms.singulars(plural)
+
+
+@pytest.mark.parametrize("word", ["hummus", "grass", "bass", "iris", "swiss", "species", "eagle"])
+def test_words_that_are_no_plurals_have_no_singular(word):
+    assert word_forms.singulars(word) == set()
+
+
+def test_forms_join_number_and_ampersand():
+    forms = word_forms.forms("Fish and Chips")
+    assert {b"fish and chips", b"fish & chips", b"fish and chip"} <= forms
+    assert word_forms.forms("BMW M3 2012") == {b"bmw m3 2012"}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from speciarl_jax.data import emoji
 from speciarl_jax.tools.audit_pairs import SHIPPED, read_pairs
-from speciarl_jax.verifiers import parsing, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy, TaxonomyVerifier
 
 W, A, U, ASK = Category.WRONG, Category.ABSTAIN, Category.UNPARSED, None
 LIMITS = {"max_words": 4, "max_answer_bytes": 32}
+BIRDS = ["house sparrow", "song sparrow", "house", "finch", "hawk", "Black-and-white Warbler"]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,51 @@ LIMITS = {"max_words": 4, "max_answer_bytes": 32}
         ("fish or chips", "fish and chips", W),
         ("A/B tester", "A/B tester", ASK),
         ("eagle \ud800", "eagle", W),
+        # The label's own name is the judge's to decide, however it is written.
+        ("black and white warbler", "Black-and-white Warbler", ASK),
+        ("Black - and - White Warbler", "Black-and-white Warbler", ASK),
+        ("the (black and white) warbler", "Black-and-white Warbler", ASK),
+        ("black and white warblers", "Black-and-white Warbler", ASK),
+        ("black or white warbler", "Black-and-white Warbler", W),
+        ("abstain", "Abstain", ASK),
+        # Lists.
+        ("eagle\thawk", "eagle", W),
+        ("eagle. hawk", "eagle", W),
+        ("eagle.hawk", "eagle", W),
+        ("1. eagle 2. hawk", "eagle", W),
+        ("1) eagle 2) hawk", "eagle", W),
+        ("#1 eagle #2 hawk", "eagle", W),
+        ("eagle = hawk", "eagle", W),
+        ("eagle + hawk", "eagle", W),
+        ("eagle & hawk", "eagle", W),
+        ("eagle \u00b7 hawk", "eagle", W),
+        ("\u2022 eagle \u2022 hawk", "eagle", W),
+        ("eagle\u2192hawk", "eagle", W),
+        ("Jack\u2019s hawk \u2022 kite", "jack\u2019s hawk", W),  # another sign of the same byte
+        ("* eagle * hawk", "eagle", W),
+        ("- eagle - hawk", "eagle", W),
+        ("eagle -> hawk", "eagle", W),
+        # Full stops that part nothing.
+        ("St. Bernard", "saint bernard", ASK),
+        ("C. lupus", "wolf", ASK),
+        ("Fiat 1.2", "fiat", ASK),
+        ("an eagle.", "eagle", ASK),
+        ("eagle. hawk", "st. eagle", ASK),  # the truth has one
+        # Two labels of the data set.
+        ("house sparrow song sparrow", "house sparrow", W),
+        ("eagle hawk", "eagle", W),
+        ("hawk hawk", "eagle", ASK),
+        ("hawks finch", "eagle", ASK),  # whole words
+        ("male house sparrow", "eagle", ASK),  # "house" is part of a longer name
+        ("house house sparrow", "eagle", W),
+        ("house finch", "house finch", ASK),
+        ("young house finch", "house finch", ASK),
+        ("house finch hawk", "house finch", W),
     ],
 )
 def test_stated_verdicts(content, truth, want):
-    assert prefilter.screen(content, truth, **LIMITS) is want
+    labels = label_mentions.index([truth, *BIRDS])
+    assert prefilter.screen(content, truth, labels=labels, **LIMITS) is want
 
 
 def test_limits_below_a_label_are_refused():
@@ -76,13 +118,15 @@ def test_limits_below_a_label_are_refused():
 
 # --- the device -----------------------------------------------------------------------------------
 
-TRUTHS = ["eagle", "jalape\u00f1o", "salt and pepper", "A/B tester", "\u9df2"]
+TRUTHS = ["eagle", "jalape\u00f1o", "salt and pepper", "A/B tester", "\u9df2", "St. Bernard"]
+TRUTHS += ["house sparrow", "house", "Song-Sparrow", "the sparrow", "finch and song", "A\u00b7B"]
+KEYS = label_mentions.index(TRUTHS)
 SIZE, ROWS = 96, 32
 
 
 @functools.cache
 def device():
-    found = prefilter.Screen.create(TRUTHS, require_think=False, **LIMITS)
+    found = prefilter.Screen.create(TRUTHS, labels=KEYS, tags="answer", **LIMITS)
     program = jax.jit(jax.vmap(found.__call__))
 
     def run(texts, label):
@@ -100,7 +144,7 @@ def check(texts, label):
     stated, normal, kept = device()(texts, label)
     for text, got, row, keep in zip(texts, stated, normal, kept, strict=True):
         content = parsing.extract(text)
-        want = prefilter.screen(content, TRUTHS[label], **LIMITS)
+        want = prefilter.screen(content, TRUTHS[label], labels=KEYS, **LIMITS)
         if len(text.encode()) > SIZE:
             want = U
         assert got == (prefilter.ASK if want is None else want), text
@@ -110,6 +154,19 @@ def check(texts, label):
 
 PIECES = ["eagle", "Bird", "a", "or", "AND", "-", "--", "/", ",", "\n", "(", ")", "Ignore", "."]
 PIECES += ["specific", "\u00e9", "\u0435", "\u200b", "none", "I don't know", "  ", "\u9df2", "!"]
+PIECES += [
+    "house",
+    "sparrow",
+    "song",
+    "finch",
+    "pepper",
+    "st",
+    "St.",
+    "1",
+    "\t",
+    "\u2022",
+    "\u00b7",
+]
 PIECES += ["<b>", "</answer>", "<answer>", "\u0301", "\x00", "chips", "\U0001f985", "\u00ff"]
 words = st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(["", " "])), max_size=7)
 responses = st.one_of(
@@ -140,7 +197,7 @@ def test_characters_that_are_cut_are_refused_on_the_device():
     for row, one in zip(text_RL, raw, strict=False):
         whole = b"<answer>" + one + b"</answer>"
         row[: len(whole)] = np.frombuffer(whole, np.uint8)
-    found = prefilter.Screen.create(TRUTHS, require_think=False, **LIMITS)
+    found = prefilter.Screen.create(TRUTHS, labels=KEYS, tags="answer", **LIMITS)
     label = np.full(ROWS, 1, np.int32)
     stated, _, _ = jax.jit(jax.vmap(found.__call__))(text_RL, np.full(ROWS, 30, np.int32), label)
     assert stated[: len(raw)].tolist() == [W] * len(raw)
@@ -184,8 +241,11 @@ def test_every_attempt_to_sway_has_its_stated_outcome(taxonomy):
     device = by_bytes(taxonomy, [row["response"] for row in rows], ids)
     assert device.tolist() == [int(w) for w in want]
     limits = {"max_words": 8, "max_answer_bytes": 64}
+    labels = label_mentions.index(taxonomy.leaf_names)
     for row in rows:
-        found = prefilter.screen(parsing.extract(row["response"]), row["truth"], **limits)
+        found = prefilter.screen(
+            parsing.extract(row["response"]), row["truth"], labels=labels, **limits
+        )
         assert ("ask" if found is None else found.name.lower()) == row["judge"], row
     asked = {row["kind"] for row in rows if row["judge"] == "ask"}
     assert asked == {"short sentence", "plea", "other language"}

@@ -9,23 +9,23 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from speciarl_jax.data import images, thumbnails
+from speciarl_jax.data import images, label_tree, thumbnails
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.report import figures, folder, markdown, page, page_data, palette
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 THUMBNAIL_BYTES = 8_000_000
+# Verifiers that judge by the label tree of `config.verifier.options`.
+_WITH_TREE = ("taxonomy", "cascade")
 
 
 def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[epath.Path]:
-    """Writes `report.md`, `report.html` and `figures/*.png` of a folder of `train` or `evaluate`.
+    """Writes `report.md`, `report.html` and `figures/*.png` of a folder; returns their paths.
 
     Args:
       workdir: the folder, or a URL (gs://...).
       thumbnail_bytes: limit for all evaluation images of the page together; 0: no images.
-
-    Returns:
-      The paths of the files.
 
     Raises:
       ValueError: the folder holds nothing to report on, or a damaged file.
@@ -33,8 +33,9 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     content = folder.read(workdir)
     text, html = workdir / "report.md", workdir / "report.html"
     text.write_text(markdown.render(content), encoding="utf-8")
-    found = _thumbnails(content, thumbnail_bytes) if thumbnail_bytes else {}
-    html.write_text(page.render(content, found), encoding="utf-8")
+    sources = _sources(content)
+    found = _thumbnails(content, sources, thumbnail_bytes) if thumbnail_bytes else {}
+    html.write_text(page.render(content, found, _trees(content, sources)), encoding="utf-8")
     runs = page.sorted_runs(content.metrics["runs"])
     names = page_data.names_of([folder.run_key(run) for run in runs])
     named = dict(zip(names, runs, strict=True))
@@ -43,26 +44,45 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     return [text, html, *drawn]
 
 
-def _thumbnails(content: folder.Folder, budget: int) -> dict[tuple[str, int], str]:
-    """Makes (data, image_id) -> data URI, without the images of data sets that are gone."""
+def _sources(content: folder.Folder) -> dict[str, Any]:
+    """Opens the images of each data set that was asked about, as far as they are still there."""
     found = {}
     for data in dict.fromkeys(row["data"] for row in content.predictions):
-        ids = {row["image_id"] for row in content.predictions if row["data"] == data}
         try:
-            source = _source(content, data)
+            if data not in content.configs:
+                raise ValueError("no configuration is known")
+            config = ml_collections.ConfigDict(content.configs[data])
+            found[data] = open_source(config, config.evaluation.seed, **config.evaluation.options)
         except Exception as error:  # Data that moved must not cost the page.
             logging.warning("the report has no images of %s: it cannot be opened (%s)", data, error)
-            continue
+    return found
+
+
+def _thumbnails(
+    content: folder.Folder, sources: Mapping[str, Any], budget: int
+) -> dict[tuple[str, int], str]:
+    """Makes (data, image_id) -> data URI, without the images of data sets that are gone."""
+    found = {}
+    for data, source in sources.items():
+        ids = {row["image_id"] for row in content.predictions if row["data"] == data}
         found |= {(data, name): image for name, image in _read(source, ids).items()}
     return thumbnails.fitting(found, _order(content.predictions), budget)
 
 
-def _source(content: folder.Folder, data: str) -> Any:
-    """Opens the images that a data set was asked about."""
-    if data not in content.configs:
-        raise ValueError("no configuration is known")
-    config = ml_collections.ConfigDict(content.configs[data])
-    return open_source(config, config.evaluation.seed, **config.evaluation.options)
+def _trees(content: folder.Folder, sources: Mapping[str, Any]) -> dict[str, Taxonomy]:
+    """Reads the label tree of each data set whose verifier has one, as far as it can be found."""
+    found = {}
+    for data, source in sources.items():
+        verifier = content.configs[data].get("verifier", {})
+        if verifier.get("name") not in _WITH_TREE:
+            continue
+        options = verifier["options"]
+        try:
+            path = options["path"] or label_tree.path_of([source])
+            found[data] = Taxonomy.from_file(path, max_words=options["max_words"])
+        except Exception as error:  # A tree that moved must not cost the page either.
+            logging.warning("the report gives no reasons for verdicts on %s (%s)", data, error)
+    return found
 
 
 def _read(source: Any, ids: Set[int]) -> dict[int, np.ndarray]:

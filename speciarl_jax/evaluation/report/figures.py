@@ -33,15 +33,12 @@ MEASURES = {"correctness": "correctness", "specificity": "specificity", "hm": "H
 def write_png(
     folder: epath.Path, runs: Mapping[str, Run], histories: Mapping[str, curves.History]
 ) -> list[epath.Path]:
-    """Writes every figure for which there are numbers.
+    """Writes every figure for which there are numbers, and returns the files.
 
     Args:
       folder: receives the files; exists.
       runs: name -> entry of "runs" in `metrics.json`, the base first.
       histories: name -> rows of `metrics.jsonl`.
-
-    Returns:
-      The files.
     """
     figures = {}
     if runs:

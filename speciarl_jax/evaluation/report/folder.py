@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from speciarl_jax.evaluation import metrics, results
 from speciarl_jax.evaluation import predictions as predictions_lib
-from speciarl_jax.evaluation import results
 from speciarl_jax.runtime import jsonl, renamed
 
 
@@ -20,13 +20,15 @@ class Folder:
     # Data set -> the configuration that it was asked about with, the latest last.
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `summary.json`
-    # `metrics.json`: "runs", "comparisons" and "not_compared".
+    # `metrics.json`: "weights" where known, "runs", "comparisons" and "not_compared".
     metrics: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"runs": [], "comparisons": [], "not_compared": []}
     )
     predictions: Sequence[Mapping[str, Any]] = ()  # rows of `predictions.jsonl`
     history: Sequence[Mapping[str, Any]] = ()  # rows of `metrics.jsonl`
     samples: Sequence[Mapping[str, Any]] = ()  # rows of `rollout_samples.jsonl`
+    # Name of a part -> what its answers and verdicts were made with.
+    provenance: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def minutes(self) -> float | None:
@@ -76,6 +78,7 @@ def read(workdir: epath.Path) -> Folder:
         predictions=[row for lines in parts.values() for row in lines],
         history=history,
         samples=jsonl.read(workdir / "rollout_samples.jsonl"),
+        provenance=predictions_lib.read_provenance(workdir),
     )
 
 
@@ -85,7 +88,8 @@ def _metrics(parts, configs):
         # Nobody knows the weights of the categories.
         return {"runs": [], "comparisons": []}
     latest = list(configs.values())[-1]
-    return results.of_parts(parts, latest["evaluation"]["weights"])
+    weights = metrics.configured_weights(latest["evaluation"]["weights"])
+    return results.of_parts(parts, weights)
 
 
 def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -6,9 +6,9 @@ from typing import Any
 from markupsafe import Markup
 
 from speciarl_jax.data.markdown_text import escape
-from speciarl_jax.evaluation import results
+from speciarl_jax.evaluation import constant_answer, metrics, remarks, results, unknown_answers
 from speciarl_jax.evaluation.metrics import Score
-from speciarl_jax.evaluation.report import pairs, palette, templates
+from speciarl_jax.evaluation.report import made_with, pairs, palette, templates
 from speciarl_jax.evaluation.report.folder import Folder, run_key
 
 _ORDER = [category for category in palette.ORDER if category in palette.RANK]
@@ -70,7 +70,8 @@ def render(content: Folder) -> str:
     Args:
       content: of a folder of `train` or `evaluate`.
     """
-    runs = content.metrics["runs"]
+    runs, weights = content.metrics["runs"], content.metrics.get("weights")
+    names = {run_key(run): "/".join(run_key(run)) for run in runs}
     return (
         _environment()
         .get_template("report.md.jinja")
@@ -80,6 +81,8 @@ def render(content: Folder) -> str:
             parts=[_part(content, key) for key in dict.fromkeys(run_key(r)[1:] for r in runs)],
             steps=[r for r in content.history if "update/loss" in r or "reward/mean" in r],
             curve=_CURVE,
+            weights=metrics.describe_weights(weights) if weights else "",
+            made_with=made_with.described(made_with.facts(content), names),
         )
         .strip()
         + "\n"
@@ -102,14 +105,19 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
         # `a` is the first run of the data set and may have another prompt.
         return [one for one in found if run_key(one["b"]) in keys]
 
+    scores = {run["policy"]: Score(**run["score"]) for run in runs}
+    scores |= constant_answer.scores(runs)
     changed = [(pairs.base_of(run, runs), run) for run in runs]
     return {
         "data": key[0],
         "prompt": key[1],
         "runs": {run["policy"]: run for run in runs},
-        "scores": Markup(table({escape(run["policy"]): Score(**run["score"]) for run in runs})),
+        "scores": Markup(table({escape(name): score for name, score in scores.items()})),
+        "unknown": [
+            f"{run['policy']}: {said}" for run in runs if (said := unknown_answers.describe(run))
+        ],
         "comparisons": about(content.metrics["comparisons"]),
-        "refusals": results.refusals(about(content.metrics["not_compared"])),
+        "refusals": remarks.refusals(about(content.metrics["not_compared"])),
         "changes": {
             run["policy"]: _changes(content.greedy(base), content.greedy(run))
             for base, run in changed

@@ -10,18 +10,21 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from speciarl_jax.evaluation import results
+from speciarl_jax.evaluation import constant_answer, metrics, remarks, unknown_answers
 from speciarl_jax.evaluation.report import (
     curves,
     figures,
+    made_with,
     page_data,
     pairs,
     palette,
     svg,
     templates,
+    why,
 )
 from speciarl_jax.evaluation.report.folder import Folder, run_key
 from speciarl_jax.evaluation.report.page_data import visible
+from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 _SMALL = 0.005  # differences below this make no headline
 _LEVEL = 0.05  # and no p value from here on
@@ -35,18 +38,25 @@ def _environment() -> jinja2.Environment:
     return found
 
 
-def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = None) -> str:
+def render(
+    folder: Folder,
+    thumbnails: Mapping[tuple[str, int], str] | None = None,
+    trees: Mapping[str, Taxonomy] | None = None,
+) -> str:
     """Returns the page as text.
 
     Args:
       thumbnails: (data, image_id) -> data URI of the evaluation images; the others have a
         placeholder.
+      trees: data set -> label tree that its answers were judged by, for the reasons of verdicts.
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
     names, places = page_data.names_of(keys), page_data.places_of(keys)
     reward = page_data.reward_of(folder.configs)
-    entries = page_data.images(folder.predictions, places, thumbnails or {}, reward)
+    reasons = why.Why(folder, trees or {})
+    entries = page_data.images(folder.predictions, places, thumbnails or {}, reward, reasons.number)
+    made = made_with.facts(folder)
     asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
     data = {
         # The browser of images shows the answers about an image's own data set.
@@ -57,6 +67,7 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
             for name, look in palette.CATEGORIES.items()
         },
         "images": entries,
+        "reasons": list(map(visible, reasons.texts)),
         "rollouts": page_data.rollouts(folder.samples),
     }
     content = {
@@ -67,8 +78,12 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         "headline": _headline(runs, folder.metrics["comparisons"]),
         "shifts": _shifts(runs, places, entries),
         "compared": _compared(folder.metrics["comparisons"]),
-        "refusals": results.refusals(folder.metrics["not_compared"]),
+        "refusals": remarks.refusals(folder.metrics["not_compared"]),
         "training": curves.training({visible(folder.name): folder.history}),
+        "constant": constant_answer.scores(runs),
+        "unknown": _unknown(runs),
+        "weights": _weights(folder.metrics),
+        "made_with": made_with.described(made, dict(zip(keys, names, strict=True))),
         "labels": _labels(runs),
         "chosen": [places[run_key(run)] for run in pairs.opening(runs)] if runs else [0, 0],
         "data": data,
@@ -85,6 +100,7 @@ def render(folder: Folder, thumbnails: Mapping[tuple[str, int], str] | None = No
         ("samples", "Samples of training", data["rollouts"]),
         ("classes", "Classes", content["labels"]),
         ("images", "Images", True),
+        ("made-with", "Made with", made),
     ]
     content["sections"] = [(key, title) for key, title, present in sections if present]
     return _environment().get_template("page.html.jinja").render(content)
@@ -159,6 +175,21 @@ def _compared(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str
     return [
         ("\u00a0→ ".join(names[run_key(one[side])] for side in ("a", "b")), one["differences"])
         for one in found
+    ]
+
+
+def _weights(found: Mapping[str, Any]) -> str:
+    """Says which weights `metrics.json` was made with; "" where it does not tell."""
+    return metrics.describe_weights(found["weights"]) if "weights" in found else ""
+
+
+def _unknown(runs: Sequence[Run]) -> list[str]:
+    """Says of each run how many answers its label tree has no name for."""
+    names = page_data.names_of([run_key(run) for run in runs])
+    return [
+        f"{name}: {said}"
+        for name, run in zip(names, runs, strict=True)
+        if (said := unknown_answers.describe(run))
     ]
 
 

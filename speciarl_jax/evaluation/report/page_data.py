@@ -18,6 +18,8 @@ _ROLLOUTS = 400  # images of training that are kept
 
 # Categories by image and answer -> rewards by image and answer, None without a verdict.
 Reward = Callable[[Sequence[Sequence[str]]], list[list[float | None]]]
+# Row of predictions, response, category -> place among the reasons of the page, or None.
+Reason = Callable[[Mapping[str, Any], str, str], int | None]
 
 
 def visible(text: str) -> str:
@@ -60,6 +62,7 @@ def images(
     places: Mapping[tuple[str, str, str], int],
     thumbnails: Mapping[tuple[str, int], str],
     reward: Reward | None = None,
+    reason: Reason | None = None,
 ) -> list[dict[str, Any]]:
     """Makes an entry for each image of each data set.
 
@@ -68,16 +71,18 @@ def images(
       places: of `places_of`; rows of other runs are left out.
       thumbnails: (data, image_id) -> data URI.
       reward: of the samples; None where it is not known.
+      reason: of the verdicts; None where no reasons are known.
 
     Returns:
       Dicts with `id`, `label`, `data`, `group` and `level` (of the difficulty) where known, `thumb`
-      where there is one; `greedy`: place of the run -> [answer, whole response, category];
-      `samples`: likewise -> {`of`: N, `answers`: [[answer, category, reward or None, how often],
-      ...], the most frequent first, `more`: how many are left out}.
+      where there is one; `greedy`: place of the run -> [answer, whole response, category,
+      reason]; `samples`: likewise -> {`of`: N, `answers`: [[answer, category, reward or None,
+      how often, reason], ...], the most frequent first, `more`: how many are left out}.
     """
     sampled = [r for r in predictions if r["decoding"] != "greedy" and run_key(r) in places]
     categories = [row["categories"] for row in sampled]
     rewards = iter(reward(categories) if reward else [[None] * len(c) for c in categories])
+    reason = reason or (lambda *_: None)
     found: dict[tuple, dict[str, Any]] = {}
     for row in predictions:
         number = places.get(run_key(row))
@@ -89,9 +94,11 @@ def images(
         if row["decoding"] == "greedy":
             response = row["responses"][0]
             answer = visible(short_answer(response, 120)) or "(nothing)"
-            found[name]["greedy"][number] = [answer, cut(response), row["categories"][0]]
+            category = row["categories"][0]
+            why = reason(row, response, category)
+            found[name]["greedy"][number] = [answer, cut(response), category, why]
         else:
-            found[name]["samples"][number] = _grouped(row, next(rewards))
+            found[name]["samples"][number] = _grouped(row, next(rewards), reason)
     return list(found.values())
 
 
@@ -105,13 +112,14 @@ def _described(row, thumbnails):
     return entry | {"greedy": {}, "samples": {}}
 
 
-def _grouped(row, rewards):
+def _grouped(row, rewards, reason):
     """Counts the different answers among samples."""
     given = zip(row["responses"], row["categories"], rewards, strict=True)
     counts = collections.Counter(
-        (visible(short_answer(said, 120)), category, earned) for said, category, earned in given
+        (visible(short_answer(said, 120)), category, earned, reason(row, said, category))
+        for said, category, earned in given
     )
-    top = [[*what, n] for what, n in counts.most_common(_DISTINCT)]
+    top = [[*what[:3], n, what[3]] for what, n in counts.most_common(_DISTINCT)]
     return {"of": len(row["responses"]), "answers": top, "more": len(counts) - len(top)}
 
 

@@ -18,7 +18,7 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
 
 
 def seen_in_shared_row(rows, columns, prompt: int, length: int):
-    """Returns which columns of a row `[prompt | completion 1 ... completion N]` a token sees.
+    """Returns which columns of a row `[prompt | completion 1 ... N]` a token sees, bool [R, C].
 
     Attention is causal, no completion sees another, and padding is not looked at.
 
@@ -27,9 +27,6 @@ def seen_in_shared_row(rows, columns, prompt: int, length: int):
       columns: [C] likewise.
       prompt: P, tokens.
       length: T, tokens of each completion.
-
-    Returns:
-      bool [R, C].
     """
     # Completions are numbered 0, 1, ..., the parts of the prompt -1, -2, ...
     mine, theirs = ((positions - prompt) // length for positions in (rows, columns))

@@ -213,12 +213,9 @@ class Decoder(nnx.Module):
         *,
         use_lora: bool,
     ) -> jax.Array:
-        """Runs N given continuations of each prefilled prompt.
+        """Runs N given continuations of each prefilled prompt; normed hidden states [B, N, T, D].
 
         `mask_BNTT` says which of its own columns a token sees; all see the whole prompt.
-
-        Returns:
-          Normed hidden states [B, N, T, D].
         """
         position_3BNT = jnp.broadcast_to(position_BNT, (3, *position_BNT.shape))
         cos_sin = mrope.rotary(position_3BNT, self.config)

@@ -8,15 +8,12 @@ from speciarl_jax.models.qwen2_5_vl.config import TextConfig
 
 
 def rotary(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
-    """Computes cosine and sine of the rotary angles.
+    """Computes cosine and sine of the rotary angles, float32 [..., K] each.
 
     `config.mrope_section` says how many frequencies each of the three axes has.
 
     Args:
       positions: int32 [3, ...], temporal, height and width position.
-
-    Returns:
-      Two float32 arrays [..., K].
     """
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

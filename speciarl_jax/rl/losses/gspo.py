@@ -19,19 +19,8 @@ def policy_loss(
     `-min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)` with `s = exp(mean_t(logp - old_logp))`. The
     paper averages over rollouts: `token_weights.sequence_mean`.
 
-    Args:
-      logp_BNT: float32 log-probabilities of the sampled tokens under the policy, differentiable.
-      old_logp_BNT: float32, the same under the policy before the update.
-      advantage_BN: float32, one advantage for a whole rollout.
-      mask_BNT: bool, the tokens that take part; elsewhere log-probabilities are arbitrary.
-      clip_low: how far the ratio may fall below 1.
-      clip_high: how far it may rise above 1.
-      log_ratio_clamp: the mean log-ratio is clamped to +-this before it is exponentiated.
-
-    Returns:
-      The loss of each token, float32 [B, N, T], the same for all tokens of a rollout, and metrics
-      of the same shape: `clip_frac`, `ratio`, `approx_kl` (k1 between the old and the current
-      policy).
+    Arguments and results are those of `grpo.policy_loss`, but for its dual clip; the mean log-ratio
+    is clamped, and all tokens of a rollout have one loss.
     """
     log_ratio_BNT = jnp.where(mask_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
     length_BN = jnp.maximum(jnp.sum(mask_BNT, axis=-1), 1)

@@ -12,7 +12,7 @@ OLD_LOGPROBS = ("rollout", "recomputed")
 def truncated_weight(
     trainer_logp: jax.Array, sampler_logp: jax.Array, *, cap: float, log_ratio_clamp: float = 20.0
 ) -> jax.Array:
-    """Computes `min(p_trainer / p_sampler, cap)` of each token, without a gradient.
+    """Computes `min(p_trainer / p_sampler, cap)` of each token, float32, without a gradient.
 
     Truncated importance sampling (Ionides, 2008; for sampler and trainer, Yao et al., "Your
     efficient RL framework secretly brings you off-policy RL training", 2025). It multiplies the
@@ -22,9 +22,6 @@ def truncated_weight(
       trainer_logp: float32 log-probability of the tokens by the trainer, before the updates.
       sampler_logp: float32, the same by the sampler.
       log_ratio_clamp: the log-ratio is clamped to +-this before it is exponentiated.
-
-    Returns:
-      float32, same shape.
     """
     log_ratio = jnp.clip(trainer_logp - sampler_logp, -log_ratio_clamp, log_ratio_clamp)
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), cap))

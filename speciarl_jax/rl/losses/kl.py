@@ -13,15 +13,12 @@ ESTIMATORS = ("k1", "k2", "k3")
 
 
 def k1(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> jax.Array:
-    """`logp - ref`: unbiased, of either sign.
+    """`logp - ref`, float32: unbiased, of either sign.
 
     Args:
       logp: log-probability of the sampled tokens under the policy, any shape.
       reference_logp: the same under the reference policy; no gradient flows through it.
       clamp: bound of a token's estimate, in nats.
-
-    Returns:
-      float32, same shape.
     """
     return jnp.clip(-_log_ratio(logp, reference_logp), -clamp, clamp)
 

@@ -12,14 +12,8 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes `-A logp` of each token; with advantages of 1, cross-entropy in nats.
 
-    Args:
-      logp_BNT: float32 log-probabilities of the given tokens under the policy, differentiable.
-      old_logp_BNT: not read.
-      advantage_BN: float32 weight of a whole completion.
-      mask_BNT: bool, the tokens that take part; elsewhere log-probabilities are arbitrary.
-
-    Returns:
-      The loss of each token, float32 [B, N, T], and no metrics.
+    Arguments as for `grpo.policy_loss`; `old_logp_BNT` is not read. Returns the loss of each token,
+    float32 [B, N, T], and no metrics.
     """
     del old_logp_BNT
     logp_BNT = jnp.where(mask_BNT, logp_BNT, 0.0)

@@ -24,11 +24,7 @@ def token_mean(mask_BNT: jax.Array) -> jax.Array:
 def sequence_mean(mask_BNT: jax.Array) -> jax.Array:
     """Every answer counts the same, its tokens share it (GRPO, arXiv 2402.03300, equation 3).
 
-    Args:
-      mask_BNT: bool, the answer tokens that take part, EOS included.
-
-    Returns:
-      float32 [B, N, T], sums to 1, or to 0 where no token takes part.
+    Argument and result as for `token_mean`.
     """
     mask_BNT = mask_BNT.astype(jnp.float32)
     length_BN1 = jnp.sum(mask_BNT, axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ MODES = ("all", "single")
 
 
 def required_category(category_BN: jax.Array, valid_BN: jax.Array) -> jax.Array:
-    """The category an answer must reach to be rewarded, c* of arXiv 2603.03197.
+    """The category an answer must reach to be rewarded, c* of arXiv 2603.03197, int32 [B, 1].
 
     The best category of the group, where more specific counts as specific. Of a group that is wrong
     throughout the bar is abstain, so nobody reaches it.
@@ -17,9 +17,6 @@ def required_category(category_BN: jax.Array, valid_BN: jax.Array) -> jax.Array:
     Args:
       category_BN: int32 `Category` of each answer.
       valid_BN: bool, whether a verdict exists; answers without one do not set the bar.
-
-    Returns:
-      int32 [B, 1].
     """
     best_B1 = jnp.max(jnp.where(valid_BN, category_BN, Category.UNPARSED), axis=1, keepdims=True)
     return jnp.clip(best_B1, Category.ABSTAIN, Category.SPECIFIC)
@@ -32,7 +29,7 @@ def reward(
     mode: str = "all",
     unparsed_reward: float = -1.0,
 ) -> jax.Array:
-    """1 for the answers that are as good as the best of their group, 0 for the others.
+    """1 for the answers that are as good as the best of their group, else 0; float32 [B, N].
 
     Args:
       category_BN: int32 `Category` of each of N answers about each of B images.
@@ -40,9 +37,6 @@ def reward(
         out of the update by the same mask (`advantages.group_advantages` does).
       mode: "all" rewards every answer that reaches the bar; "single" only the first of them.
       unparsed_reward: the reward of an answer that could not be parsed.
-
-    Returns:
-      float32 [B, N].
 
     Raises:
       ValueError: `mode` is unknown.

@@ -8,16 +8,9 @@ from speciarl_jax.rl.rewards import static_map
 def reward(
     category_BN: jax.Array, valid_BN: jax.Array, *, unparsed_reward: float = -1.0
 ) -> jax.Array:
-    """1 for specific and more specific answers, 0 for the others (RFT in arXiv 2603.03197).
+    """1 for specific and more specific answers, else 0 (RFT in arXiv 2603.03197); float32 [B, N].
 
-    Args:
-      category_BN: int32 `Category` of each of N answers about each of B images.
-      valid_BN: bool, whether a verdict exists. Answers without one get 0 here; they must be left
-        out of the update by the same mask.
-      unparsed_reward: the reward of an answer that could not be parsed.
-
-    Returns:
-      float32 [B, N].
+    The arguments are those of `best_prediction.reward`.
     """
     return static_map.reward(
         category_BN,

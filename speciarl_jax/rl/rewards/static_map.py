@@ -18,17 +18,13 @@ def reward(
     wrong: float,
     unparsed_reward: float = -1.0,
 ) -> jax.Array:
-    """The static rewards that arXiv 2603.03197 compares its own with.
+    """The static rewards that arXiv 2603.03197 compares its own with, float32 [B, N].
 
     Args:
-      category_BN: int32 `Category` of each of N answers about each of B images.
-      valid_BN: bool, whether a verdict exists. Answers without one get 0 here; they must be left
-        out of the update by the same mask.
+      category_BN: as for `best_prediction.reward`.
+      valid_BN: likewise.
       more_specific: the reward of an answer of that category.
       unparsed_reward: the reward of an answer that could not be parsed.
-
-    Returns:
-      float32 [B, N].
     """
     value = {
         Category.UNPARSED: unparsed_reward,

@@ -68,7 +68,7 @@ def make(
     only: tuple[str, ...] = (),
     search_compiles: int = 0,
 ) -> dict[str, Any]:
-    """Compiles the programs of a step.
+    """Compiles the programs of a step, and returns what `--json` writes.
 
     Args:
       topology: as for `chips.devices`.
@@ -77,9 +77,6 @@ def make(
       prompt_tokens: of the text around an image; 0 for a guess from its length.
       only: names of programs; all when empty.
       search_compiles: settings of mesh and chunks to compile until one fits; 0 for this one only.
-
-    Returns:
-      What `--json` writes.
 
     Raises:
       ValueError: something does not fit together; says what, and how to mend it.

@@ -1,7 +1,7 @@
 """A language model on the devices as the judge, where its vocabulary is not the policy's."""
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,19 +33,21 @@ class ReencodingJudge(HostVerifier):
         names: Sequence[str],
         tokenizer: Any,
         *,
+        labels: Mapping[bytes, int],
         max_words: int,
         max_answer_bytes: int,
         max_answer_tokens: int,
         judge_batch_size: int,
         min_probability: float,
-        require_think: bool,
+        tags: str,
     ):
         """Compiles nothing yet; one program of `judge_batch_size` rows serves all calls."""
         prefilter.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
         self.scorer, self._names, self._tokenizer = scorer, list(names), tokenizer
         self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
+        self._labels = labels
         self._size, self._rows = max_answer_tokens, judge_batch_size
-        self._require_think = require_think
+        self._tags = tags
 
         def program(scorer, stated_R, label_R, answer_RA, length_R):
             logp_RK = scorer.logp_of_pairs(label_R, answer_RA, length_R)
@@ -76,8 +78,8 @@ class ReencodingJudge(HostVerifier):
         self._thread.shutdown()
 
     def _look(self, response: str, label: int) -> Row:
-        content = parsing.extract(response, require_think=self._require_think)
-        stated = prefilter.screen(content, self._names[label], **self._limits)
+        content = parsing.extract(response, tags=self._tags)
+        stated = prefilter.screen(content, self._names[label], labels=self._labels, **self._limits)
         if stated is not None:
             return int(stated), label, ()
         ids = encode(self._tokenizer, parsing.normalize(content))

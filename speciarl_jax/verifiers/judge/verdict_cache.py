@@ -1,7 +1,8 @@
 """Verdicts that outlive a run and are shared by processes: SQLite in a file, or Redis by URL.
 
 A verdict is found by what decided it: the pair of names as the judge saw it, the text of the
-prompt, the model and the decoding settings; never by the prompt's name or the server's address.
+prompt, the model with what tells it from others of its name, and the decoding settings; never by
+the prompt's name or the server's address.
 The first verdict on a pair stays; who comes later is given that one. Failures are not kept.
 """
 
@@ -59,7 +60,7 @@ class Judge:
     Attributes:
       model: name of the model.
       prompt: the whole text.
-      settings: decoding settings.
+      settings: decoding settings, and what tells the judge from others of its name (`identity`).
     """
 
     model: str
@@ -84,6 +85,22 @@ class Judge:
         settings = json.dumps(self.settings, sort_keys=True)
         parts = json.dumps([truth, prediction, self.prompt, self.model, settings])
         return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def last_identity(cache: "VerdictCache", judge: Judge) -> str | None:
+    """Returns what told the judge from others when it last gave a verdict; None if it never did.
+
+    Args:
+      cache: of verdicts.
+      judge: without `identity` in its settings.
+    """
+    prompt = hashlib.sha256(judge.prompt.encode()).hexdigest()
+    for row in reversed(list(cache.rows())):
+        settings = json.loads(row.settings)
+        identity = settings.pop("identity", None)
+        if identity and (row.model, row.prompt, settings) == (judge.model, prompt, judge.settings):
+            return identity
+    return None
 
 
 def _storable(text: str) -> str:

@@ -245,7 +245,7 @@ def _around_the_pair(tokenizer: Any, prompt: judge_prompt.JudgePrompt) -> tuple[
     # Names that no normal form changes and no prompt holds.
     truth, prediction, verdict = "qxtruthxq", "qxpredictionxq", "wrong"
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt.fill(truth, prediction)}],
+        prompt.messages(truth, prediction),
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,  # Qwen3; other templates ignore it
@@ -257,7 +257,8 @@ def _around_the_pair(tokenizer: Any, prompt: judge_prompt.JudgePrompt) -> tuple[
         )
     before, rest = text.split(truth)
     between, after = rest.split(prediction)
-    return before, between, after + judge_prompt.reply(verdict).split(verdict)[0]
+    opening = "" if prompt.bare else judge_prompt.reply(verdict).split(verdict)[0]
+    return before, between, after + opening
 
 
 def _check_fit(config: TextConfig, prefix, truths, tail, verdicts) -> None:

@@ -12,16 +12,19 @@ class LabelNames:
     Attributes:
       leaf_ids: what images call their labels (`label_id`).
       names: what a judge is told, in the same order.
+      further: other names of labels and of kinds of them -> the number of the label.
     """
 
-    def __init__(self, names: dict[str, str]):
+    def __init__(self, names: dict[str, str], further: dict[str, str] | None = None):
         """Numbers the labels.
 
         Args:
           names: id -> name.
+          further: other name -> id.
         """
         self.leaf_ids, self.names = tuple(names), tuple(names.values())
         self._index = {leaf_id: i for i, leaf_id in enumerate(self.leaf_ids)}
+        self.further = {name: self._index[leaf_id] for name, leaf_id in (further or {}).items()}
 
     def leaf_index(self, leaf_id: str) -> int:
         """The number of a label.
@@ -46,7 +49,13 @@ def read(path: str | os.PathLike) -> LabelNames:
     if path.suffix == ".json":
         tree = schema.read(path)
         schema.check(tree, str(path))
-        return LabelNames({leaf_id: leaf["name"] for leaf_id, leaf in tree["leaves"].items()})
+        further = {
+            name: leaf_id
+            for leaf_id, leaf in tree["leaves"].items()
+            for name in (*leaf.get("synonyms", ()), *leaf.get("hyponyms", ()))
+        }
+        names = {leaf_id: leaf["name"] for leaf_id, leaf in tree["leaves"].items()}
+        return LabelNames(names, further)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

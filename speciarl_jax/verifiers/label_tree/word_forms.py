@@ -4,6 +4,7 @@ Forms are made when the tables are built, so that answers are only ever compared
 Too many forms do no harm (nobody answers "oxes"); a missing one turns a right answer wrong.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 
@@ -34,6 +35,9 @@ _SINGULAR_IN_S = (
     *("christmas", "rhinoceros", "albatros", "cosmos", "coreopsis", "lens", "gas", "texas"),
     *("antirrhinum", "pampas", "asparagas", "calas", "lotos", "kudos", "chaos"),
 )
+_IRREGULAR_PLURALS = tuple(_IRREGULAR.values())
+_IN_VES = tuple(f.removesuffix("e").removesuffix("f") + "ves" for f in _TO_VES)
+_YEAR = re.compile("(19|20)[0-9][0-9]")
 
 
 def _is_plural(word: str) -> bool:
@@ -44,12 +48,12 @@ def _is_plural(word: str) -> bool:
 
 
 def _singulars_of_word(word: str) -> set[str]:
-    forms = {
-        word.removesuffix(plural) + singular
-        for singular, plural in _IRREGULAR.items()
-        if word.endswith(plural)
-    }
-    if word.endswith(tuple(f.removesuffix("e").removesuffix("f") + "ves" for f in _TO_VES)):
+    forms = set()
+    if word.endswith(_IRREGULAR_PLURALS):
+        for singular, plural in _IRREGULAR.items():
+            if word.endswith(plural):
+                forms.add(word.removesuffix(plural) + singular)
+    if word.endswith(_IN_VES):
         forms |= {word[:-3] + "f", word[:-3] + "fe"}
     if not _is_plural(word):
         return forms
@@ -63,12 +67,15 @@ def _singulars_of_word(word: str) -> set[str]:
 
 def _plurals_of_word(word: str) -> set[str]:
     forms = set()
+    if _YEAR.fullmatch(word):
+        return forms
     for singular, plural in _IRREGULAR.items():
         if word.endswith(singular):
             forms.add(word.removesuffix(singular) + plural)
     if word.endswith(_TO_VES):
         forms.add(word.removesuffix("e").removesuffix("f") + "ves")
-    if _is_plural(word):
+    # "Audi TTS" is no plural of "Audi TT".
+    if _is_plural(word) or (len(word) < 3 and word.isalpha()):
         return forms
     if word.endswith("y") and word[-2:-1] not in ("a", "e", "i", "o", "u"):
         forms.add(word[:-1] + "ies")
@@ -114,11 +121,11 @@ def forms(name: str) -> frozenset[bytes]:
     for key in tuple(keys):
         text = key.decode("utf-8", "surrogatepass")
         texts = {text} | plurals(text) | singulars(text)
-        texts |= {t.replace(" and ", " & ") for t in texts} | {
-            t.replace(" & ", " and ") for t in texts
-        }
+        if " and " in text or " & " in text:
+            texts |= {t.replace(" and ", " & ") for t in texts}
+            texts |= {t.replace(" & ", " and ") for t in texts}
         keys |= {t.encode("utf-8", "surrogatepass") for t in texts}
-    return frozenset(keys | set(map(squeezed, keys))) - {b""}
+    return frozenset(keys - {b""})
 
 
 def spellings(name: str) -> set[str]:

@@ -8,6 +8,7 @@ import report_folder
 from playwright import sync_api
 
 from speciarl_jax.evaluation.report import folder, page
+from speciarl_jax.verifiers import taxonomy
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -134,6 +135,31 @@ def test_the_images_can_be_walked_by_keyboard(tab):
     # Tab leaves the images instead of going through all of them.
     tab.keyboard.press("Tab")
     assert focused(tab) is None
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_dialog_says_why_an_answer_got_its_category(browser, tmp_path, width):
+    report_folder.make(tmp_path)
+    report_folder.know_more(tmp_path)
+    report_folder.explain(tmp_path)
+    trees = {"emoji": taxonomy.Taxonomy(report_folder.TREE)}
+    (tmp_path / "report.html").write_text(page.render(folder.read(tmp_path), {}, trees))
+    with opened(browser, tmp_path / "report.html", width) as tab:
+        wide, seen = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide == seen and tab.locator("#made-with dt").count() == 7
+        tab.select_option("#f-class", "House Sparrow")
+        sync_api.expect(cards(tab)).to_have_count(len(report_folder.REASONS))
+        cards(tab).first.click()
+        for _, _, reason in report_folder.REASONS:
+            # The greedy answer and the samples of two policies.
+            want = [reason] * 4 if reason else []
+            sync_api.expect(tab.locator("#image-body .why")).to_have_text(want)
+            # The table of samples fits.
+            inside, there = tab.evaluate(
+                "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('dialog .scroll'))"
+            )
+            assert inside <= there
+            tab.keyboard.press("ArrowRight")
 
 
 def test_an_image_opens_and_closes_by_keyboard(tab):

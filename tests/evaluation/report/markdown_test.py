@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+import report_folder
 
 from speciarl_jax.evaluation import report
 from speciarl_jax.evaluation.metrics import Score
@@ -211,6 +212,28 @@ def test_each_data_set_and_prompt_has_its_scores_differences_and_changes():
     assert "changed from base to tr\\|ained" in birds and "0 of 0 became better" in birds
     assert "| HM of the best of | 1 | 2 |" in birds and "| tr\\|ained | 0.500 | 0.613 |" in birds
     assert "HM of the best of" not in emoji and text.count("## Training") == 1
+
+
+def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tmp_path):
+    report_folder.make(tmp_path, sets=("emoji", "birds"))
+    report_folder.know_more(tmp_path)
+    text = markdown.render(folder.read(tmp_path))
+    assert "\n\nWeights of specificity: thirds (generic 0.333, less specific 0.667, " in text
+    emoji, birds, made = re.split("^## ", text, flags=re.M)[1:3] + text.split("\n## What the")[1:]
+    for part in (emoji, birds):
+        (row,) = [line for line in part.splitlines() if "best constant answer" in line]
+        assert cells(row)[0] == 'best constant answer "bird"' and cells(row)[1] == "0.667"
+        assert "trained: the tree knows no name for 12.5% of the answers; most often: " in part
+        assert "<b>" not in part
+    rows = [cells(line) for line in made.splitlines() if line.startswith("| ")]
+    assert ["verifier", "cascade: the label tree, then http\\_judge", "all"] in rows
+    assert ["seed", "1", "all"] in rows
+    both = "trained/emoji/base, trained/birds/base"
+    assert ["policy", "weights 01234567, adapters 98765432", both] in rows
+    report_folder.make(tmp_path)
+    (tmp_path / "predictions_provenance.json").unlink()
+    text = markdown.render(folder.read(tmp_path))
+    assert not re.search("Weights|constant answer|made with", text)
 
 
 def test_names_of_predict_and_what_is_not_compared_stand_with_their_runs():

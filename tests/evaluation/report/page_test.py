@@ -11,8 +11,9 @@ import report_folder
 
 from speciarl_jax.data import thumbnails
 from speciarl_jax.evaluation import predictions, report
-from speciarl_jax.evaluation.report import folder, page, page_data, pairs, palette
+from speciarl_jax.evaluation.report import folder, made_with, page, page_data, pairs, palette
 from speciarl_jax.runtime import jsonl
+from speciarl_jax.verifiers import taxonomy
 
 VOID = {"meta", "input", "br", "img"}
 
@@ -144,6 +145,95 @@ def test_names_of_predict_and_what_is_not_compared_are_shown(workdir):
     assert "each base judges itself" in text
 
 
+def test_the_page_says_why_an_answer_got_its_category(workdir):
+    report_folder.know_more(workdir)
+    report_folder.explain(workdir)
+    trees = {"emoji": taxonomy.Taxonomy(report_folder.TREE)}
+    found = data_of(page.render(folder.read(workdir), {}, trees))
+    entries = found["images"][-len(report_folder.REASONS) :]
+    for entry, (_, category, reason) in zip(entries, report_folder.REASONS, strict=True):
+        for number in "01":
+            (sample,) = entry["samples"][number]["answers"]
+            greedy = entry["greedy"][number]
+            assert greedy[2] == sample[1] == category and sample[3] == 8
+            for place in (greedy[3], sample[4]):
+                assert (None if place is None else found["reasons"][place]) == reason
+    # Each is written once; of other labels, and without a tree, none is known.
+    assert len(found["reasons"]) == len(set(found["reasons"])) == len(report_folder.REASONS) - 1
+    assert found["images"][0]["greedy"]["0"][3] is None
+    found = data_of(page.render(folder.read(workdir)))
+    assert found["reasons"] == [] and found["images"][-1]["greedy"]["0"][3] is None
+
+
+def test_a_tree_alone_has_no_judge_that_decided(workdir):
+    report_folder.explain(workdir)
+    trees = {"emoji": taxonomy.Taxonomy(report_folder.TREE)}
+    # "spuggy" was judged specific, the tree says wrong, and no judge is known.
+    assert not any(
+        "judge" in reason
+        for reason in data_of(page.render(folder.read(workdir), {}, trees))["reasons"]
+    )
+
+
+def test_the_best_constant_answer_the_weights_and_unknown_answers_are_shown(workdir):
+    before = " ".join(Page(page.render(folder.read(workdir))).text)
+    assert "constant answer" not in before and "Weights of specificity" not in before
+    report_folder.know_more(workdir)
+    text = " ".join(Page(page.render(folder.read(workdir))).text)
+    want = report_folder.score(["generic"] * 40 + ["wrong"] * 20)
+    values = r"\s+".join(f"{want[key]:.3f}" for key in ("correctness", "specificity", "hm"))
+    assert re.search(rf'best constant answer "bird"\s+{values}\s+0\.0%\s+0\.0%\s+60', text)
+    assert text.count('best constant answer "bird"') == 1
+    weights = "thirds (generic 0.333, less specific 0.667, specific 1, more specific 1)"
+    assert f"Weights of specificity: {weights}." in text
+    said = "the tree knows no name for 12.5% of the answers; most often: 'house martin <b>' (5), "
+    assert f"base: {said}" in text and f"trained: {said}" in text
+
+
+def test_the_page_says_what_its_figures_were_made_with(workdir):
+    assert "made-with" not in Page(page.render(folder.read(workdir))).ids
+    report_folder.know_more(workdir)
+    found = Page(page.render(folder.read(workdir)))
+    text = " ".join(" ".join(found.text).split()).partition("first characters of")[2]
+    assert "made-with" in found.ids and found.tags.count("section") == 9
+    for name, value in (
+        ("images", "emoji, split held_out"),
+        ("verifier", "cascade: the label tree, then http_judge"),
+        ("judge", "http_judge, Qwen3-30B, prompt abcdef01"),
+        ("prompt", "base, text fedcba98"),
+        (
+            "policy",
+            "weights 01234567, no adapters base weights 01234567, adapters 98765432 trained",
+        ),
+        ("seed", "1"),
+        ("weights of specificity", "thirds (generic 0.333,"),
+    ):
+        assert f" {name} {value}" in f" {text}", text
+
+
+def test_a_tree_without_judge_and_a_mixture_are_described():
+    known = {
+        "verifier": {"name": "cascade", "judge": ""},
+        "data": {
+            "name": "mixture",
+            "options": {
+                "parts": {"a": {"options": {"split": "test"}}, "b": {"options": {"split": "x"}}}
+            },
+        },
+    }
+    run = {"policy": "base", "data": "both", "prompt": "terse"}
+    content = folder.Folder(
+        "name", metrics={"runs": [run]}, provenance={"base/both/terse/greedy": known}
+    )
+    names = {folder.run_key(run): "base"}
+    assert made_with.described(made_with.facts(content), names) == [
+        ("images", [("mixture, a: split test, b: split x", "")]),
+        ("verifier", [("cascade: the label tree, no judge", "")]),
+        ("prompt", [("terse", "")]),
+    ]
+    assert made_with.facts(folder.Folder("name", metrics={"runs": [run], "weights": {}})) == []
+
+
 def test_the_headline_says_what_happened(workdir):
     def headline(correctness, specificity, p_values=None):
         content = folder.read(workdir)
@@ -156,8 +246,11 @@ def test_the_headline_says_what_happened(workdir):
             test["differences"] = {
                 key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()
             }
-        return re.search("<h1>(.*?)</h1>", page.render(content)).group(1)
+        runs = page.sorted_runs(content.metrics["runs"])
+        return page._headline(runs, content.metrics["comparisons"])
 
+    said = headline(0, 0)
+    assert f"<h1>{said}</h1>" in page.render(folder.read(workdir))
     assert headline(0.1, 0.1) == "More specific, and more often right"
     assert headline(-0.1, 0.1) == "More specific, but less often right"
     assert headline(0.001, -0.1) == "Less specific, and as often right"
@@ -286,11 +379,32 @@ def test_an_evaluation_that_was_killed_has_a_page_with_the_images_of_each_data_s
     assert thumbs_of(tmp_path) == want
     found = data_of((tmp_path / "report.html").read_text())
     # The reward is known, too: three wrong answers earn nothing.
-    assert [a[2:] for a in found["images"][0]["samples"]["0"]["answers"]] == [[0.0, 3]]
+    assert [a[2:] for a in found["images"][0]["samples"]["0"]["answers"]] == [[0.0, 3, None]]
     assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "best_of.png").exists()
     report.write(tmp_path, 0)
     found = data_of((tmp_path / "report.html").read_text())
     assert not any("thumb" in entry for entry in found["images"])
+
+
+def test_a_report_made_anew_finds_the_label_tree_of_its_configuration(tmp_path):
+    store = predictions.Predictions(tmp_path)
+    config, source = emoji_of("easy")
+    store.keep_config("emoji", json.loads(config.to_json()))
+    part = predictions.Part("base", "emoji", "base", "greedy")
+    store.begin(part, {})
+    rows = [{k: v for k, v in source[i].items() if k != "image"} for i in (0, 5)]
+    for i, row in enumerate(rows):
+        said = {"responses": [f"<answer>{row['label']}</answer>"], "categories": ["specific"]}
+        store.append(part, [row | said | {"index": i}])
+    report.write(tmp_path)
+    found = data_of((tmp_path / "report.html").read_text())
+    for entry, row in zip(found["images"], rows, strict=True):
+        assert found["reasons"][entry["greedy"]["0"][3]] == f"name {row['label']!r}"
+    # A judge alone has no tree.
+    config.verifier.name = "http_judge"
+    store.keep_config("emoji", json.loads(config.to_json()))
+    report.write(tmp_path)
+    assert data_of((tmp_path / "report.html").read_text())["reasons"] == []
 
 
 def test_a_data_set_that_is_gone_costs_only_its_own_images(tmp_path):

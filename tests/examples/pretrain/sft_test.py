@@ -17,6 +17,18 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 
 @pytest.fixture
 def config():
+    return make_config()
+
+
+@pytest.fixture(scope="module")
+def from_nothing(tmp_path_factory):
+    """The workdir of both stages, their encoder, and the folder of the policy."""
+    workdir, config = tmp_path_factory.mktemp("from_nothing"), make_config()
+    encoder = pretrain.train_vision(config, workdir)
+    return workdir, encoder, pretrain.train_answers(config, encoder, workdir)
+
+
+def make_config():
     config = quickstart_sft.get_config()
     config.vision.depth = 2
     config.vision.hidden_size = 16
@@ -41,16 +53,15 @@ def config():
     return config
 
 
-def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
-    encoder = pretrain.train_vision(config, tmp_path)
-    folder = pretrain.train_answers(config, encoder, tmp_path)
+def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, from_nothing):
+    workdir, encoder, folder = from_nothing
     dimensions, policy = hf_checkpoint.load(folder, dtype="float32", param_dtype="float32")
     assert dataclasses.asdict(dimensions.vision)["depth"] == 2
     # The encoder is frozen while the decoder learns; both are stored in bfloat16.
     for path, trained in nnx.to_flat_state(nnx.state(encoder)):
         loaded = dict(nnx.to_flat_state(nnx.state(policy.visual)))[path]
         np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
-    rows = (tmp_path / "answers" / "metrics.jsonl").read_text().splitlines()
+    rows = (workdir / "answers" / "metrics.jsonl").read_text().splitlines()
     stage = config.answer_stage
     images = len(pretrain.images(config, config.data.split, "clean", 0))
     steps = images * stage.epochs // stage.batch_size
@@ -58,14 +69,14 @@ def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, tmp_path):
     assert [json.loads(row)["step"] for row in rows] == logged and len(logged) >= 2
 
     # Finished stages are read back, not trained again.
-    again = pretrain.train_vision(config, tmp_path)
+    again = pretrain.train_vision(config, workdir)
     for a, b in zip(
         nnx.to_flat_state(nnx.state(encoder)), nnx.to_flat_state(nnx.state(again)), strict=True
     ):
         np.testing.assert_array_equal(a[1][...], b[1][...])
     config.vision_stage.learning_rate *= 2
     with pytest.raises(ValueError, match="learning_rate"):
-        pretrain.train_vision(config, tmp_path)
+        pretrain.train_vision(config, workdir)
 
 
 def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
@@ -76,7 +87,7 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
     optimizer = fit.make_optimizer(config.vision_stage, 10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     for path, update in nnx.to_flat_state(updates):
         is_matrix = update.ndim == (3 if path[0] == "blocks" else 2) and path != ("patch_embed",)
         if is_matrix:
@@ -123,11 +134,10 @@ def test_sections_with_equal_keys_do_not_hide_each_other(config):
         assert f"{section}.{key}" in changed
 
 
-def test_a_decoder_on_the_encoder_of_a_policy_that_exists(config, tmp_path):
-    encoder = pretrain.VisionEncoder(pretrain.VisionConfig(**config.vision), rngs=nnx.Rngs(1))
-    first = pretrain.train_answers(config, encoder, tmp_path / "first")
+def test_a_decoder_on_the_encoder_of_a_policy_that_exists(config, from_nothing, tmp_path):
+    *_, first = from_nothing
     config.vision_stage.policy = str(first)
-    second = pretrain.train_answers(config, pretrain.read_encoder(config), tmp_path / "second")
+    second = pretrain.train_answers(config, pretrain.read_encoder(config), tmp_path)
     one, two = (
         dict(nnx.to_flat_state(nnx.state(hf_checkpoint.load(f)[1].visual))) for f in (first, second)
     )

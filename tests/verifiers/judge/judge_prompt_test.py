@@ -25,7 +25,7 @@ def test_a_shipped_prompt_has_examples_of_all_six_in_the_form_that_is_sent(name)
     prompt = judge_prompt.load(name)
     assert not prompt.after  # the pair comes last, so that the rest is a shared prefix
     seen = []
-    for pair, said in EXAMPLE.findall(prompt.text):
+    for pair, said in EXAMPLE.findall(prompt.before):
         shown = json.loads(pair)
         assert judge_prompt.pair_json(shown["truth"], shown["prediction"]) == pair
         seen.append(judge_prompt.read_reply(said))
@@ -65,9 +65,26 @@ def test_text_that_is_no_unicode_can_be_sent():
         (' {"verdict":"less specific"}\n', Category.LESS_SPECIFIC),
         ("more specific", Category.MORE_SPECIFIC),
         (" wrong\n", Category.WRONG),
+        ("Specific", Category.SPECIFIC),
+        ("less specific.", Category.LESS_SPECIFIC),
+        ('{"Verdict": "WRONG"}.', Category.WRONG),
+        ('```json\n{"verdict": "specific"}\n```', Category.SPECIFIC),
+        ("```\ngeneric\n```\n", Category.GENERIC),
+        ('<think>wrong? {"verdict": "wrong"}</think>\n\n{"verdict": "generic"}', Category.GENERIC),
+        ("It is no synonym.</think>abstain", Category.ABSTAIN),
+        ('{"verdict": "specific", "verdict": "wrong"}', None),
+        ('{"verdict": "specific", "verdict": "specific"}', None),
+        ('[["verdict", "specific"]]', None),
+        ('{"verdict": {"verdict": "specific"}}', None),
+        ('{"verdict": "wrong"}\n{"verdict": "specific"}', None),
+        ('```\n{"verdict": "wrong"}\n```\n```\n{"verdict": "specific"}\n```', None),
+        ('<think>{"verdict": "specific"}', None),
+        ('<think>specific</think><think>{"verdict": "specific"}', None),
+        ("specific..", None),
+        ("specific!", None),
+        ("**specific**", None),
         ("", None),
-        ("Specific", None),
-        ("specific.", None),
+        ("</think>", None),
         ('"specific"', None),
         ("very specific", None),
         ('{"verdict": "certain"}', None),
@@ -95,3 +112,45 @@ def test_a_file_of_ones_own_needs_one_hole(tmp_path):
         judge_prompt.load(str(path))
     with pytest.raises(ValueError, match="no judge prompt 'mine'; choose one of .*'v1'"):
         judge_prompt.load("mine")
+
+
+MINE = """#: keys ground_truth prediction
+#: reply label
+#: system
+You grade {names}.
+#: user
+Pair: {pair}
+"""
+
+
+def test_a_prompt_of_another_program_has_its_keys_system_message_and_bare_reply(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text(MINE)
+    prompt = judge_prompt.load(str(path))
+    assert prompt.messages("An Eagle", "hawk") == [
+        {"role": "system", "content": "You grade {names}."},
+        {"role": "user", "content": 'Pair: {"ground_truth": "an eagle", "prediction": "hawk"}'},
+    ]
+    assert prompt.replies == list(judge_prompt.LABELS)
+    # Each part of it is part of what verdicts are kept by.
+    texts = {prompt.text}
+    for old, new in (("ground_truth", "truth"), ("label", "json"), ("grade", "judge")):
+        path.write_text(MINE.replace(old, new))
+        texts.add(judge_prompt.load(str(path)).text)
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("#: keys same same\n{pair}", "'#: keys same same' is no directive"),
+        ("#: reply word\n{pair}", "'#: reply word' is no directive"),
+        ("#: system\nno end {pair}", "'#: system' is no directive; write .* a line '#: user'"),
+        ("#: temperature 3\n{pair}", "no directive"),
+    ],
+)
+def test_a_wrong_directive_is_refused_by_its_line(tmp_path, text, said):
+    path = tmp_path / "mine.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        judge_prompt.load(str(path))

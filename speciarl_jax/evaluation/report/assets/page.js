@@ -31,6 +31,14 @@
     return make("img", { class: "thumb", src: source, alt: `image of ${label}` });
   }
 
+  /** Why an answer got its category; null where no label tree tells. */
+  function why(place) {
+    if (place === null || place === undefined) return null;
+    return make("small", { class: "why" }, said(data.reasons[place]));
+  }
+
+  const cell = (...children) => make("div", {}, ...children);
+
   const count = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
   const number = (x) => (x === null ? "–" : String(Math.round(x * 1000) / 1000).replace("-", "−"));
 
@@ -181,17 +189,18 @@
       parts.push(make("h3", {}, name));
       if (greedy) {
         parts.push(make("div", { class: "line-of" }, chip(greedy[2]), " ", said(greedy[0])));
+        parts.push(why(greedy[3]));
         parts.push(make("div", { class: "response", dir: "auto" }, greedy[1]));
       }
       if (samples) {
         parts.push(make("p", { class: "note" }, `${samples.of} samples`));
         parts.push(table(["answer", "category", "times", "reward"],
-          samples.answers.map(([answer, category, reward, times]) =>
-            [said(answer || "(nothing)"), chip(category), String(times), number(reward)])));
+          samples.answers.map(([answer, category, reward, times, reason]) =>
+            [cell(said(answer || "(nothing)"), why(reason)), chip(category), String(times), number(reward)])));
         if (samples.more) parts.push(make("p", { class: "note" }, `and ${count(samples.more, "other answer", "other answers")}`));
       }
     });
-    $("image-body").replaceChildren(...parts);
+    $("image-body").replaceChildren(...parts.filter(Boolean));
     $("image-prev").disabled = place === 0;
     $("image-next").disabled = place >= state.shown.length - 1;
     if (!$("image").open) $("image").showModal();
