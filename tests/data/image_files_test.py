@@ -253,5 +253,5 @@ def test_heic_is_read_where_pillow_heif_is():
     image = Image.fromarray(np.full((64, 96, 3), (200, 30, 40), np.uint8))
     exif = image.getexif()
     exif[0x0112] = 6
-    found = decode(image, "HEIF", exif=exif, quality=90)
+    found = decode(image, "HEIF", exif=exif.tobytes(), quality=90)
     assert found.shape == (96, 64, 3) and np.abs(found[0, 0].astype(int) - [200, 30, 40]).max() < 8
