@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import small_run
 
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import answer_file, given_answers, image_index, predictions, text_judge
@@ -154,14 +155,16 @@ def test_a_file_about_another_data_set_and_two_lines_about_one_image_are_refused
         given_answers.match([file], {"birds": source}, partial=True)
 
 
-def test_text_is_judged_as_tokens_are(small_config):
+def test_text_is_judged_as_tokens_are():
     """The tree on the host, and the in-graph verifier by the tokenizer, give the same verdicts."""
-    config = small_config(verifier__options__max_response_bytes=120)
+    config = small_run.small_config("emoji_tiny", verifier__options__max_response_bytes=120)
     source = open_source(config, config.evaluation.seed, **config.evaluation.options)
     judge = text_judge.make(config, lambda: [source])
     assert isinstance(judge.verifier, TaxonomyVerifier)
     labels = judge.labels
-    tokenizer = text_judge.tokenizer_lib.load(config.model.path)
+    tokenizer = text_judge.tokenizer_lib.load(
+        text_judge.load_policy.model_folder(config.model.path)
+    )
     vocabulary = len(tokenizer.get_vocab())
     verifier = TaxonomyVerifier(
         labels,
@@ -183,8 +186,8 @@ def test_text_is_judged_as_tokens_are(small_config):
     assert by_text.valid_BN.all() and by_tokens.valid_BN.all()
 
 
-def test_answers_are_judged_and_stand_in_the_files_as_those_of_a_policy(small_config, tmp_path):
-    config = small_config(model__path=str(tmp_path / "there is no policy"))
+def test_answers_are_judged_and_stand_in_the_files_as_those_of_a_policy(tmp_path):
+    config = small_run.small_config(tmp_path / "there is no policy")
     source = open_source(config, config.evaluation.seed, **config.evaluation.options)
     rows = [given_answers.describe(source, i) for i in range(len(source))]
     lines = [{"image_id": x["image_id"], "answer": [x["label"], "vehicle", "x"]} for x in rows]
@@ -242,12 +245,12 @@ class Forgetful(HostVerifier):
         pass
 
 
-def test_answers_without_a_verdict_are_judged_again_and_too_many_stop(small_config, tmp_path):
+def test_answers_without_a_verdict_are_judged_again_and_too_many_stop(tmp_path):
     class Labels:
         def leaf_index(self, label_id):
             return 0
 
-    config = small_config(verifier__max_unjudged_fraction=0.3)
+    config = small_run.small_config("emoji_tiny", verifier__max_unjudged_fraction=0.3)
     judge = text_judge.TextJudge(config, Labels(), Forgetful(), None)
     judge = text_judge.dataclasses.replace(judge, on_text=judge.verifier)
     answered = [text_judge.Answered(i, row(i, f"{i}"), ["said"]) for i in range(4)]
@@ -261,12 +264,12 @@ def test_answers_without_a_verdict_are_judged_again_and_too_many_stop(small_conf
     assert sum(x["categories"] == ["specific"] for x in store.lines(part)) == 3
 
 
-def test_a_language_model_on_the_devices_judges_text_in_the_tokens_of_the_policy(
-    small_config, tmp_path
-):
+def test_a_language_model_on_the_devices_judges_text_in_the_tokens_of_the_policy(tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Sort.\n{pair}\nReply.")
-    config = small_config(verifier__name="flax_judge", verifier__flax_judge__prompt=str(prompt))
+    config = small_run.small_config(
+        "emoji_tiny", verifier__name="flax_judge", verifier__flax_judge__prompt=str(prompt)
+    )
     source = open_source(config, config.evaluation.seed, **config.evaluation.options)
     judge = text_judge.make(config, lambda: [source])
     assert isinstance(judge.on_text, text_judge.Encoding)

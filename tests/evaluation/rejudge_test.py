@@ -1,10 +1,12 @@
 """Kept answers judged by another verifier: what is asked, written, and left alone."""
 
+import functools
 import json
 import types
 
 import judge_server
 import pytest
+import small_run
 
 from speciarl_jax import evaluate
 from speciarl_jax.evaluation import predictions, rejudge, results
@@ -19,6 +21,8 @@ FLAGS = {
     "heartbeat_timeout": 60,
 }
 PART = Part("m", "emoji", "base", "greedy")
+# There is no such policy, and none is needed.
+small_config = functools.partial(small_run.small_config, "nowhere")
 SAID = ("car", "contraption", "none")
 
 
@@ -38,7 +42,7 @@ def command(monkeypatch):
 
 
 @pytest.fixture
-def answers(small_config, tmp_path):
+def answers(tmp_path):
     """A file with answers about all images of evaluation, in another order."""
     config = small_config()
     _, source = evaluate._sources(config, with_training=True)
@@ -54,9 +58,9 @@ def folder_of(path):
 
 
 def test_another_verifier_judges_into_a_folder_of_its_own_and_back_gives_the_same(
-    command, answers, small_config, tmp_path, capsys
+    command, answers, tmp_path, capsys
 ):
-    first, config = tmp_path / "first", small_config(model__path="nowhere")
+    first, config = tmp_path / "first", small_config()
     command(first, config, answers=[answers])
     before = folder_of(first)
     (row,) = json.loads(before[results.FILE])["runs"]
@@ -64,7 +68,6 @@ def test_another_verifier_judges_into_a_folder_of_its_own_and_back_gives_the_sam
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Sort.\n{pair}\nReply.")
     judged = small_config(
-        model__path="nowhere",
         verifier__name="cascade",
         verifier__cascade__judge="http_judge",
         verifier__http_judge__model="judge",
@@ -111,9 +114,7 @@ def test_another_verifier_judges_into_a_folder_of_its_own_and_back_gives_the_sam
     assert folder_of(first / "judged_by_taxonomy") == before
 
 
-def test_flags_that_do_not_fit_and_folders_without_answers_are_refused(
-    command, answers, small_config, tmp_path
-):
+def test_flags_that_do_not_fit_and_folders_without_answers_are_refused(command, answers, tmp_path):
     config = small_config()
     with pytest.raises(ValueError, match="holds no answers; give the --workdir"):
         command(tmp_path, config, rejudge=True)
