@@ -66,7 +66,7 @@ def test_another_verifier_judges_into_a_folder_of_its_own_and_back_gives_the_sam
     (row,) = json.loads(before[results.FILE])["runs"]
     assert row["policy"] == "m" and row["abstain"] > 0.3 and row["constant_answer"]
     prompt = tmp_path / "prompt.txt"
-    prompt.write_text("Sort.\n{pair}\nReply.")
+    prompt.write_text("Sort.\nReply.\n{pair}")
     judged = small_config(
         verifier__name="cascade",
         verifier__cascade__judge="http_judge",
