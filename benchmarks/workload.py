@@ -46,7 +46,7 @@ SMALL = ModelConfig(
     video_token_id=4091,
     vision_start_token_id=4092,
     vision_end_token_id=4093,
-    eos_token_id=4094,
+    eos_token_id=(4094,),
 )
 
 
@@ -153,7 +153,7 @@ def random_batch(config: ModelConfig, shape: Shape, seed: int) -> PromptBatch:
     text = shape.prompt - placeholders - 2
     if text < 2:
         raise ValueError(f"a prompt of {shape.prompt} tokens cannot hold {placeholders} of image")
-    special = min(config.image_token_id, config.eos_token_id, config.vision_start_token_id)
+    special = min(config.image_token_id, *config.eos_token_id, config.vision_start_token_id)
     words_BP = rng.integers(0, special, (shape.images, text))
     image = [config.vision_start_token_id, *[config.image_token_id] * placeholders]
     image_BP = np.tile([*image, config.vision_end_token_id], (shape.images, 1))
@@ -189,7 +189,7 @@ def allowed_tokens(config: ModelConfig, mean_length: int, seed: int) -> np.ndarr
     Returns:
       bool [V].
     """
-    words = np.arange(min(config.image_token_id, config.eos_token_id))
+    words = np.arange(min(config.image_token_id, *config.eos_token_id))
     if mean_length:
         words = np.random.default_rng(seed).choice(words, mean_length - 1, replace=False)
         words = np.append(words, config.eos_token_id)
@@ -239,7 +239,7 @@ class Workload:
             graphdef=self.graphdef,
             num_rollouts=self.shape.rollouts if self.shared else 1,
             max_tokens=self.shape.tokens,
-            eos_id=self.config.eos_token_id,
+            end_ids=self.config.eos_token_id,
             banned_V=self.banned_V,
             merge_lora=self.options.merge_lora,
             num_compactions=self.options.num_compactions if self.shared else 0,

@@ -91,6 +91,10 @@ def _data() -> ml_collections.ConfigDict:
     # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
     # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
+    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 file
+    # is decoded at a half or a quarter of its size; larger files of other formats count as broken.
+    # None: the limit of Pillow.
+    data.max_decoded_pixels = 2**27
     # Images of many sizes are padded to bucket sizes, so that they need few compiled programs. This
     # is the factor from one bucket size to the next. 1: exact sizes, for images of one size.
     data.bucket_growth = 1.25
@@ -152,7 +156,10 @@ def _verifier() -> ml_collections.ConfigDict:
     verifier.num_chunks = 1
     verifier.options = ml_collections.ConfigDict()
     verifier.options.path = ""  # label tree (JSON); "" for the data set's own
-    verifier.options.require_think = True  # no <think>...</think>: unparsed
+    # What a response must hold: "think", <think>...</think> and then one <answer>...</answer>;
+    # "answer", the latter alone; "first" reads the first <answer> with something in it, whatever
+    # else is there. All other responses are unparsed.
+    verifier.options.tags = "think"
     verifier.options.max_words = 8  # of a label; a longer answer is wrong
     verifier.options.max_answer_bytes = 64  # of a label; a longer answer is wrong
     verifier.options.max_response_bytes = 4096  # a longer response is unparsed
@@ -175,7 +182,7 @@ def _flax_judge() -> ml_collections.ConfigDict:
     judge.calibration = ""
     judge.path = ""  # label tree (JSON) or label names (text); "" for the data set's own tree
     judge.prompt = "v2"  # a prompt of `verifiers/judge/prompts`, or the path of a text file
-    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.tags = "think"  # as in verifier.options
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 64  # likewise
     judge.max_response_bytes = 4096  # a longer response is unparsed
@@ -200,7 +207,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     judge.model = ""  # what the server calls the judge
     # What tells the judge from others of that name, for the cache; None asks the server.
     judge.identity = config_dict.placeholder(str)
-    judge.require_think = True  # no <think>...</think>: unparsed
+    judge.tags = "think"  # as in verifier.options
     judge.max_words = 8  # of a label; a longer answer is wrong
     judge.max_answer_bytes = 96  # of a label
     # Verdicts are kept here: path of an SQLite file, redis://HOST:PORT/NUMBER, or "" for nowhere.
@@ -211,7 +218,7 @@ def _http_judge() -> ml_collections.ConfigDict:
     judge.decoding.temperature = _optional(0.0)  # 0 is greedy
     judge.decoding.max_tokens = _optional(32)  # of a reply
     judge.decoding.max_completion_tokens = _optional(None)  # of a reply and the thoughts before it
-    judge.decoding.seed = _optional(0)
+    judge.decoding.seed = _optional(0)  # of its sampling
     # How a server is asked to restrict replies: "json_schema", "choice" (vLLM), "none", or "auto".
     judge.decoding.structured = "auto"
     judge.decoding.extra_body = ml_collections.ConfigDict()  # further fields of a request

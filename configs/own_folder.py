@@ -5,9 +5,11 @@ python -m speciarl_jax.tools.check_data --config=configs/own_folder.py --out=run
 python -m speciarl_jax.train --config=configs/own_folder.py --workdir=runs/own \
     --config.model.path=CHECKPOINT --config.data.options.path=FOLDER
 
-A tenth of the images is held out. If yours are split already, set config.evaluation.options.path
-as well, and `part` to "all" in both sections. The taxonomy verifier must know more general names of
-each label: nest the folders (animal/bird/duck/mallard), or set config.data.options.group ("bird").
+A tenth of the images of each label is held out. Folders that are named after splits (train, val,
+test) are used as such: training reads train, evaluation val or else test. If your splits lie apart,
+set config.evaluation.options.path as well, and `part` to "all" in both sections. The taxonomy
+verifier must know more general names of each label: nest the folders (animal/bird/duck/mallard), or
+set config.data.options.group ("bird").
 """
 
 import ml_collections
@@ -23,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.options = ml_collections.ConfigDict()
     config.data.options.path = config_dict.placeholder(str)
     config.data.options.group = ""  # what all labels are ("bird"); "": the outermost folder
+    # Name of the folder of a split; "": the one that fits `part`; "none": such names are labels.
+    config.data.options.split = ""
     config.data.options.part = "training"
     config.data.options.held_out_share = 0.1
     config.data.options.subset = 0  # balanced over the labels; 0: all
@@ -30,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_pixels = 640 * 640
     config.data.workers = 8
     config.evaluation.options = ml_collections.ConfigDict()
+    config.evaluation.options.split = ""
     config.evaluation.options.part = "held_out"
     config.evaluation.options.subset = 0
     return config

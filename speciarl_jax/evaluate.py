@@ -78,7 +78,7 @@ class Plan:
     # training images, too.
     own_data: bool
     best_of: int = 0  # N samples an image; 0 for none
-    overwrite: bool = False  # as for `Predictions.begin`
+    overwrite: bool = False  # answer anew, whatever is there
     answers: Sequence[answer_file.File] = ()  # that other models gave
     partial_answers: bool = False  # as for `given_answers.match`
 
@@ -285,7 +285,8 @@ def _answer(
                 run, run.eval_source, policy, decoding=decoding, num_rollouts=count
             )
             mine = part._replace(policy=name, decoding=decoding)
-            answer_part(evaluator, lora, store, mine, made, overwrite=plan.overwrite, **sampling)
+            replace = {"overwrite": plan.overwrite, "anew": plan.overwrite}
+            answer_part(evaluator, lora, store, mine, made, **replace, **sampling)
 
 
 def table(
@@ -389,7 +390,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("sets", [], "Configurations whose evaluation images are used instead.")
     flags.DEFINE_list("prompts", [], "Prompts to evaluate in turn; by default the configured one.")
     flags.DEFINE_integer("best_of", 0, "Also draw this many samples an image.", lower_bound=0)
-    flags.DEFINE_bool("overwrite", False, "Replace answers of another provenance.")
+    flags.DEFINE_bool("overwrite", False, "Answer anew, and replace answers that are there.")
     flags.DEFINE_list("answers", [], "Answers that other models gave: FILE.jsonl, NAME=FILE.jsonl.")
     flags.DEFINE_bool("partial_answers", False, "Go on where --answers lack images.")
     flags.DEFINE_bool("rejudge", False, "Judge the answers of --workdir by another verifier.")

@@ -33,6 +33,7 @@ from speciarl_jax.data import folder, images, label_tree, prompt_builder
 from speciarl_jax.evaluation import consensus
 from speciarl_jax.experiment.run import Run, open_sources, policy_run, verifier_options
 from speciarl_jax.models import load_policy
+from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding
 from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
@@ -70,7 +71,7 @@ def find_images(places: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         found += [str(path / name) for name in names]
         if others:
-            logging.warning("%s: passed over %d files that do not end as images do", path, others)
+            logging.warning("%s: %s", path, folder.describe_others(others)[0])
     return list(dict.fromkeys(found)), wrong
 
 
@@ -201,14 +202,14 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
         (policy,) = policy_sources.named([policy_sources.TRAINED], workdir, given.step)
         about = config
     else:
-        shipped = load_policy.model_folder(given.model).parent == load_policy.SHIPPED
+        shipped = given.model in load_policy.shipped()
         config, about = given.config, given.config
         if config is None:
             name = "quickstart.py" if shipped else "base.py"
             config = policy_sources.config_from_file(epath.Path(CONFIGS / name))
             # The data set of base.py is not that of a user's checkpoint.
             about = config if shipped else None
-        (policy,) = policy_sources.named([given.model], epath.Path())
+        policy = _on_base(policy_sources.of_path(given.model), given)
     with config.unlocked():
         config.model.update(policy.model)
         config.data.bucket_growth = max(config.data.bucket_growth, _BUCKET_GROWTH)
@@ -219,6 +220,30 @@ def open_policy(given: Any) -> tuple[Run, Any, ml_collections.ConfigDict | None]
     compilation_cache.enable(config.compilation_cache)
     run = policy_run(config, sharding.make_mesh(**config.mesh))
     return fit_images(run, given.max_pixels), policy.adapters(run), about
+
+
+def _is_adapter(folder: str | None) -> bool:
+    return bool(folder) and (pathlib.Path(folder) / peft.CONFIG).is_file()
+
+
+def _on_base(policy: policy_sources.Policy, given: Any) -> policy_sources.Policy:
+    """Returns an adapter's policy with the base that --base names, and others as they are.
+
+    Raises:
+      ValueError: the adapter has no base on this disk.
+    """
+    if not _is_adapter(given.model):
+        return policy
+    if given.base:
+        model = {**policy.model, "path": str(load_policy.model_folder(given.base))}
+        return dataclasses.replace(policy, model=model)
+    if "path" not in policy.model and given.config is None:
+        named = peft.read_adapter_config(given.model).base
+        raise ValueError(
+            f"the base {named!r} of the adapter {given.model} is no folder on this disk; give "
+            "--base=FOLDER, a Qwen2.5-VL checkpoint"
+        )
+    return policy
 
 
 def fit_images(run: Run, asked: int | None) -> Run:
@@ -253,6 +278,8 @@ def fit_images(run: Run, asked: int | None) -> Run:
 
 def name_all(given: Any, paths: Sequence[str], wrong: list[str]) -> None:
     """Prints a line for each image that can be read, in the form that the flags ask for."""
+    if given.base and not _is_adapter(given.model):
+        raise ValueError(f"--base goes with a PEFT folder, and --model={given.model} is none")
     run, lora, config = open_policy(given)
     predictor = Predictor(
         run, lora, samples=given.samples, batch_size=given.batch_size, seed=given.seed
@@ -291,6 +318,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_integer("step", None, "Checkpoint of the run; the latest by default.")
     flags.DEFINE_string("model", None, "Checkpoint folder, PEFT folder, or emoji_tiny.")
+    flags.DEFINE_string("base", None, "Folder of a PEFT folder's base, if it has moved.")
     flags.DEFINE_string(
         "tree", None, "Label tree (JSON, speciarl_jax/verifiers/label_tree/schema.py)."
     )

@@ -243,7 +243,6 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     assert "| trained" in printed and str(workdir / "report.md") in printed
     assert "| best constant answer " in printed
     assert "Weights of specificity: thirds (" in printed
-    assert "trained/emoji/base: the tree knows no name for " in printed
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) == {"base", "trained", "steps", "wall_seconds", "first_step_seconds"}
     text = (workdir / "predictions.jsonl").read_text()

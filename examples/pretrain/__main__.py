@@ -41,7 +41,6 @@ _MODEL_TOKENS = {
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
-    "eos_token_id": "<|im_end|>",
 }
 
 
@@ -171,7 +170,9 @@ def new_policy(
     image_processor(vision, config.data.image_size).save_pretrained(folder)
     tokenizer = tokenizer_lib.load(folder)
     ids = {name: tokenizer_lib.token_id(tokenizer, token) for name, token in _MODEL_TOKENS.items()}
-    model_config = ModelConfig(text=TextConfig(**config.text), vision=vision, **ids)
+    ends = (tokenizer_lib.token_id(tokenizer, "<|im_end|>"),)
+    text = TextConfig(**config.text)
+    model_config = ModelConfig(text=text, vision=vision, eos_token_id=ends, **ids)
     processor = prompt_builder.load_image_processor(folder)
     builder = prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
     rngs = nnx.Rngs(config.seed)
@@ -199,7 +200,7 @@ def answer_collator(config: ml_collections.ConfigDict, builder, concepts):
                 f"config.answer_stage.max_tokens ({stage.max_tokens})"
             )
         # The token that ends a completion is imitated too.
-        end, positions = builder.config.eos_token_id, np.arange(stage.max_tokens)
+        end, positions = builder.config.eos_token_id[0], np.arange(stage.max_tokens)
         tokens = [[*ids, *[end] * (stage.max_tokens - len(ids))] for ids in found]
         shape = (len(rows), stage.answers, stage.max_tokens)
         mask_BNT = (positions <= lengths[:, None]).reshape(shape)

@@ -4,13 +4,12 @@
 `cars196_tags.tsv` how people say it. A name here is a string of parts: make, model, body, year and
 so on, in the orders in which people write them. Each class claims the names that are true of it:
 
-- `FULL`: make, model, body and year, or as much. Right for this class, wrong for any other.
+- `FULL`: make, model, body and year. Right for this class, wrong for any other.
 - `OWN`: the model and a body or year. Right where no other class can be meant.
 - `FORM`: the same with a trim or an engine. A form of the class where no other can be meant.
 - `WIDE`: anything less. A name of what is above the class.
 
-What several classes claim tells them apart no more, so it becomes the name of a node above them.
-Classes that share all their claims on a name are one set, and each such set is one node.
+What several classes claim becomes the name of a node above them, one node a set of classes.
 """
 
 import csv
@@ -29,13 +28,13 @@ from speciarl_jax.verifiers.label_tree import schema
 FOLDER = pathlib.Path(__file__).parent
 GROUP = "car"
 GROUP_NAMES = (
-    "automobile; vehicle; motor vehicle; motor car; motorcar; auto; motorized vehicle; "
+    "automobile; vehicle; motor vehicle; motor car; motorcar; auto; motorized vehicle; transport; "
     "land vehicle; road vehicle; four-wheeled vehicle; transportation; means of transport"
 ).split("; ")
-# The limits of a name that answers are compared with.
-MAX_BYTES, MAX_WORDS = 64, 8
+# A little less than the 64 bytes of an answer, as plurals are longer.
+MAX_BYTES, MAX_WORDS = 62, 8
 FULL, OWN, FORM, WIDE = range(4)
-_TENTHS = dict(
+_ORDINALS = dict(
     zip(
         "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split(),
         "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(),
@@ -50,7 +49,7 @@ _COUNTRIES = {
     **{one: [one, "European"] for one in ("German", "Italian", "French", "Swedish", "Dutch")},
 }
 _PARENTS = {"GM": ["General Motors", "GM", "[General Motors|GM] [car|vehicle|automobile]"]}
-# Descriptions that people put behind a make or a country ("German luxury car").
+# What people put behind a make or a country ("German luxury car").
 _WITH_MAKE = "luxury sports hybrid electric performance supercar muscle compact midsize".split()
 
 
@@ -130,7 +129,7 @@ def _tables() -> tuple[list[Car], dict, dict, dict]:
                 makes=_parts(made),
                 models=models,
                 lines=lines,
-                bodies=[(b, b in sure) for b in every if b != "passenger car" or b in sure],
+                bodies=[(b, b in sure) for b in every],
                 generations=_parts(generation),
                 variants=kinds,
                 trims=_parts(trims),
@@ -149,12 +148,11 @@ def _any(names: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Letters and digits alone: names that differ in the rest are one name to the matcher."""
-    bare = unicodedata.normalize("NFD", text.lower())
-    return "".join(c for c in bare if c.isalnum())
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text.lower())))
 
 
 def _orders(*parts: str) -> Iterator[str]:
-    return (" ".join(order) for order in itertools.permutations(parts))
+    return map(" ".join, itertools.permutations(parts))
 
 
 def _named(make: Sequence[str], model: Model) -> list[str]:
@@ -197,8 +195,8 @@ def _generations(car: Car) -> list[str]:
     """Its generations as one choice, in a list that is empty if the table has none."""
     found = []
     for one in car.generations:
-        said = f"[{one}|{_TENTHS.get(one)}] [gen|generation]" if one in _TENTHS else one
-        found += schema.expand(said) if one in _TENTHS else one.split("|")
+        ordinal = f"[{one}|{_ORDINALS.get(one)}] [gen|generation]"
+        found += schema.expand(ordinal) if one in _ORDINALS else one.split("|")
     return [_any(found)] if found else []
 
 
@@ -207,7 +205,8 @@ def _own_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[tuple[in
     for model in car.models:
         for named in _named(make, model):
             yield OWN if model.complete and " " in named else WIDE, named
-        yield from ((FULL if model.complete else OWN, t) for t in _of_model(make, model, car.year))
+        kind = FULL if model.complete else OWN
+        yield from ((kind, name) for name in _of_model(make, model, car.year))
         for body, sure in car.bodies:
             without_year = _of_model(make, model, "", words[body])
             yield from ((OWN if sure else WIDE, name) for name in without_year)
@@ -227,6 +226,10 @@ def _generation_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[t
                 yield OWN, f"{code} {named} {body}".strip()
                 yield OWN, f"{car.year} {code} {named} {body}".strip()
             yield OWN, f"{code} {named} {car.year}"
+        # "BMW E92": the makers' own codes need no model.
+        codes = [c for c in schema.expand(code) if any(map(str.isdigit, c)) and c[0].isupper()]
+        if codes:
+            yield WIDE, f"{_any(make)} {_any(codes)}"
 
 
 def _form_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[tuple[int, str]]:
@@ -234,7 +237,7 @@ def _form_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[tuple[i
     bodies = [_any(words[body][:2]) for body, sure in car.bodies if sure]
     for model in car.variants:
         for named in _named(make, model):
-            yield WIDE, named
+            yield FORM if model.complete else WIDE, named
             yield from ((FORM, t) for t in _orders(named, car.year))
             for body in bodies:
                 yield from ((FORM, t) for t in _orders(named, body))
@@ -273,6 +276,7 @@ def _kind_claims(car: Car) -> Iterator[str]:
         yield from (f"{car.year} {said}", f"{said} {car.year}")
     yield from (f"{car.year} {thing}", f"{thing} {car.year}")
     named = {tag: _tag_names(tags[tag], words.values(), thing) for tag in car.tags}
+    with_make = [tag for tag in car.tags if tag in _WITH_MAKE]
     for tag in car.tags:
         yield from named[tag]
         yield from _parts(tags[tag][1])
@@ -283,16 +287,12 @@ def _kind_claims(car: Car) -> Iterator[str]:
         yield from _orders(said, car.year)
         for body in words.values():
             yield from [*_orders(said, body), *_orders(said, body, car.year)]
-        for tag in _with_make(car):
+        for tag in with_make:
             yield from (f"{_parts(names)[0]} {one}" for one in named[tag])
     for place in _COUNTRIES[makes[car.makes[0]][2]]:
         yield f"{place} [car|vehicle|automobile|auto|make|brand]"
-        yield from (f"{place} {one}" for tag in _with_make(car) for one in named[tag])
+        yield from (f"{place} {one}" for tag in with_make for one in named[tag])
         yield from (f"{place} {body}" for body in words.values())
-
-
-def _with_make(car: Car) -> list[str]:
-    return [tag for tag in car.tags if tag in _WITH_MAKE]
 
 
 def _tag_names(row: Sequence[str], bodies: Iterable[str], thing: str) -> list[str]:
@@ -312,8 +312,8 @@ def _claims(car: Car) -> Iterator[tuple[int, str]]:
     yield from _generation_claims(car, make, words)
     yield from _form_claims(car, make, words)
     yield from ((WIDE, name) for name in _line_claims(car, make, words))
-    if all(b not in ("pickup", "van") for b in words):
-        yield WIDE, "[passenger car|passenger vehicle]"
+    if not {"pickup", "van"} & words.keys():
+        yield WIDE, "passenger [car|vehicle]"
     yield from ((WIDE, name) for name in _kind_claims(car))
 
 

@@ -204,17 +204,24 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Draws an image: `image` uint8 [S, S, 3], `image_id`, names and difficulty level."""
-        style, key, cell, concept, view = self._rows[index]
+        row, (style, _, cell, _, _) = self.describe(index), self._rows[index]
+        rng = self._rng(row["image_id"])
+        _, params = augment.parameters(self._difficulty, rng)
+        return {"image": augment.compose(_atlas(style)[cell], rng, params, self._image_size), **row}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Returns a row without its image; draws nothing."""
+        style, key, _, concept, view = self._rows[index]
         image_id = file_dataset.stable_hash(f"{style}/{key}/{view}") >> 33
-        rng = np.random.default_rng([self._seed, image_id])
-        level, params = augment.parameters(self._difficulty, rng)
         return {
-            "image": augment.compose(_atlas(style)[cell], rng, params, self._image_size),
             "image_id": image_id,
             "label_id": concept.label_id,
             "label": concept.name,
             "generic": concept.generic,
             "style": style,
             "key": key,
-            "difficulty": level,
+            "difficulty": augment.parameters(self._difficulty, self._rng(image_id))[0],
         }
+
+    def _rng(self, image_id: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, image_id])

@@ -1,16 +1,20 @@
 """Base of data sets of image files: named rows, parts and subsets, and reading on demand."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 PARTS = ("all", "training", "held_out")
+_WHOLE, _BLOCK = 2**20, 2**16  # bytes
+_READERS = 16  # threads
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,11 +36,12 @@ def stable_hash(text: str) -> int:
 def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> list[Entry]:
     """Returns one part of a data set that has no split of its own.
 
-    Only its key decides, so an image stays in its part when others are added or removed.
+    Every label with at least two images has some in both parts. Within a label only the keys
+    decide, so other labels change nothing, and a smaller share lies within a larger one.
 
     Args:
       part: one of `PARTS`.
-      held_out_share: approximate share of the images in "held_out", between 0 and 1.
+      held_out_share: approximate share of the images of a label in "held_out", between 0 and 1.
 
     Raises:
       ValueError: an unknown part, or a share outside of (0, 1).
@@ -51,10 +56,20 @@ def choose_part(entries: Iterable[Entry], part: str, held_out_share: float) -> l
             "config.data.options.held_out_share (or that of config.evaluation.options) is "
             f"{held_out_share}; it must lie between 0 and 1"
         )
+    entries = list(entries)
     if part == "all":
-        return list(entries)
-    limit = held_out_share * 2**64
-    return [e for e in entries if (stable_hash(f"part/{e.key}") < limit) == (part == "held_out")]
+        return entries
+    by_label = collections.defaultdict(list)
+    for entry in entries:
+        order = stable_hash(f"part/{entry.key}"), entry.key
+        by_label[entry.label_id].append(order)
+    held_out = set()
+    for orders in by_label.values():
+        # Half up; one image alone is for training.
+        count = int(held_out_share * len(orders) + 0.5)
+        count = min(max(count, 1), len(orders) - 1)
+        held_out |= {key for _, key in sorted(orders)[:count]}
+    return [e for e in entries if (e.key in held_out) == (part == "held_out")]
 
 
 def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry]:
@@ -88,6 +103,34 @@ def choose_subset(entries: Sequence[Entry], count: int, seed: int) -> list[Entry
     return [entries[i] for i in sorted(i for *_, i in sorted(ranked)[:count])]
 
 
+def digest(place: Any) -> bytes:
+    """Hashes the content of an image.
+
+    Of a file of more than `_WHOLE` bytes its size and blocks spread over it are hashed: another
+    image differs in them, a few changed bytes may not.
+    """
+    found = hashlib.sha256()
+    if not isinstance(place, str | os.PathLike):
+        found.update(place.read() if hasattr(place, "read") else repr(place).encode())
+        return found.digest()
+    try:
+        state = os.stat(place)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError
+        with open(place, "rb") as file:
+            if state.st_size <= _WHOLE:
+                found.update(file.read())
+            else:
+                found.update(str(state.st_size).encode())
+                last = _WHOLE // _BLOCK - 1
+                for number in range(last + 1):
+                    file.seek(number * (state.st_size - _BLOCK) // last)
+                    found.update(file.read(_BLOCK))
+    except OSError:
+        found.update(b"cannot be read")
+    return found.digest()
+
+
 class Listing:
     """Random access to listed images (a Grain `RandomAccessDataSource`).
 
@@ -108,6 +151,7 @@ class Listing:
         held_out_share: float = 0.1,
         subset: int = 0,
         subset_seed: int = 0,
+        content: Callable[[], str] | None = None,
     ):
         """Chooses the images.
 
@@ -117,6 +161,7 @@ class Listing:
           name: name of the data set; part of the images' identity.
           part, held_out_share: as for `choose_part`; "all" of a data set with splits of its own.
           subset: number of images, balanced over the labels; 0 for all (`choose_subset`).
+          content: computes a hash of what the images show; None reads their files.
 
         Raises:
           ValueError: no image is left, or an option does not fit.
@@ -133,6 +178,7 @@ class Listing:
             )
         self.label_tree = label_tree
         self._read, self._name = read, name
+        self._content = content
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -168,6 +214,17 @@ class Listing:
             line = f"{entry.key}\0{entry.label_id}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]
+
+    @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """Hash that changes when the content of an image changes; reads the files (`digest`)."""
+        if self._content is not None:
+            return self._content()
+        whole = hashlib.sha256()
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+            for one in pool.map(digest, (entry.place for entry in self.entries)):
+                whole.update(one)
+        return whole.hexdigest()[:32]
 
     def missing(self) -> list[str]:
         """Lists the files that do not exist; opens none."""

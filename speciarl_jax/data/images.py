@@ -1,14 +1,16 @@
 """Decodes image files to pixels, and handles broken images."""
 
-import io
+import errno
+import os
+import stat
 import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from speciarl_jax.data import image_files
 
 ON_BROKEN = ("raise", "skip")
 # Largest ratio of the longer to the shorter side that the image processor accepts.
@@ -39,27 +41,22 @@ class BrokenImageError(ValueError):
 def decode(data: bytes, where: str) -> np.ndarray:
     """Decodes an image, upright (EXIF) and on white where transparent: uint8 [height, width, 3].
 
+    A JPEG or JPEG 2000 file of more than `config.data.max_decoded_pixels` is decoded at a half
+    or a quarter of its size.
+
     Args:
-      data: content of a file that Pillow reads (JPEG, PNG, WebP, GIF, BMP, TIFF, ...); the first
-        frame of several.
+      data: content of a file that Pillow reads (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ...); the
+        first frame of several. HEIC needs pillow-heif.
       where: name of the image in error messages.
 
     Raises:
-      BrokenImageError: no image, cut short, far too large, or far too long and thin.
+      BrokenImageError: no image, cut short, far too large, far too long and thin, or of brightness
+        values without a meaning.
     """
     try:
-        with warnings.catch_warnings():
-            # Odd metadata is ignored; a suspicious size is an error.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except UnidentifiedImageError:
-        found = "is empty" if not data else "is no image"
-        raise BrokenImageError(where, found) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        most = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise BrokenImageError(where, f"has more than {most} pixels, too many to read") from None
+        pixels = image_files.decode(data)
+    except image_files.UnreadableError as error:
+        raise BrokenImageError(where, str(error)) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files.
         raise BrokenImageError(where, f"cannot be decoded ({error})") from error
     height, width = pixels.shape[:2]
@@ -72,28 +69,28 @@ def read(path: str) -> np.ndarray:
     """Reads the pixels of an image file, as `decode`.
 
     Raises:
-      BrokenImageError: the file is missing or broken.
+      BrokenImageError: the file is missing, no file (a pipe, a device), or broken.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_bytes(path)
     except OSError as error:
-        raise BrokenImageError(path, f"cannot be read ({error.strerror})") from None
+        raise BrokenImageError(path, _unreadable(path, error)) from None
     return decode(data, path)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16 bits a pixel; Pillow's own conversion would clip at 255.
-        values = np.clip(np.asarray(image, np.float32), 0, 65535)
-        if values.max(initial=0) > 255:
-            values = values / 257
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Reads a file; opens nothing else, since pipes and devices may never end (OSError)."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _unreadable(path: str, error: OSError) -> str:
+    hint = ""
+    if "\\" in path:
+        hint = "; if the path was written on Windows, replace its backslashes by '/'"
+    return f"cannot be read ({error.strerror}){hint}"
 
 
 def describe(source: Any, index: int) -> dict[str, Any]:
@@ -111,7 +108,11 @@ def missing(source: Any) -> list[str]:
 def check_files(source: Any) -> None:
     """Refuses a source with missing files; opens no file (BrokenImageError)."""
     if lost := missing(source):
-        raise BrokenImageError(lost[0], f"is missing ({len(lost)} such files)")
+        what = "is no regular file" if os.path.exists(lost[0]) else "is missing"
+        hint = ""
+        if "\\" in lost[0]:
+            hint = ", and its name holds a backslash: write paths with '/'"
+        raise BrokenImageError(lost[0], f"{what} ({len(lost)} such files{hint})")
 
 
 def check_first_row(source: Any, name: str) -> None:

@@ -156,6 +156,14 @@ class Source:
             digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}\n".encode())
         return digest.hexdigest()[:32]
 
+    @property
+    def content_fingerprint(self) -> str:
+        """Hash that changes with the content of an image of a part."""
+        digest = hashlib.sha256()
+        for name, source in zip(self._names, self._sources, strict=True):
+            digest.update(f"{name} {getattr(source, 'content_fingerprint', '')}\n".encode())
+        return digest.hexdigest()[:32]
+
     def missing(self) -> list[str]:
         """Lists the files of all parts that do not exist."""
         return list(itertools.chain.from_iterable(map(images.missing, self._sources)))

@@ -1,6 +1,7 @@
 """Builds what the policy reads from images: chat prompt, tokens, patches, layouts, positions."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,16 +10,20 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
+from speciarl_jax.data import pipeline
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import window_layout
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.runtime import multihost
+from speciarl_jax.runtime.messages import first_line
 
 # Prompt lengths of bucket sizes are multiples of this number of tokens.
 PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
+# The names under which transformers has had the image processor of Qwen2-VL and Qwen2.5-VL.
+_PROCESSORS = re.compile(r"Qwen2(VL|_5_VL|_5VL|\.5VL)ImageProcessor(Fast|Pil)?")
 _MEND_TEMPLATE = (
     "put the chat_template.json or chat_template.jinja of the Qwen2.5-VL checkpoint beside the "
     "tokenizer"
@@ -57,12 +62,21 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     """
     path, settings = _processor_settings(pathlib.Path(folder))
     kind = settings.get("image_processor_type")
-    if not str(kind).startswith("Qwen2VLImageProcessor"):
+    if not _PROCESSORS.fullmatch(str(kind)):
         raise ValueError(
             f"{path} describes {f'a {kind}' if kind else 'no image processor'}; Qwen2.5-VL reads "
             "images with Qwen2VLImageProcessor, so take the file of its checkpoint"
         )
-    processor = Qwen2VLImageProcessorPil.from_dict(settings)
+    settings = _with_edges(path, settings)
+    try:
+        processor = Qwen2VLImageProcessorPil.from_dict(settings)
+        # Most settings are looked at when an image is.
+        processor(images=[np.zeros((8, 8, 3), np.uint8)], input_data_format="channels_last")
+    except Exception as error:  # of many kinds
+        raise ValueError(
+            f"{path} makes no image processor ({first_line(error)}); take the file of the "
+            "Qwen2.5-VL checkpoint"
+        ) from error
     if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
         return processor
     fewest = processor.size["shortest_edge"]
@@ -86,6 +100,38 @@ def _processor_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, A
             "image_processor; copy the one of the Qwen2.5-VL checkpoint there"
         )
     return path, safetensors_io.read_json(path)
+
+
+def _with_edges(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the limits of an image's pixels as `size`, whatever says them.
+
+    They stand under `min_pixels` and `max_pixels`, beside `size` or in it, or as `shortest_edge`
+    and `longest_edge` of `size`. Those beside it come first, as in transformers.
+
+    Raises:
+      ValueError: a limit is no whole number above 0, or the larger is the first.
+    """
+    settings, size = dict(settings), settings.get("size") or {}
+    if not isinstance(size, Mapping):
+        raise ValueError(
+            f"{path} has size {size!r}, which must be an object with shortest_edge and "
+            "longest_edge; take the file of the Qwen2.5-VL checkpoint"
+        )
+    edges = dict(Qwen2VLImageProcessorPil.size)
+    for edge, pixels in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        for value in (size.get(edge), size.get(pixels), settings.pop(pixels, None)):
+            edges[edge] = edges[edge] if value is None else value
+        if type(edges[edge]) is not int or edges[edge] < 1:
+            raise ValueError(
+                f"{path} has {pixels} {edges[edge]!r}, which must be a whole number of pixels of "
+                "at least 1; take the file of the Qwen2.5-VL checkpoint"
+            )
+    if edges["shortest_edge"] > edges["longest_edge"]:
+        raise ValueError(
+            f"{path} has min_pixels {edges['shortest_edge']} above max_pixels "
+            f"{edges['longest_edge']}; take the file of the Qwen2.5-VL checkpoint"
+        )
+    return settings | {"size": edges}
 
 
 def most_pixels(tokens: int, unit: int, aspect: int) -> int:
@@ -228,7 +274,7 @@ class PromptBuilder:
             mask_BP=mask_BP,
             positions_B3P=np.swapaxes(positions_3BP, 0, 1),
             next_position_B=next_position_B,
-            image_id_B=np.array([row["image_id"] for row in rows], np.uint32),
+            image_id_B=np.array([pipeline.draw_id(row) for row in rows], np.uint32),
             label_index_B=np.array([row["label_index"] for row in rows], np.int32),
             weight_B=np.array(weights, np.float32),
         )
@@ -257,7 +303,7 @@ class PromptBuilder:
         except (TypeError, jinja2.TemplateError) as error:
             raise ValueError(
                 f"the chat template of {self.tokenizer.name_or_path} cannot write a prompt with "
-                f"{images} image(s) ({error}); {_MEND_TEMPLATE}"
+                f"{images} image(s) ({first_line(error)}); {_MEND_TEMPLATE}"
             ) from error
 
     def _cut(self, text: str, images: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from speciarl_jax.data import images
+from speciarl_jax.data import image_files, images
 from speciarl_jax.runtime import plugins
 
 
@@ -21,6 +21,7 @@ def open_source(
       ValueError: an unknown data set, missing files, or content that does not fit.
       TypeError: an option that the data set does not have.
     """
+    image_files.limit_pixels(config.data.get("max_decoded_pixels"))
     options = {**config.data.options, **changes}
     source = plugins.find("data", config.data.name, "Source")(seed=seed, **options)
     broken = config.data.on_decode_error

@@ -3,123 +3,44 @@
     image,label,label_path
     photos/1.jpg,eagle,animal > bird > bird of prey > eagle
 
-The label path runs from the most general name to the label; label paths make the label tree. In
-JSONL and Parquet it may be a list. Parquet may hold the images themselves, as bytes or as the
-`{bytes, path}` that `datasets` writes.
+The label path runs from the most general name to the label; label paths make the label tree. It
+may be a list. Parquet may hold the images themselves, as bytes or as the `{bytes, path}` that
+`datasets` writes. In place of a file the path may be a folder of tables (`dataset_folders`).
 """
 
-import csv
-import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from speciarl_jax.data import file_dataset, images, label_tree
+from absl import logging
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-SEPARATOR = ">"
+from speciarl_jax.data import (
+    dataset_folders,
+    file_dataset,
+    images,
+    label_names,
+    label_paths,
+    label_tree,
+    splits,
+    table_rows,
+)
 
-
-def rows_of(path: str | os.PathLike, columns: Iterable[str]) -> Iterator[tuple[int, dict]]:
-    """Yields the rows of a table with their numbers, as an editor or `pyarrow` counts them.
-
-    Args:
-      path: file with one of `SUFFIXES`.
-      columns: names of the columns that must exist.
-
-    Raises:
-      ValueError: the file is missing, damaged or of another kind, or lacks a column; names the file
-        and the line.
-    """
-    path, columns = pathlib.Path(path or "no path"), list(columns)
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{path} is no table; give a file that ends in one of {SUFFIXES}")
-    if not path.exists():
-        raise ValueError(f"{path} is missing; set config.data.options.path to your table")
-    try:
-        yield from reader(path, columns)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
+SUFFIXES = table_rows.SUFFIXES
 
 
-def _check_columns(path: pathlib.Path, found: Iterable[str], columns: list[str]) -> None:
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}, only {sorted(map(str, found))}; rename one, or "
-            "set config.data.options.image_column, label_column, label_path_column or id_column"
-        )
+class _Row(NamedTuple):
+    split: str
+    where: str  # file and number, for messages
+    folder: pathlib.Path  # where relative paths start
+    image_column: str
+    values: Mapping[str, Any]
 
 
-def _csv_rows(path, columns):
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="", strict=True)
-        try:
-            _check_columns(path, reader.fieldnames or [], columns)
-            for row in reader:
-                if "" in row or None in row.values():
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: not as many fields as the first line "
-                        f"has columns ({len(reader.fieldnames)}); quote fields that hold the "
-                        f"delimiter {delimiter!r}"
-                    )
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}, line {reader.line_num}: {error}; mend that line or the next (an open "
-                "quote?)"
-            ) from None
-
-
-def _json_rows(path, columns):
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}: no JSON ({error}); write one object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: got {row!r}; write an object")
-            try:
-                _check_columns(path, row, columns)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            yield number, row
-
-
-def _parquet(path, columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        _check_columns(path, pq.read_schema(path).names, columns)
-        table = pq.read_table(path, columns=list(dict.fromkeys(columns)))
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is no whole Parquet file ({error}); write it again") from None
-    for number in range(table.num_rows):
-        yield number, {name: table[name][number].as_py() for name in table.column_names}
-
-
-def _label_path(value: Any, label: str, where: str) -> list[str]:
-    """Returns the names from the most general to `label`."""
-    parts = value.split(SEPARATOR) if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(
-            f"{where}: the label path is {value!r}; write names with {SEPARATOR!r} between them, "
-            "the most general first"
-        )
-    names = [name for part in parts if (name := label_tree.clean(part))]
-    return names if names and names[-1] == label else [*names, label]
+class _Image(NamedTuple):
+    name: str  # what the table calls it
+    place: Any  # path, `Stored`, or bytes
 
 
 class Source(file_dataset.Listing):
@@ -133,23 +54,30 @@ class Source(file_dataset.Listing):
         image_column: str = "image",
         label_column: str = "label",
         label_path_column: str = "",
+        label_path_separator: str = "",
         id_column: str = "",
         root: str = "",
         group: str = "",
+        split: str = "",
+        part: str = "all",
         **selection: Any,
     ):
         """Reads the table; opens no image.
 
         Args:
+          path: the table, or a folder of tables.
           seed: has no effect.
           image_column: column of the images' paths, or of the images themselves.
           label_column: column of the labels, in words.
           label_path_column: column of the label paths; "" for none.
+          label_path_separator: what stands between the names of a label path; "" finds it.
           id_column: column that identifies a row; "" takes the image's path.
           root: folder that relative paths start from; "" takes the table's folder.
           group: what all labels are ("bird"), for the label tree; "" takes the first name of the
             label path.
-          **selection: options of `file_dataset.Listing`, such as `part` and `subset`.
+          split: split of a folder of tables to read; "" for the one that fits `part`.
+          part: of `file_dataset.PARTS`; a folder's own splits come before it.
+          **selection: options of `file_dataset.Listing`, such as `subset`.
 
         Raises:
           ValueError: the table is damaged or lacks a column; a row has no label or no image,
@@ -157,73 +85,160 @@ class Source(file_dataset.Listing):
             the line.
         """
         del seed
-        columns = [image_column, label_column, *filter(None, (label_path_column, id_column))]
-        folder = pathlib.Path(root or os.path.dirname(path or ""))
-        entries: list[file_dataset.Entry] = []
-        paths: dict[str, list[str]] = {}
-        lines: dict[str, int] = {}
-        for number, row in rows_of(path, columns):
-            where = f"{path}, row {number}"
-            label = _label(row[label_column], label_column, where)
-            key, place = _image(row, image_column, id_column, folder, where)
-            if key in lines:
-                raise ValueError(
-                    f"{where}: {key!r} was in row {lines[key]} already; remove one of them, or set "
-                    "config.data.options.id_column to a column that is different in every row"
-                )
-            lines[key] = number
-            value = row[label_path_column] if label_path_column else []
-            names = _label_path(value, label, where)
-            if paths.setdefault(label, names) != names:
-                raise ValueError(
-                    f"{where}: the label {label!r} has the path {names}, but {paths[label]} in an "
-                    "earlier row; give a label one path"
-                )
-            entries.append(file_dataset.Entry(key, label, label, place))
+        tables = dataset_folders.tables_of(path)
+        chosen, part = _choose(tables, split, part, str(path))
+        words = [label_column, *filter(None, (label_path_column,))]
+        rows = []
+        for name, files in tables.items():
+            extra = list(filter(None, (id_column,))) if name in chosen else None
+            rows += [r for f in files for r in _rows(name, f, root, image_column, words, extra)]
+        cells = _cells(rows, label_column, label_path_column)
+        paths = label_paths.read(cells, label_path_separator)
+        paths_of = label_paths.one_each(cells, paths)
+        several = os.path.isdir(path or "")
+        entries = _entries(
+            [(row, cell) for row, cell in zip(rows, cells, strict=True) if row.split in chosen],
+            id_column,
+            pathlib.Path(path) if several else None,
+        )
         if not entries:
             raise ValueError(f"{path} has no row; add images")
+        label_names.report_numbers(paths_of, str(path))
         super().__init__(
             entries,
             _read,
-            label_tree.from_paths(paths, group, str(path)),
+            label_tree.from_paths(paths_of, group, str(path)),
             name="table",
+            part=part,
             **selection,
         )
 
 
+def _choose(tables, split, part, where):
+    """Returns the names of the splits to read, and the part of them."""
+    if list(tables) == [""]:
+        if split not in ("", splits.NONE):
+            raise ValueError(f"{where} has no splits, so no {split!r}; set the option split to ''")
+        return [""], part
+    return splits.chosen(dict(tables), split, part, where)
+
+
+def _rows(name, file, root, image_column, words, extra):
+    """Yields the rows of a table; without images where `extra` is None."""
+    if dataset_folders.is_metadata(file) and image_column not in table_rows.columns_of(file):
+        image_column = dataset_folders.FILE_NAME
+    columns = words if extra is None else [image_column, *words, *extra]
+    folder = pathlib.Path(root) if root else file.parent
+    for number, values in table_rows.rows_of(file, columns):
+        yield _Row(name, f"{file}, row {number}", folder, image_column, values)
+
+
+def _cells(rows, label_column, label_path_column) -> list[label_paths.Cell]:
+    raw = [_label(row.values[label_column], label_column, row.where) for row in rows]
+    said = label_names.clean_siblings(raw)
+    return [
+        label_paths.Cell(
+            row.where,
+            said[text],
+            row.values[label_path_column] if label_path_column else [],
+        )
+        for row, text in zip(rows, raw, strict=True)
+    ]
+
+
 def _label(value: Any, column: str, where: str) -> str:
     where = f"{where}, column {column!r}"
-    if not isinstance(value, str):
+    number = isinstance(value, str) and value.strip().lstrip("+-").replace(".", "", 1).isdecimal()
+    if number or not isinstance(value, str):
         raise ValueError(
             f"{where}: the label is {value!r}; write the name in words (a policy does not know "
             "what a number stands for)"
         )
-    if not (label := label_tree.clean(value)):
+    if not label_names.tidy(value):
         raise ValueError(f"{where}: the label is empty; write it, or remove the row")
-    return label
+    return value
 
 
-def _image(
-    row: Mapping[str, Any], image_column: str, id_column: str, folder: pathlib.Path, where: str
-) -> tuple[str, Any]:
-    """Returns the key of a row, and the path or bytes of its image."""
-    value, key = row[image_column], ""
-    if isinstance(value, Mapping):
-        key, value = value.get("path") or "", value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value.strip():
-        key, value = value, str(folder / value)
-    elif not isinstance(value, bytes):
-        raise ValueError(
-            f"{where}, column {image_column!r}: got {value!r}; write the path of an image"
+def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_dataset.Entry]:
+    """Makes the entries, and refuses images that stand in several rows.
+
+    Args:
+      rows: (row, cell) pairs.
+      top: folder of all tables, to which names are relative; None for a single table.
+    """
+    found = [_image(row) for row, _ in rows]
+    # In some data sets all images have one path, and differ in their content only.
+    shared = Counter((row.split, f.name) for (row, _), f in zip(rows, found, strict=True))
+    entries: list[file_dataset.Entry] = []
+    seen: dict[Any, tuple[str, str]] = {}  # identity -> place and label of the first such row
+    twice = []
+    for (row, cell), image in zip(rows, found, strict=True):
+        key = image.name
+        own_content = not isinstance(image.place, str)
+        if own_content and (not key or shared[row.split, key] > 1):
+            digest = file_dataset.stable_hash(image.place.read().hex())
+            key = f"{key}#{digest:016x}" if key else f"{digest:016x}"
+        if top is not None:
+            inside = row.folder.is_relative_to(top) and not own_content
+            key = os.path.join(row.folder.relative_to(top) if inside else row.split, key)
+        same = (row.split, key) if own_content else os.path.normpath(image.place)
+        if id_column:
+            key = str(row.values[id_column] if row.values[id_column] is not None else "").strip()
+            if not key:
+                raise ValueError(
+                    f"{row.where}, column {id_column!r}: the identity is empty; write one"
+                )
+        first = seen.setdefault(same, (row.where, cell.label))
+        if first[0] != row.where:
+            # Published data sets hold the same image twice; which row counts makes no difference.
+            if own_content and not id_column and first[1] == cell.label:
+                twice.append(row.where)
+                continue
+            if first[1] != cell.label or not id_column:
+                _refuse_twice(row, image.name or key, cell.label, first)
+        if id_column:
+            other = seen.setdefault(("id", key), (row.where, cell.label))
+            if other[0] != row.where:
+                _refuse_twice(row, key, cell.label, other)
+        entries.append(file_dataset.Entry(key, cell.label, cell.label, image.place))
+    if twice:
+        logging.warning(
+            "%d rows repeat the image and label of an earlier row and are left out (%s, ...)",
+            *(len(twice), twice[0]),
         )
-    if id_column:
-        key = str(row[id_column] if row[id_column] is not None else "").strip()
-        if not key:
-            raise ValueError(f"{where}, column {id_column!r}: the identity is empty; write one")
-    return key or f"{file_dataset.stable_hash(value.hex()):016x}", value
+    return entries
+
+
+def _refuse_twice(row, name, label, first):
+    place, other = first
+    number = place.rsplit("row ", 1)[-1]
+    file = "" if place.rsplit(", row ", 1)[0] == row.where.rsplit(", row ", 1)[0] else f" ({place})"
+    said = f" (there its label is {other!r}, here {label!r})" if other != label else ""
+    raise ValueError(
+        f"{row.where}: {name!r} was in row {number} already{file}; remove one of them{said}, or "
+        "set config.data.options.id_column to a column that is different in every row"
+    )
+
+
+def _image(row: _Row) -> _Image:
+    """Returns what a row calls its image, and where it is."""
+    value, name = row.values[row.image_column], ""
+    if isinstance(value, table_rows.Stored):
+        name = value.path
+        if value.read():
+            return _Image(name, value)
+        value = name
+    elif isinstance(value, Mapping):
+        value = value.get("path") or ""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(
+            f"{row.where}, column {row.image_column!r}: got {table_rows.short(value)}; write the "
+            "path of an image"
+        )
+    return _Image(value, str(row.folder / value))
 
 
 def _read(entry: file_dataset.Entry):
-    if isinstance(entry.place, bytes):
-        return images.decode(entry.place, f"image {entry.key!r}")
-    return images.read(entry.place)
+    if isinstance(entry.place, str):
+        return images.read(entry.place)
+    return images.decode(entry.place.read(), f"image {entry.key!r}")

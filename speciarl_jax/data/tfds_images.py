@@ -6,6 +6,7 @@ images; TFDS: 6,149) and Food101 (30,300; TFDS: 25,250) differ. `split_file` rea
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from speciarl_jax.data import file_dataset, images
 from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime.messages import first_line
 
 TREES = pathlib.Path(__file__).parent / "label_trees"
 
@@ -142,7 +144,17 @@ class Source(file_dataset.Listing):
             image = images.decode(data, f"{dataset} {entry.key!r}")
             return image[: len(image) - published.crop_bottom]
 
-        super().__init__(entries, read, tree, name=dataset, **selection)
+        super().__init__(
+            entries, read, tree, name=dataset, content=lambda: _shards(builder), **selection
+        )
+
+
+def _shards(builder: Any) -> str:
+    """Hashes the names, sizes and parts of the contents of the prepared records."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
+        digest.update(path.name.encode() + file_dataset.digest(path))
+    return digest.hexdigest()[:32]
 
 
 def _open(
@@ -163,8 +175,8 @@ def _open(
         )
     except Exception as error:  # TFDS raises AssertionError, NotImplementedError and others.
         raise ValueError(
-            f"{dataset} is not in {builder.data_dir} as ArrayRecord ({error}); prepare it once "
-            f"with {again}"
+            f"{dataset} is not in {builder.data_dir} as ArrayRecord ({first_line(error)}); "
+            f"prepare it once with {again}"
         ) from error
     if check_sizes and len(records) != published.sizes[split]:
         raise ValueError(

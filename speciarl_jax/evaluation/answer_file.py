@@ -153,7 +153,7 @@ def _responses(row: Mapping[str, Any], where: str) -> list[str]:
             raise ValueError(
                 f"{where}: 'answer' holds tags ({short(one)}); give a whole response as 'response'"
             )
-    # Thoughts are none, but there for verifiers that ask for them (`require_think`).
+    # Thoughts are none, but there for verifiers that ask for them (`tags`).
     thought = parsing.THINK_OPEN + parsing.THINK_CLOSE
     return [f"{thought}{parsing.ANSWER_OPEN}{one}{parsing.ANSWER_CLOSE}" for one in said]
 

@@ -199,6 +199,7 @@ def answer_part(
     known: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    anew: bool = False,
     **sampling: float,
 ) -> None:
     """Writes a policy's answers and verdicts about all images, after the lines that are there.
@@ -210,6 +211,7 @@ def answer_part(
       store: receives the lines; None in all processes but the first.
       known: provenance of the answers (`provenance.of_part`).
       overwrite: as for `Predictions.begin`.
+      anew: likewise.
       **sampling: `temperature` and `top_p`, as for `Evaluator.batches`.
 
     Raises:
@@ -219,7 +221,7 @@ def answer_part(
     """
     run, start = evaluator.run, 0
     if store is not None:
-        start = store.begin(part, known, overwrite=overwrite)
+        start = store.begin(part, known, overwrite=overwrite, anew=anew)
         store.keep_config(part.data, json.loads(run.config.to_json()))
         if host_verification.is_host(run):
             judge_again(run, store, part)

@@ -179,16 +179,16 @@ def _warn(file: File, answered: Sequence[Answered], config: ml_collections.Confi
     """Logs how many responses the verifier cannot read because of its options."""
     options = verifier_options(config)
     said = [text for one in answered for text in one.responses]
-    if options.get("require_think"):
+    if options.get("tags") == "think":
         count = sum(
-            parsing.extract(text) is not None and parsing.extract(text, require_think=True) is None
+            parsing.extract(text) is not None and parsing.extract(text, tags="think") is None
             for text in said
         )
         if count:
             logging.warning(
                 "%s: %d of %d responses have no %s...%s, which the verifier asks for "
-                "(require_think), so they are unparsed; if thoughts are not wanted, give the names "
-                "as 'answer'",
+                "(tags='think'), so they are unparsed; if thoughts are not wanted, set "
+                "tags='answer', or give the names as 'answer'",
                 *(file.path, count, len(said), parsing.THINK_OPEN, parsing.THINK_CLOSE),
             )
     most = options.get("max_response_bytes")

@@ -24,6 +24,8 @@ from speciarl_jax.verifiers.category import Category
 LINES, PROVENANCE = "predictions.jsonl", "predictions_provenance.json"
 CONFIGS = "predictions_configs.json"
 GREEDY, SAMPLES = "greedy", "samples"
+# What a provenance says of the contents of the images. Earlier versions did not record it.
+CONTENTS = "image_contents"
 # In place of the category of an answer without a verdict.
 UNVERIFIED = "unverified"
 # In place of the weights in the provenance of a policy whose answers were given in a file: the
@@ -107,7 +109,14 @@ class Predictions:
         """Returns the lines of a part."""
         return self._parts.get(part, [])
 
-    def begin(self, part: Part, provenance: Mapping[str, Any], *, overwrite: bool = False) -> int:
+    def begin(
+        self,
+        part: Part,
+        provenance: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        anew: bool = False,
+    ) -> int:
         """Opens a part, new or to be continued, and returns the `index` after its last line.
 
         Greedy answers and samples of the same policy, data set and prompt share a row of
@@ -117,6 +126,7 @@ class Predictions:
         Args:
           provenance: of its answers; JSON-able.
           overwrite: whether to drop the lines that conflict with `provenance`.
+          anew: whether to drop the lines of this part in any case.
 
         Raises:
           ValueError: lines conflict with `provenance`, and `overwrite` is not set; says how.
@@ -132,6 +142,8 @@ class Predictions:
                 f"else (there -> now):\n{fingerprint.diff(found)}\n"
                 "give another --workdir, or --overwrite to replace them"
             )
+        if anew and part in self._parts:
+            stale[part] = {}
         if stale:
             self._all = [line for line in self._all if part_of(line) not in stale]
             self._parts = _grouped(self._all)
@@ -149,6 +161,8 @@ class Predictions:
         saved = self.provenance.get(str(other), {})
         if other[:3] != part[:3]:
             return fingerprint.differences(saved.get("policy"), now.get("policy"), "policy")
+        if saved and CONTENTS not in saved:
+            now = {key: value for key, value in now.items() if key != CONTENTS}
         found = fingerprint.differences(saved, now)
         if other == part:
             return found

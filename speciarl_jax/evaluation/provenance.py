@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.predictions import GIVEN, GREEDY
 from speciarl_jax.experiment.run import Run, verifier_options
 from speciarl_jax.models import load_policy
@@ -108,17 +109,25 @@ def _of_images(config: ml_collections.ConfigDict, source: Any) -> dict[str, Any]
             "options": {**config.data.options.to_dict(), **evaluation.options.to_dict()},
         },
         "images": getattr(source, "fingerprint", len(source)),
+        **_contents(source),
         "seed": evaluation.seed,
     }
+
+
+def _contents(source: Any) -> dict[str, str]:
+    found = getattr(source, "content_fingerprint", None)
+    return {predictions.CONTENTS: found} if found else {}
 
 
 def of_base(run: Run) -> dict[str, Any]:
     """Returns the provenance of the frozen weights, tokenizer and image processor.
 
+    The tokens that end a completion are part of it where there are several.
+
     All processes must call it together.
     """
     folder, model = load_policy.model_folder(run.config.model.path), run.config.model
-    return {
+    return ({"end_ids": list(run.end_ids)} if len(run.end_ids) > 1 else {}) | {
         "weights": _of_weights(run.base),
         "files": {
             name: _hash((folder / name).read_text("utf-8"))
@@ -183,7 +192,7 @@ def _of_labels(labels: Any) -> str:
         names = [
             sorted((repr(key), int(category)) for key, (category, _) in relation.items())
             for relation in labels.relations
-        ]
+        ] + [list(labels.opener.expressions), sorted(map(repr, labels.opener.modifiers))]
     else:
         names = list(labels.names)
     return _hash(json.dumps([list(labels.leaf_ids), names]))

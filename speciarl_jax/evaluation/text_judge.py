@@ -96,7 +96,7 @@ def make(config: ml_collections.ConfigDict, sources: Callable[[], Sequence[Any]]
     if isinstance(verifier, TaxonomyVerifier) and isinstance(labels, Taxonomy):
         on_text = TreeOnHost(
             labels,
-            require_think=options["require_think"],
+            tags=options["tags"],
             max_response_bytes=options["max_response_bytes"],
         )
     elif not isinstance(verifier, HostVerifier):
@@ -141,9 +141,9 @@ class _Computed(HostVerifier):
 class TreeOnHost(_Computed):
     """A label tree on the host, with the verdicts of `TaxonomyVerifier`."""
 
-    def __init__(self, tree: Taxonomy, *, require_think: bool, max_response_bytes: int | None):
+    def __init__(self, tree: Taxonomy, *, tags: str, max_response_bytes: int | None):
         """Takes the tree; the options are those of `TaxonomyVerifier`."""
-        self._tree, self._require_think, self._most = tree, require_think, max_response_bytes
+        self._tree, self._tags, self._most = tree, tags, max_response_bytes
 
     def submit(
         self, responses: Sequence[Sequence[str]], label_index: Sequence[int]
@@ -158,7 +158,7 @@ class TreeOnHost(_Computed):
     def _category(self, text: str, leaf_id: str) -> Category:
         if self._most is not None and len(text.encode("utf-8", "surrogatepass")) > self._most:
             return Category.UNPARSED
-        return self._tree.response_category(text, leaf_id, require_think=self._require_think)
+        return self._tree.response_category(text, leaf_id, tags=self._tags)
 
 
 class Encoding(_Computed):

@@ -19,7 +19,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment.validate_config import check, sampled_images
-from speciarl_jax.models import load_policy, vision_feature_cache
+from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
@@ -44,6 +44,7 @@ class Run:
     tokenizer: Any
     builder: prompt_builder.PromptBuilder  # makes batches of rows
     banned_V: jax.Array  # bool, tokens that are never sampled
+    end_ids: tuple[int, ...]  # tokens that end a completion; the chat template's own is the first
     vision_cache: vision_feature_cache.VisionCache | None = None  # of features, or None
     # Images of training, as `config.seed` orders them; None where nothing trains.
     train_source: Any = None
@@ -115,18 +116,20 @@ class Run:
             chunks=self.chunks(num_rollouts, max_tokens),
             num_rollouts=num_rollouts,
             max_tokens=max_tokens,
-            eos_id=self.model_config.eos_token_id,
+            end_ids=self.end_ids,
             banned_V=self.banned_V,
             merge_lora=self.config.rollout.merge_lora,
             num_compactions=self.config.rollout.num_compactions,
         )
 
     def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
-        """The text of responses, without the token that ends them."""
-        eos = self.model_config.eos_token_id
+        """The text of responses, without the special token that ends them."""
+        silent = list(set(self.end_ids) & set(self.tokenizer.all_special_ids))
         return [
             [
-                self.tokenizer.decode(tokens[mask & (tokens != eos)], skip_special_tokens=False)
+                self.tokenizer.decode(
+                    tokens[mask & ~np.isin(tokens, silent)], skip_special_tokens=False
+                )
                 for tokens, mask in zip(*group, strict=True)
             ]
             for group in zip(tokens_BNT, mask_BNT, strict=True)
@@ -146,7 +149,26 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
         for source in (training, evaluation):
             images.check_files(source)
     images.check_first_row(training, config.data.name)
+    _warn_of_parts(training, evaluation)
     return training, evaluation
+
+
+def _warn_of_parts(training: Any, evaluation: Any) -> None:
+    """Logs labels that no evaluation image has, and images that both parts have."""
+    sources = (training, evaluation)
+    if not all(hasattr(source, "entries") for source in sources):
+        return
+    learned, asked = ({entry.label: None for entry in source.entries} for source in sources)
+    if lost := [label for label in learned if label not in asked]:
+        logging.warning(
+            "%d of %d labels of training have no evaluation image: %s",
+            *(len(lost), len(learned), ", ".join(map(repr, lost[:20]))),
+        )
+    keys, others = ({(e.key, str(e.place)) for e in source.entries} for source in sources)
+    if shared := keys & others:
+        logging.warning(
+            "%d of %d evaluation images are images of training, too", len(shared), len(others)
+        )
 
 
 def prepare(config: ml_collections.ConfigDict, devices: Any = None) -> Run:
@@ -185,7 +207,8 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     processor = prompt_builder.load_image_processor(folder, config.data.max_pixels)
     builder = make_prompt_builder(config, model_config, tokenizer, processor, config.data.prompt)
     vocabulary = model_config.text.vocab_size
-    banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, model_config.eos_token_id)
+    end_ids = tokenizer_lib.end_ids(tokenizer, model_config.eos_token_id, vocabulary)
+    banned_V = tokenizer_lib.banned_tokens(tokenizer, vocabulary, end_ids)
     run = Run(
         config=config,
         mesh=mesh,
@@ -196,6 +219,7 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
         tokenizer=tokenizer,
         builder=builder,
         banned_V=jnp.asarray(banned_V),
+        end_ids=end_ids,
     )
     run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
     _, policy = load_policy.load(config, folder, mesh)
@@ -315,10 +339,17 @@ def make_verifier(
 
 
 def fingerprint(run: Run) -> dict[str, Any]:
-    """Returns what a resumed run must agree with: its configuration and its training images.
+    """Returns what a resumed run must agree with: configuration, training images, base weights.
 
-    Only sources that have a `fingerprint` say which images they hold.
+    Only sources that have a `fingerprint` say which images they hold. The tokens that end a
+    completion are among it where there are several.
     """
-    images = getattr(run.train_source, "fingerprint", None)
-    known = {} if images is None else {"data.images": images}
+    folder = load_policy.model_folder(run.config.model.path)
+    known = {fingerprint_lib.BASE_WEIGHTS: stored_weights.fingerprint(folder)}
+    if (images := getattr(run.train_source, "fingerprint", None)) is not None:
+        known["data.images"] = images
+    if len(run.end_ids) > 1:
+        known["model.end_ids"] = list(run.end_ids)
+    if contents := getattr(run.train_source, "content_fingerprint", None):
+        known[fingerprint_lib.CONTENTS] = contents
     return fingerprint_lib.of_config(run.config) | known

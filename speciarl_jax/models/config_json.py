@@ -7,21 +7,21 @@ _REQUIRED = object()
 
 
 class Section:
-    """An object of a parsed `config.json`: all of it, or one that it holds.
+    """An object of a parsed `config.json`, or of a file beside it: all of it, or one that it holds.
 
     A missing key without a default is a KeyError, of which the reader of an architecture makes a
     ValueError. `null` is a value like others, and only `get` accepts it.
     """
 
-    def __init__(self, values: Any, name: str = ""):
-        """Takes the object; `name` is its key, empty for all of `config.json`.
+    def __init__(self, values: Any, name: str = "", file: str = "config.json"):
+        """Takes the object; `name` is its key, empty for all of `file`.
 
         Raises:
           ValueError: it is no object.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(f"config.json has {name} {values!r}, which must be an object {{...}}")
-        self._values, self._name = values, name
+            raise ValueError(f"{file} has {name} {values!r}, which must be an object {{...}}")
+        self._values, self._name, self._file = values, name, file
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -38,8 +38,8 @@ class Section:
         """
         for key in keys:
             if self._values.get(key) not in (None, {}):
-                return Section(self._values[key], self._path(key))
-        return Section({}, self._path(keys[0]))
+                return Section(self._values[key], self._path(key), self._file)
+        return Section({}, self._path(keys[0]), self._file)
 
     def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 1) -> int:
         """Returns a whole number.
@@ -72,7 +72,7 @@ class Section:
 
     def _refuse(self, key: str, wanted: str) -> None:
         raise ValueError(
-            f"config.json has {self._path(key)} {self._values[key]!r}, which must be {wanted}; "
+            f"{self._file} has {self._path(key)} {self._values[key]!r}, which must be {wanted}; "
             "download it again"
         )
 

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,16 +23,44 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
     Raises:
       ValueError: neither exists.
     """
-    shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
-    if name_or_path in shipped:
+    known = shipped()
+    if name_or_path in known:
         return SHIPPED / name_or_path
     if not name_or_path or not pathlib.Path(name_or_path).is_dir():
         raise ValueError(
             f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
-            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {shipped}"
+            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {known}"
         )
     safetensors_io.refuse_gguf(name_or_path)
     return pathlib.Path(name_or_path)
+
+
+def shipped() -> list[str]:
+    """Lists the names of the policies that ship with the package."""
+    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.exists() else []
+
+
+def is_folder(name_or_path: str) -> bool:
+    """Says whether this is a folder, or the name of a policy that ships with the package."""
+    return name_or_path in shipped() or pathlib.Path(name_or_path).is_dir()
+
+
+def base_folder(named: str) -> pathlib.Path | None:
+    """Returns the folder of the base that an adapter names, or None where it is not on this disk.
+
+    It may name a folder, a policy that ships with the package, or a model of the Hugging Face hub
+    that lies in its local cache. Nothing is downloaded.
+    """
+    if not named:
+        return None
+    for folder in (pathlib.Path(named), SHIPPED / named):
+        if folder.is_dir():
+            return folder
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(named, safetensors_io.CONFIG)
+    except ValueError:  # no name that a model of the hub can have
+        return None
+    return pathlib.Path(cached).parent if isinstance(cached, str) else None
 
 
 def load(

@@ -6,20 +6,31 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from speciarl_jax.runtime.messages import first_line
+
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+GENERATION = "generation_config.json"
+# A folder with weights holds one of them.
+ENTRIES = (SINGLE, INDEX)
 # The default of `transformers`.
 MAX_SHARD_BYTES = 5 * 10**9
 _STAGING = ".incomplete"
 _META = "__metadata__"  # an entry of headers that is no tensor
 _MAX_HEADER = 10**8  # bytes, by the format
+# The first bytes of what Git leaves in place of a large file that was not fetched.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Tables that models compute anew; integers about positions (0, 1, 2, ...) are such tables, too.
+_BUFFERS = ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "position_ids")
 
 
 class Header(NamedTuple):
@@ -36,6 +47,9 @@ class Reader:
 
     def __init__(self, folder: str | pathlib.Path):
         """Reads the headers of all files; no weights.
+
+        Buffers that models compute anew are left out. An index may list such a buffer, or a head
+        that is tied to the embedding, that no file holds.
 
         Raises:
           ValueError: no safetensors there, a broken index, a shard that is missing or damaged, a
@@ -65,12 +79,16 @@ class Reader:
                     )
                 self._headers[name] = header
         found = {name: header.file for name, header in self._headers.items()}
-        if promised is not None and promised != found:
-            wrong = sorted(t for t in promised | found if promised.get(t) != found.get(t))
-            raise ValueError(
-                f"{index} disagrees with its files about {wrong[:5]} ({len(wrong)} in all); "
-                "download the checkpoint again"
+        self._headers = {
+            name: x for name, x in self._headers.items() if not _is_buffer(name, x.dtype)
+        }
+        if passed_over := sorted(found.keys() - self._headers.keys()):
+            logging.info(
+                "%s: passed over %d buffers that are computed anew: %s",
+                *(self.folder, len(passed_over), passed_over[:3]),
             )
+        if promised is not None:
+            _check_index(index, promised, found)
 
     def _read_headers(self, file: str) -> dict[str, Header]:
         path = self.folder / file
@@ -81,7 +99,7 @@ class Reader:
         except FileNotFoundError:
             raise ValueError(f"{path} is named in the index but missing; download it") from None
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{damage(path, error)}; download it again") from None
+            raise ValueError(damage(path, error, "download it again")) from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._headers
@@ -110,15 +128,57 @@ class Reader:
             with safe_open(path, framework="numpy") as file:
                 return file.get_slice(name)[index] if index else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"tensor {name!r} in {path} cannot be read: {error}") from None
+            raise ValueError(
+                f"tensor {name!r} in {path} cannot be read: {first_line(error)}"
+            ) from None
 
 
-def damage(path: pathlib.Path, error: Exception) -> str:
-    """Says what is wrong with a safetensors file that cannot be opened.
+def _is_buffer(name: str, dtype: str = "") -> bool:
+    last = name.rpartition(".")[2]
+    return last in _BUFFERS or (dtype.startswith(("I", "U")) and "position" in last)
+
+
+def _check_index(path: pathlib.Path, promised: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuses an index that disagrees with its files about a tensor that a model reads."""
+    wrong = {name for name in {**promised, **found} if promised.get(name) != found.get(name)}
+    # A tied head is not stored, or is a copy; a model that needs one says that it is lacking.
+    harmless = {n for n in wrong if _is_buffer(n) or n.rpartition("lm_head.")[2] == "weight"}
+    wrong -= {name for name in harmless if name not in promised or name not in found}
+    if wrong:
+        raise ValueError(
+            f"{path} disagrees with its files about {sorted(wrong)[:5]} ({len(wrong)} in all); "
+            "download the checkpoint again"
+        )
+
+
+def pointer(path: pathlib.Path) -> str:
+    """Says that a file is a pointer of Git LFS to what was never fetched; "" if it is none."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return ""
+    return (
+        f"{path} is a pointer of Git LFS, and not the file itself; fetch it with git lfs pull in "
+        "the folder of the clone"
+        if is_pointer
+        else ""
+    )
+
+
+def damage(path: pathlib.Path, error: Exception, remedy: str) -> str:
+    """Says what is wrong with a safetensors file that cannot be opened, and what to do.
 
     For a file that was cut short behind its header it names the first tensor that is not whole.
+
+    Args:
+      remedy: what to do with a damaged file.
     """
-    said = f"{path} is damaged ({error})"
+    return pointer(path) or f"{_damage(path, error)}; {remedy}"
+
+
+def _damage(path: pathlib.Path, error: Exception) -> str:
+    said = f"{path} is damaged ({first_line(error)})"
     try:
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
@@ -158,7 +218,8 @@ def read_json(
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; {hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; download it again") from None
+        said = pointer(path) or f"{path} is no JSON: {error}; download it again"
+        raise ValueError(said) from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object; download it again")
     return found
@@ -248,6 +309,24 @@ def write(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def save(tensors: Mapping[str, np.ndarray], path: pathlib.Path, **metadata: str) -> None:
+    """Writes one safetensors file that whoever the umask says may read."""
+    # `transformers` asks for the format.
+    save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+    obey_umask(path)
+
+
+def obey_umask(path: pathlib.Path) -> None:
+    """Gives a file the permissions that a new file has; `safetensors` makes it its owner's alone.
+
+    The umask is read off a file: asking for it would change it for other threads.
+    """
+    example = path.with_name(f".{path.name}.new")
+    example.touch()
+    os.chmod(path, stat.S_IMODE(example.stat().st_mode))
+    example.unlink()
+
+
 def _write_shards(
     folder: pathlib.Path, shards: Sequence[Sequence[str]], tensors: Mapping[str, Pending]
 ) -> None:
@@ -256,8 +335,7 @@ def _write_shards(
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
         made = {name: np.ascontiguousarray(tensors[name].make()) for name in names}
-        # `transformers` asks for this metadata.
-        save_file(made, folder / file, metadata={"format": "pt"})
+        save(made, folder / file)
         del made  # before the next file's
     if len(files) > 1:
         index = {

@@ -11,7 +11,7 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.rollout import sampling, slot_compaction
-from speciarl_jax.rollout.types import Rollout
+from speciarl_jax.rollout.types import Rollout, is_end
 from speciarl_jax.runtime import activation_sharding
 
 
@@ -23,7 +23,7 @@ def generate(
     *,
     num_rollouts: int,
     max_tokens: int,
-    eos_id: int,
+    end_ids: tuple[int, ...],
     banned_V: jax.Array,
     temperature: jax.Array | float = 1.0,
     top_p: jax.Array | float = 1.0,
@@ -52,7 +52,7 @@ def generate(
       key: key of this step; the image, rollout and position are folded in here.
       num_rollouts: N.
       max_tokens: T, the longest answer, end-of-sequence token included.
-      eos_id: the token that ends an answer; it belongs to the answer.
+      end_ids: tokens each of which ends an answer, and belongs to it; the first also pads.
       banned_V: bool, tokens that are never sampled.
       temperature: of the sampled distribution; 0 is greedy. Traced.
       top_p: nucleus, 1 for none. Traced.
@@ -100,12 +100,12 @@ def generate(
             token_BN, position_BN, step - 1, images.prefix, answers.suffix, weights=weights
         )
         token_BN, logp_BN = draw(hidden_BND, answers.keys_BN, step)
-        return answers.replace(suffix=suffix).append(token_BN, logp_BN, eos_id)
+        return answers.replace(suffix=suffix).append(token_BN, logp_BN, end_ids)
 
     # A row that only pads the batch is done from the start, so it never keeps the loop alive.
     done_BN = jnp.broadcast_to(batch.weight_B[:, None] == 0, keys_BN.shape)
-    answers = _Answers.empty(keys_BN, done_BN, suffix, max_tokens, eos_id)
-    answers = answers.append(*draw(hidden_BND, keys_BN, 0), eos_id)
+    answers = _Answers.empty(keys_BN, done_BN, suffix, max_tokens, end_ids[0])
+    answers = answers.append(*draw(hidden_BND, keys_BN, 0), end_ids)
     images = _Images(prefix, jnp.asarray(batch.next_position_B))
     parts = activation_sharding.parts(batch_size, "batch")
     sizes = slot_compaction.slot_sizes(batch_size // parts, num_rollouts, num_compactions)
@@ -156,26 +156,26 @@ class _Answers:
     suffix: Any  # `SuffixCache`
 
     @classmethod
-    def empty(cls, keys_BN, done_BN, suffix, max_tokens: int, eos_id: int) -> "_Answers":
+    def empty(cls, keys_BN, done_BN, suffix, max_tokens: int, pad_id: int) -> "_Answers":
         shape = (*done_BN.shape, max_tokens)
         return cls(
             step=jnp.int32(0),
             keys_BN=keys_BN,
-            token_BN=jnp.full(shape[:2], eos_id, jnp.int32),
+            token_BN=jnp.full(shape[:2], pad_id, jnp.int32),
             done_BN=done_BN,
-            tokens_BNT=jnp.full(shape, eos_id, jnp.int32),
+            tokens_BNT=jnp.full(shape, pad_id, jnp.int32),
             logp_BNT=jnp.zeros(shape, jnp.float32),
             mask_BNT=jnp.zeros(shape, bool),
             suffix=suffix,
         )
 
-    def append(self, token_BN, logp_BN, eos_id: int) -> "_Answers":
+    def append(self, token_BN, logp_BN, end_ids: tuple[int, ...]) -> "_Answers":
         """One more token; answers that are done get padding."""
-        token_BN = jnp.where(self.done_BN, eos_id, token_BN)
+        token_BN = jnp.where(self.done_BN, end_ids[0], token_BN)
         return self.replace(
             step=self.step + 1,
             token_BN=token_BN,
-            done_BN=self.done_BN | (token_BN == eos_id),
+            done_BN=self.done_BN | is_end(token_BN, end_ids),
             tokens_BNT=_write(self.tokens_BNT, token_BN, self.step),
             logp_BNT=_write(self.logp_BNT, jnp.where(self.done_BN, 0.0, logp_BN), self.step),
             mask_BNT=_write(self.mask_BNT, ~self.done_BN, self.step),

@@ -1,17 +1,25 @@
 """What sampling hands to verification and to the update. Axes: B images, N rollouts, T tokens."""
 
+import functools
+import operator
+
 import flax.struct
 import jax
 
 from speciarl_jax.models.prompt_batch import PromptBatch
 
 
+def is_end(tokens: jax.Array, end_ids: tuple[int, ...]) -> jax.Array:
+    """Says which of these int32 tokens end a completion; bool, of the same shape."""
+    return functools.reduce(operator.or_, [tokens == end for end in end_ids])
+
+
 @flax.struct.dataclass
 class Rollout:
     """Holds N sampled completions about each image."""
 
-    tokens_BNT: jax.Array  # int32, padded with the end-of-sequence token
-    mask_BNT: jax.Array  # bool, true up to and including the end-of-sequence token
+    tokens_BNT: jax.Array  # int32, padded with a token that ends a completion
+    mask_BNT: jax.Array  # bool, true up to and including the token that ends a completion
     # float32 log-probability of each token under the temperature-scaled, unfiltered policy that
     # sampled it; 0 outside the mask.
     logp_BNT: jax.Array

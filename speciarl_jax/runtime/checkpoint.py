@@ -13,9 +13,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from speciarl_jax.runtime import checksum, exit_codes, storage_errors
 from speciarl_jax.runtime import fingerprint as fingerprints
+from speciarl_jax.runtime.messages import first_line
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
+_NO_METADATA = "Metadata file does not exist"  # of Orbax
 # What a checkpoint consists of; `facts` holds the fingerprint of the run.
 _ITEMS = ("state", "iterator", "facts")
 
@@ -25,10 +27,15 @@ class DamagedCheckpoint(ValueError):
 
 
 def quieten_orbax() -> None:
-    """Leaves Orbax's running commentary out of the log; its warnings stay."""
+    """Leaves Orbax's running commentary out of the log; its warnings stay.
+
+    But for one: a file of metadata that this package does not write is never missed.
+    """
 
     def wanted(record: logging_lib.LogRecord) -> bool:
-        return record.levelno >= logging_lib.WARNING or "orbax" not in record.pathname
+        if "orbax" not in record.pathname:
+            return True
+        return record.levelno >= logging_lib.WARNING and _NO_METADATA not in str(record.msg)
 
     logging.get_absl_handler().addFilter(wanted)
 
@@ -143,6 +150,15 @@ class Checkpoints:
         except DamagedCheckpoint:
             return  # `resume` sets it aside.
         fingerprints.check(saved, fingerprint, f"the checkpoint of step {step}", allow_change)
+
+    def fingerprint(self, step: int | None = None) -> dict[str, Any]:
+        """Reads the fingerprint in a checkpoint, the latest when None.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+        """
+        step = self.latest_step() if step is None else step
+        return dict(self._read(step, facts=ocp.args.JsonRestore()).facts)
 
     def save(
         self,
@@ -299,7 +315,8 @@ class Checkpoints:
             folder = self._manager.directory
             whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
             raise exit_codes.StorageError(
-                f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
+                f"a checkpoint could not be written to {folder} ({type(error).__name__}: "
+                f"{first_line(error)}). "
                 f"Whole ones there: {whole}. Free space, or make the folder writable, and start "
                 "the same command again"
             ) from error
@@ -313,7 +330,7 @@ class Checkpoints:
             found = self._manager.directory / str(step)
             storage_errors.check(found, error)
             raise DamagedCheckpoint(
-                f"{found} cannot be read ({type(error).__name__}: {error})"
+                f"{found} cannot be read ({type(error).__name__}: {first_line(error)})"
             ) from error
 
     def _check_shapes(self, step: int, state: Any) -> None:

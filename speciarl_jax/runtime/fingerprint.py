@@ -16,7 +16,7 @@ from speciarl_jax.runtime import renamed
 # Keys, or beginnings of keys, that may change between a checkpoint and the run that resumes it.
 _FREE = (
     *("train.steps", "train.log_every", "train.profile_steps"),
-    *("checkpoint.", "evaluation.", "data.workers", "mesh."),
+    *("checkpoint.", "evaluation.", "data.workers", "data.max_decoded_pixels", "mesh."),
     *("verifier.max_unjudged_fraction", "verifier.http_judge.cache", "verifier.http_judge.server."),
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.max_images_per_chunk"),
     *("compilation_cache", "train.num_length_buckets"),
@@ -24,6 +24,13 @@ _FREE = (
 )
 # Verifiers whose options are a section of their name.
 _VERIFIERS = ("cascade", "flax_judge", "http_judge")
+
+# Key of the fingerprint of the frozen weights (`models/stored_weights.py`).
+BASE_WEIGHTS = "model.base_fingerprint"
+# Key of what a fingerprint says of the contents of images.
+CONTENTS = "data.image_contents"
+# Keys that the fingerprints of earlier versions lack; a run goes on where one is missing.
+_ADDED = (BASE_WEIGHTS, CONTENTS)
 
 
 def of_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -79,6 +86,7 @@ def check(saved: Mapping[str, Any], now: Mapping[str, Any], what: str, allow_cha
       ValueError: the fingerprints differ; shows both values of each key, and the remedies.
     """
     saved = renamed.flat_config(saved)
+    now = {key: value for key, value in now.items() if key in saved or key not in _ADDED}
     found = differences({key: saved.get(key) for key in now}, now)
     if not found:
         return

@@ -14,6 +14,7 @@ from absl import flags, logging
 from jax._src import distributed as jax_distributed
 
 from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime.messages import first_line
 
 # Seconds after which a silent process counts as gone, and the others end.
 HEARTBEAT = 60
@@ -80,8 +81,9 @@ def _detect(times: dict[str, int]) -> None:
         raise  # A RuntimeError too, and a cluster was found.
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"--distributed found neither a TPU pod nor a SLURM job ({error}); run it there, leave "
-            "the flag out for one process, or give --coordinator, --num_processes and --process_id"
+            f"--distributed found neither a TPU pod nor a SLURM job ({first_line(error)}); "
+            "run it there, leave the flag out for one process, or give --coordinator, "
+            "--num_processes and --process_id"
         ) from error
     _report()
 

@@ -4,6 +4,7 @@ Configurations, checkpoints, metrics and results of earlier runs go through it w
 so that those runs still resume, evaluate, convert and show.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ CONFIG = {
     "train.passes": "train.ppo_epochs",
     "train.samples_pictures": "train.num_logged_images",
     "verifier.chunks": "verifier.num_chunks",
+    "verifier.flax_judge.require_think": "verifier.flax_judge.tags",
+    "verifier.http_judge.require_think": "verifier.http_judge.tags",
+    "verifier.options.require_think": "verifier.options.tags",
     "verifier.flax_judge.answers_at_once": "verifier.flax_judge.rollouts_at_once",
     "verifier.flax_judge.pairs_at_once": "verifier.flax_judge.judge_batch_size",
     "verifier.http_judge.server.patience": "verifier.http_judge.server.give_up_after",
@@ -32,11 +36,6 @@ CONFIG = {
 REMOVED = {
     "verifier.http_judge.server.backoff",
     "verifier.http_judge.server.max_backoff",
-}
-# Section of a configuration -> keys that came later, with what earlier runs did.
-ADDED = {
-    "verifier.http_judge.": {"identity": None},
-    "verifier.http_judge.server.": {"start_timeout": 0.0},
 }
 # Name of a file -> its earlier name.
 FILES = {"predictions_provenance.json": "predictions_facts.json"}
@@ -51,30 +50,38 @@ METRICS = {
     "verify/groups_left_out": "verify/groups_dropped",
     "verify/unverified": "verify/unjudged",
 }
+_TAGS = {True: "think", False: "answer"}
 # New key of a configuration -> its values.
 VALUES = {
     "checkpoint.best_metric": METRICS,
     "data.on_decode_error": {"stop": "raise", "leave_out": "skip"},
     "loss.old_logprobs": {"sampler": "rollout", "trainer": "recomputed"},
     "train.objective": {"reward": "rl", "labels": "sft"},
+    "verifier.flax_judge.tags": _TAGS,
+    "verifier.http_judge.tags": _TAGS,
+    "verifier.options.tags": _TAGS,
 }
 # Key that earlier versions lacked -> the value as which they behaved.
 ADDED = {
+    "data.options.label_path_separator": "",
+    "data.options.split": "",
     "evaluation.weights.preset": "",
     "verifier.cascade.judge": "",
     "verifier.flax_judge.calibration": "",
+    "verifier.http_judge.identity": None,
+    "verifier.http_judge.server.start_timeout": 0.0,
 }
 
 
 def config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Translates a configuration of nested sections, as `config.json` holds it.
 
-    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), in the
-    sections that it has.
+    Keys that it lacks because it is older have the values as which it behaved (`ADDED`), where it
+    has the first section of their path.
     """
 
     def visit(prefix, section):
-        found = dict(ADDED.get(prefix, {}))
+        found = {}
         for key, value in section.items():
             path = CONFIG.get(prefix + key, prefix + key)
             if path in REMOVED:
@@ -85,12 +92,13 @@ def config(values: Mapping[str, Any]) -> dict[str, Any]:
 
     found = visit("", values)
     for path, value in ADDED.items():
-        top, *inner, key = path.split(".")
-        if top in found:
-            section = found[top]
-            for name in inner:
-                section = section.setdefault(name, {})
-            section.setdefault(key, value)
+        top, *sections, key = path.split(".")
+        # Options of sources have defaults, and not every source has all of them.
+        if top in found and sections != ["options"]:
+            inner = functools.reduce(
+                lambda part, name: part.setdefault(name, {}), sections, found[top]
+            )
+            inner.setdefault(key, value)
     return found
 
 
@@ -115,7 +123,7 @@ def results(values: Any) -> Any:
 
 def _value(path: str, value: Any) -> Any:
     known = VALUES.get(path, {})
-    return known.get(value, value) if isinstance(value, str) else value
+    return known.get(value, value) if isinstance(value, str | bool) else value
 
 
 def _renamed(values: Any, name: Callable[[str], str]) -> Any:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime.messages import first_line
 
 # Errors of the system where something is missing or of another kind: damage.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -27,7 +28,8 @@ def check(path: Any, error: BaseException) -> None:
       exit_codes.StorageError: a bucket refuses to let this program read.
       exit_codes.RestartNeeded: a bucket does not answer.
     """
-    said = f"{path} cannot be read now, and may be whole ({type(error).__name__}: {error})"
+    what = f"{type(error).__name__}: {first_line(error)}"
+    said = f"{path} cannot be read now, and may be whole ({what})"
     cause: BaseException | None = error
     while cause is not None:
         text, library = str(cause), type(cause).__module__.split(".")[0]

@@ -80,9 +80,9 @@ def _verdicts(cell: str) -> tuple[str, ...]:
     return tuple(name.strip().lower().replace(" ", "_") for name in cell.split(";"))
 
 
-def response_of(row: Row, require_think: bool) -> str:
+def response_of(row: Row, tags: str) -> str:
     """Returns the whole response of a row, tags included."""
-    thought = f"{parsing.THINK_OPEN}{parsing.THINK_CLOSE}" if require_think else ""
+    thought = f"{parsing.THINK_OPEN}{parsing.THINK_CLOSE}" if tags == "think" else ""
     if "response" in row:
         return thought + row["response"]
     return f"{thought}{parsing.ANSWER_OPEN}{row['prediction']}{parsing.ANSWER_CLOSE}"

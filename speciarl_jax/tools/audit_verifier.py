@@ -85,7 +85,7 @@ def build(
         return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
 
     options = dict(verifier_options(config, name))
-    longest = max(len(response_of(row, True).encode()) for row in rows)
+    longest = max(len(response_of(row, "think").encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
     if name == TAXONOMY:
@@ -130,10 +130,10 @@ def leaves_named(labels: Taxonomy, name: str) -> list[str]:
 
 
 def judge(
-    verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], require_think: bool
+    verifier: Any, tokenizer: Any, rows: Sequence[Row], label: Sequence[int], tags: str
 ) -> Verdicts:
     """Asks one verifier about all rows; `label` has its number of each true label."""
-    texts = [response_of(row, require_think) for row in rows]
+    texts = [response_of(row, tags) for row in rows]
     has_more = hasattr(verifier, "judge")
     if isinstance(verifier, HostVerifier):
         groups = [[text] for text in texts]
@@ -175,8 +175,8 @@ def audit(
     for name in names:
         plugins.find("verifiers", name, "create")
         verifier, label = build(config, name, tokenizer, rows)
-        require_think = verifier_options(config, name)["require_think"]
-        found[name] = judge(verifier, tokenizer, rows, label, require_think)
+        tags = verifier_options(config, name)["tags"]
+        found[name] = judge(verifier, tokenizer, rows, label, tags)
         if isinstance(verifier, HostVerifier):
             lines += [f"{name}: {said}" for said in [verifier.errors()] if said]
             verifier.close()
@@ -235,7 +235,7 @@ def audit_tree(tree: str, pairs: str) -> tuple[dict[str, Any], list[Row], list[s
     for row in rows:
         try:
             labels, why = read(row["dataset"] if tree == AUTO else tree)
-            answer = parsing.extract(response_of(row, require_think=False))
+            answer = parsing.extract(response_of(row, tags="answer"))
             judged.append((True, *why.explain(answer, leaf_of(labels, row))))
         except ValueError as error:
             judged.append((False, Category.UNPARSED, str(error)))

@@ -93,6 +93,7 @@ def odd_labels(counts: Mapping[str, int], max_words: int) -> list[tuple[str, str
         reasons = {
             "has no letters": not re.search(r"[^\W\d_]", label),
             "has an underscore": "_" in label,
+            "begins with a number": bool(re.match(r"\d.*[^\W\d_]", label)),
             "lists several things; a completion that does is wrong": "," in key,
             "offers several things; a completion that does is wrong": " or " in f" {key} ",
             f"has more than {max_words} words": len(key.split()) > max_words,
@@ -191,12 +192,15 @@ def compare(training: Findings, evaluation: Findings) -> list[str]:
     shared = [digest for digest in training.keys_of if digest in evaluation.keys_of]
     pairs = [f"- {training.keys_of[d][0]} = {evaluation.keys_of[d][0]}" for d in shared]
     new = set(evaluation.counts) - set(training.counts)
+    unasked = sorted(set(training.counts) - set(evaluation.counts))
     return [
         "## Together",
         "",
         f"{len(shared)} images of the evaluation are in training too.",
         f"{len(new)} of {len(evaluation.counts)} evaluation labels are not in training.",
+        f"{len(unasked)} of {len(training.counts)} training labels have no evaluation image.",
         *_listed("In both", pairs),
+        *_listed("Without an evaluation image", [f"- {label!r}" for label in unasked]),
         "",
     ]
 

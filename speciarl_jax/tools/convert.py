@@ -9,8 +9,8 @@ The input is a run of `speciarl_jax.train` (`--workdir`; its latest checkpoint, 
 folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 
   merged  a Hugging Face checkpoint folder: the weights with the adapters added, the base's
-          tokenizer, processor and chat template, and its generation settings without those that
-          change how text is sampled (temperature, repetition penalty, ...);
+          tokenizer, processor and chat template, and of its generation settings the special
+          tokens alone: none that changes how text is sampled;
   peft    the adapters alone, in PEFT's layout;
   run     a workdir with the adapters as checkpoint 0: `train` continues from it with a fresh
           optimizer, and `evaluate` scores it.
@@ -35,15 +35,18 @@ from absl import app, flags
 from etils import epath
 from flax import nnx
 from ml_collections import config_flags
+from transformers import GenerationConfig
 
+from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.experiment.run import fingerprint, prepare
-from speciarl_jax.models import load_policy, safetensors_io
+from speciarl_jax.models import load_policy, safetensors_io, stored_weights
 from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, one_or_all
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
+from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
@@ -52,14 +55,12 @@ _COMPANIONS = (
     *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template*", "*processor_config.json", "LICENSE*", "NOTICE*"),
 )
-_GENERATION = "generation_config.json"
-# Generation settings that are left out: training sampled without them, so a server must not use
-# them.
-_SAMPLING = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
-    *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty"),
-    *("no_repeat_ngram_size", "num_beams", "presence_penalty", "frequency_penalty"),
-)
+# Generation settings that are kept. Training sampled without all others, so a server must not use
+# them. The tokens that end a completion are written anew.
+_GENERATION_KEPT = ("bos_token_id", "pad_token_id", "transformers_version")
+# Old checkpoints have generation settings in config.json, among those of the model. These of them
+# say nothing about what is sampled.
+_MODEL_TOO = {*_GENERATION_KEPT, "eos_token_id", "use_cache", "decoder_start_token_id"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,8 @@ def read_run(
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     fresh = peft.abstract_lora(model_config, adapter.rank)
-    lora = policy_sources.trained(mesh, fresh, epath.Path(workdir), step)
+    lora = policy_sources.trained(mesh, fresh, epath.Path(workdir), step, base)
+    adapter = dataclasses.replace(adapter, base_weights=stored_weights.fingerprint(base))
     return Trained(base, model_config, adapter, lora, config.model.param_dtype)
 
 
@@ -110,18 +112,20 @@ def read_adapter(folder: pathlib.Path, *, model: str | None = None) -> Trained:
     base = _base_folder(model or peft.read_adapter_config(folder).base, folder)
     model_config = hf_checkpoint.read_config(base)
     adapter, lora = peft.load_adapter(folder, model_config)
+    peft.warn_of_other_base(adapter, folder, base)
+    adapter = dataclasses.replace(adapter, base_weights=stored_weights.fingerprint(base))
     return Trained(base, model_config, adapter, lora, "bfloat16")
 
 
 def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
     """Finds the folder of the base that a run or an adapter names."""
-    try:
-        return load_policy.model_folder(named)
-    except ValueError:
+    found = load_policy.base_folder(named)
+    if found is None:
         raise ValueError(
             f"the base {named!r} of {source} is no folder on this disk; give --model=FOLDER, a "
             "Qwen2.5-VL checkpoint"
-        ) from None
+        )
+    return load_policy.model_folder(str(found))
 
 
 @contextlib.contextmanager
@@ -184,16 +188,13 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
         )
         nnx.update(policy, trained.lora)
         hf_checkpoint.save(folder, config, policy)
-        settings = _with_dtype(json.loads((trained.base / "config.json").read_text()), dtype)
+        settings = _exported(safetensors_io.read_json(trained.base / "config.json"), config, dtype)
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         for pattern in _COMPANIONS:
             for path in trained.base.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
-        if (path := trained.base / _GENERATION).exists():
-            generation = safetensors_io.read_json(path)
-            kept = {key: value for key, value in generation.items() if key not in _SAMPLING}
-            (folder / _GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
-        _check_merged(folder, config, policy)
+        ends = _write_generation(folder, trained.base, config)
+        _check_merged(folder, dataclasses.replace(config, eos_token_id=ends), policy)
 
 
 def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:
@@ -221,15 +222,49 @@ def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -
 
     dtype = policy.decoder.embedding.dtype
     found, _ = hf_checkpoint.load(folder, param_dtype=dtype, put=compare)
-    if found != config:
+    if dataclasses.replace(found, eos_token_id=config.eos_token_id) != config:
         raise RuntimeError(f"{config} was written and reads back as {found}")
+    if set(found.eos_token_id) != set(config.eos_token_id):
+        raise RuntimeError(
+            f"completions end with tokens {config.eos_token_id}, and with {found.eos_token_id} in "
+            "what was written"
+        )
     _refuse_differences(different)
 
 
-def _with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Sets the dtype of the stored weights in a parsed `config.json`."""
+def _write_generation(
+    folder: pathlib.Path, base: pathlib.Path, config: ModelConfig
+) -> tuple[int, ...]:
+    """Writes the `generation_config.json` of a merged checkpoint; returns what ends completions.
+
+    These are the tokens that ended them in training: those of the base's files, and the chat
+    template's own. A base without the file gets one where its `config.json` does not name them all.
+    """
+    path, ends = base / safetensors_io.GENERATION, config.eos_token_id
+    if (base / "tokenizer.json").is_file():
+        ends = tokenizer_lib.end_ids(tokenizer_lib.load(base), ends, config.text.vocab_size)
+    if path.exists() or set(ends) != set(config.eos_token_id):
+        settings = safetensors_io.read_json(path) if path.exists() else {}
+        kept = {key: settings[key] for key in _GENERATION_KEPT if key in settings}
+        kept["eos_token_id"] = one_or_all(ends)
+        (folder / safetensors_io.GENERATION).write_text(json.dumps(kept, indent=2) + "\n")
+    return tuple(dict.fromkeys(ends + config.eos_token_id))
+
+
+def _exported(settings: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Changes the base's parsed `config.json` to that of a merged checkpoint.
+
+    It says the dtype of the stored weights and whether they hold a head, and nothing about how text
+    is sampled.
+    """
+    sampling = set(GenerationConfig().to_dict()) - _MODEL_TOO
     for part in (settings, settings.get("text_config") or {}, settings.get("vision_config") or {}):
         part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+        if not config.text.tie_word_embeddings and part.get("tie_word_embeddings"):
+            part["tie_word_embeddings"] = False
+    for part in (settings, settings.get("text_config") or {}):
+        for key in sampling & part.keys():
+            del part[key]
     if "torch_dtype" not in settings:
         settings["dtype"] = dtype
     return settings
@@ -259,16 +294,21 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
                 f"the adapters were made for {trained.base}, whose dimensions differ from those of "
                 f"config.model.path={config.model.path!r}; choose the same base"
             )
-        lora = policy_sources.put_like(trained.lora, run.lora)
-        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         facts = fingerprint(run)
+        if trained.adapter.base_weights not in ("", facts[BASE_WEIGHTS]):
+            raise ValueError(
+                f"the adapters were made for {trained.base}, whose weights are not those of "
+                f"config.model.path={config.model.path!r}; choose the same base"
+            )
+        lora = policy_sources.put_like(peft.trainable(trained.lora, run.lora), run.lora)
+        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
         position = {"stream": train_data.training_batches(run).get_state(), "seconds": 0.0}
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         with Checkpoints(workdir / "checkpoints", save_every=1, keep=1) as checkpoints:
             checkpoints.save(0, state, position, facts, force=True)
             checkpoints.wait()
             found, _ = checkpoints.restore(state, facts)
-        _check_adapters(found.lora, trained.lora)
+        _check_adapters(found.lora, lora)
 
 
 def _check_adapters(found: nnx.State, wanted: nnx.State) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from speciarl_jax.models import safetensors_io
 from speciarl_jax.runtime import exit_codes
 
 
@@ -39,6 +40,8 @@ def convert(file: pathlib.Path, out: pathlib.Path, dtype: str) -> None:
     model.is_quantized = False
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(out)
+    for path in out.glob("*.safetensors"):
+        safetensors_io.obey_umask(path)
     AutoTokenizer.from_pretrained(**place).save_pretrained(out)
 
 

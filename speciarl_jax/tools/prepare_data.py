@@ -21,6 +21,7 @@ from etils import epath
 
 from speciarl_jax.data import tfds_images
 from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime.messages import first_line
 
 # Libraries that some builders of TFDS need.
 TOOLS = "tensorflow-cpu opencv-python-headless scipy"
@@ -45,7 +46,7 @@ def unpack(archive: str, folder: pathlib.Path) -> epath.Path:
             tar.extractall(unfinished, filter="data")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(
-            f"{path} is no whole archive ({error}); delete it and download it again"
+            f"{path} is no whole archive ({first_line(error)}); delete it and download it again"
         ) from error
     unfinished.rename(target)
     return epath.Path(target)

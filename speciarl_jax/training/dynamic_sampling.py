@@ -131,7 +131,7 @@ def train_step(
 
     # What depends on two sizes only pads; the rest is compiled once for each size of a pool.
     keep_program = jax.jit(keep, out_shardings=(batch_sharding, replicated))
-    pad_groups = functools.partial(pad, pad_id=run.model_config.eos_token_id)
+    pad_groups = functools.partial(pad, pad_id=run.end_ids[0])
     pad_program = jax.jit(pad_groups, static_argnums=(1, 2), out_shardings=batch_sharding)
 
     def program(state, base, verifier, next_batch, number):

@@ -6,15 +6,17 @@
     runs/other@20        adapters of its checkpoint of step 20
     exports/merged       a checkpoint folder in the Hugging Face layout
     emoji_tiny           a checkpoint that ships with the package
-    exports/adapter      a PEFT folder, on the base that it names if that is a folder, otherwise on
-                         the configuration's
+    exports/adapter      a PEFT folder, on the base that it names if that is on this disk (a folder,
+                         or in the cache of the Hugging Face hub), otherwise on the configuration's
 
-Results call a policy by the last part of its path, or by NAME with `NAME=` before the path.
+Results call a policy by the last part of its path, or by NAME with `NAME=` before the path. What
+exists as a folder is that folder, whatever `=` and `@` are in its path.
 """
 
 import dataclasses
 import importlib.util
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +27,10 @@ from etils import epath
 from flax import nnx
 
 from speciarl_jax.experiment.run import Run
-from speciarl_jax.models import load_policy
+from speciarl_jax.models import load_policy, stored_weights
 from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.rl import optimizer
-from speciarl_jax.runtime import checkpoint, renamed
+from speciarl_jax.runtime import checkpoint, fingerprint, renamed
 from speciarl_jax.training import state as state_lib
 
 BASE, TRAINED, BEST = "base", "trained", "best"
@@ -91,21 +93,66 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
         return Policy(BASE, {}, lambda run: run.lora)
     if spec == TRAINED:
         name = TRAINED if step is None else BEST if step == BEST else f"step_{step}"
-        return Policy(name, {}, lambda run: trained(run.mesh, run.lora, workdir, step))
+        return Policy(
+            name, {}, lambda run: trained(run.mesh, run.lora, workdir, step, base_of(run))
+        )
+    return _of_folder(spec, *_parse(spec))
+
+
+def of_path(path: str) -> Policy:
+    """Finds the policy of a folder, or one that ships with the package; else as `named`.
+
+    Raises:
+      ValueError: it is no policy.
+    """
+    if load_policy.is_folder(path):
+        return _of_folder(path, epath.Path(path).name, path, None)
+    return _policy(path, epath.Path(), None)
+
+
+def _parse(spec: str) -> tuple[str, str, int | None]:
+    """Splits `NAME=PATH@STEP`, of which the path alone must be there.
+
+    The first reading whose path exists counts: all of it is the path, then what is behind one of
+    the `=`, each without a step before with one.
+
+    Returns:
+      Name in results, path, and step or None.
+
+    Raises:
+      ValueError: there is no such path, and the step or the name is none either.
+    """
+    starts = [0, *(i + 1 for i, character in enumerate(spec) if character == "=")]
+    for start in starts:
+        name, place = spec[: max(start - 1, 0)], spec[start:]
+        if start and (not name or "/" in name):
+            continue
+        before, at, number = place.rpartition("@")
+        if load_policy.is_folder(place):
+            return name if start else epath.Path(place).name, place, None
+        if at and number.isdecimal() and load_policy.is_folder(before):
+            usual = f"{epath.Path(before).name}_step_{number}"
+            return name if start else usual, before, int(number)
     name, equals, place = spec.rpartition("=")
     place, at, number = place.partition("@")
     if at and not number.isdecimal():
         raise ValueError(f"{spec!r}: behind @ stands the step of a checkpoint, a whole number")
+    if equals and (not name or "/" in name):
+        raise ValueError(f"{spec!r}: a policy's name must not be empty or hold a slash")
+    return name or epath.Path(place).name, place, None
+
+
+def _of_folder(spec: str, name: str, place: str, step: int | None) -> Policy:
     folder = epath.Path(place)
-    name = name if equals else folder.name + (f"_step_{number}" if at else "")
-    if not name or "/" in name:
+    if not name:
         raise ValueError(f"{spec!r}: a policy's name must not be empty or hold a slash")
     if (folder / "adapter_config.json").is_file():
         return _adapter(name, folder)
     if (folder / "checkpoints").is_dir():
         model = read_config(folder).model.to_dict()
-        chosen = int(number) if at else None
-        return Policy(name, model, lambda run: trained(run.mesh, run.lora, folder, chosen))
+        return Policy(
+            name, model, lambda run: trained(run.mesh, run.lora, folder, step, base_of(run))
+        )
     try:
         load_policy.model_folder(place)
     except ValueError as error:
@@ -119,17 +166,28 @@ def _policy(spec: str, workdir: epath.Path, step: int | str | None) -> Policy:
 def _adapter(name: str, folder: epath.Path) -> Policy:
     adapter = peft.read_adapter_config(folder)
     model = {"lora_rank": adapter.rank, "lora_alpha": float(adapter.alpha)}
-    if adapter.base and epath.Path(adapter.base).is_dir():
-        model["path"] = adapter.base
+    if (base := load_policy.base_folder(adapter.base)) is not None:
+        model["path"] = str(base)
 
     def adapters(run):
-        return put_like(peft.load_adapter(folder, run.model_config)[1], run.lora)
+        adapter, lora = peft.load_adapter(folder, run.model_config)
+        peft.warn_of_other_base(adapter, folder, base_of(run))
+        return put_like(lora, run.lora)
 
     return Policy(name, model, adapters)
 
 
+def base_of(run: Run) -> pathlib.Path:
+    """Returns the checkpoint folder of a run's base."""
+    return load_policy.model_folder(run.config.model.path)
+
+
 def trained(
-    mesh: jax.sharding.Mesh, lora: Any, workdir: epath.Path, step: int | str | None = None
+    mesh: jax.sharding.Mesh,
+    lora: Any,
+    workdir: epath.Path,
+    step: int | str | None,
+    base: pathlib.Path,
 ) -> Any:
     """Loads the adapters of a checkpoint of the training run in `workdir`.
 
@@ -139,9 +197,10 @@ def trained(
       workdir: of the training run.
       step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
         latest.
+      base: checkpoint folder that the adapters are meant for.
 
     Raises:
-      ValueError: there is no such checkpoint.
+      ValueError: there is no such checkpoint, or the run that wrote it had other base weights.
     """
     config = read_config(workdir)
     wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
@@ -150,6 +209,12 @@ def trained(
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
         state, _ = checkpoints.restore(wanted, {}, chosen)
+        known = checkpoints.fingerprint(chosen).get(fingerprint.BASE_WEIGHTS)
+    if known is not None and known != stored_weights.fingerprint(base):
+        raise ValueError(
+            f"the adapters of {workdir} were trained on other weights than those of {base}, though "
+            "of the same dimensions; give the base of that run, or put back its files"
+        )
     return state.lora
 
 

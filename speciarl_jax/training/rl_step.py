@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
-from speciarl_jax.rollout.types import Groups, Samples, UpdateBatch
+from speciarl_jax.rollout.types import Groups, Samples, UpdateBatch, is_end
 from speciarl_jax.verifiers.category import Category
 
 # The name of a step's `Samples` among its metrics.
@@ -59,7 +59,7 @@ def make_update_batch(
     *,
     algorithm: Algorithm,
     score: Callable[..., jax.Array],
-    eos_id: int,
+    end_ids: tuple[int, ...],
 ) -> tuple[UpdateBatch, Metrics]:
     """Rewards the rollouts and compares them within their group.
 
@@ -96,7 +96,7 @@ def make_update_batch(
         valid_BN=taken_BN,
         old_logp_BNT=old_logp_BNT,
     )
-    metrics = describe(groups, taken_BN, reward_BN, advantage_BN, eos_id)
+    metrics = describe(groups, taken_BN, reward_BN, advantage_BN, end_ids)
     if algorithm.noise is not None:
         moved_BN = groups.valid_BN & (rewarded_BN != groups.category_BN)
         metrics["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(groups.valid_BN), 1)
@@ -130,12 +130,12 @@ def describe(
     taken_BN: jax.Array,
     reward_BN: jax.Array,
     advantage_BN: jax.Array,
-    eos_id: int,
+    end_ids: tuple[int, ...],
 ) -> Metrics:
     """Describes the rollouts of a step; means are over the rollouts that have a verdict.
 
     The mean reward is over the rollouts that take part. Truncated are completions of T tokens
-    whose last is not `eos_id`.
+    whose last is none of `end_ids`.
 
     Args:
       taken_BN: bool, rollouts that take part.
@@ -159,7 +159,7 @@ def describe(
         "data/skipped": jnp.sum(weight_B == 0, dtype=jnp.float32),
         "rollout/completion_length": mean(jnp.sum(rollout.mask_BNT, axis=-1)),
         "rollout/truncated": mean(
-            rollout.mask_BNT[..., -1] & (rollout.tokens_BNT[..., -1] != eos_id)
+            rollout.mask_BNT[..., -1] & ~is_end(rollout.tokens_BNT[..., -1], end_ids)
         ),
     }
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from speciarl_jax.data import markdown_text, thumbnails
+from speciarl_jax.data import markdown_text, pipeline, thumbnails
 from speciarl_jax.evaluation.predictions import names_of
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout.types import Samples
@@ -40,10 +40,11 @@ class SampleLogger:
         """
         if self._lines is None or (step > 1 and step % self._every):
             return
-        known = {int(row["image_id"]): row for row in sources}
+        known = {pipeline.draw_id(row): row for row in sources}
         for place, row in enumerate(rows_of(self._run, jax.device_get(samples))):
             source = dict(known.get(row["image_id"], {}))
             pixels = source.pop("image", None)
+            source.pop(pipeline.REPEAT, None)
             row = {"step": step, **row, **source}
             if pixels is not None:
                 small = thumbnails.shrink(np.asarray(pixels), _SIDE)

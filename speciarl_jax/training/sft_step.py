@@ -54,7 +54,7 @@ def targets(
     *,
     template: str,
     max_tokens: int,
-    eos_id: int,
+    end_id: int,
 ) -> Rollout:
     """Writes one completion about each image, as if it had been sampled; numpy.
 
@@ -63,11 +63,11 @@ def targets(
     Raises:
       ValueError: as for `response`, or a completion does not fit into `max_tokens`.
     """
-    tokens_BNT = np.full((batch_size, 1, max_tokens), eos_id, np.int32)
+    tokens_BNT = np.full((batch_size, 1, max_tokens), end_id, np.int32)
     mask_BNT = np.zeros(tokens_BNT.shape, bool)
     for b, row in enumerate(rows):
         text = response(row, template)
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end_id]
         if len(ids) > max_tokens:
             raise ValueError(
                 f"the completion {text!r} takes {len(ids)} tokens, config.rollout.max_tokens is "
@@ -90,7 +90,7 @@ def builder(run: Run) -> Callable[[Sequence[Mapping[str, Any]], int], PromptBatc
         tokenizer=run.tokenizer,
         template=run.config.train.target,
         max_tokens=run.config.rollout.max_tokens,
-        eos_id=run.model_config.eos_token_id,
+        end_id=run.end_ids[0],
     )
 
     def build(rows, batch_size):

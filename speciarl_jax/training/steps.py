@@ -70,7 +70,7 @@ def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
             state.step,
             algorithm=algorithm,
             score=score,
-            eos_id=run.model_config.eos_token_id,
+            end_ids=run.end_ids,
         )
         state, updated = update_lib.update_on_all(state, base, batch, update, algorithm)
         return state, updated | metrics

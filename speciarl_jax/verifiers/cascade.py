@@ -64,15 +64,15 @@ class HostCascade(HostVerifier):
       fallback: the judge, which is asked about the rest.
     """
 
-    def __init__(self, tree: taxonomy.Taxonomy, fallback: HostVerifier, *, require_think: bool):
+    def __init__(self, tree: taxonomy.Taxonomy, fallback: HostVerifier, *, tags: str):
         """Joins a tree and a judge that number the labels alike.
 
         Args:
           tree: decides first.
           fallback: is asked about the rest.
-          require_think: as for `parsing.extract`.
+          tags: as for `parsing.extract`.
         """
-        self.fallback, self._tree, self._require_think = fallback, tree, require_think
+        self.fallback, self._tree, self._tags = fallback, tree, tags
 
     def submit(
         self, responses: Sequence[Sequence[str]], label_index: Sequence[int]
@@ -109,7 +109,7 @@ class HostCascade(HostVerifier):
 
     def _look(self, response: str, label: int) -> tuple[Category, bool]:
         """The tree's verdict on a response, and whether it knows one."""
-        content = parsing.extract(response, require_think=self._require_think)
+        content = parsing.extract(response, tags=self._tags)
         if content is None:
             return Category.UNPARSED, True
         found = self._tree.explain(content, self._tree.leaf_ids[label])
@@ -173,5 +173,5 @@ def create(
             "(''), and the judge takes those of the tree"
         )
     if isinstance(asked, HostVerifier):
-        return tree, HostCascade(tree, asked, require_think=tree_options["require_think"])
+        return tree, HostCascade(tree, asked, tags=tree_options["tags"])
     return tree, Cascade(verifier, asked)

@@ -22,7 +22,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text, safetensors_io
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
-from speciarl_jax.verifiers import label_mentions, parsing_on_device, prefilter
+from speciarl_jax.verifiers import label_mentions, parsing, parsing_on_device, prefilter
 from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import judge_prompt
@@ -169,7 +169,7 @@ def create(
     rollouts_at_once: int,
     judge_batch_size: int,
     min_probability: float,
-    require_think: bool,
+    tags: str,
 ) -> tuple[label_names.LabelNames, FlaxJudge | ReencodingJudge]:
     """What `config.verifier.name = "flax_judge"` stands for.
 
@@ -188,7 +188,7 @@ def create(
       rollouts_at_once: answers to each image judged together (in-graph), for memory.
       judge_batch_size: pairs judged together where answers are encoded anew on the host.
       min_probability: a verdict less probable than this is none; 0 takes all.
-      require_think: as for `answer.extract`.
+      tags: as for `answer.extract`.
 
     Returns:
       The names on the host, whose `leaf_index` numbers the labels, and the verifier: in-graph if
@@ -197,6 +197,7 @@ def create(
     Raises:
       ValueError: an option or a checkpoint that does not fit.
     """
+    parsing.check_tags(tags)
     if not (path or dataset_path):
         raise ValueError(
             "this data set brings no label tree; set config.verifier.flax_judge.path to a file of "
@@ -218,7 +219,7 @@ def create(
     limits = {
         "max_words": max_words,
         "max_answer_bytes": max_answer_bytes,
-        "require_think": require_think,
+        "tags": tags,
         "labels": label_mentions.index(labels.names, labels.further),
     }
     both = {"max_answer_tokens": max_answer_tokens, "min_probability": min_probability}

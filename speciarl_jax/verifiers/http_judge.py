@@ -52,7 +52,7 @@ class HttpJudge(HostVerifier):
         further: Mapping[str, int] | None = None,
         max_words: int,
         max_answer_bytes: int,
-        require_think: bool,
+        tags: str,
     ):
         """Starts the thread; sends nothing yet.
 
@@ -65,7 +65,7 @@ class HttpJudge(HostVerifier):
           further: other names of labels, see `label_mentions.index`.
           max_words: a longer answer is WRONG.
           max_answer_bytes: a longer answer is WRONG.
-          require_think: as for `parsing.extract`.
+          tags: as for `parsing.extract`.
 
         Raises:
           ValueError: a label is longer than an answer may be.
@@ -79,7 +79,7 @@ class HttpJudge(HostVerifier):
             max_words=max_words,
             max_answer_bytes=max_answer_bytes,
         )
-        self._require_think = require_think
+        self._tags = tags
         # Pairs that somebody waits for; only the loop's thread touches it.
         self._open: dict[Pair, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -137,7 +137,7 @@ class HttpJudge(HostVerifier):
 
     def _look(self, response: str, truth: str) -> Category | Pair:
         """The stated verdict on a response, or the pair that has to be judged."""
-        content = parsing.extract(response, require_think=self._require_think)
+        content = parsing.extract(response, tags=self._tags)
         stated = self._screen(content, truth)
         if stated is not None:
             return stated
@@ -298,11 +298,12 @@ def connect(
       decoding: `temperature`, `max_tokens`, `max_completion_tokens`, `seed` (None: not sent),
         `extra_body` (further fields of a request), and `structured` (as for `JudgeClient`).
       server: as for `JudgeClient`.
-      **limits: `max_words`, `max_answer_bytes` and `require_think`, as for `HttpJudge`.
+      **limits: `max_words`, `max_answer_bytes` and `tags`, as for `HttpJudge`.
 
     Raises:
       ValueError: an option that does not fit.
     """
+    parsing.check_tags(limits["tags"])
     if not model:
         raise ValueError("set config.verifier.http_judge.model to what the server calls the judge")
     fields = {name: value for name, value in decoding.items() if value is not None}

@@ -13,6 +13,8 @@ import unicodedata
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+# What a response must hold; see `extract`.
+TAGS = ("think", "answer", "first")
 
 ASCII_SPACE = " \t\n\r\v\f"
 
@@ -76,6 +78,7 @@ _INNER_APOSTROPHE = re.compile(r"(?<=[A-Za-z0-9\x80-\U0010ffff])'(?=[A-Za-z0-9\x
 _ARTICLE = re.compile(rb"(?:" + b"|".join(ARTICLES) + rb") [ ,&-]*(?=[^ ,&-])")
 _NOT_KEPT = re.compile(rb"[^a-z0-9\x80-\xff-]+")
 _BREAK = re.compile(rb"[ -]+")
+_PAIR = re.compile(f"{ANSWER_OPEN}(.*?){ANSWER_CLOSE}", re.DOTALL)
 
 
 def _utf8(text: str) -> bytes:
@@ -83,7 +86,7 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def extract(text: str, *, require_think: bool = False) -> str | None:
+def extract(text: str, *, tags: str = "answer") -> str | None:
     """The content of the answer tags, or None where no answer can be read.
 
     Tags are compared literally, case included. There must be exactly one `<answer>` and one
@@ -93,16 +96,20 @@ def extract(text: str, *, require_think: bool = False) -> str | None:
 
     Args:
       text: the decoded response.
-      require_think: also ask for exactly one `<think>` and one `</think>`, in this order, before
-        `<answer>`.
+      tags: one of `TAGS`: "answer" for the above; "think" asks for exactly one `<think>` and one
+        `</think>` as well, in this order, before `<answer>`; "first" takes the first pair with
+        more than white space in it, whatever else is there, as the authors' code does.
 
     Returns:
       The content, stripped of ASCII white space, or None.
     """
+    if tags == "first":
+        found = (content.strip(ASCII_SPACE) for content in _PAIR.findall(text))
+        return next(filter(None, found), None)
     if text.count(ANSWER_OPEN) != 1 or text.count(ANSWER_CLOSE) != 1:
         return None
     start = text.index(ANSWER_OPEN)
-    if require_think:
+    if tags == "think":
         if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
             return None
         if not text.index(THINK_OPEN) < text.index(THINK_CLOSE) < start:
@@ -110,6 +117,16 @@ def extract(text: str, *, require_think: bool = False) -> str | None:
     # With the closing tag first, the slice is empty.
     content = text[start + len(ANSWER_OPEN) : text.index(ANSWER_CLOSE)].strip(ASCII_SPACE)
     return content or None
+
+
+def check_tags(tags: str) -> None:
+    """Refuses a way of reading answers that does not exist.
+
+    Raises:
+      ValueError: it is none of `TAGS`.
+    """
+    if tags not in TAGS:
+        raise ValueError(f"tags is {tags!r}; choose one of {TAGS} (config.verifier)")
 
 
 def normalize(text: str) -> str:

@@ -87,32 +87,57 @@ def spell(
     return jnp.where(inside_L, table.flat[source_L], 0), total
 
 
+def _hits(text_L: jax.Array, tag: str) -> jax.Array:
+    """bool [L], where a tag begins."""
+    size, tag = text_L.shape[0], tag.encode()
+    padded = jnp.pad(text_L, (0, len(tag)))
+    hit_L = jnp.ones(size, bool)
+    for i, byte in enumerate(tag):
+        hit_L &= padded[i : i + size] == byte
+    return hit_L
+
+
 def find(text_L: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:
     """How often a tag occurs (int32) and where it first begins (int32, 0 if it does not occur)."""
-    size = text_L.shape[0]
-    padded = jnp.pad(text_L, (0, len(tag.encode())))
-    hit_L = jnp.ones(size, bool)
-    for i, byte in enumerate(tag.encode()):
-        hit_L &= padded[i : i + size] == byte
+    hit_L = _hits(text_L, tag)
     return jnp.sum(hit_L, dtype=jnp.int32), jnp.argmax(hit_L).astype(jnp.int32)
 
 
-def answer_span(
-    text_L: jax.Array, *, require_think: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def answer_span(text_L: jax.Array, *, tags: str) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`parsing.extract` without the trimming.
 
     Returns:
       Whether there is one answer (bool; its content may be blank), and int32 start and stop.
     """
+    if tags == "first":
+        return _first_span(text_L)
     opened, open_at = find(text_L, parsing.ANSWER_OPEN)
     closed, stop = find(text_L, parsing.ANSWER_CLOSE)
     found = (opened == 1) & (closed == 1) & (open_at < stop)
-    if require_think:
+    if tags == "think":
         opened, think_at = find(text_L, parsing.THINK_OPEN)
         closed, done_at = find(text_L, parsing.THINK_CLOSE)
         found &= (opened == 1) & (closed == 1) & (think_at < done_at) & (done_at < open_at)
     return found, open_at + len(parsing.ANSWER_OPEN), stop
+
+
+def _first_span(text_L: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first pair of tags with more than white space in it.
+
+    Blank pairs before it hold no tag, so that pairs need not be matched one after the other.
+    """
+    size, opening = text_L.shape[0], len(parsing.ANSWER_OPEN)
+    place_L = jnp.arange(size, dtype=jnp.int32)
+    solid_L = ~_is_any(text_L, parsing.ASCII_SPACE.encode())
+    count_L = jnp.pad(jnp.cumsum(solid_L, dtype=jnp.int32), (1, 0))  # before each byte
+    closes_L = jnp.where(_hits(text_L, parsing.ANSWER_CLOSE), place_L, size)
+    next_L = jnp.pad(jax.lax.cummin(closes_L, reverse=True), (0, opening), constant_values=size)
+    begin_L = jnp.minimum(place_L + opening, size)
+    stop_L = next_L[begin_L]
+    filled_L = (stop_L < size) & (count_L[stop_L] > count_L[begin_L])
+    found_L = _hits(text_L, parsing.ANSWER_OPEN) & filled_L
+    first = jnp.argmax(found_L)
+    return jnp.any(found_L), begin_L[first], stop_L[first]
 
 
 # What becomes of a folded character, beside the ASCII byte that it stands for.

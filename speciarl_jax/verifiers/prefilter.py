@@ -227,7 +227,7 @@ class Screen:
       mentions: finds answers that name two labels.
       max_words: static.
       max_answer_bytes: static, A.
-      require_think: static, as for `parsing.extract`.
+      tags: static, as for `parsing.extract`.
     """
 
     allowed_F256: jax.Array
@@ -238,7 +238,7 @@ class Screen:
     mentions: label_mentions.Mentions
     max_words: int = flax.struct.field(pytree_node=False)
     max_answer_bytes: int = flax.struct.field(pytree_node=False)
-    require_think: bool = flax.struct.field(pytree_node=False)
+    tags: str = flax.struct.field(pytree_node=False)
 
     @classmethod
     def create(
@@ -248,7 +248,7 @@ class Screen:
         labels: Mapping[bytes, int],
         max_words: int,
         max_answer_bytes: int,
-        require_think: bool,
+        tags: str,
     ) -> "Screen":
         """Tables for the names of the true labels; the other arguments are those of `screen`.
 
@@ -267,7 +267,7 @@ class Screen:
             mentions=label_mentions.Mentions.create(labels, size),
             max_words=max_words,
             max_answer_bytes=max_answer_bytes,
-            require_think=require_think,
+            tags=tags,
         )
 
     def __call__(
@@ -284,7 +284,7 @@ class Screen:
           int32 `Category` or `ASK`; uint8 [L], the bytes of `parsing.normalize` in the place of the
           bytes that they came from; and bool [L], which of these are kept.
         """
-        found, start, stop = parsing_on_device.answer_span(text_L, require_think=self.require_think)
+        found, start, stop = parsing_on_device.answer_span(text_L, tags=self.tags)
         phrase = parsing_on_device.phrase_bytes(
             self.typography, text_L, start, stop, self.truth_F4A.shape[-1]
         )

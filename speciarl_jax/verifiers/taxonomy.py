@@ -149,17 +149,15 @@ class Taxonomy:
         """The category of an answer: the content of the answer tags."""
         return self.explain(answer_text, leaf_id).category
 
-    def response_category(
-        self, text: str, leaf_id: str, *, require_think: bool = False
-    ) -> Category:
+    def response_category(self, text: str, leaf_id: str, *, tags: str = "answer") -> Category:
         """The category of a whole response, tags included (`parsing.extract`)."""
-        content = parsing.extract(text, require_think=require_think)
+        content = parsing.extract(text, tags=tags)
         return Category.UNPARSED if content is None else self.category(content, leaf_id)
 
 
 def _check_name(name: str, max_words: int, where: str) -> None:
     phrase = parsing.phrase(name)
-    words = phrase.count(b" ") + 1
+    words = parsing.key(name).count(b" ") + 1
     if words > max_words:
         raise ValueError(
             f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
@@ -224,14 +222,14 @@ class _Tables:
       typography: for phrases.
       names: of the tree.
       max_response_bytes: static, or None for as many as the tokens can have.
-      require_think: static.
+      tags: static.
     """
 
     tokens: parsing_on_device.TokenBytes
     typography: parsing_on_device.Typography
     names: matching_on_device.Names
     max_response_bytes: int | None = flax.struct.field(pytree_node=False)
-    require_think: bool = flax.struct.field(pytree_node=False)
+    tags: str = flax.struct.field(pytree_node=False)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -249,7 +247,7 @@ class TaxonomyVerifier:
         *,
         max_answer_bytes: int = 64,
         max_response_bytes: int | None = None,
-        require_think: bool = False,
+        tags: str = "answer",
     ):
         """Builds the tables.
 
@@ -259,7 +257,7 @@ class TaxonomyVerifier:
           max_answer_bytes: the longest key that is compared; no name may be longer.
           max_response_bytes: size of the byte buffer of a response; a response with more bytes is
             UNPARSED. None: as many as T of the longest tokens have, which always suffices.
-          require_think: as for `parsing.extract`.
+          tags: as for `parsing.extract`.
 
         Raises:
           ValueError: a name is too long, `token_bytes` is empty, or `max_response_bytes` < 1.
@@ -276,7 +274,7 @@ class TaxonomyVerifier:
                 phrase_bytes=taxonomy.phrase_bytes,
             ),
             max_response_bytes=max_response_bytes,
-            require_think=require_think,
+            tags=tags,
         )
 
     def tree_flatten(self):
@@ -337,7 +335,7 @@ def _verify_one(
     if tables.max_response_bytes is not None:
         size = min(size, tables.max_response_bytes)
     text_L, total = parsing_on_device.spell(tables.tokens, tokens_T, mask_T, size)
-    found, start, stop = parsing_on_device.answer_span(text_L, require_think=tables.require_think)
+    found, start, stop = parsing_on_device.answer_span(text_L, tags=tables.tags)
     phrase = parsing_on_device.phrase_bytes(
         tables.typography, text_L, start, stop, tables.names.powers_P.shape[0]
     )
@@ -355,7 +353,7 @@ def create(
     dataset_path: str | os.PathLike | None,
     *,
     path: str,
-    require_think: bool,
+    tags: str,
     max_words: int,
     max_answer_bytes: int,
     max_response_bytes: int,
@@ -366,7 +364,7 @@ def create(
       token_bytes: of the policy's vocabulary.
       dataset_path: the data set's own label tree, or None.
       path: another label tree; "" for the data set's own.
-      require_think: as for `parsing.extract`.
+      tags: as for `parsing.extract`.
       max_words: as for `Taxonomy`.
       max_answer_bytes: as for `TaxonomyVerifier`.
       max_response_bytes: as for `TaxonomyVerifier`.
@@ -377,6 +375,7 @@ def create(
     Raises:
       ValueError: there is no label tree, or it is not valid.
     """
+    parsing.check_tags(tags)
     if not (path or dataset_path):
         raise ValueError(
             "this data set brings no label tree; set config.verifier.options.path to a JSON file "
@@ -388,6 +387,6 @@ def create(
         token_bytes,
         max_answer_bytes=max_answer_bytes,
         max_response_bytes=max_response_bytes,
-        require_think=require_think,
+        tags=tags,
     )
     return taxonomy, verifier

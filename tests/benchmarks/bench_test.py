@@ -39,9 +39,9 @@ TINY = dataclasses.replace(
             "video_token_id",
             "vision_start_token_id",
             "vision_end_token_id",
-            "eos_token_id",
         )
     },
+    eos_token_id=tuple(token - 4000 for token in workload.SMALL.eos_token_id),
 )
 SHAPE = workload.Shape(
     images=4,
@@ -181,7 +181,7 @@ def test_the_command_writes_what_it_prints(start, tmp_path):
 
 def test_completions_end_at_random_when_asked_to():
     allowed_V = workload.allowed_tokens(TINY, 5, 0)
-    assert allowed_V.sum() == 5 and allowed_V[TINY.eos_token_id]
+    assert allowed_V.sum() == 5 and allowed_V[list(TINY.eos_token_id)].all()
     assert not workload.allowed_tokens(TINY, 0, 0)[TINY.image_token_id :].any()
 
 

@@ -55,7 +55,12 @@ def assigned(text):
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
     ]
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and (node.returns is None or ast.unparse(node.returns).endswith("ConfigDict"))
+    }
     return [
         (target, node)
         for target, node in found

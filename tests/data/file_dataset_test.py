@@ -83,7 +83,6 @@ def make(rows, **options):
         (dict(subset=-1), "config.data.options.subset .* is -1"),
         (dict(part="test"), "config.data.options.part .* is 'test'; choose one of .*held_out"),
         (dict(part="training", held_out_share=1.0), "config.data.options.held_out_share .* is 1.0"),
-        (dict(part="held_out", held_out_share=1e-9), "none of its 8 images is in part"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -112,3 +111,34 @@ def test_rows_and_identities():
     ids = {source.describe(i)["image_id"] for i in range(5)}
     assert len(ids) == 5 and all(0 <= i < 2**31 for i in ids)
     assert sorted(source.missing()) == sorted(e.place for e in source.entries)
+
+
+def test_every_label_with_two_images_is_in_both_parts():
+    rows = entries(1, 2, 3, 10, 100, 9)
+    for share in (1e-6, 0.1, 0.5, 0.999):
+        parts = [file_dataset.choose_part(rows, p, share) for p in ("training", "held_out")]
+        training, held_out = (collections.Counter(e.label_id for e in part) for part in parts)
+        assert set(training) == set("012345") and set(held_out) == set("12345")
+    held_out = file_dataset.choose_part(rows, "held_out", 0.1)
+    counts = collections.Counter(e.label_id for e in held_out)
+    assert [counts[str(i)] for i in range(6)] == [0, 1, 1, 1, 10, 1]
+
+
+def test_a_part_without_images_is_refused():
+    with pytest.raises(ValueError, match="none of its 3 images is in part 'held_out'"):
+        make(entries(1, 1, 1), part="held_out")
+
+
+def test_the_content_of_images_is_part_of_what_is_remembered(tmp_path):
+    def of(content):
+        path = tmp_path / "x.png"
+        path.write_bytes(content)
+        source = make([file_dataset.Entry("x", "a", "a", str(path))])
+        return source.fingerprint, source.content_fingerprint
+
+    small, large = bytes(1000), bytes(3 * 2**20)
+    contents = [small, small[:-1] + b"x", large, b"x" * len(large), large[:-1] + b"x"]
+    found = [of(content) for content in contents]
+    assert len({names for names, _ in found}) == 1
+    assert len({content for _, content in found}) == len(contents)
+    assert of(small) == found[0]

@@ -120,3 +120,44 @@ def test_evaluation_covers_each_image_once_in_order(length, processes):
         assert rows == [source[i] for i in indices]
         seen += indices
     assert seen == list(range(length))
+
+
+class Rows:
+    """Rows that know their ids without being read."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __len__(self):
+        return len(self.ids)
+
+    def describe(self, index):
+        return {"image_id": self.ids[index]}
+
+    def __getitem__(self, index):
+        return self.describe(index)
+
+
+def draws(ids, count, start=0, **changes):
+    options = dict(batch_size=8, seed=3, workers=2) | changes
+    stream = pipeline.training_batches(lambda epoch: Rows(ids), list, **options)
+    if start:
+        stream.set_state({"next_index": start * 8 // options.get("processes", 1)})
+    return [[pipeline.draw_id(row) for row in next(stream)] for _ in range(count)]
+
+
+@pytest.mark.parametrize("ids", [list(range(10)), [1, 1, 1, 2, 3, 4, 5, 6, 7]])
+def test_an_image_that_is_in_a_batch_twice_is_drawn_anew(ids):
+    found = draws(ids, 12)
+    assert all(len(set(batch)) == 8 and max(batch) < 2**32 for batch in found)
+    first = [image for batch in found for image in batch if image in ids]
+    assert set(first) == set(ids)
+    # A resumed run, and the shares of two processes, draw the same.
+    assert draws(ids, 7, start=5) == found[5:]
+    shares = [draws(ids, 12, process=p, processes=2) for p in range(2)]
+    for whole, one, two in zip(found, *shares, strict=True):
+        assert sorted(one + two) == sorted(whole)
+
+
+def test_batches_without_repeats_keep_their_draws():
+    assert all(max(batch) < 16 for batch in draws(list(range(16)), 6))

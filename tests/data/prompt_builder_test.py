@@ -59,10 +59,10 @@ def config(tokenizer):
         "video_token_id": "<|video_pad|>",
         "vision_start_token_id": "<|vision_start|>",
         "vision_end_token_id": "<|vision_end|>",
-        "eos_token_id": "<|im_end|>",
     }
     ids = {name: tokenizer_lib.token_id(tokenizer, token) for name, token in tokens.items()}
-    return ModelConfig(text=TEXT, vision=VISION, **ids)
+    ends = (tokenizer_lib.token_id(tokenizer, "<|im_end|>"),)
+    return ModelConfig(text=TEXT, vision=VISION, eos_token_id=ends, **ids)
 
 
 def make_processor(patch_size=PATCH, most_pixels=24 * 32):
@@ -553,3 +553,54 @@ def test_a_limit_below_what_small_images_are_enlarged_to_is_refused(published_fo
     )
     with pytest.raises(ValueError, match="config.data.max_pixels is 3135, but .* 3136 pixels"):
         prompt_builder.load_image_processor(published_folder, 3135)
+
+
+def settings_with(**changes):
+    """Published settings of the image processor without limits of pixels, and these instead."""
+    kept = {k: v for k, v in published.IMAGE_PROCESSOR.items() if not k.endswith("_pixels")}
+    return json.dumps(kept | changes)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"min_pixels": 6272, "max_pixels": 50176},
+        {"size": {"shortest_edge": 6272, "longest_edge": 50176}},
+        {"size": {"min_pixels": 6272, "max_pixels": 50176}},
+        {"size": {"min_pixels": 6272}, "max_pixels": 50176},
+        {"size": {"shortest_edge": 1, "longest_edge": 2}, "min_pixels": 6272, "max_pixels": 50176},
+        {"size": None, "min_pixels": 6272, "max_pixels": 50176},
+    ],
+)
+@pytest.mark.parametrize("kind", ["Qwen2VLImageProcessorFast", "Qwen2_5_VLImageProcessor"])
+def test_limits_of_pixels_are_read_wherever_a_file_has_them(tmp_path, limits, kind):
+    text = settings_with(image_processor_type=kind, **limits)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    processor = prompt_builder.load_image_processor(tmp_path)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (6272, 50176)
+    for side, (height, width) in ((30, (84, 84)), (900, (224, 224))):
+        image = example(side, side)["image"]
+        found = processor(images=[image], return_tensors="np")["image_grid_thw"][0]
+        assert found.tolist() == [1, height // 14, width // 14]
+    smaller = prompt_builder.load_image_processor(tmp_path, 6272)
+    assert smaller.size["longest_edge"] == 6272
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"size": 224}, "has size 224, which must be an object"),
+        ({"size": {"min_pixels": "many"}}, "has min_pixels 'many', which must be a whole number"),
+        ({"max_pixels": 0}, "has max_pixels 0, which must be a whole number"),
+        ({"min_pixels": 9000, "max_pixels": 800}, "has min_pixels 9000 above max_pixels 800"),
+        ({"image_processor_type": "Qwen3VLImageProcessor"}, "describes a Qwen3VLImageProcessor"),
+        ({"crop_size": "q"}, "makes no image processor \\(Could not convert size"),
+        ({"image_mean": "x" * 999}, "makes no image processor"),
+        ({"patch_size": "14"}, "makes no image processor"),
+    ],
+)
+def test_a_processor_with_odd_settings_is_refused_in_one_line(tmp_path, changes, said):
+    (tmp_path / "preprocessor_config.json").write_text(settings_with(**changes))
+    with pytest.raises(ValueError, match=f"preprocessor_config.json {said}") as refused:
+        prompt_builder.load_image_processor(tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 700

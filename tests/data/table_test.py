@@ -161,3 +161,69 @@ def test_a_missing_table_is_named(tmp_path):
         open_table(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="is no table"):
         table.Source(path=None, seed=0)
+
+
+def test_the_index_column_of_pandas_is_no_trouble(tmp_path):
+    path = write(tmp_path, ".csv")
+    rows = [
+        f"{i - 1 if i else ''},{line}"
+        for i, line in enumerate(path.read_text("utf-8-sig").split("\n"))
+    ]
+    path.write_text("\n".join(rows))
+    assert [row["label"] for row in open_table(path)] == ["eagle", "salmon", "eagle"]
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+@pytest.mark.parametrize("id_column", ["", "path"])
+def test_one_image_with_two_labels_is_found_whatever_its_spelling(tmp_path, suffix, id_column):
+    rows = [dict(row, path=str(i)) for i, row in enumerate(changed(1, image="./sub/../a.png"))]
+    path = write(tmp_path, suffix, rows)
+    with pytest.raises(
+        ValueError, match=r"'./sub/../a.png' was in row \d already.*'eagle', here 's"
+    ):
+        open_table(path, id_column=id_column)
+
+
+@pytest.mark.parametrize(
+    "suffix, content",
+    [
+        (".csv", "image,label,label\na.png,x,y\n"),
+        (".tsv", "image\tlabel\tlabel\na.png\tx\ty\n"),
+        (".jsonl", '{"image": "a.png", "label": "x", "label": "y"}\n'),
+    ],
+)
+def test_a_column_that_is_there_twice_is_named(tmp_path, suffix, content):
+    path = tmp_path / f"t{suffix}"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="has 2 columns 'label'; rename or remove"):
+        open_table(path)
+
+
+def test_a_parquet_column_that_is_there_twice_is_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["image", "label", "label"]), path)
+    with pytest.raises(ValueError, match="has 2 columns 'label'; rename or remove"):
+        open_table(path)
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+def test_a_number_is_no_label_in_any_format(tmp_path, suffix):
+    with pytest.raises(ValueError, match="the label is '7'; write the name in words"):
+        open_table(write(tmp_path, suffix, changed(1, label="7")))
+
+
+def test_a_json_array_is_not_echoed(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(ROWS * 2000))
+    with pytest.raises(ValueError, match="line 1: got .*not a JSON array of 6000") as error:
+        open_table(path)
+    assert len(str(error.value)) < 1000
+    path.write_text(json.dumps(ROWS, indent=1))
+    with pytest.raises(ValueError, match="line 1: a JSON array begins here"):
+        open_table(path)
+
+
+def test_windows_paths_get_a_hint(tmp_path):
+    path = write(tmp_path, ".jsonl", changed(0, image="img\\a.png"))
+    with pytest.raises(images.BrokenImageError, match="holds a backslash: write paths with '/'"):
+        images.check_files(open_table(path))

@@ -1,6 +1,7 @@
 """A tokenizer that is trained here: text survives it, and its tokens are known as bytes."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -53,6 +54,8 @@ def test_text_survives_and_bytes_of_tokens_spell_it(tokenizer, text):
     decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if not any(token in text for token in tokenizer_lib.SPECIAL_TOKENS):
         assert decoded == text
+    # A special token that the text spells out has no bytes.
+    decoded = "".join(re.split("|".join(map(re.escape, tokenizer_lib.SPECIAL_TOKENS)), decoded))
     table = tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
     assert b"".join(table[i] for i in ids) == decoded.encode()
 
@@ -95,7 +98,7 @@ def test_a_larger_head_has_empty_rows_at_its_end(tokenizer):
 
 def test_answers_may_hold_all_but_special_tokens_and_missing_rows(tokenizer):
     eos = tokenizer_lib.token_id(tokenizer, "<|im_end|>")
-    banned = tokenizer_lib.banned_tokens(tokenizer, VOCABULARY + 5, eos)
+    banned = tokenizer_lib.banned_tokens(tokenizer, VOCABULARY + 5, (eos,))
     assert banned.shape == (VOCABULARY + 5,) and banned.dtype == bool
     special = {tokenizer_lib.token_id(tokenizer, t) for t in tokenizer_lib.SPECIAL_TOKENS} - {eos}
     assert set(np.flatnonzero(banned)) == special | set(range(VOCABULARY, VOCABULARY + 5))
@@ -186,3 +189,88 @@ def test_a_vocabulary_that_is_not_byte_level_is_refused():
 
     with pytest.raises(ValueError, match="byte-level"):
         tokenizer_lib.token_bytes(Words(), 2)
+
+
+END, TEXT_END, ANSWER_END = "<|im_end|>", "<|endoftext|>", "</answer>"
+
+
+def ends_of(folder, *listed, template=None, rows=VOCABULARY):
+    """Loads the tokenizer anew, for its special tokens may change; `listed` are tokens or ids."""
+    tokenizer = tokenizer_lib.load(folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary.get(token, token) for token in listed]
+    found = tokenizer_lib.end_ids(tokenizer, ids, rows)
+    return tokenizer.convert_ids_to_tokens(list(found)), tokenizer
+
+
+def turns(end, start="<|im_start|>"):
+    """A chat template whose turns end with `end`."""
+    return (
+        "{% for m in messages %}" + start + "{{ m.role }}\n{{ m.content }}" + end + "{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(
+    "listed, template, ends",
+    [
+        ((END,), None, [END]),
+        ((TEXT_END,), None, [END, TEXT_END]),
+        ((TEXT_END, END), None, [END, TEXT_END]),
+        ((), None, [END]),
+        ((ANSWER_END, END), None, [END, ANSWER_END]),
+        # The template decides what is first, whatever the files say.
+        ((END,), turns(TEXT_END + "\n"), [TEXT_END, END]),
+        ((END,), turns(" \n" + TEXT_END), [TEXT_END, END]),
+        ((), turns(ANSWER_END), [ANSWER_END]),
+        ((), turns(ANSWER_END + END), [END]),
+        # Without an end of its own, the files'.
+        ((TEXT_END,), turns("\n"), [TEXT_END]),
+        ((TEXT_END, END), turns(""), [TEXT_END, END]),
+        ((END,), "{{ raise_exception('prompts only') }}", [END]),
+        ((END,), "{{ messages[0].content }}", [END]),
+        # Beyond the head: never sampled.
+        ((END, 999), None, [END]),
+    ],
+)
+def test_a_completion_ends_as_the_template_and_the_files_say(folder, listed, template, ends):
+    found, tokenizer = ends_of(folder, *listed, template=template)
+    assert found == ends
+    ids = tokenizer.convert_tokens_to_ids(found)
+    banned = tokenizer_lib.banned_tokens(tokenizer, VOCABULARY, ids)
+    assert not banned[ids].any()
+    assert banned[tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+
+
+def test_a_turn_may_end_with_a_plain_token_that_is_listed(folder):
+    newline = tokenizer_lib.load(folder)("\n", add_special_tokens=False)["input_ids"][0]
+    found, tokenizer = ends_of(folder, newline, TEXT_END, template=turns("\n"))
+    assert tokenizer.convert_tokens_to_ids(found)[0] == newline
+
+
+def test_an_end_of_turn_that_is_not_special_becomes_so(folder):
+    """It is no text of an answer: it must have no bytes, and be decoded as an end."""
+    found, tokenizer = ends_of(folder, template=turns(ANSWER_END))
+    (index,) = tokenizer.convert_tokens_to_ids(found)
+    before = tokenizer_lib.token_bytes(tokenizer_lib.load(folder), VOCABULARY)
+    after = tokenizer_lib.token_bytes(tokenizer, VOCABULARY)
+    assert (before[index], after[index]) == (ANSWER_END.encode(), b"")
+    assert before[:index] == after[:index] and before[index + 1 :] == after[index + 1 :]
+    # Listed without being the template's end, it is text that ends the answer.
+    _, tokenizer = ends_of(folder, ANSWER_END)
+    assert tokenizer_lib.token_bytes(tokenizer, VOCABULARY) == before
+
+
+@pytest.mark.parametrize(
+    "listed, template, rows, said",
+    [
+        ((END,), turns("</s>"), VOCABULARY, "ends an answer with '</s>', which begins with no tok"),
+        ((END,), turns("<|eot_id|>\n"), VOCABULARY, "ends an answer with '<|eot_id|>'"),
+        ((0,), None, 300, "ends a turn with token 311, '<|im_end|>', but .* has 300 rows"),
+        ((), turns("\n"), VOCABULARY, "nothing says which token ends a completion"),
+        ((999,), turns("\n"), VOCABULARY, "nothing says which token ends a completion"),
+    ],
+)
+def test_a_policy_that_cannot_end_its_turn_is_refused(folder, listed, template, rows, said):
+    with pytest.raises(ValueError, match=said.replace("|", r"\|")):
+        ends_of(folder, *listed, template=template, rows=rows)

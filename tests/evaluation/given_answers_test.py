@@ -171,7 +171,7 @@ def test_text_is_judged_as_tokens_are():
         text_judge.tokenizer_lib.token_bytes(tokenizer, vocabulary),
         max_answer_bytes=config.verifier.options.max_answer_bytes,
         max_response_bytes=120,
-        require_think=True,
+        tags="think",
     )
     name = labels.leaf_names[0]
     (above, *_) = labels.data["groups"][labels.data["leaves"][labels.leaf_ids[0]]["generic"]]

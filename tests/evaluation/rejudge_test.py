@@ -65,12 +65,14 @@ def test_another_verifier_judges_into_a_folder_of_its_own_and_back_gives_the_sam
     before = folder_of(first)
     (row,) = json.loads(before[results.FILE])["runs"]
     assert row["policy"] == "m" and row["abstain"] > 0.3 and row["constant_answer"]
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Sort.\nReply.\n{pair}")
     judged = small_config(
         verifier__name="cascade",
         verifier__cascade__judge="http_judge",
         verifier__http_judge__model="judge",
         verifier__http_judge__cache="",
-        verifier__http_judge__prompt="v1",
+        verifier__http_judge__prompt=str(prompt),
         # The images are those of the evaluation.
         evaluation__options__views=7,
     )

@@ -200,7 +200,7 @@ def test_evaluation_goes_by_the_judge_and_leaves_out_what_it_did_not_say(
         for row, said, category, valid in zip(
             judged.rows, judged.responses, judged.category_BN, judged.valid_BN, strict=True
         ):
-            content = parsing.extract(said[0], require_think=True)
+            content = parsing.extract(said[0], tags="think")
             want = prefilter.screen(content, row["label"], labels=labels, **limits)
             pair = None
             if want is None:

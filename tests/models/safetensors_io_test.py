@@ -1,6 +1,8 @@
 """Folders of safetensors: what is refused and why, and that a checkpoint is whole or not there."""
 
 import json
+import os
+import stat
 import struct
 
 import ml_dtypes
@@ -299,3 +301,63 @@ def test_nothing_and_no_size_are_refused_before_anything_is_written(tmp_path, te
     with pytest.raises(ValueError, match="max_shard_bytes must be positive"):
         safetensors_io.write(tmp_path / "new", pending(tensors), config="{}", max_shard_bytes=limit)
     assert not (tmp_path / "new").exists()
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3953840768\n"
+
+
+@pytest.mark.parametrize("file", [FIRST, SECOND, INDEX])
+def test_a_pointer_of_git_lfs_is_called_one(folder, file):
+    (folder / file).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{file} is a pointer of Git LFS.* git lfs pull") as said:
+        safetensors_io.Reader(folder)
+    assert "damaged" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "x.position_ids"]
+)
+def test_an_index_may_list_what_a_model_does_not_need(folder, name):
+    write_index(folder, {"a": FIRST, "b": SECOND, "c": FIRST, name: SECOND})
+    assert_same(contents(folder), TENSORS)
+
+
+def test_a_head_that_only_its_file_knows_is_read(folder):
+    head = {"lm_head.weight": np.ones((2, 3), np.float32)}
+    save_file({"b": TENSORS["b"]} | head, folder / SECOND)
+    assert_same(contents(folder), TENSORS | head)
+
+
+def test_buffers_that_models_compute_anew_are_passed_over(folder):
+    buffers = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
+        "visual.rotary_pos_emb.inv_freq": np.ones(3, np.float32),
+        "embeddings.position_ids": np.arange(4),
+        "visual.relative_position_index": np.arange(4, dtype=np.int32),
+    }
+    save_file({"b": TENSORS["b"]} | buffers, folder / SECOND)
+    index = {"a": FIRST, "b": SECOND, "c": FIRST} | dict.fromkeys(buffers, SECOND)
+    write_index(folder, index)
+    assert_same(contents(folder), TENSORS)
+    # An index may not know those whose names say what they are.
+    del index["embeddings.position_ids"], index["visual.rotary_pos_emb.inv_freq"]
+    write_index(folder, index)
+    assert_same(contents(folder), TENSORS)
+    # Integers that say nothing about positions, and a table of positions that was learned, stay.
+    kept = {"d": np.arange(4), "visual.position_embedding.weight": np.ones(2, np.float32)}
+    save_file(kept, folder / SINGLE)
+    for file in (INDEX, FIRST, SECOND):
+        (folder / file).unlink()
+    assert_same(contents(folder), kept)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_are_for_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        safetensors_io.write(tmp_path / "out", pending(TENSORS), config="{}", max_shard_bytes=60)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "out").iterdir())
+    assert len(files) > 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}

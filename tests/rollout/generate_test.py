@@ -42,7 +42,7 @@ CONFIG = ModelConfig(
     video_token_id=21,
     vision_start_token_id=22,
     vision_end_token_id=23,
-    eos_token_id=EOS,
+    eos_token_id=(EOS,),
 )
 BANNED = np.isin(np.arange(VOCAB), [PAD, IMAGE, 21, 22, 23])
 MAX_TOKENS = 7
@@ -90,7 +90,7 @@ def make_batch(seed=0, images=3):
 
 
 @functools.cache
-def sampler(num_rollouts, **options):
+def sampler(num_rollouts, end_ids=(EOS,), **options):
     @nnx.jit
     def program(policy, batch, key, temperature, top_p):
         return generate(
@@ -100,7 +100,7 @@ def sampler(num_rollouts, **options):
             key,
             num_rollouts=num_rollouts,
             max_tokens=MAX_TOKENS,
-            eos_id=EOS,
+            end_ids=end_ids,
             banned_V=BANNED,
             temperature=temperature,
             top_p=top_p,
@@ -232,3 +232,21 @@ def test_padding_rows_have_no_tokens():
     batch = dataclasses.replace(batch, weight_B=np.array([1, 1, 0], np.float32))
     rollout = run(make_policy(), batch)
     assert not rollout.mask_BNT[2].any() and rollout.mask_BNT[:2].any()
+
+
+def test_any_of_several_tokens_ends_an_answer_and_nothing_else_changes():
+    """The draws are those of one end, up to the first token of either kind."""
+    policy, batch = make_policy(), make_batch()
+    one = run(policy, batch)
+    often = np.bincount(one.tokens_BNT[one.mask_BNT], minlength=CONFIG.text.vocab_size)
+    often[EOS] = 0
+    other = int(np.argmax(often))
+    both = run(policy, batch, end_ids=(EOS, other))
+    is_end = np.isin(one.tokens_BNT, (EOS, other)) & one.mask_BNT
+    before = np.cumsum(is_end, axis=-1) - is_end == 0
+    np.testing.assert_array_equal(both.mask_BNT, one.mask_BNT & before)
+    np.testing.assert_array_equal(both.tokens_BNT, np.where(both.mask_BNT, one.tokens_BNT, EOS))
+    # Two programs, whose sums may be ordered differently.
+    want = np.where(both.mask_BNT, one.logp_BNT, 0)
+    np.testing.assert_allclose(both.logp_BNT, want, rtol=0, atol=1e-5)
+    assert (both.mask_BNT.sum(-1) < one.mask_BNT.sum(-1)).mean() > 0.1

@@ -41,7 +41,7 @@ CONFIG = ModelConfig(
     video_token_id=21,
     vision_start_token_id=22,
     vision_end_token_id=23,
-    eos_token_id=EOS,
+    eos_token_id=(EOS,),
 )
 BANNED = np.arange(VOCAB) >= IMAGE
 # Tokens that may be sampled, by how often an answer ends then. "often": each group at many times.
@@ -248,7 +248,7 @@ def sampler(num_rollouts, max_tokens, scan_unroll, **options):
             jax.random.key(7),
             num_rollouts=num_rollouts,
             max_tokens=max_tokens,
-            eos_id=EOS,
+            end_ids=(EOS,),
             banned_V=banned_V,
             temperature=temperature,
             **options,
@@ -362,7 +362,7 @@ def test_smaller_loops_start_as_soon_as_the_answers_that_go_on_fit():
                 jax.random.key(7),
                 num_rollouts=6,
                 max_tokens=9,
-                eos_id=EOS,
+                end_ids=(EOS,),
                 banned_V=BANNED,
                 num_compactions=num_compactions,
             )

@@ -1,14 +1,18 @@
 """Checkpoints: the same bits back, or a refusal that can be read."""
 
 import errno
+import logging as logging_lib
+import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from absl import logging
 
-from speciarl_jax.runtime import checkpoint, checksum, exit_codes
+from speciarl_jax.runtime import checkpoint, checksum, exit_codes, fingerprint
 from speciarl_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from speciarl_jax.training import state as state_lib
 
@@ -427,3 +431,36 @@ def test_a_changed_configuration_is_taken_where_that_is_allowed(opened, saved, c
     opened(folder).check_fingerprint(now, allow_change=True)
     assert opened(folder).resume(small(0), now, allow_change=True)[0] == 3
     assert "optimizer.learning_rate: 0.01 -> 0.5" in caplog.text
+
+
+def test_orbax_is_quiet_but_for_its_warnings():
+    """And but for one of these, about metadata that nobody wrote."""
+    handler = logging.get_absl_handler()
+    before = list(handler.filters)
+    checkpoint.quieten_orbax()
+    try:
+        (wanted,) = [one for one in handler.filters if one not in before]
+    finally:
+        handler.filters[:] = before
+
+    def is_shown(message, level, path="/lib/orbax/checkpoint/_src/metadata/checkpoint.py"):
+        return wanted(logging_lib.LogRecord("absl", level, path, 1, message, (), None))
+
+    missing = "Metadata file does not exist: %s"
+    assert not is_shown(missing, logging_lib.WARNING)
+    assert not is_shown("Saving", logging_lib.INFO)
+    assert is_shown("Failed to read Metadata file: %s", logging_lib.ERROR)
+    assert is_shown("A slow disk", logging_lib.WARNING)
+    assert is_shown(missing, logging_lib.INFO, "/home/me/my_model.py")
+    # It is what Orbax says.
+    source = pathlib.Path(ocp.__file__).parent / "_src" / "metadata" / "checkpoint.py"
+    assert missing in source.read_text()
+
+
+def test_a_checkpoint_that_keeps_no_fingerprint_of_its_base_goes_on():
+    """Earlier versions kept none; one that is there must be this run's."""
+    now = FINGERPRINT | {fingerprint.BASE_WEIGHTS: "a"}
+    fingerprint.check(FINGERPRINT, now, "it", allow_change=False)
+    fingerprint.check(now, now, "it", allow_change=False)
+    with pytest.raises(ValueError, match="model.base_fingerprint: 'b' -> 'a'"):
+        fingerprint.check(now | {fingerprint.BASE_WEIGHTS: "b"}, now, "it", allow_change=False)

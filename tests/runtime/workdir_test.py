@@ -15,7 +15,8 @@ GIVEN = {
     "allow_config_change": False,
     **{name: None for name in ("coordinator", "num_processes", "process_id", "step", "embeddings")},
     **{name: False for name in ("distributed", "best", "overwrite", "judge_inclusion")},
-    **{name: [] for name in ("policies", "sets", "prompts")},
+    **{name: False for name in ("rejudge", "partial_answers")},
+    **{name: [] for name in ("policies", "sets", "prompts", "answers")},
     "heartbeat_timeout": 60,
     "best_of": 0,
 }

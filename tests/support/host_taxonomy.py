@@ -37,7 +37,7 @@ class HostTaxonomy(HostVerifier):
             for text in group
         ]
         valid = np.array([not self.unknown(text) for text, _ in said], bool).reshape(shape)
-        category = [self.taxonomy.response_category(*pair, require_think=True) for pair in said]
+        category = [self.taxonomy.response_category(*pair, tags="think") for pair in said]
         category = np.array(category, np.int32).reshape(shape)
         category = np.where(valid, category, int(Category.UNPARSED))
         future = concurrent.futures.Future()

@@ -34,7 +34,7 @@ def main(policy, prompt, out, data, fsdp, tensor):
         "mesh__tensor": int(tensor),
         "verifier__name": "flax_judge",
         "verifier__flax_judge__prompt": prompt,
-        "verifier__flax_judge__require_think": False,
+        "verifier__flax_judge__tags": "answer",
         "verifier__flax_judge__rollouts_at_once": 4,
     }
     run = prepare(small_run.small_config(policy, **changes))

@@ -27,7 +27,7 @@ def verdict(pair) -> str:
 
 def pair_of(body) -> dict:
     """The pair in a request: the last line of the message."""
-    return json.loads(body["messages"][0]["content"].splitlines()[-1])
+    return json.loads(body["messages"][-1]["content"].splitlines()[-1])
 
 
 def completion(content, choices=1, reason="stop") -> bytes:

@@ -112,7 +112,7 @@ def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
         video_token_id=VIDEO,
         vision_start_token_id=START,
         vision_end_token_id=END,
-        eos_token_id=EOS,
+        eos_token_id=(EOS,),
     )
 
 

@@ -79,7 +79,7 @@ def make_policy(folder: pathlib.Path) -> None:
     # The head is tied to the embedding. Its rows have to be about as long as each other, but for
     # the token that ends an answer: some answers must end early.
     table = rng.normal(0, 0.2, policy.decoder.embedding.shape)
-    table[builder.config.eos_token_id] *= 3
+    table[builder.config.eos_token_id[0]] *= 3
     policy.decoder.embedding.set_value(jnp.asarray(table, jnp.float32))
     hf_checkpoint.save(folder, builder.config, policy)
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import stat
 import types
 
 import jax
@@ -17,7 +19,7 @@ import torch
 import torch_policy
 from absl import app
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from configs import quickstart
 from speciarl_jax import train
@@ -26,9 +28,16 @@ from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.tools import convert
+from speciarl_jax.training import policy_sources
 from speciarl_jax.training import state as state_lib
 
 STEPS = (2, 5)
+# Generation settings that change what a server says: of sampling, length, and what is forbidden.
+CHANGES = (
+    *("temperature", "top_k", "max_new_tokens", "min_new_tokens", "max_length", "stop_strings"),
+    *("suppress_tokens", "bad_words_ids", "encoder_no_repeat_ngram_size", "sequence_bias"),
+    *("forced_eos_token_id", "guidance_scale", "an_option_of_tomorrow"),
+)
 
 
 def random_adapters(like, seed, size=0.2):
@@ -158,14 +167,16 @@ def test_merged_weights_can_be_halved(workdir, logits, run, batch, tmp_path):
     assert 1e-4 < error < 0.2
 
 
-def test_everything_else_of_the_base_comes_along(workdir, policy_folder, tmp_path):
+def test_everything_else_of_the_base_comes_along(workdir, run, policy_folder, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(policy_folder, base)
     settings = json.loads((base / "config.json").read_text())
     settings["text_config"]["torch_dtype"] = "bfloat16"
     settings["vision_config"]["tokens_per_second"] = 2
     (base / "config.json").write_text(json.dumps(settings | {"pad_token_id": 7}))
-    (base / "generation_config.json").write_text(json.dumps(published.GENERATION))
+    ends = [run.end_ids[0], run.end_ids[0] - 2]
+    generation = published.GENERATION | dict.fromkeys(CHANGES, 3) | {"eos_token_id": ends}
+    (base / "generation_config.json").write_text(json.dumps(generation))
     (base / "chat_template.json").write_text(json.dumps({"chat_template": published.CHAT_TEMPLATE}))
     (base / "notes.txt").write_text("mine")
     trained = convert.read_run(workdir, model=str(base))
@@ -177,11 +188,123 @@ def test_everything_else_of_the_base_comes_along(workdir, policy_folder, tmp_pat
     got = json.loads((tmp_path / "merged" / "config.json").read_text())
     settings["text_config"]["torch_dtype"] = "float32"
     assert got == settings | {"pad_token_id": 7, "dtype": "float32"}
+    kept = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert kept == {
+        **{key: published.GENERATION[key] for key in ("bos_token_id", "pad_token_id")},
+        **{"transformers_version": "4.49.0", "eos_token_id": ends},
+    }
     # Greedy, unless a server is told otherwise, and nothing that the policy was not trained with.
     generation = torch_policy.load(tmp_path / "merged").generation_config
-    assert generation.eos_token_id == [151645, 151643]
+    assert generation.eos_token_id == ends
     assert not generation.do_sample and not generation.temperature
     assert not generation.repetition_penalty
+
+
+def copy_of(base, target, **changes):
+    """A base with these keys of its configuration changed; None removes one."""
+    shutil.copytree(base, target)
+    settings = json.loads((target / "config.json").read_text()) | changes
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["text_config"] |= {"eos_token_id": settings.get("eos_token_id")}
+    (target / "config.json").write_text(json.dumps(settings))
+    return target
+
+
+def test_settings_of_sampling_in_an_old_config_stay_behind(workdir, policy_folder, tmp_path):
+    changes = dict.fromkeys(("temperature", "repetition_penalty", "max_length"), 3)
+    base = copy_of(policy_folder, tmp_path / "base", use_cache=True, **changes)
+    convert.write_merged(tmp_path / "merged", convert.read_run(workdir, model=str(base)))
+    got = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert not changes.keys() & got.keys() and got["use_cache"] is True
+    assert not (tmp_path / "merged" / "generation_config.json").exists()
+
+
+def test_a_server_is_told_all_tokens_that_ended_completions(workdir, run, policy_folder, tmp_path):
+    """The base's configuration names another than the chat template's."""
+    (end,) = run.end_ids
+    other = run.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    base = copy_of(policy_folder, tmp_path / "base", eos_token_id=other)
+    convert.write_merged(tmp_path / "merged", convert.read_run(workdir, model=str(base)))
+    generation = torch_policy.load(tmp_path / "merged").generation_config
+    assert generation.eos_token_id == [end, other]
+    assert prepare(small_run.small_config(tmp_path / "merged")).end_ids == (end, other)
+
+
+def test_a_head_of_its_own_is_exported_though_the_flag_ties_it(
+    workdir, run, batch, policy_folder, tmp_path
+):
+    base = copy_of(policy_folder, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = np.ascontiguousarray(tensors["model.embed_tokens.weight"][::-1])
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    convert.write_merged(tmp_path / "merged", convert.read_run(workdir, model=str(base)))
+    settings = json.loads((tmp_path / "merged" / "config.json").read_text())
+    for part in (settings, settings["text_config"]):
+        assert part["tie_word_embeddings"] is False
+    _, ours = hf_checkpoint.load(tmp_path / "merged", dtype=jnp.float32, param_dtype=jnp.float32)
+    np.testing.assert_array_equal(ours.decoder.head[...], tensors["lm_head.weight"].T)
+    theirs = torch_policy.load(tmp_path / "merged")
+    image = run.model_config.image_token_id
+    want = torch_policy.logits(theirs, batch, image)
+    torch_policy.assert_close(torch_policy.our_logits(ours, batch), want)
+
+
+def other_base(source, target):
+    """A base of the same sizes with other weights."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    save_file({name: 1.01 * t for name, t in tensors.items()}, target / "model.safetensors")
+    return target
+
+
+def test_a_run_on_another_base_of_the_same_sizes_is_refused(
+    workdir, adapters, small_config, policy_folder, tmp_path, caplog
+):
+    convert.write_peft(tmp_path / "adapter", convert.read_run(workdir, step=2))
+    config = small_config(train__steps=1)
+    trained = convert.read_adapter(tmp_path / "adapter")
+    convert.write_run(tmp_path / "run", trained, config)  # keeps the fingerprint, as `train` does
+    assert "other weights" not in caplog.text
+    other = other_base(policy_folder, tmp_path / "other")
+    with pytest.raises(ValueError, match="run were trained on other weights than those of .*other"):
+        convert.read_run(tmp_path / "run", model=str(other))
+    moved = shutil.copytree(policy_folder, tmp_path / "moved")
+    assert_same_bits(convert.read_run(tmp_path / "run", model=str(moved)).lora, adapters[2])
+    # Its own base, replaced in its place: training does not go on, nor does evaluation.
+    config.model.path = str(moved)
+    convert.write_run(tmp_path / "again", trained, config)
+    shutil.copyfile(other / "model.safetensors", moved / "model.safetensors")
+    run = prepare(config)
+    with pytest.raises(ValueError, match="model.base_fingerprint: '.*' -> '"):
+        train.train(run, tmp_path / "again")
+    (policy,) = policy_sources.named([str(tmp_path / "again")], tmp_path)
+    with pytest.raises(ValueError, match="again were trained on other weights"):
+        policy.adapters(run)
+    config.model.path = str(other)
+    with pytest.raises(ValueError, match="whose weights are not those of config.model.path"):
+        convert.write_run(tmp_path / "third", trained, config)
+    # An adapter is put on another base, and that is said.
+    with caplog.at_level("WARNING"):
+        convert.read_adapter(tmp_path / "adapter", model=str(other))
+    assert "whose weights are not those of" in caplog.text
+
+
+def test_a_run_that_keeps_no_fingerprint_of_its_base_goes_on(workdir, policy_folder, tmp_path):
+    other = other_base(policy_folder, tmp_path / "other")
+    assert convert.read_run(workdir, model=str(other)).base == other
+
+
+def test_exports_are_for_whom_the_umask_says(workdir, tmp_path):
+    before = os.umask(0o022)
+    try:
+        convert.write_merged(tmp_path / "merged", convert.read_run(workdir))
+        convert.write_peft(tmp_path / "adapter", convert.read_run(workdir))
+    finally:
+        os.umask(before)
+    for folder in ("merged", "adapter"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o755
+        files = {path.name: path for path in (tmp_path / folder).iterdir()}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o644}, files
 
 
 @pytest.mark.parametrize("write", [convert.write_merged, convert.write_peft])
@@ -245,7 +368,9 @@ def test_a_base_that_is_not_there_or_another_is_refused(workdir, tmp_path):
     assert_same_bits(
         convert.read_adapter(tmp_path / "hub", model=str(trained.base)).lora, trained.lora
     )
-    with pytest.raises(ValueError, match="unexpected|lacks|the base needs"):
+    with pytest.raises(
+        ValueError, match="unexpected|lacks|the base needs|names modules without tensors"
+    ):
         convert.read_adapter(tmp_path / "hub", model="emoji_tiny")
 
 
@@ -311,7 +436,7 @@ def rollout_tokens(run, lora, batch):
 
 def generated_tokens(run, model, batch):
     """Greedy answers [B, T] by the `generate` of transformers, padded alike."""
-    length, end = run.config.rollout.max_tokens, run.model_config.eos_token_id
+    length, end = run.config.rollout.max_tokens, run.end_ids[0]
     prompt = torch_policy.inputs(batch, run.model_config.image_token_id)
     with torch.no_grad():
         tokens = model.generate(

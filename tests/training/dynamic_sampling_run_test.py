@@ -25,7 +25,8 @@ HOST = {"verify/cache_hits", "verify/asked", "verify/latency_p50", "verify/laten
 
 def rows_of(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    own = HOST | {"time"}
+    # Who decided, which only a tree within the program tells.
+    own = HOST | {"time", "verify/by_tree", "verify/unmatched"}
     return [
         {k: v for k, v in row.items() if k not in own and not k.startswith("time/")} for row in rows
     ]

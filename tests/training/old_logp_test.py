@@ -192,7 +192,7 @@ def test_kl_in_the_reward_is_summed_over_the_completion(run, lora, answers, scor
         jnp.int32(0),
         algorithm=algorithm,
         score=lambda *_, use_lora: score(use_lora),
-        eos_id=run.model_config.eos_token_id,
+        end_ids=run.end_ids,
     )
     mask = np.asarray(rollout.mask_BNT)
     x = np.asarray(score(True), np.float64) - np.asarray(score(False))

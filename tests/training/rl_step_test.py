@@ -44,7 +44,7 @@ def bar_reward(category):
     return [-1.0 if c == Category.UNPARSED else float(c >= bar) for c in category]
 
 
-def update_batch(run, batch, rollout, category, valid, step=0, **changes):
+def update_batch(run, batch, rollout, category, valid, step=0, end_ids=None, **changes):
     """The update batch and the metrics of groups with these verdicts."""
     features = np.zeros((IMAGES, 1, 1))
     groups = Groups(batch, features, rollout, jnp.asarray(category), jnp.asarray(valid))
@@ -55,14 +55,14 @@ def update_batch(run, batch, rollout, category, valid, step=0, **changes):
         jnp.int32(step),
         algorithm=algorithms.made(**{"min_judged_fraction": 0.0} | changes),
         score=None,
-        eos_id=run.model_config.eos_token_id,
+        end_ids=end_ids or run.end_ids,
     )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
     rollout, category, valid = made_up(seed, run)
-    eos = run.model_config.eos_token_id
+    (eos,) = run.end_ids
     # One answer ends with the last token that it may have, one is cut short.
     rollout.mask_BNT[1, :2], valid[1, :2] = True, True
     rollout.tokens_BNT[1, :2, -1] = eos, (eos + 1) % 400
@@ -103,7 +103,7 @@ def test_a_step_without_a_verdict_has_finite_metrics(run):
     zeros = jnp.zeros((IMAGES, ANSWERS))
     batch = batch_of(run).replace(weight_B=weight)
     groups = Groups(batch, None, rollout, jnp.asarray(category), nobody)
-    metrics = rl_step.describe(groups, nobody, zeros, zeros, eos_id=0)
+    metrics = rl_step.describe(groups, nobody, zeros, zeros, end_ids=(0,))
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["verify/unjudged"]) == 1.0
     assert float(metrics["reward/zero_std_groups"]) == 1.0
@@ -239,3 +239,15 @@ def test_the_share_of_a_group_is_rounded_up_and_no_further():
     for share, fewest in ((0.0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (0.7, 7), (1.0, 10)):
         kept = np.asarray(rl_step.judged_groups(valid, share))
         np.testing.assert_array_equal(kept, valid & (np.arange(11)[:, None] >= fewest))
+
+
+def test_an_answer_that_ends_with_any_of_several_tokens_is_not_truncated(run):
+    rollout, category, valid = made_up(0, run)
+    valid[:] = rollout.mask_BNT[:] = True
+    rollout.tokens_BNT[..., -1] = 9
+    rollout.tokens_BNT[0, :2, -1] = 7, 8
+    batch = batch_of(run)
+    for ends, cut in (((7,), 1), ((7, 8), 2), ((8, 7, 9), IMAGES * ANSWERS)):
+        metrics = update_batch(run, batch, rollout, category, valid, end_ids=ends)[1]
+        want = 1 - cut / (IMAGES * ANSWERS)
+        np.testing.assert_allclose(metrics["rollout/truncated"], want, rtol=1e-6)

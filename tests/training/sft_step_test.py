@@ -20,7 +20,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
         run.tokenizer,
         template=TEMPLATE,
         max_tokens=24,
-        eos_id=run.model_config.eos_token_id,
+        end_id=run.end_ids[0],
     )
     # The third row only pads the batch: it has no token.
     assert found.mask_BNT.shape == (3, 1, 24) and not found.mask_BNT[2].any()
@@ -30,7 +30,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
     ]
     assert texts == [[text] for text in want]
     last = found.mask_BNT[:2].sum(-1)[:, 0] - 1
-    assert (found.tokens_BNT[[0, 1], 0, last] == run.model_config.eos_token_id).all()
+    assert (found.tokens_BNT[[0, 1], 0, last] == run.end_ids[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_targets_are_the_labels_in_the_policys_own_tokens(run):
 def test_what_does_not_fit_is_refused(run, template, tokens, said):
     with pytest.raises(ValueError, match=said):
         sft_step.targets(
-            [run.train_source[0]], 1, run.tokenizer, template=template, max_tokens=tokens, eos_id=0
+            [run.train_source[0]], 1, run.tokenizer, template=template, max_tokens=tokens, end_id=0
         )
 
 

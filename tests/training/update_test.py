@@ -58,7 +58,7 @@ def batch(run):
     allowed = np.flatnonzero(~np.asarray(run.banned_V))
     length = rng.integers(1, TOKENS + 1, (IMAGES, ANSWERS, 1))
     mask = np.arange(TOKENS) < length
-    tokens = np.where(mask, rng.choice(allowed, mask.shape), run.model_config.eos_token_id)
+    tokens = np.where(mask, rng.choice(allowed, mask.shape), run.end_ids[0])
     valid = np.ones((IMAGES, ANSWERS), bool)
     valid[0, 1] = valid[2] = False
     return UpdateBatch(

@@ -40,7 +40,7 @@ OPTIONS = {
     "rollouts_at_once": 2,
     "judge_batch_size": 8,
     "min_probability": 0.0,
-    "require_think": False,
+    "tags": "answer",
 }
 
 
@@ -72,7 +72,7 @@ def judge(request, tmp_path_factory):
 def in_graph(judge):
     reuse, agree = Reuse.create(policy_bytes(), policy_bytes())
     assert agree
-    limits = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "require_think")}
+    limits = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "tags")}
     return flax_judge.FlaxJudge(
         scorer=judge[1],
         tokens=parsing_on_device.TokenBytes.create(policy_bytes()),
@@ -203,7 +203,7 @@ def reader(names, max_answer_tokens):
         scorer=scorer,
         tokens=parsing_on_device.TokenBytes.create(policy_bytes()),
         screen=prefilter.Screen.create(
-            NAMES, labels=LABELS, max_words=4, max_answer_bytes=48, require_think=False
+            NAMES, labels=LABELS, max_words=4, max_answer_bytes=48, tags="answer"
         ),
         reuse=Reuse.create(policy_bytes(), policy_bytes())[0],
         max_answer_tokens=max_answer_tokens,
@@ -290,7 +290,7 @@ def in_bytes(text):
 def test_every_attempt_to_sway_is_refused_or_shown_as_plain_words():
     rows = audit_verifier.read_pairs("adversarial")
     names = [row["truth"] for row in rows]
-    limits = {"max_words": 8, "max_answer_bytes": 64, "require_think": False}
+    limits = {"max_words": 8, "max_answer_bytes": 64, "tags": "answer"}
     judge = dataclasses.replace(
         reader(names, max_answer_tokens=64),
         screen=prefilter.Screen.create(names, labels=label_mentions.index(names), **limits),
@@ -318,7 +318,7 @@ RESPONSES += ["tiger", "<answer>fox</answer>", "<answer>an animal</answer>"]
 
 def reencoding(judge_scorer, **changes):
     options = {k: OPTIONS[k] for k in ("max_words", "max_answer_bytes", "max_answer_tokens")}
-    options |= {k: OPTIONS[k] for k in ("judge_batch_size", "min_probability", "require_think")}
+    options |= {k: OPTIONS[k] for k in ("judge_batch_size", "min_probability", "tags")}
     options |= {"labels": LABELS} | changes
     return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options)
 

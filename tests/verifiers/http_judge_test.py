@@ -216,8 +216,8 @@ def test_ten_thousand_pairs_of_twenty_kinds_are_twenty_requests(make, tmp_path):
     ],
 )
 def test_a_verdict_is_found_by_what_decided_it(make, tmp_path, change, asked):
-    text = judge_prompt.load("v1").text
-    (tmp_path / "mine").write_text("Be kind. " + text)
+    text = (judge_prompt.PROMPTS / "v2.txt").read_text()
+    (tmp_path / "mine").write_text(text.replace("You compare", "You kindly compare"))
     (tmp_path / "copy").write_text(text)
     if "prompt" in change:
         change = {"prompt": str(tmp_path / change["prompt"])}
@@ -633,7 +633,7 @@ def test_a_judge_sees_the_pair_in_its_normal_form_and_no_more(make):
         judge.submit([[respond("A Bald Eagle."), respond("a bald eagle")]], [0]).result(30)
     (body,) = server.requests
     assert judge_server.pair_of(body) == {"truth": "eagle", "prediction": "a bald eagle"}
-    assert "<think>" not in body["messages"][0]["content"].splitlines()[-1]
+    assert "<think>" not in body["messages"][-1]["content"].splitlines()[-1]
 
 
 def test_no_images_are_no_verdicts(make):

@@ -252,9 +252,14 @@ def mutated(rng, name, names, modifiers, frames):
 PATHS = [*sorted(tfds_images.TREES.glob("*.json")), emoji.TAXONOMY_PATH]
 
 
+@functools.cache
+def read(path):
+    return Taxonomy.from_file(path)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_device_and_host_agree_on_mutated_answers(path, count=10_000):
-    rng, taxonomy = random.Random(path.stem), Taxonomy.from_file(path)
+    rng, taxonomy = random.Random(path.stem), read(path)
     groups, leaves = taxonomy.data["groups"], taxonomy.data["leaves"].values()
     own = [[name for name, _, _ in schema.relations(leaf, groups)] for leaf in leaves]
     names = sorted({name for some in own for name in some})
@@ -279,9 +284,9 @@ def test_device_and_host_agree_on_mutated_answers(path, count=10_000):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_no_list_and_no_second_name_is_right(path):
-    rng, taxonomy = random.Random(path.stem), Taxonomy.from_file(path)
+    rng, taxonomy = random.Random(path.stem), read(path)
     leaves = list(taxonomy.data["leaves"].values())
-    for _ in range(1500):
+    for _ in range(300):
         i, k = rng.sample(range(len(leaves)), 2)
         one, other = (rng.choice(schema.expand(leaves[n]["name"])) for n in (i, k))
         if taxonomy.category(other, taxonomy.leaf_ids[i]) != W:
@@ -291,5 +296,7 @@ def test_no_list_and_no_second_name_is_right(path):
             *(f"{one} {other}", f"{other} {one}", f"{one} ({other})", f"{other} ({one})"),
             *(f"{one} \u2014 {other}", f"a photo of a {one} or a {other}", f"{one} & {other}"),
         ):
+            if parsing.key(text) in taxonomy.relations[i]:
+                continue  # written in the tree: "gnocchi dumplings"
             found = taxonomy.explain(text, taxonomy.leaf_ids[i])
             assert found.category == W, (text, found)

@@ -48,7 +48,22 @@ def test_extract_takes_exactly_one_filled_pair(text, want):
     ],
 )
 def test_extract_can_require_thinking_first(text, want):
-    assert parsing.extract(text, require_think=True) == want
+    assert parsing.extract(text, tags="think") == want
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("<answer>eagle</answer><answer>hawk</answer>", "eagle"),
+        ("<answer> </answer>\n<answer></answer><answer> hawk </answer>", "hawk"),
+        ("<think>no <answer>eagle</answer>", "eagle"),
+        ("<answer>eagle", None),
+        ("</answer><answer>eagle<answer></answer>", "eagle<answer>"),
+        ("<answer>\t</answer></answer>", None),
+    ],
+)
+def test_extract_can_take_the_first_filled_pair(text, want):
+    assert parsing.extract(text, tags="first") == want
 
 
 @pytest.mark.parametrize(

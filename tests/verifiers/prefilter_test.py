@@ -126,7 +126,7 @@ SIZE, ROWS = 96, 32
 
 @functools.cache
 def device():
-    found = prefilter.Screen.create(TRUTHS, labels=KEYS, require_think=False, **LIMITS)
+    found = prefilter.Screen.create(TRUTHS, labels=KEYS, tags="answer", **LIMITS)
     program = jax.jit(jax.vmap(found.__call__))
 
     def run(texts, label):
@@ -197,7 +197,7 @@ def test_characters_that_are_cut_are_refused_on_the_device():
     for row, one in zip(text_RL, raw, strict=False):
         whole = b"<answer>" + one + b"</answer>"
         row[: len(whole)] = np.frombuffer(whole, np.uint8)
-    found = prefilter.Screen.create(TRUTHS, labels=KEYS, require_think=False, **LIMITS)
+    found = prefilter.Screen.create(TRUTHS, labels=KEYS, tags="answer", **LIMITS)
     label = np.full(ROWS, 1, np.int32)
     stated, _, _ = jax.jit(jax.vmap(found.__call__))(text_RL, np.full(ROWS, 30, np.int32), label)
     assert stated[: len(raw)].tolist() == [W] * len(raw)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import speciarl_jax
-from speciarl_jax.verifiers import matching_on_device
+from speciarl_jax.verifiers import matching_on_device, parsing
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy, TaxonomyVerifier
 
@@ -272,17 +272,15 @@ def random_response(rng):
     return tokens
 
 
-@pytest.mark.parametrize("require_think", [False, True])
-def test_equal_on_texts_in_random_segmentations(require_think):
-    rng = np.random.default_rng(int(require_think))
+@pytest.mark.parametrize("tags", parsing.TAGS)
+def test_equal_on_texts_in_random_segmentations(tags):
+    rng = np.random.default_rng(len(tags))
     rows = [[random_response(rng) for _ in range(200)] for _ in range(80)]
     leaf_ids = [LEAVES[b % len(LEAVES)] for b in range(80)]
-    verifier = TaxonomyVerifier(
-        TAXONOMY, VOCABULARY, require_think=require_think, max_response_bytes=512
-    )
+    verifier = TaxonomyVerifier(TAXONOMY, VOCABULARY, tags=tags, max_response_bytes=512)
     got = run(rows, leaf_ids, width=160, verifier=verifier)
     want = [
-        [oracle(r, leaf, require_think=require_think) for r in group]
+        [oracle(r, leaf, tags=tags) for r in group]
         for group, leaf in zip(rows, leaf_ids, strict=True)
     ]
     np.testing.assert_array_equal(got, want)

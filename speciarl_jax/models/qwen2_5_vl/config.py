@@ -105,7 +105,7 @@ class ModelConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    eos_token_id: int
+    eos_token_id: tuple[int, ...]  # tokens that end a completion; empty if the files name none
 
     def __post_init__(self):
         if self.vision.out_hidden_size != self.text.hidden_size:
@@ -119,8 +119,8 @@ class ModelConfig:
         """Reads a parsed `config.json`, with the text part nested (`text_config`) or flat.
 
         Keys that a `vision_config` lacks have the defaults of transformers. The head is tied if the
-        root or the text part says so. Of several end-of-sequence tokens the first is kept; the text
-        part's count where the root has none.
+        root or the text part says so. The end-of-sequence tokens are those of the root, then those
+        that only the text part has.
 
         Raises:
           ValueError: another architecture, a missing key, a value of the wrong kind, or an option
@@ -137,7 +137,7 @@ class ModelConfig:
             return cls(
                 text=_text_from_hf(text, root),
                 vision=_vision_from_hf(Section(config["vision_config"], "vision_config")),
-                eos_token_id=_eos(root, text),
+                eos_token_id=tuple(dict.fromkeys(end_tokens(root) + end_tokens(text))),
                 **{key: root.whole(key, least=0) for key in _TOKENS},
             )
         except KeyError as error:
@@ -148,7 +148,7 @@ class ModelConfig:
         text, vision = self.text, self.vision
         rope = {"rope_type": "default", "rope_theta": text.rope_theta}
         shared = {
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": one_or_all(self.eos_token_id),
             "tie_word_embeddings": text.tie_word_embeddings,
         }
         head_dim = {"head_dim": text.head_dim_override} if text.head_dim_override else {}
@@ -213,14 +213,19 @@ def text_sizes(config: Section, **defaults: int) -> dict[str, int]:
     }
 
 
-def _eos(root: Section, text: Section) -> int:
-    for section in (root, text):
-        value = section.get("eos_token_id")
-        if isinstance(value, list | tuple) and value:
-            return section.wholes("eos_token_id")[0]
-        if value is not None:
-            return section.whole("eos_token_id", least=0)
-    raise KeyError("eos_token_id")
+def end_tokens(section: Section) -> tuple[int, ...]:
+    """Reads `eos_token_id`: a token, a list of them, or nothing. ValueError: it is another kind."""
+    value = section.get("eos_token_id")
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple):
+        return section.wholes("eos_token_id")
+    return (section.whole("eos_token_id", least=0),)
+
+
+def one_or_all(tokens: tuple[int, ...]) -> int | list[int] | None:
+    """Writes `eos_token_id` as files have it: one token, a list of several, or null."""
+    return list(tokens) if len(tokens) > 1 else next(iter(tokens), None)
 
 
 def _text_from_hf(text: Section, root: Section) -> TextConfig:

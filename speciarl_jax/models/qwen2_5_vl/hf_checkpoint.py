@@ -15,8 +15,9 @@ import qwix
 import tqdm
 from flax import nnx
 
-from speciarl_jax.models import int8, lora, safetensors_io
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
+from speciarl_jax.models import int8, lora, safetensors_io, stored_weights
+from speciarl_jax.models.config_json import Section
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, end_tokens
 from speciarl_jax.models.qwen2_5_vl.hf_names import (
     Source,
     Sources,
@@ -46,10 +47,20 @@ def read_config(
 ) -> ModelConfig:
     """Reads the dimensions in `config.json` with `parse`.
 
+    The end-of-sequence tokens of a `ModelConfig` are those of `generation_config.json` as well. The
+    head is not tied where the weights hold another one (`stored_weights.untied_if_stored`).
+
     Raises:
       ValueError: it is missing, no JSON, or describes another model.
     """
-    return parse(safetensors_io.read_json(pathlib.Path(folder) / safetensors_io.CONFIG))
+    folder = pathlib.Path(folder)
+    config = parse(safetensors_io.read_json(folder / safetensors_io.CONFIG))
+    path = folder / safetensors_io.GENERATION
+    if isinstance(config, ModelConfig) and path.is_file():
+        listed = end_tokens(Section(safetensors_io.read_json(path), file=path.name))
+        ends = tuple(dict.fromkeys(config.eos_token_id + listed))
+        config = dataclasses.replace(config, eos_token_id=ends)
+    return stored_weights.untied_if_stored(config, folder)
 
 
 def load(
@@ -155,8 +166,10 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
         check_float(reader.folder / header.file, name, header.dtype)
         stored[published] = name
     wanted, present = {name for source in sources.values() for name in source.names}, set(stored)
-    if ("decoder", "head") not in sources:
-        present.discard("lm_head.weight")  # some writers store the tied head a second time
+    if ("decoder", "head") not in sources and stored_weights.HEAD in present:
+        # Some writers store the tied head a second time, and some under its own name alone.
+        stored.setdefault(stored_weights.EMBEDDING, stored[stored_weights.HEAD])
+        present = present - {stored_weights.HEAD} | {stored_weights.EMBEDDING}
     question = "do config.json and the weights belong together?"
     safetensors_io.check_names(reader.folder, present, wanted, question)
     return stored

@@ -1,32 +1,31 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
-Only what this package trains can be written and read: plain LoRA of one rank on every linear layer
-of the language model, none on the vision encoder.
+Plain LoRA of one rank on linear layers of the language model can be read, none on the vision
+encoder; what is written is on all of these layers.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
+from absl import logging
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models import load_policy, safetensors_io, stored_weights
+from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft_names
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.models.qwen2_5_vl.hf_names import DECODER_LINEARS
 from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# The layers of the language model in `Qwen2_5_VLForConditionalGeneration`, since transformers 4.52
-# and before.
-_LAYERS, _OLD_LAYERS = "model.language_model.layers.", "model.layers."
+# Key of the fingerprint of the base's weights in the metadata of the file with the tensors.
+_BASE = "base_weights"
 # A regular expression over whole module names: the vision encoder has `gate_proj` and others too.
 _TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -61,6 +60,8 @@ class AdapterConfig:
     rank: int  # r
     alpha: float  # the adapters are scaled by alpha / r
     base: str  # path or hub name of the base; may be empty
+    # Fingerprint of the base (`stored_weights`); empty if unknown.
+    base_weights: str = dataclasses.field(default="", compare=False)
 
 
 def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
@@ -86,7 +87,8 @@ def save_adapter(
         for path, names in _names(config).items()
         for name, layer in zip(names, stacked[path], strict=True)
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    known = {_BASE: adapter.base_weights} if adapter.base_weights else {}
+    safetensors_io.save(tensors, folder / WEIGHTS, **known)
     alpha = int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha
     settings = {
         "peft_type": "LORA",
@@ -109,18 +111,26 @@ def read_adapter_config(folder: str | pathlib.Path) -> AdapterConfig:
       ValueError: it is missing or no JSON, describes no LoRA, or sets an option that changes what
         the adapter computes and is not implemented here.
     """
-    path = pathlib.Path(folder) / CONFIG
+    return _read_settings(pathlib.Path(folder))[0]
+
+
+def _read_settings(folder: pathlib.Path) -> tuple[AdapterConfig, dict[str, Any]]:
+    path = folder / CONFIG
     settings = safetensors_io.read_json(path, "give the folder of a PEFT adapter")
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path} describes no LoRA; only peft_type 'LORA' can be read")
     _refuse_options(path, settings)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+    numbers = type(rank) is int and type(alpha) in (int, float)
+    if not numbers or rank < 1 or not 0 < alpha < math.inf:
         raise ValueError(
             f"{path} has r {rank!r} and lora_alpha {alpha!r}; r must be a whole number of at least "
-            "1 and lora_alpha a number"
+            "1 and lora_alpha a finite number above 0"
         )
-    return AdapterConfig(rank, float(alpha), settings.get("base_model_name_or_path") or "")
+    base = settings.get("base_model_name_or_path") or ""
+    if not isinstance(base, str):
+        raise ValueError(f"{path} has base_model_name_or_path {base!r}, which must be text")
+    return AdapterConfig(rank, float(alpha), base), settings
 
 
 def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -147,67 +157,134 @@ def load_adapter(
       folder: holds `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-      Rank, alpha and base, and float32 numpy adapters as `nnx.state(policy, nnx.LoRAParam)`.
+      Rank, alpha and base, and float32 numpy adapters as `nnx.state(policy, nnx.LoRAParam)`. Both
+      halves are zero for the layers that the adapter leaves alone.
 
     Raises:
       ValueError: an option that is not supported, a file that is missing or damaged, tensors that
-        are missing, unexpected or not floating-point, or shapes that belong to another rank or
-        another base.
+        are unexpected, not finite, not floating-point or not those of `target_modules`, half an
+        adapter, or shapes that belong to another rank or another base.
     """
     folder = pathlib.Path(folder)
-    adapter = read_adapter_config(folder)
-    tensors = _read_tensors(folder)
+    adapter, settings = _read_settings(folder)
+    tensors, metadata = _read_tensors(folder)
+    _check_modules(folder, settings, set(tensors), config.text.num_layers)
     names = _names(config)
-    safetensors_io.check_names(
-        folder / WEIGHTS,
-        set(tensors),
-        {name for group in names.values() for name in group},
-        "adapters must cover every linear layer of the base's language model and nothing else. Was "
-        "it trained on another base, or with other target_modules?",
-    )
     lora = abstract_lora(config, adapter.rank)
     variables = dict(nnx.to_flat_state(lora))
     for path, variable in variables.items():
-        for name in names[path]:
-            wanted = variable.shape[:0:-1]
-            _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
-        array = np.stack([tensors[name].astype(np.float32).T for name in names[path]])
+        array = np.zeros(variable.shape, np.float32)
+        for layer, name in enumerate(names[path]):
+            if name in tensors:
+                wanted = variable.shape[:0:-1]
+                _check_shape(folder / WEIGHTS, name, tensors[name].shape, wanted, adapter.rank)
+                array[layer] = tensors[name].T
         variable.set_value(array)
+    adapter = dataclasses.replace(adapter, base_weights=metadata.get(_BASE, ""))
     return adapter, nnx.from_flat_state(list(variables.items()))
+
+
+def trainable(lora: nnx.State, fresh: nnx.State) -> nnx.State:
+    """Returns adapters that can be trained: layers without an adapter get a fresh half A.
+
+    They compute the same as before. Where both halves are zero, no gradient would ever change them.
+    """
+    new = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(fresh)}
+    found = []
+    for path, variable in nnx.to_flat_state(lora):
+        array = np.asarray(variable[...])
+        if path[-1].endswith("_a"):
+            empty = ~array.any(axis=(1, 2), keepdims=True)
+            array = np.where(empty, new[path], array)
+        found.append((path, variable.replace(array)))
+    return nnx.from_flat_state(found)
+
+
+def warn_of_other_base(adapter: AdapterConfig, source: pathlib.Path, base: pathlib.Path) -> None:
+    """Warns where adapters of `source` were trained on another base than that of the folder `base`.
+
+    Weights are compared where the adapter or the disk holds something to compare, and else the
+    last parts of the names.
+    """
+    named = load_policy.base_folder(adapter.base)
+    wanted = adapter.base_weights
+    if not wanted and named is not None and named.resolve() != base.resolve():
+        wanted = stored_weights.fingerprint(named)
+    if wanted:
+        if wanted != stored_weights.fingerprint(base):
+            logging.warning(
+                "the adapter %s was trained on %r, whose weights are not those of %s: its answers "
+                "mean little on this base",
+                *(source, adapter.base, base),
+            )
+    elif adapter.base and named is None:
+        last = pathlib.PurePath(adapter.base).name.lower()
+        parts = {part.lower().rpartition("--")[2] for part in base.resolve().parts}
+        if last not in parts:
+            logging.warning(
+                "the adapter %s names the base %r, and is put on %s; make sure that they are the "
+                "same weights",
+                *(source, adapter.base, base),
+            )
+
+
+def _check_modules(
+    folder: pathlib.Path, settings: Mapping[str, Any], found: set[str], layers: int
+) -> None:
+    """Refuses tensors that belong to no layer, halves without their other half, and no tensors."""
+    every = {(i, module) for i in range(layers) for module in DECODER_LINEARS.values()}
+    halves = {one: {peft_names.tensor_name(*one, half) for half in "AB"} for one in every}
+    present = {one for one, names in halves.items() if names & found}
+    safetensors_io.check_names(
+        folder / WEIGHTS,
+        found,
+        {name for one in present or every for name in halves[one]},
+        "adapters must lie on linear layers of the base's language model, and nowhere else. Was it "
+        "trained on another base, or with target_modules of the vision encoder?",
+    )
+    peft_names.check_targets(folder / CONFIG, settings, present, every)
 
 
 def _names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
     return {
         ("decoder", "lora", f"{linear}_{half.lower()}"): tuple(
-            f"{_PREFIX}{_LAYERS}{layer}.{module}.lora_{half}.weight"
-            for layer in range(config.text.num_layers)
+            peft_names.tensor_name(layer, module, half) for layer in range(config.text.num_layers)
         )
         for linear, module in DECODER_LINEARS.items()
         for half in "AB"
     }
 
 
-def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all tensors, by their names since transformers 4.52."""
+def _read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads all tensors, by PEFT's names since transformers 4.52, and the metadata."""
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 hf_checkpoint.check_float(path, name, file.get_slice(name).get_dtype())
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(
             f"{path} is missing; adapters are read from safetensors only, so save the adapter "
             "again with a current peft"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{safetensors_io.damage(path, error)}; copy it again") from None
-    old = _PREFIX + _OLD_LAYERS
-    return {
-        _PREFIX + _LAYERS + name.removeprefix(old) if name.startswith(old) else name: tensor
-        for name, tensor in tensors.items()
-    }
+        raise ValueError(safetensors_io.damage(path, error, "copy it again")) from None
+    found = {}
+    for name, tensor in tensors.items():
+        if (known := peft_names.published(name)) in found:
+            raise ValueError(
+                f"{path} holds {known!r} under two names, {name!r} among them; delete one of them"
+            )
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise ValueError(
+                f"tensor {name!r} in {path} holds NaN or infinite numbers: its training diverged; "
+                "give an earlier checkpoint of it"
+            )
+        found[known] = tensor
+    return found, metadata
 
 
 def _check_shape(

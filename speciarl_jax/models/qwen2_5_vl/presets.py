@@ -44,5 +44,5 @@ def config(size: str) -> ModelConfig:
         video_token_id=151_656,
         vision_start_token_id=151_652,
         vision_end_token_id=151_653,
-        eos_token_id=151_645,
+        eos_token_id=(151_645,),
     )

@@ -64,6 +64,7 @@ def make_run(
         tokenizer=None,
         builder=None,
         banned_V=np.zeros(vocabulary, bool),
+        end_ids=model_config.eos_token_id or (0,),  # whichever it is, the programs are these
         labels=labels,
         verifier=verifier,
     )

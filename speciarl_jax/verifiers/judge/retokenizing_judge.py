@@ -39,7 +39,7 @@ class ReencodingJudge(HostVerifier):
         max_answer_tokens: int,
         judge_batch_size: int,
         min_probability: float,
-        require_think: bool,
+        tags: str,
     ):
         """Compiles nothing yet; one program of `judge_batch_size` rows serves all calls."""
         prefilter.check_limits(names, max_words=max_words, max_answer_bytes=max_answer_bytes)
@@ -47,7 +47,7 @@ class ReencodingJudge(HostVerifier):
         self._limits = {"max_words": max_words, "max_answer_bytes": max_answer_bytes}
         self._labels = labels
         self._size, self._rows = max_answer_tokens, judge_batch_size
-        self._require_think = require_think
+        self._tags = tags
 
         def program(scorer, stated_R, label_R, answer_RA, length_R):
             logp_RK = scorer.logp_of_pairs(label_R, answer_RA, length_R)
@@ -78,7 +78,7 @@ class ReencodingJudge(HostVerifier):
         self._thread.shutdown()
 
     def _look(self, response: str, label: int) -> Row:
-        content = parsing.extract(response, require_think=self._require_think)
+        content = parsing.extract(response, tags=self._tags)
         stated = prefilter.screen(content, self._names[label], labels=self._labels, **self._limits)
         if stated is not None:
             return int(stated), label, ()

@@ -74,7 +74,8 @@ def _plurals_of_word(word: str) -> set[str]:
             forms.add(word.removesuffix(singular) + plural)
     if word.endswith(_TO_VES):
         forms.add(word.removesuffix("e").removesuffix("f") + "ves")
-    if _is_plural(word):
+    # "Audi TTS" is no plural of "Audi TT".
+    if _is_plural(word) or (len(word) < 3 and word.isalpha()):
         return forms
     if word.endswith("y") and word[-2:-1] not in ("a", "e", "i", "o", "u"):
         forms.add(word[:-1] + "ies")

@@ -41,7 +41,7 @@ def concept(**changes):
 
 
 def content(text):
-    return parsing.extract(text, require_think=True)
+    return parsing.extract(text, tags="think")
 
 
 def draw(concept, count, difficulty="clean", seed=0, **changes):
@@ -59,7 +59,7 @@ def test_responses_verify_at_the_level_that_was_meant(level):
         for synonym in (0.0, 1.0):
             text = answers.response(leaf, "clean", only(level, synonym=synonym), rng)
             assert content(text) is not None
-            got = TAXONOMY.response_category(text, leaf.label_id, require_think=True)
+            got = TAXONOMY.response_category(text, leaf.label_id, tags="think")
             assert got is want, (leaf.label_id, text)
 
 
@@ -68,7 +68,7 @@ def test_every_text_for_the_tokenizer_verifies_as_something():
     for leaf in CONCEPTS:
         for text in answers.texts([leaf]):
             assert text in known
-            got = TAXONOMY.response_category(text, leaf.label_id, require_think=True)
+            got = TAXONOMY.response_category(text, leaf.label_id, tags="think")
             assert got in LEVELS, (leaf.label_id, text)
 
 
@@ -84,7 +84,7 @@ def test_declining_verifies_as_abstention_and_is_as_frequent_as_told():
     text = answers.response(
         concept(), "hard", habits(abstain={"hard": 1.0}), np.random.default_rng()
     )
-    assert TAXONOMY.response_category(text, "eagle", require_think=True) is Category.ABSTAIN
+    assert TAXONOMY.response_category(text, "eagle", tags="think") is Category.ABSTAIN
     for difficulty, share in (("hard", 0.4), ("clean", 0.0)):
         said = draw(concept(), 4000, difficulty)
         assert abs(said.count(answers.ABSTENTION) / 4000 - share) < 0.03

@@ -356,3 +356,43 @@ def test_another_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="'llama'.*qwen2_5_vl"):
         hf_checkpoint.read_config(tmp_path)
+
+
+def test_a_stored_head_beside_a_tie_flag_gives_the_logits_of_transformers(tmp_path):
+    """It drops the flag where the two differ, and so does this package, there and back."""
+    make_torch(tied=True).save_pretrained(tmp_path / "tied")
+    tensors = load_file(tmp_path / "tied" / "model.safetensors")
+    (name,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+    rng = np.random.default_rng(0)
+    tensors["lm_head.weight"] = rng.normal(0, 0.15, tensors[name].shape).astype(np.float32)
+    save_file(tensors, tmp_path / "tied" / "model.safetensors", metadata={"format": "pt"})
+    config, ours = load32(tmp_path / "tied")
+    hf_checkpoint.save(tmp_path / "saved", config, ours)
+    tokens, mask, patches = make_batch(config)
+    got = our_logits(config, ours, tokens, mask, patches)
+    again = our_logits(*load32(tmp_path / "saved"), tokens, mask, patches)
+    np.testing.assert_array_equal(again, got)
+    for folder in ("tied", "saved"):
+        theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / folder)
+        want = torch_logits(theirs.float().eval(), tokens, mask, patches)
+        np.testing.assert_allclose(got[mask], want[mask], atol=1e-4 * np.abs(want).max())
+
+
+def test_tokens_that_end_a_completion_are_those_of_both_files(saved, tmp_path):
+    settings = json.loads((saved[0] / "config.json").read_text())
+    for listed, found in (
+        (None, (99,)),
+        ({}, (99,)),
+        ({"eos_token_id": None}, (99,)),
+        ({"eos_token_id": 99}, (99,)),
+        ({"eos_token_id": 5}, (99, 5)),
+        ({"eos_token_id": [5, 99, 7]}, (99, 5, 7)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        if listed is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(listed))
+        assert hf_checkpoint.read_config(tmp_path).eos_token_id == found
+    for value in ("</s>", [1, "2"], True, -1, {}):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        with pytest.raises(ValueError, match="generation_config.json has eos_token_id .* must be"):
+            hf_checkpoint.read_config(tmp_path)

@@ -38,7 +38,7 @@ def dimensions(hidden, layers, vocabulary):
         video_token_id=2,
         vision_start_token_id=3,
         vision_end_token_id=4,
-        eos_token_id=5,
+        eos_token_id=(5,),
     )
 
 

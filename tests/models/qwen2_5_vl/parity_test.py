@@ -225,7 +225,7 @@ def greedy(policy, batch):
         jax.random.key(0),
         num_rollouts=1,
         max_tokens=NEW_TOKENS,
-        eos_id=EOS,
+        end_ids=(EOS,),
         banned_V=BANNED,
         temperature=0.0,
     )

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import shutil
 
 import jax
 import ml_dtypes
@@ -14,9 +16,11 @@ import torch_policy
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from speciarl_jax.models import stored_weights
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
 
 RANK, ALPHA = 3, 6.0
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
 
 
@@ -157,6 +161,19 @@ def test_names_of_older_transformers_and_halved_precision_are_read(saved, config
         ({"peft_type": "LOHA"}, "describes no LoRA"),
         ({"r": 0}, "r 0 and lora_alpha 6; r must be a whole number"),
         ({"lora_alpha": "6"}, "lora_alpha '6'"),
+        ({"lora_alpha": 0}, "lora_alpha 0; .* a finite number above 0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan; .* a finite number above 0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha inf; .* a finite number above 0"),
+        ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path ..x.., which must be text"),
+        (
+            {"target_modules": ["q_proj", "v_proj"]},
+            "does not name modules that have tensors, .*10 in all",
+        ),
+        ({"target_modules": r".*self_attn.*"}, "does not name modules that have tensors"),
+        ({"target_modules": ["qkv"]}, "does not name modules that have tensors"),
+        ({"target_modules": "("}, "target_modules '.'.* that name no modules"),
+        ({"layers_to_transform": [0], "target_modules": LINEARS}, "does not name .*layers.1.mlp"),
+        ({"exclude_modules": ["v_proj"]}, "does not name .*layers.0.self_attn.v_proj.*(2 in all)"),
         ({"r": 4}, r"down_proj.lora_A.weight' .* \(3, 64\), which is rank 3, .* r=4"),
     ],
 )
@@ -164,6 +181,126 @@ def test_options_that_do_not_fit_are_refused_by_name(saved, config, changes, mes
     (saved / peft.CONFIG).write_text(json.dumps(settings_of(saved) | changes))
     with pytest.raises(ValueError, match=message):
         peft.load_adapter(saved, config)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        LINEARS,
+        ["self_attn.q_proj", "k_proj", "v_proj", "o_proj", "mlp.gate_proj", "up_proj", "down_proj"],
+        r"^(?!.*visual).*(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*",
+        r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",  # of older transformers
+        "all-linear",
+        None,
+    ],
+)
+def test_targets_may_be_written_in_many_ways(saved, config, lora, targets):
+    settings = settings_of(saved) | {"target_modules": targets}
+    (saved / peft.CONFIG).write_text(json.dumps(settings))
+    assert_same_bits(peft.load_adapter(saved, config)[1], lora)
+
+
+@pytest.mark.parametrize(
+    "options, missing",
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, ("k", "o", "gate", "up", "down")),
+        ({"target_modules": r".*language_model.*\.down_proj"}, ("q", "k", "v", "o", "gate", "up")),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, ("v", "down")),
+    ],
+)
+def test_an_adapter_on_fewer_layers_gives_the_logits_of_peft(
+    tmp_path, config, batch, policy_folder, policy_with, options, missing
+):
+    options = hf_peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
+    theirs = hf_peft.get_peft_model(torch_policy.load(policy_folder), options)
+    torch.manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    theirs.eval().save_pretrained(tmp_path)
+    adapter, lora = peft.load_adapter(tmp_path, config)
+    arrays = {path[-1]: np.asarray(v[...]) for path, v in nnx.to_flat_state(lora)}
+    for name in missing:
+        assert not arrays[f"{name}_a"].any() and not arrays[f"{name}_b"].any()
+    policy = policy_with(adapter.rank, adapter.alpha, lora)
+    got, want = (
+        torch_policy.our_logits(policy, batch),
+        torch_policy.logits(theirs, batch, config.image_token_id),
+    )
+    torch_policy.assert_close(got, want)
+    # What can be trained on computes the same, and no pair of halves is without a gradient.
+    fresh = nnx.state(policy_with(adapter.rank, adapter.alpha, lora), nnx.LoRAParam)
+    fresh = jax.tree.map(lambda x: np.ones(x.shape, np.float32), fresh)
+    ready = peft.trainable(lora, fresh)
+    arrays = {path[-1]: np.asarray(v[...]) for path, v in nnx.to_flat_state(ready)}
+    for name, array in arrays.items():
+        assert name.endswith("_b") or array.any(axis=(1, 2)).all(), name
+    again = torch_policy.our_logits(policy_with(adapter.rank, adapter.alpha, ready), batch)
+    np.testing.assert_array_equal(again, got)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.removeprefix("base_model.model.model.language_model."),
+        lambda name: name.replace("base_model.model.model.language_model.", "language_model."),
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.replace(".weight", ".policy.weight"),
+        lambda name: name.removesuffix(".weight"),
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("model.language_model", "language_model.model"),
+    ],
+)
+def test_keys_are_read_as_they_circulate(saved, config, lora, rename):
+    rewrite(saved, lambda tensors: {rename(name): t for name, t in tensors.items()})
+    assert rename(f"{FIRST}.lora_A.weight") != f"{FIRST}.lora_A.weight"
+    assert_same_bits(peft.load_adapter(saved, config)[1], lora)
+
+
+def test_whoever_may_read_a_new_file_may_read_an_adapter(saved):
+    (saved / "new").touch()
+    assert (saved / peft.WEIGHTS).stat().st_mode == (saved / "new").stat().st_mode
+
+
+def other_base(source, target, factor=1.01):
+    """A checkpoint of the same sizes with other weights."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    name = next(name for name in tensors if "mlp.up_proj" in name)
+    save_file(tensors | {name: tensors[name] * factor}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    "named, fingerprint, warned",
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", False, "names the base 'Qwen/Qwen2.5-VL-7B-Instruct'"),
+        ("org/OTHER", False, ""),
+        ("", False, ""),
+        ("POLICY", False, "trained on .*whose weights are not those of .*other"),
+        ("org/other", True, "trained on .*whose weights are not those of .*other"),
+        ("", True, "trained on .*whose weights are not those of .*other"),
+    ],
+)
+def test_an_adapter_of_another_base_is_put_on_with_a_warning(
+    saved, config, lora, policy_folder, caplog, named, fingerprint, warned
+):
+    other = other_base(policy_folder, saved / "other")
+    known = stored_weights.fingerprint(policy_folder) if fingerprint else ""
+    named = named.replace("POLICY", str(policy_folder))
+    peft.save_adapter(saved, config, peft.AdapterConfig(RANK, ALPHA, named, known), lora)
+    adapter, _ = peft.load_adapter(saved, config)
+    assert adapter.base_weights == known
+    with caplog.at_level("WARNING"):
+        peft.warn_of_other_base(adapter, saved, other)
+    assert bool(caplog.text) == bool(warned) and re.search(warned, caplog.text)
+    # On its own base, and on a copy of that, nothing is said, but where only the name is known.
+    caplog.clear()
+    copy = shutil.copytree(policy_folder, saved / "copy" / "qwen2.5-vl-7b-instruct")
+    with caplog.at_level("WARNING"):
+        peft.warn_of_other_base(adapter, saved, copy)
+    assert bool(caplog.text) == (named == "org/OTHER" and not known)
 
 
 def test_options_left_empty_are_no_reason_to_refuse(saved, config):
@@ -195,6 +332,29 @@ def wider(tensors):
     return tensors
 
 
+def diverged(tensors):
+    tensors[f"{FIRST}.lora_A.weight"][1, 2] = np.nan
+    return tensors
+
+
+def infinite(tensors):
+    tensors[f"{FIRST}.lora_B.weight"][0, 0] = -np.inf
+    return tensors
+
+
+def twice(tensors):
+    name = f"{FIRST}.lora_A.weight"
+    return tensors | {name.replace(".weight", ".default.weight"): tensors[name]}
+
+
+def without_a_module(tensors):
+    return {name: t for name, t in tensors.items() if not name.startswith(f"{FIRST}.")}
+
+
+def nothing(tensors):
+    return {}
+
+
 def integers(tensors):
     name = f"{FIRST}.lora_A.weight"
     return tensors | {name: tensors[name].astype(np.int32)}
@@ -203,6 +363,11 @@ def integers(tensors):
 @pytest.mark.parametrize(
     "change, message",
     [
+        (diverged, "q_proj.lora_A.weight' in .* holds NaN or infinite numbers"),
+        (infinite, "q_proj.lora_B.weight' in .* holds NaN or infinite numbers"),
+        (twice, "holds '.*q_proj.lora_A.weight' under two names"),
+        (without_a_module, "names modules without tensors, .*layers.0.self_attn.q_proj"),
+        (nothing, "lacks tensors"),
         (integers, "q_proj.lora_A.weight' in .* holds I32, but weights must be"),
         (without_one, r"lacks tensors \['base_model.*q_proj.lora_B.weight'\] \(1 in all\)"),
         (with_vision, r"unexpected tensors \['base_model.model.model.visual.*target_modules"),

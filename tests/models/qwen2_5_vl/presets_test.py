@@ -83,8 +83,11 @@ def test_the_head_is_tied_if_either_part_says_so(root, text, tied):
     assert Qwen2_5_VLConfig(**settings).tie_word_embeddings is tied
 
 
-@pytest.mark.parametrize("root, text, found", [(None, 7, 7), ([5, 6], 7, 5), (None, [8, 9], 8)])
-def test_the_token_that_ends_an_answer_is_the_first_there_is(root, text, found):
+@pytest.mark.parametrize(
+    "root, text, found",
+    [(None, 7, (7,)), ([5, 6], 7, (5, 6, 7)), (None, [8, 9], (8, 9)), (7, 7, (7,))],
+)
+def test_every_token_that_either_part_lists_ends_an_answer(root, text, found):
     settings = presets.config("7B").to_hf() | {"eos_token_id": root}
     settings["text_config"]["eos_token_id"] = text
     assert ModelConfig.from_hf(settings).eos_token_id == found
@@ -148,7 +151,7 @@ def test_what_transformers_takes_for_granted_agrees():
     assert config.vision.full_attention_layers == tuple(vision.fullatt_block_indexes)
     for name in ("image", "video", "vision_start", "vision_end"):
         assert getattr(config, f"{name}_token_id") == getattr(theirs, f"{name}_token_id"), name
-    assert config.eos_token_id == text.eos_token_id
+    assert config.eos_token_id == (text.eos_token_id,)
 
 
 def test_lora_of_the_paper_has_the_parameters_of_every_linear_layer():
