@@ -107,6 +107,44 @@ def test_each_policy_is_asked_about_each_set_and_nothing_is_asked_twice(plan, co
     assert (tmp_path / predictions.LINES).read_bytes() == before
 
 
+def test_given_answers_stand_beside_the_base_and_are_checked_before_it_is_loaded(
+    plan, config, tmp_path, monkeypatch
+):
+    lines = []
+    for one in plan.sets.values():
+        source = open_source(one, config.evaluation.seed)
+        lines += [
+            json.dumps({"image_id": source[i]["image_id"], "answer": source[i]["label"]}) + "\n"
+            for i in range(len(source))
+        ]
+    path = tmp_path / "internvl.jsonl"
+    path.write_text("".join(dict.fromkeys(lines)))
+    (base,) = [policy for policy in plan.policies if policy.name == "base"]
+    both = dataclasses.replace(
+        plan, policies=[base], answers=evaluate.answer_file.read([str(path)])
+    )
+    store = predictions.Predictions(tmp_path)
+    labels = evaluate.evaluate(both, store)
+    weights = metrics.configured_weights(config.evaluation.weights)
+    found = results.update(tmp_path, store, weights, labels=labels)
+    scores = {(row["policy"], row["data"]): row["score"]["hm"] for row in found["runs"]}
+    assert scores["internvl", "easy"] == scores["internvl", "hard"] == 1
+    assert [(row["a"]["policy"], row["b"]["policy"]) for row in found["comparisons"]] == [
+        ("base", "internvl")
+    ] * 2
+    assert not found["not_compared"]
+    assert not any(row["differs"] for row in found["comparisons"])
+
+    def load(config, mesh):
+        raise RuntimeError("the policy is loaded")
+
+    monkeypatch.setattr(evaluate, "policy_run", load)
+    path.write_text(lines[0])
+    damaged = dataclasses.replace(both, answers=evaluate.answer_file.read([str(path)]))
+    with pytest.raises(ValueError, match="of the .* images of 'easy' have no line"):
+        evaluate.evaluate(damaged, None)
+
+
 FLAGS = {
     **{"policies": [], "sets": [], "prompts": [], "step": None, "best": False, "best_of": 0},
     **{"overwrite": False, "open_world": False, "embeddings": None, "judge_inclusion": False},
