@@ -354,20 +354,11 @@ def main(argv: Sequence[str]) -> None:
     config, plan = make_plan(given)  # reads only: a wrong name makes no folder
     workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
-    measure = _measure(given, config)
+    measure = open_world.asked_for(given, config)
     store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
     labels = evaluate(plan, store)
     if store is not None:
         write_results(config, workdir, store, labels, measure)
-
-
-def _measure(given: Any, config: ml_collections.ConfigDict) -> Any:
-    """Returns what computes the open-world metrics that the flags ask for, or None."""
-    encoder = open_world.Encoder(given.embeddings) if given.embeddings else None
-    asked = given.judge_inclusion and jax.process_index() == 0
-    judge = open_world.make_judge(config) if asked else None
-    wanted = given.open_world or encoder or judge
-    return functools.partial(open_world.of_parts, encode=encoder, judge=judge) if wanted else None
 
 
 def judge_anew(given: Any) -> None:
@@ -375,7 +366,7 @@ def judge_anew(given: Any) -> None:
     workdir, plan = epath.Path(given.workdir), rejudge.make_plan(given)
     out = open_workdir(str(plan.folder))
     compilation_cache.enable(plan.config.compilation_cache)
-    measure, store = _measure(given, plan.config), predictions.Predictions(out)
+    measure, store = open_world.asked_for(given, plan.config), predictions.Predictions(out)
     labels = rejudge.rejudge(workdir, store, plan.sets, overwrite=given.overwrite)
     write_results(plan.config, out, store, labels, measure)
     print(*rejudge.changes(predictions.read(workdir), store.parts()), sep="\n")

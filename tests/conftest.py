@@ -86,6 +86,19 @@ def _program_key(run):
 _programs = collections.OrderedDict()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """A compiled program takes some twenty memory maps, and Linux gives a process 65,530.
+
+    The process that runs half of the tests would come near it: beyond, the compiler crashes.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        _programs.clear()
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def shared_programs():
     """Runs of one configuration trace and compile their programs once, not in each `train`.

@@ -1,5 +1,6 @@
 """Judges answers that another model gave about the images of data sets, as those of a policy."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -156,9 +157,9 @@ def judge(
         if not mine:
             continue
         known_sources = [source for source in sources if source is not None]
-        verifier = text_judge.make(config, lambda known=known_sources: known)
-        labels[data] = verifier.labels
-        try:
+        opened = text_judge.make(config, lambda known=known_sources: known)
+        with contextlib.closing(opened) as verifier:
+            labels[data] = verifier.labels
             for file in mine:
                 answered = matched[file.name, data]
                 _warn(file, answered, config)
@@ -170,8 +171,6 @@ def judge(
                     )
                     some = [one._replace(responses=one.responses[:count]) for one in answered]
                     text_judge.judge_part(verifier, store, part, known, some, overwrite=overwrite)
-        finally:
-            verifier.close()
     return labels
 
 

@@ -186,3 +186,12 @@ def of_parts(
         for part, lines in parts.items()
         if part.decoding == GREEDY and lines
     }
+
+
+def asked_for(given: Any, config: ml_collections.ConfigDict) -> Callable[..., Any] | None:
+    """Returns what computes the metrics that the flags of `evaluate` ask for, or None."""
+    encoder = Encoder(given.embeddings) if given.embeddings else None
+    asked = given.judge_inclusion and jax.process_index() == 0
+    judge = make_judge(config) if asked else None
+    wanted = given.open_world or encoder or judge
+    return functools.partial(of_parts, encode=encoder, judge=judge) if wanted else None

@@ -5,6 +5,7 @@ answers and verdicts that were there stay as they are.
 """
 
 import collections
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,17 +143,15 @@ def rejudge(
     parts, made = predictions.read(workdir), predictions.read_provenance(workdir)
     labels = {}
     for data, config in configs.items():
-        judge = text_judge.make(config, lambda config=config: _sources(config))
-        labels[data] = judge.labels
-        try:
+        opened = text_judge.make(config, lambda config=config: _sources(config))
+        with contextlib.closing(opened) as judge:
+            labels[data] = judge.labels
             verdicts = provenance.of_verdicts(judge)
             for part, lines in parts.items():
                 if part.data == data:
                     known = {**made.get(str(part), {}), **verdicts}
                     answered = [_answered(line) for line in lines]
                     text_judge.judge_part(judge, store, part, known, answered, overwrite=overwrite)
-        finally:
-            judge.close()
     return labels
 
 
