@@ -155,6 +155,7 @@ def test_only_real_tokens_are_useful():
     assert ended == 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(start, tmp_path):
     path, out, traces = (tmp_path / name for name in ("config.json", "bench.json", "traces"))
     path.write_text(json.dumps(TINY.to_hf()))

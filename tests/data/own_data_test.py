@@ -179,6 +179,7 @@ def test_labels_that_only_the_evaluation_has_are_in_the_tree(folder, small_confi
     assert run.labels.leaf_index("bird/stork") != run.labels.leaf_index("car/van")
 
 
+@pytest.mark.slow
 def test_training_on_prepared_records_never_imports_tensorflow(
     policy_folder, start_program, tmp_path
 ):

@@ -234,6 +234,7 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_judge_their_own_rows_and_learn_the_same(start, tmp_path):
     """All three processes start at once: what takes time is that each compiles."""
     with JudgeServer() as alone, JudgeServer() as shared:

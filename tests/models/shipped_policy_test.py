@@ -14,6 +14,7 @@ def run():
     return prepare(quickstart.get_config())
 
 
+@pytest.mark.slow
 def test_it_is_right_more_often_than_not_and_errs_and_declines(run):
     evaluator = Evaluator(run)
     judged = evaluator(run.lora)

@@ -451,6 +451,7 @@ def generated_tokens(run, model, batch):
     return np.pad(answers, ((0, 0), (0, length - answers.shape[1])), constant_values=end)
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_answers_alike_here_in_transformers_and_in_peft(tmp_path):
     run = prepare(quickstart.get_config())
     source = run.eval_source

@@ -83,6 +83,7 @@ def test_a_policy_that_judges_itself_is_another_verifier_with_other_weights(judg
     assert {key for key in same if same[key] != other[key]} == {"weights"}
 
 
+@pytest.mark.slow
 def test_a_judge_with_another_vocabulary_judges_a_run(judged_config, policy_folder, tmp_path):
     """Its words are not the policy's, so text goes to it through the host; half of its verdicts are
     too doubtful to count."""
@@ -179,6 +180,7 @@ def test_two_processes_judge_with_another_vocabulary(start, policy_folder, promp
         assert got == want and sure[0] == pytest.approx(sure[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_verdicts_are_the_same_on_eight_devices(start, policy_folder, prompt, tmp_path):
     running = {}
     for sizes in ("111", "222"):

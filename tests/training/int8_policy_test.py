@@ -40,6 +40,7 @@ def test_kernels_are_rounded_as_they_are_read_and_nothing_else_is(run, run8):
     assert rounded == set(LINEARS)
 
 
+@pytest.mark.slow
 def test_it_samples_and_learns_nearly_the_same(run, run8):
     """The answers of the int8 policy teach both; their gradients point the same way."""
     batch = batch_of(run)

@@ -59,7 +59,7 @@ def larger_images(policy_folder, folder):
     return folder
 
 
-@pytest.mark.parametrize("place", ["none", "host"])
+@pytest.mark.parametrize("place", ["none", pytest.param("host", marks=pytest.mark.slow)])
 def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path, place):
     """Images of many sizes in buckets, steps and evaluations, other temperatures, evicting."""
     config = own(
@@ -117,6 +117,7 @@ def unoptimised():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_host_verifier_and_dynamic_sampling_compile_nothing_after_warm_up(
     policy_folder, small_config, tmp_path, unoptimised, dynamic
@@ -177,6 +178,7 @@ runpy.run_module("speciarl_jax.train", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_what_the_first_compiled(start, policy_folder, tmp_path):
     """The training command, twice; jax counts what it finds in the folder and what it does not."""
     (tmp_path / "counting.py").write_text(COUNTING)

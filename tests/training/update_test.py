@@ -176,7 +176,10 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
 
 @pytest.mark.parametrize(
     "changes",
-    [{"micro_batches": 2}, {"micro_batches": 4, "remat": "full", "logprob_chunk": 100}],
+    [
+        pytest.param({"micro_batches": 2}, marks=pytest.mark.slow),
+        {"micro_batches": 4, "remat": "full", "logprob_chunk": 100},
+    ],
     ids=["two parts", "four parts, recomputed"],
 )
 def test_cutting_and_recomputing_change_no_number(run, lora, batch, program, changes):

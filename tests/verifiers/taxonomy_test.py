@@ -272,7 +272,9 @@ def random_response(rng):
     return tokens
 
 
-@pytest.mark.parametrize("tags", parsing.TAGS)
+@pytest.mark.parametrize(
+    "tags", [t if t == "answer" else pytest.param(t, marks=pytest.mark.slow) for t in parsing.TAGS]
+)
 def test_equal_on_texts_in_random_segmentations(tags):
     rng = np.random.default_rng(len(tags))
     rows = [[random_response(rng) for _ in range(200)] for _ in range(80)]
