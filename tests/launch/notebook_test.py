@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom without a network, and shows what it promises."""
 
+import ast
 import json
 import os
 import pathlib
@@ -52,6 +53,22 @@ def test_the_notebook_installs_all_that_its_data_set_asks_for(notebook, monkeypa
     assert install[:3] == ["-m", "pip", "install"]
     assert {"tensorflow-cpu", "opencv-python-headless", "scipy"} <= set(install)
     assert build[:2] == ["-m", "speciarl_jax.tools.prepare_data"]
+
+
+def test_the_notebook_asks_modules_for_what_they_have(notebook):
+    """Its imports, and every attribute of a module of the project."""
+    code = "\n".join(cell.source for cell in of_kind(notebook, "code"))
+    tree = ast.parse(code.replace("%cd", "# %cd"))
+    scope, asked = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("speciarl_jax"):
+            exec(ast.unparse(node), scope)  # fails where the name is gone
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if isinstance(scope.get(node.value.id), types.ModuleType):
+                asked.append(f"{node.value.id}.{node.attr}")
+                assert hasattr(scope[node.value.id], node.attr), asked[-1]
+    assert "train.train" in asked and "report.table" in asked
 
 
 @pytest.mark.slow
