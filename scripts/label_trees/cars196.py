@@ -108,7 +108,7 @@ def _trimmed(named: str, trim: str, body: str = "", year: str = "") -> Iterator[
     """A model with a trim behind it or behind the body, and a year at an end or before the trim."""
     middles = [f"{named} {trim} {body}", f"{named} {body} {trim}"] if body else [f"{named} {trim}"]
     for middle in middles:
-        yield from (f"{year} {middle}", f"{middle} {year}") if year else (middle,)
+        yield from (f"{year} {middle}", f"{middle}[,|] {year}") if year else (middle,)
     if year:
         yield f"{named} {year} {trim} {body}".rstrip()
 
@@ -148,6 +148,11 @@ def _generation_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[t
                 yield OWN, f"{code} {named} {body}".strip()
                 yield OWN, f"{car.year} {code} {named} {body}".strip()
             yield OWN, f"{code} {named} {car.year}"
+        # "BMW E92 M3"
+        for name in (f"{_any(make)} {code} {said}" for said in model.with_make):
+            for body in ("", *bodies):
+                yield OWN, f"{name} {body}".strip()
+                yield from ((OWN, one) for one in _orders(f"{name} {body}".strip(), car.year))
         # "BMW E92": the makers' own codes need no model.
         codes = [c for c in schema.expand(code) if any(map(str.isdigit, c)) and c[0].isupper()]
         if codes:
@@ -180,7 +185,8 @@ def _line_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[str]:
     for model in car.lines:
         yield from _named(make, model)
         yield from _of_model(make, model, car.year)
-        for body, _ in car.bodies:
+        # A line that is complete is another car with a body: "MINI Cooper convertible".
+        for body, _ in () if model.complete else car.bodies:
             yield from _of_model(make, model, "", words[body])
             yield from _of_model(make, model, car.year, words[body])
         for named, code in itertools.product(_named(make, model), _generations(car)):
