@@ -27,7 +27,8 @@ from speciarl_jax.verifiers.label_tree import schema
 GROUP = "car"
 GROUP_NAMES = (
     "automobile; vehicle; motor vehicle; motor car; motorcar; auto; motorized vehicle; transport; "
-    "land vehicle; road vehicle; four-wheeled vehicle; transportation; means of transport"
+    "car model; model; vehicle model; land vehicle; road vehicle; four-wheeled vehicle; "
+    "transportation; means of transport"
 ).split("; ")
 # A little less than the 64 bytes of an answer, as plurals are longer.
 MAX_BYTES, MAX_WORDS = 62, 8
@@ -161,7 +162,7 @@ def _generation_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[t
 
 def _form_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[tuple[int, str]]:
     """Names of its trims and engines."""
-    bodies = [_any(words[body][:2]) for body, sure in car.bodies if sure]
+    bodies = [_any(words[body][:3]) for body, sure in car.bodies if sure]
     for model in car.variants:
         for named in _named(make, model):
             yield FORM if model.complete else WIDE, named
