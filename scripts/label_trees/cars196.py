@@ -12,24 +12,23 @@ so on, in the orders in which people write them. Each class claims the names tha
 What several classes claim becomes the name of a node above them, one node a set of classes.
 """
 
-import csv
 import functools
 import itertools
-import pathlib
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from scripts.label_trees.alternatives import joined
+from scripts.label_trees.cars196_tables import Car, Model, parts, tables
+from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.label_tree import schema
 
-FOLDER = pathlib.Path(__file__).parent
 GROUP = "car"
 GROUP_NAMES = (
     "automobile; vehicle; motor vehicle; motor car; motorcar; auto; motorized vehicle; transport; "
-    "land vehicle; road vehicle; four-wheeled vehicle; transportation; means of transport"
+    "car model; model; vehicle model; land vehicle; road vehicle; four-wheeled vehicle; "
+    "transportation; means of transport"
 ).split("; ")
 # A little less than the 64 bytes of an answer, as plurals are longer.
 MAX_BYTES, MAX_WORDS = 62, 8
@@ -53,93 +52,6 @@ _PARENTS = {"GM": ["General Motors", "GM", "[General Motors|GM] [car|vehicle|aut
 _WITH_MAKE = "luxury sports hybrid electric performance supercar muscle compact midsize".split()
 
 
-class Model(NamedTuple):
-    """Names of a model: with the make in front, without it; and whether they say the body too."""
-
-    with_make: tuple[str, ...]
-    alone: tuple[str, ...]
-    complete: bool
-
-
-class Car(NamedTuple):
-    """A row of `cars196.tsv`; `bodies` are pairs of an id and whether it tells classes apart."""
-
-    name: str
-    year: str
-    makes: list[str]
-    models: list[Model]
-    lines: list[Model]
-    bodies: list[tuple[str, bool]]
-    generations: list[str]
-    variants: list[Model]
-    trims: list[str]
-    tags: list[str]
-    extra: list[str]
-
-
-def _parts(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split(";") if part.strip()]
-
-
-def _table(name: str) -> list[list[str]]:
-    text = (FOLDER / f"{name}.tsv").read_text("utf-8")
-    lines = [line for line in text.splitlines() if line and line[0] != "#"]
-    width = lines[0].count("\t") + 1
-    rows = list(csv.reader(lines[1:], delimiter="\t", quoting=csv.QUOTE_NONE))
-    for row in rows:
-        if len(row) != width:
-            raise ValueError(f"{name}.tsv: {row} has {len(row)} cells; write {width}")
-    return rows
-
-
-def _above(table: dict[str, list[str]], ids: Iterable[str]) -> list[str]:
-    """Ids and all that is above them, by the last column of a table."""
-    found = list(dict.fromkeys(ids))
-    for one in found:
-        if one not in table:
-            raise ValueError(f"cars196: {one!r} has no row among {sorted(table)}")
-        found += [up for up in _parts(table[one][-1]) if up not in found]
-    return found
-
-
-def _model(cell: str) -> Model:
-    names = [name.strip() for name in cell.removeprefix("!").split("|")]
-    return Model(
-        tuple(n.lstrip("-") for n in names if n[0] != "="),
-        tuple(n.lstrip("=") for n in names if n[0] != "-"),
-        cell[0] == "!",
-    )
-
-
-@functools.cache
-def _tables() -> tuple[list[Car], dict, dict, dict]:
-    makes, bodies, tags = (
-        {row[0]: row[1:] for row in _table(f"cars196_{what}")}
-        for what in ("makes", "bodies", "tags")
-    )
-    cars = []
-    for name, made, model, line, body, generation, variants, trims, tag, extra in _table("cars196"):
-        sure = [b for b in _parts(body) if b[0] != "~"]
-        every = _above(bodies, [*sure, *(b[1:] for b in _parts(body) if b[0] == "~")])
-        models, lines, kinds = (list(map(_model, _parts(c))) for c in (model, line, variants))
-        cars.append(
-            Car(
-                name=name,
-                year=name.split()[-1],
-                makes=_parts(made),
-                models=models,
-                lines=lines,
-                bodies=[(b, b in sure) for b in every],
-                generations=_parts(generation),
-                variants=kinds,
-                trims=_parts(trims),
-                tags=_above(tags, _parts(tag)),
-                extra=_parts(extra),
-            )
-        )
-    return cars, makes, bodies, tags
-
-
 def _any(names: Sequence[str]) -> str:
     """One of the names, as alternatives."""
     names = list(dict.fromkeys(names))
@@ -147,8 +59,10 @@ def _any(names: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Letters and digits alone: names that differ in the rest are one name to the matcher."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text.lower())))
+    """Letters, digits and list marks: names that differ in the rest are one name to the matcher."""
+    marks = parsing.LIST_MARKS.decode()
+    plain = unicodedata.normalize("NFD", text.lower()).translate(str.maketrans(marks, "," * 5))
+    return "".join(c for c in plain if c.isalnum() or c == ",")
 
 
 def _orders(*parts: str) -> Iterator[str]:
@@ -174,7 +88,10 @@ def _of_model(
         if body:
             yield from _orders(f"{named} {_any(body)}", *said)
         # Rare orders with the usual words alone, or names would be too many.
-        yield from _orders(named, *said, *([_any(body[:2])] if body else []))
+        short = [_any(body[:2])] if body else []
+        yield from _orders(named, *said, *short)
+        # "Toyota Corolla sedan, 2012"
+        yield from (" ".join([named, *short]) + f", {one}" for one in said)
     # The make apart from the model ("2012 BMW convertible 1 Series"), and behind it.
     if model.with_make:
         name, rest = model.with_make[0], [*said, *body[:1]]
@@ -182,13 +99,19 @@ def _of_model(
             if order.index(name) > order.index(make[0]) + 1:
                 yield " ".join(order)
         yield from _orders(f"{name} {make[0]}", *rest)
+        # "Malibu 2010 hybrid"
+        first, _, last = name.rpartition(" ")
+        if first and year:
+            yield f"{_any([*make, ''])} {first} {' '.join([*said, last, *body[:1]])}"
 
 
 def _trimmed(named: str, trim: str, body: str = "", year: str = "") -> Iterator[str]:
-    """A model with a trim behind it or behind the body, and a year at either end."""
+    """A model with a trim behind it or behind the body, and a year at an end or before the trim."""
     middles = [f"{named} {trim} {body}", f"{named} {body} {trim}"] if body else [f"{named} {trim}"]
     for middle in middles:
-        yield from (f"{year} {middle}", f"{middle} {year}") if year else (middle,)
+        yield from (f"{year} {middle}", f"{middle}[,|] {year}") if year else (middle,)
+    if year:
+        yield f"{named} {year} {trim} {body}".rstrip()
 
 
 def _generations(car: Car) -> list[str]:
@@ -226,6 +149,11 @@ def _generation_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[t
                 yield OWN, f"{code} {named} {body}".strip()
                 yield OWN, f"{car.year} {code} {named} {body}".strip()
             yield OWN, f"{code} {named} {car.year}"
+        # "BMW E92 M3"
+        for name in (f"{_any(make)} {code} {said}" for said in model.with_make):
+            for body in ("", *bodies):
+                yield OWN, f"{name} {body}".strip()
+                yield from ((OWN, one) for one in _orders(f"{name} {body}".strip(), car.year))
         # "BMW E92": the makers' own codes need no model.
         codes = [c for c in schema.expand(code) if any(map(str.isdigit, c)) and c[0].isupper()]
         if codes:
@@ -234,7 +162,7 @@ def _generation_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[t
 
 def _form_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[tuple[int, str]]:
     """Names of its trims and engines."""
-    bodies = [_any(words[body][:2]) for body, sure in car.bodies if sure]
+    bodies = [_any(words[body][:3]) for body, sure in car.bodies if sure]
     for model in car.variants:
         for named in _named(make, model):
             yield FORM if model.complete else WIDE, named
@@ -258,7 +186,8 @@ def _line_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[str]:
     for model in car.lines:
         yield from _named(make, model)
         yield from _of_model(make, model, car.year)
-        for body, _ in car.bodies:
+        # A line that is complete is another car with a body: "MINI Cooper convertible".
+        for body, _ in () if model.complete else car.bodies:
             yield from _of_model(make, model, "", words[body])
             yield from _of_model(make, model, car.year, words[body])
         for named, code in itertools.product(_named(make, model), _generations(car)):
@@ -267,28 +196,34 @@ def _line_claims(car: Car, make: Sequence[str], words: dict) -> Iterator[str]:
 
 def _kind_claims(car: Car) -> Iterator[str]:
     """Names of what it is besides: make, country, body, size, use."""
-    _, makes, bodies, tags = _tables()
+    _, makes, bodies, tags = tables()
     thing = "[car|vehicle|automobile]"
-    words = {b: _any(_parts(bodies[b][0]) or [b]) for b, _ in car.bodies}
+    words = {b: _any(parts(bodies[b][0]) or [b]) for b, _ in car.bodies}
     for body, said in words.items():
         yield said
-        yield from _parts(bodies[body][1])
+        yield from parts(bodies[body][1])
         yield from (f"{car.year} {said}", f"{said} {car.year}")
     yield from (f"{car.year} {thing}", f"{thing} {car.year}")
     named = {tag: _tag_names(tags[tag], words.values(), thing) for tag in car.tags}
     with_make = [tag for tag in car.tags if tag in _WITH_MAKE]
     for tag in car.tags:
         yield from named[tag]
-        yield from _parts(tags[tag][1])
+        yield from parts(tags[tag][1])
     for make in car.makes:
         names, alone, _, parent = makes[make]
-        yield from [*_parts(names), *_parts(alone), *_PARENTS.get(parent, [])]
-        said = _any(_parts(names))
+        yield from [*parts(names), *parts(alone), *_PARENTS.get(parent, [])]
+        said = _any(parts(names))
         yield from _orders(said, car.year)
         for body in words.values():
             yield from [*_orders(said, body), *_orders(said, body, car.year)]
         for tag in with_make:
-            yield from (f"{_parts(names)[0]} {one}" for one in named[tag])
+            yield from (f"{parts(names)[0]} {one}" for one in named[tag])
+    # "Nissan Leaf electric car"
+    for model, tag in itertools.product([*car.models, *car.lines], with_make):
+        make, (adjectives, alone, *_) = parts(makes[car.makes[0]][0]), map(parts, tags[tag])
+        cars = schema.expand(f"{_any(adjectives)} {thing}") if adjectives else []
+        said = _any([*cars, *alone[:2]])
+        yield from (f"{full} {said}" for full in _named(make, model))
     for place in _COUNTRIES[makes[car.makes[0]][2]]:
         yield f"{place} [car|vehicle|automobile|auto|make|brand]"
         yield from (f"{place} {one}" for tag in with_make for one in named[tag])
@@ -297,16 +232,16 @@ def _kind_claims(car: Car) -> Iterator[str]:
 
 def _tag_names(row: Sequence[str], bodies: Iterable[str], thing: str) -> list[str]:
     """A description with "car" or a body behind it; one that needs neither as it is."""
-    adjectives = _parts(row[0])
+    adjectives = parts(row[0])
     if not adjectives:
-        return _parts(row[1])[:1]
+        return parts(row[1])[:1]
     return [f"{_any(adjectives)} {noun}" for noun in (thing, *bodies)]
 
 
 def _claims(car: Car) -> Iterator[tuple[int, str]]:
-    _, makes, bodies, _ = _tables()
-    make = _parts(makes[car.makes[0]][0])
-    words = {body: _parts(bodies[body][0]) or [body] for body, _ in car.bodies}
+    _, makes, bodies, _ = tables()
+    make = parts(makes[car.makes[0]][0])
+    words = {body: parts(bodies[body][0]) or [body] for body, _ in car.bodies}
     yield FULL, _label(car)
     yield from _own_claims(car, make, words)
     yield from _generation_claims(car, make, words)
@@ -342,7 +277,7 @@ def _names() -> dict[tuple[int, frozenset[str]], list[str]]:
     claims = defaultdict(dict)
     templates = {}
     taken = {_plain(name) for name in [GROUP, *GROUP_NAMES]}
-    for car in _tables()[0]:
+    for car in tables()[0]:
         for kind, template in _claims(car):
             if template not in templates:
                 names = [name for name in schema.expand(template) if _fits(name)]
@@ -386,7 +321,7 @@ def _directly_above(classes: frozenset[str]) -> list[str]:
 def rows() -> list[tuple[str, str, list[str], list[str], list[str]]]:
     """The classes: class, name, synonyms, forms, ids of the nodes directly above."""
     found = []
-    for car in _tables()[0]:
+    for car in tables()[0]:
         own = frozenset([car.name])
         above = [_sets()[own][0]] if own in _sets() else _directly_above(own)
         synonyms, forms = (_names().get((kind, own), []) for kind in (OWN, FORM))

@@ -5,7 +5,7 @@ that say nothing, or not more than a form, of what they stand beside. What may b
 
   - in front: a frame ("a photo of", an article, the tree's own `frames`) and after it any number
     of the tree's `modifiers` ("male");
-  - at the end: one or two words that are a generic name of the true label ("bird"), or a modifier.
+  - at the end: up to three words that are a generic name of the true label ("bird"), or a modifier.
 
 Each of these parts is looked up as it is spelt, and `squeezed`: without spaces. `rank` orders them,
 and the first that is a name of the tree decides. The device follows the same `rank` and the same
@@ -23,7 +23,7 @@ from speciarl_jax.verifiers.label_tree import word_forms
 # Places at which a part of an answer may begin; further ones are not looked at.
 MAX_STARTS = 8
 # Words at the end that may be left out.
-MAX_TAIL = 2
+MAX_TAIL = 3
 # Kinds of openings.
 FRAME, MODIFIER = 1, 2
 

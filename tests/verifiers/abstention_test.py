@@ -17,10 +17,22 @@ I'm unable to identify this; It is difficult to determine the breed from this im
 The bird cannot be identified; I don't have enough information; no clue; not visible; unclear
 """.replace("\n", ";").split(";")
 DECLINES += ["Sorry, I can't tell", "I'm sorry, but I cannot identify the species"]
+DECLINES += ["As an AI model, I cannot identify this", "Without more context, I cannot say"]
+DECLINES += (
+    """
+I'd need a clearer image to identify it; more information is needed; I'd rather not guess
+There is no bird in this image; no discernible car; The image does not show a bird; make unknown
+identification is not possible; unknown make and model; make and model unknown; no clear answer
+a bird that I cannot identify; Based on the image, I cannot determine it; exact year unknown
+""".strip()
+    .replace("\n", ";")
+    .split(";")
+)
 DECLINES += ["I cannot tell, the image is too blurry", "Unfortunately, not identifiable"]
 ANSWERS = """
 forget me not; eagle; none of the above bird; not a bird; I think eagle; unknown, eagle; not eagle
 not sure but eagle; I cannot tell but eagle; it is an eagle; nonesuch; I know; car; small dog
+no eagle; I need an eagle; the image shows an eagle; identification; bird and dog; no bird but eagle
 hard rock; nil eagle; image of eagle; dog is small dog eagle; clear; sure; tell; no bird
 """.replace("\n", ";").split(";")
 
