@@ -192,7 +192,10 @@ def _of_labels(labels: Any) -> str:
         names = [
             sorted((repr(key), int(category)) for key, (category, _) in relation.items())
             for relation in labels.relations
-        ] + [list(labels.opener.expressions), sorted(map(repr, labels.opener.modifiers))]
+        ]
+        opener = labels.opener
+        names += [list(opener.expressions), sorted(map(repr, opener.modifiers))]
+        names += [sorted(map(repr, opener.settings))]
     else:
         names = list(labels.names)
     return _hash(json.dumps([list(labels.leaf_ids), names]))

@@ -5,7 +5,11 @@ that say nothing, or not more than a form, of what they stand beside. What may b
 
   - in front: a frame ("a photo of", an article, the tree's own `frames`) and after it any number
     of the tree's `modifiers` ("male");
-  - at the end: up to three words that are a generic name of the true label ("bird"), or a modifier.
+  - at the end: up to `MAX_TAIL` words that are a generic name of the true label ("bird"), a
+    modifier, or a frame that begins with a preposition ("in a vase"); behind a name that is right,
+    also a less specific name of the true label ("cake" in "tiramisu cake").
+
+Modifiers and frames that begin with a preposition ("with olives") only stand at the end.
 
 Each of these parts is looked up as it is spelt, and `squeezed`: without spaces. `rank` orders them,
 and the first that is a name of the tree decides. The device follows the same `rank` and the same
@@ -23,7 +27,9 @@ from speciarl_jax.verifiers.label_tree import word_forms
 # Places at which a part of an answer may begin; further ones are not looked at.
 MAX_STARTS = 8
 # Words at the end that may be left out.
-MAX_TAIL = 3
+MAX_TAIL = 5
+# What begins with one of these stands behind a name, never in front.
+_BEHIND = ("with ", "in ", "on ", "topped ", "served ", "garnished ", "drizzled ", "dusted ")
 # Kinds of openings.
 FRAME, MODIFIER = 1, 2
 
@@ -92,11 +98,12 @@ class Found(NamedTuple):
 
 
 class Opener:
-    """Splits frames and modifiers off the beginning of phrases, and modifiers off the end.
+    """Splits frames and modifiers off the beginning and the end of phrases.
 
     Attributes:
       expressions: of `openings`.
       modifiers: keys of modifiers and their forms.
+      settings: keys of frames that stand at the end, and their forms.
     """
 
     def __init__(self, frames: Iterable[str], modifiers: Iterable[str]):
@@ -105,16 +112,19 @@ class Opener:
         Raises:
           ValueError: a frame or modifier has a letter beyond the ASCII ones and accented Latin.
         """
-        modifiers = list(modifiers)
+        modifiers, frames = list(modifiers), list(frames)
         for text in (*frames, *modifiers):
             if not parsing.phrase(text).isascii() or b"," in parsing.phrase(text):
                 raise ValueError(
                     f"the frame or modifier {text!r} has a list mark or a character of another "
                     "script; write plain words"
                 )
-        self.expressions = openings(frames, modifiers)
-        keys = frozenset().union(*map(word_forms.forms, modifiers))
-        self.modifiers = keys | set(map(word_forms.squeezed, keys))
+        self.expressions = openings(
+            (text for text in frames if not text.startswith(_BEHIND)),
+            (text for text in modifiers if not text.startswith(_BEHIND)),
+        )
+        self.modifiers = _keys(modifiers)
+        self.settings = _keys(text for text in frames if text.startswith(_BEHIND))
         self._matchers = [re.compile(e.encode()) for e in self.expressions]
 
     def kind(self, opening: bytes) -> int:
@@ -137,6 +147,11 @@ class Opener:
         return [(at, kind) for at, kind in found if kind][:MAX_STARTS]
 
 
+def _keys(texts: Iterable[str]) -> frozenset[bytes]:
+    keys = frozenset().union(*map(word_forms.forms, texts))
+    return keys | set(map(word_forms.squeezed, keys))
+
+
 def look_up(
     phrase: bytes,
     relation: Mapping[bytes, tuple[Category, str]],
@@ -151,52 +166,76 @@ def look_up(
       names: the names of all leaves.
       opener: of the tree.
     """
-    ends = [(len(phrase), b"", False)]
+    ends = [_End(len(phrase), b"", "", Category.WRONG)]
     at = len(phrase)
     for _ in range(MAX_TAIL):
         at = phrase.rfind(b" ", 0, at)
         if at < 0:
             break
-        ends.append((at, phrase[at + 1 :], _is_modifier(phrase[at + 1 :], opener)))
+        ends.append(_End(at, phrase[at + 1 :], *_beside(phrase[at + 1 :], relation, opener)))
     best = None
     for number, (start, kind) in enumerate(opener.starts(phrase)):
-        for tail, (end, tail_words, modifies) in enumerate(ends):
-            if end <= start or not (tail == 0 or modifies or _is_generic(tail_words, relation)):
+        for tail, end in enumerate(ends):
+            if end.at <= start or end.least is None:
                 continue
-            part = phrase[start:end]
+            part = phrase[start : end.at]
             for squeezed, key in enumerate((part, word_forms.squeezed(part))):
-                if key in names:
+                category = relation[key][0] if key in relation else Category.WRONG
+                if key in names and category >= end.least:
                     order = rank(kind, number, tail, squeezed)
-                    part_found = (order, start, kind, tail_words, modifies, key)
+                    part_found = (order, start, kind, end, key)
                     best = min(best or part_found, part_found)
     return _found(phrase, relation, *best[1:]) if best else None
 
 
-def _found(phrase, relation, start, kind, tail_words, modifies, key) -> Found:
+class _End(NamedTuple):
+    """Where a part may end: what is left out there, and behind which names.
+
+    Attributes:
+      at: the place.
+      words: behind it.
+      what: they are, for people.
+      least: the lowest category that the part must have; None where it may not end.
+    """
+
+    at: int
+    words: bytes
+    what: str
+    least: Category | None
+
+
+def _found(phrase, relation, start, kind, end, key) -> Found:
     category, match = relation.get(key, (Category.WRONG, "name of another label"))
     opening = re.sub(rb"^(a|an|the) ", b"", phrase[:start]).decode().strip()
-    tail = tail_words.decode("utf-8", "replace")
+    tail = end.words.decode("utf-8", "replace")
     if kind == MODIFIER:
         match = f"modifier {opening!r} before {match}"
     elif opening:
         match = f"frame {opening!r} before {match}"
     if tail:
-        match = f"{'modifier' if modifies else 'generic name'} {tail!r} after {match}"
-    if (kind == MODIFIER or modifies) and category == Category.SPECIFIC:
+        match = f"{end.what} {tail!r} after {match}"
+    if (kind == MODIFIER or end.what == "modifier") and category == Category.SPECIFIC:
         category = Category.MORE_SPECIFIC
     return Found(category, match)
 
 
-def _is_modifier(words: bytes, opener: Opener) -> bool:
-    return words in opener.modifiers or word_forms.squeezed(words) in opener.modifiers
+def _beside(
+    words: bytes, relation: Mapping[bytes, tuple[Category, str]], opener: Opener
+) -> tuple[str, Category | None]:
+    """What words at the end are, and the lowest category of a part behind which they are left out.
 
-
-def _is_generic(words: bytes, relation: Mapping[bytes, tuple[Category, str]]) -> bool:
-    """Whether words are a generic name; spelt as they are before squeezed, as everywhere."""
-    for key in (words, word_forms.squeezed(words)):
-        if key in relation:
-            return relation[key][0] == Category.GENERIC
-    return False
+    Words are looked up as they are spelt before squeezed, as everywhere.
+    """
+    spelt = (words, word_forms.squeezed(words))
+    for what, keys in (("modifier", opener.modifiers), ("frame", opener.settings)):
+        if any(key in keys for key in spelt):
+            return what, Category.WRONG
+    category = next((relation[key][0] for key in spelt if key in relation), Category.WRONG)
+    if category == Category.GENERIC:
+        return "generic name", Category.WRONG
+    if category == Category.LESS_SPECIFIC:
+        return "broader name", Category.SPECIFIC
+    return "", None
 
 
 def look_up_both(

@@ -21,20 +21,22 @@ from speciarl_jax.verifiers.parsing_on_device import Phrase
 # An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
 _MULTIPLIER = 16777619
 # Bits of `Names.use_C`.
-_NAME, _MODIFIER = 1, 2
+_NAME, _MODIFIER, _SETTING = 1, 2, 4
+# Of a part that nothing is good enough to be.
+_NEVER = max(Category) + 1
 _OPENER, _ABSTENTION = 0, 1
 
 
 @flax.struct.dataclass
 class Names:
-    """Names and modifiers in the order of their hashes.
+    """Names, and what stands at their end, in the order of their hashes.
 
     Attributes:
       powers_P: uint32 powers of the multiplier.
       inverses_P: uint32, their inverses, less one power.
       hash_C: uint32, sorted.
       name_CA: uint8 keys, zero-padded.
-      use_C: uint8, `_NAME` and `_MODIFIER`.
+      use_C: uint8, `_NAME`, `_MODIFIER` and `_SETTING`.
       meaning_C: int32, the row of a name in `category_MF`; many names mean the same.
       category_MF: int8 `Category` for each of the F leaves.
       automata: of what may stand in front of a name, and of abstentions.
@@ -66,7 +68,8 @@ class Names:
           ValueError: a name has more than `max_answer_bytes`.
         """
         names = set().union(*relations)
-        keys = sorted(names | {k for k in opener.modifiers if len(k) <= max_answer_bytes})
+        beside = {k for k in opener.modifiers | opener.settings if len(k) <= max_answer_bytes}
+        keys = sorted(names | beside)
         longest = max(names, key=len)
         if len(longest) > max_answer_bytes:
             raise ValueError(
@@ -80,7 +83,8 @@ class Names:
         order_C = np.argsort(hash_C, kind="stable")
         category_MF, meaning_of = _meanings(relations)
         meaning_C = np.array([meaning_of.get(key, 0) for key in keys], np.int32)
-        use_C = np.array([(k in names) * _NAME + (k in opener.modifiers) * _MODIFIER for k in keys])
+        uses = ((names, _NAME), (opener.modifiers, _MODIFIER), (opener.settings, _SETTING))
+        use_C = np.array([sum((k in some) * use for some, use in uses) for k in keys])
         return cls(
             powers_P=jnp.asarray(powers_P),
             inverses_P=jnp.asarray(_powers(pow(_MULTIPLIER, -1, 2**32), 0, phrase_bytes)),
@@ -219,21 +223,26 @@ def _look_up(
         tail_2 >= 0, names.category_MF[names.meaning_C[tail_2], leaf], Category.WRONG
     )
     first = jnp.where(category_2[:, 0] > Category.WRONG, category_2[:, 0], category_2[:, 1])
-    modifies = jnp.any((tail_2 >= 0) & (names.use_C[tail_2] & _MODIFIER > 0), axis=1)
+    used_2 = jnp.where(tail_2 >= 0, names.use_C[tail_2], 0)
+    modifies = jnp.any(used_2 & _MODIFIER > 0, axis=1)
     modifies_E = jnp.pad(modifies, (1, 0))
-    allowed_E = jnp.pad(modifies | (first == Category.GENERIC), (1, 0), constant_values=True)
+    # `matching._least`: behind which parts the words at the end may be left out.
+    least = jnp.where(first == Category.LESS_SPECIFIC, Category.SPECIFIC, _NEVER)
+    any_part = jnp.any(used_2 & (_MODIFIER | _SETTING) > 0, axis=1) | (first == Category.GENERIC)
+    least_E = jnp.pad(jnp.where(any_part, Category.WRONG, least), (1, 0))
 
     begin_SE, end_SE = jnp.broadcast_arrays(start_S[:, None], end_E)
-    allowed_SE = allowed_E & (begin_SE < end_SE)
+    allowed_SE = begin_SE < end_SE
     begin_SE = jnp.minimum(begin_SE, end_SE)
     row_SE2 = _rows(names, text, begin_SE, end_SE)
+    category_SE2 = names.category_MF[names.meaning_C[row_SE2], leaf].astype(jnp.int32)
     known_SE2 = allowed_SE[..., None] & (row_SE2 >= 0) & (names.use_C[row_SE2] & _NAME > 0)
+    known_SE2 &= category_SE2 >= least_E[:, None]
     s, e, q = jnp.indices(row_SE2.shape, sparse=True)
     order_SE2 = matching.rank(kind_S[s], s, e, q)
     best = jnp.argmin(jnp.where(known_SE2, order_SE2, jnp.iinfo(jnp.int32).max))
     s, e, _ = jnp.unravel_index(best, row_SE2.shape)
-    meaning = names.meaning_C[row_SE2.reshape(-1)[best]]
-    category = names.category_MF[meaning, leaf].astype(jnp.int32)
+    category = category_SE2.reshape(-1)[best]
     with_modifier = (kind_S[s] == matching.MODIFIER) | modifies_E[e]
     category = jnp.where(with_modifier, _more_specific(category), category)
     return _Verdict(jnp.any(known_SE2), category)
