@@ -5,7 +5,9 @@ that say nothing, or not more than a form, of what they stand beside. What may b
 
   - in front: a frame ("a photo of", an article, the tree's own `frames`) and after it any number
     of the tree's `modifiers` ("male");
-  - at the end: one or two words that are a generic name of the true label ("bird"), or a modifier.
+  - at the end: up to `MAX_TAIL` words that are a generic name of the true label ("bird"), a
+    modifier, or one of the tree's frames ("breed"); behind a right name also a less specific name
+    ("sparrow"; but "oriental" and "shorthair", both less specific for a Siamese, make another cat).
 
 Each of these parts is looked up as it is spelt, and `squeezed`: without spaces. `rank` orders them,
 and the first that is a name of the tree decides. The device follows the same `rank` and the same
@@ -23,7 +25,7 @@ from speciarl_jax.verifiers.label_tree import word_forms
 # Places at which a part of an answer may begin; further ones are not looked at.
 MAX_STARTS = 8
 # Words at the end that may be left out.
-MAX_TAIL = 2
+MAX_TAIL = 4
 # Kinds of openings.
 FRAME, MODIFIER = 1, 2
 
@@ -97,6 +99,7 @@ class Opener:
     Attributes:
       expressions: of `openings`.
       modifiers: keys of modifiers and their forms.
+      frames: keys of the tree's frames.
     """
 
     def __init__(self, frames: Iterable[str], modifiers: Iterable[str]):
@@ -105,7 +108,7 @@ class Opener:
         Raises:
           ValueError: a frame or modifier has a letter beyond the ASCII ones and accented Latin.
         """
-        modifiers = list(modifiers)
+        frames, modifiers = list(frames), list(modifiers)
         for text in (*frames, *modifiers):
             if not parsing.phrase(text).isascii() or b"," in parsing.phrase(text):
                 raise ValueError(
@@ -115,6 +118,8 @@ class Opener:
         self.expressions = openings(frames, modifiers)
         keys = frozenset().union(*map(word_forms.forms, modifiers))
         self.modifiers = keys | set(map(word_forms.squeezed, keys))
+        keys = frozenset(map(parsing.phrase, frames))
+        self.frames = keys | set(map(word_forms.squeezed, keys))
         self._matchers = [re.compile(e.encode()) for e in self.expressions]
 
     def kind(self, opening: bytes) -> int:
@@ -161,11 +166,13 @@ def look_up(
     best = None
     for number, (start, kind) in enumerate(opener.starts(phrase)):
         for tail, (end, tail_words, modifies) in enumerate(ends):
-            if end <= start or not (tail == 0 or modifies or _is_generic(tail_words, relation)):
+            free = tail == 0 or modifies
+            least = Category.WRONG if free else _least(tail_words, relation, opener)
+            if end <= start or least is None:
                 continue
             part = phrase[start:end]
             for squeezed, key in enumerate((part, word_forms.squeezed(part))):
-                if key in names:
+                if key in names and relation.get(key, (Category.WRONG,))[0] >= least:
                     order = rank(kind, number, tail, squeezed)
                     part_found = (order, start, kind, tail_words, modifies, key)
                     best = min(best or part_found, part_found)
@@ -181,7 +188,7 @@ def _found(phrase, relation, start, kind, tail_words, modifies, key) -> Found:
     elif opening:
         match = f"frame {opening!r} before {match}"
     if tail:
-        match = f"{'modifier' if modifies else 'generic name'} {tail!r} after {match}"
+        match = f"{'modifier' if modifies else 'broader name'} {tail!r} after {match}"
     if (kind == MODIFIER or modifies) and category == Category.SPECIFIC:
         category = Category.MORE_SPECIFIC
     return Found(category, match)
@@ -191,12 +198,18 @@ def _is_modifier(words: bytes, opener: Opener) -> bool:
     return words in opener.modifiers or word_forms.squeezed(words) in opener.modifiers
 
 
-def _is_generic(words: bytes, relation: Mapping[bytes, tuple[Category, str]]) -> bool:
-    """Whether words are a generic name; spelt as they are before squeezed, as everywhere."""
-    for key in (words, word_forms.squeezed(words)):
-        if key in relation:
-            return relation[key][0] == Category.GENERIC
-    return False
+def _least(
+    words: bytes, relation: Mapping[bytes, tuple[Category, str]], opener: Opener
+) -> Category | None:
+    """What a name must be at least for words behind it to add nothing to it; None if they do.
+
+    They are looked up as they are spelt before squeezed, as everywhere.
+    """
+    keys = (words, word_forms.squeezed(words))
+    found = next((relation[key][0] for key in keys if key in relation), Category.WRONG)
+    if found == Category.GENERIC or any(key in opener.frames for key in keys):
+        return Category.WRONG
+    return Category.SPECIFIC if found == Category.LESS_SPECIFIC else None
 
 
 def look_up_both(
@@ -208,15 +221,18 @@ def look_up_both(
 ) -> Found | None:
     """The verdict on "outer (inner)", which name the same thing twice; None where one is no name.
 
-    Both must hold, and the better one counts. `inner` may also be modifiers.
+    Both must hold, and the better one counts. `inner` may also be modifiers, or a frame.
     """
     found = look_up(outer, relation, names, opener)
     if found is None:
         return None
-    if opener.kind(inner + b" ") == MODIFIER:
+    kind = opener.kind(inner + b" ")
+    if kind == MODIFIER:
         category = Category.MORE_SPECIFIC if found.category == Category.SPECIFIC else found.category
         return Found(category, f"modifier {inner.decode()!r} after {found.match}")
     second = look_up(inner, relation, names, opener)
+    if second is None and kind == FRAME:
+        return Found(found.category, f"frame {inner.decode()!r} after {found.match}")
     if second is None:
         return None
     holds = min(found.category, second.category) > Category.WRONG

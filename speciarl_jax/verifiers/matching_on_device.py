@@ -21,7 +21,7 @@ from speciarl_jax.verifiers.parsing_on_device import Phrase
 # An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
 _MULTIPLIER = 16777619
 # Bits of `Names.use_C`.
-_NAME, _MODIFIER = 1, 2
+_NAME, _MODIFIER, _FRAME = 1, 2, 4
 _OPENER, _ABSTENTION = 0, 1
 
 
@@ -34,7 +34,7 @@ class Names:
       inverses_P: uint32, their inverses, less one power.
       hash_C: uint32, sorted.
       name_CA: uint8 keys, zero-padded.
-      use_C: uint8, `_NAME` and `_MODIFIER`.
+      use_C: uint8, `_NAME`, `_MODIFIER` and `_FRAME`.
       meaning_C: int32, the row of a name in `category_MF`; many names mean the same.
       category_MF: int8 `Category` for each of the F leaves.
       automata: of what may stand in front of a name, and of abstentions.
@@ -66,7 +66,8 @@ class Names:
           ValueError: a name has more than `max_answer_bytes`.
         """
         names = set().union(*relations)
-        keys = sorted(names | {k for k in opener.modifiers if len(k) <= max_answer_bytes})
+        beside = {k for k in opener.modifiers | opener.frames if len(k) <= max_answer_bytes}
+        keys = sorted(names | beside)
         longest = max(names, key=len)
         if len(longest) > max_answer_bytes:
             raise ValueError(
@@ -80,7 +81,8 @@ class Names:
         order_C = np.argsort(hash_C, kind="stable")
         category_MF, meaning_of = _meanings(relations)
         meaning_C = np.array([meaning_of.get(key, 0) for key in keys], np.int32)
-        use_C = np.array([(k in names) * _NAME + (k in opener.modifiers) * _MODIFIER for k in keys])
+        uses = {_NAME: names, _MODIFIER: opener.modifiers, _FRAME: opener.frames}
+        use_C = np.array([sum(bit for bit, used in uses.items() if k in used) for k in keys])
         return cls(
             powers_P=jnp.asarray(powers_P),
             inverses_P=jnp.asarray(_powers(pow(_MULTIPLIER, -1, 2**32), 0, phrase_bytes)),
@@ -219,15 +221,20 @@ def _look_up(
         tail_2 >= 0, names.category_MF[names.meaning_C[tail_2], leaf], Category.WRONG
     )
     first = jnp.where(category_2[:, 0] > Category.WRONG, category_2[:, 0], category_2[:, 1])
-    modifies = jnp.any((tail_2 >= 0) & (names.use_C[tail_2] & _MODIFIER > 0), axis=1)
+    use_2 = jnp.where(tail_2 >= 0, names.use_C[tail_2], 0)
+    modifies, frames = (jnp.any(use_2 & bit > 0, axis=1) for bit in (_MODIFIER, _FRAME))
     modifies_E = jnp.pad(modifies, (1, 0))
-    allowed_E = jnp.pad(modifies | (first == Category.GENERIC), (1, 0), constant_values=True)
+    says_nothing = modifies | frames | (first == Category.GENERIC)
+    allowed_E = jnp.pad(says_nothing, (1, 0), constant_values=True)
+    behind_right_E = jnp.pad(first == Category.LESS_SPECIFIC, (1, 0))
 
     begin_SE, end_SE = jnp.broadcast_arrays(start_S[:, None], end_E)
-    allowed_SE = allowed_E & (begin_SE < end_SE)
+    inside_SE1 = (begin_SE < end_SE)[..., None]
     begin_SE = jnp.minimum(begin_SE, end_SE)
     row_SE2 = _rows(names, text, begin_SE, end_SE)
-    known_SE2 = allowed_SE[..., None] & (row_SE2 >= 0) & (names.use_C[row_SE2] & _NAME > 0)
+    right_SE2 = names.category_MF[names.meaning_C[row_SE2], leaf] >= Category.SPECIFIC
+    allowed_SE2 = inside_SE1 & (allowed_E[:, None] | (behind_right_E[:, None] & right_SE2))
+    known_SE2 = allowed_SE2 & (row_SE2 >= 0) & (names.use_C[row_SE2] & _NAME > 0)
     s, e, q = jnp.indices(row_SE2.shape, sparse=True)
     order_SE2 = matching.rank(kind_S[s], s, e, q)
     best = jnp.argmin(jnp.where(known_SE2, order_SE2, jnp.iinfo(jnp.int32).max))
@@ -284,11 +291,13 @@ def judge(names: Names, phrase: Phrase, leaf: jax.Array) -> tuple[jax.Array, jax
     found_3 = over_parts(names, text, kinds_3P, ends_3, leaf)
     whole, outer, second = (_Verdict(found_3.known[i], found_3.category[i]) for i in range(3))
 
-    modifies = label_MP[1, -1] == matching.MODIFIER
+    inner_kind = label_MP[1, -1]
     holds = jnp.minimum(outer.category, second.category) > Category.WRONG
     both = jnp.where(holds, jnp.maximum(outer.category, second.category), Category.WRONG)
+    both = jnp.where(second.known, both, outer.category)
+    modifies = inner_kind == matching.MODIFIER
     both = jnp.where(modifies, _more_specific(outer.category), both)
-    both_known = phrase.has_parts & outer.known & (modifies | second.known)
+    both_known = phrase.has_parts & outer.known & ((inner_kind > 0) | second.known)
 
     abstains = (label_MP[2, -1] > 0) & (length <= abstention.MAX_BYTES)
     category = jnp.where(abstains, Category.ABSTAIN, Category.WRONG)

@@ -63,7 +63,13 @@ CASES = [
     ("house sparrows bird", "sparrow", S),
     ("House Sparrow song bird", "sparrow", S),
     ("house sparrow dog", "sparrow", W),
-    ("house sparrow sparrow", "sparrow", W),  # not generic
+    ("house sparrow sparrow", "sparrow", S),
+    ("male house sparrow sparrow", "sparrow", M),
+    ("sparrow sparrow", "sparrow", W),  # not a right name
+    ("crow sparrow", "sparrow", W),
+    ("house sparrow plate of", "sparrow", S),
+    ("House Sparrow (flock of)", "sparrow", S),
+    ("crow (flock of)", "sparrow", W),
     ("House Sparrow (Passer domesticus)", "sparrow", S),
     ("sparrow (Passer domesticus)", "sparrow", S),
     ("bird (sparrow)", "sparrow", L),
@@ -172,7 +178,7 @@ def test_the_same_on_the_device():
     [
         ("female Passer domesticus", "modifier 'female' before synonym"),
         ("Passer domesticus", "synonym 'Passer domesticus' of 'House Sparrow'"),
-        ("house sparrow bird", "generic name 'bird' after name 'House Sparrow'"),
+        ("house sparrow bird", "broader name 'bird' after name 'House Sparrow'"),
         ("photo of a sparrow", "frame 'photo of a' before ancestor 1 'sparrow'"),
         ("bird (sparrow)", "group 'bird' and ancestor 1 'sparrow'"),
         ("crow", "name of another label"),
