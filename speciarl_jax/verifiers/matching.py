@@ -6,8 +6,9 @@ that say nothing, or not more than a form, of what they stand beside. What may b
   - in front: a frame ("a photo of", an article, the tree's own `frames`) and after it any number
     of the tree's `modifiers` ("male");
   - at the end: up to `MAX_TAIL` words that are a generic name of the true label ("bird"), a
-    modifier, or a frame that begins with a preposition ("in a vase"); behind a name that is right,
-    also a less specific name of the true label ("cake" in "tiramisu cake").
+    modifier, or a frame ("in a vase"); behind a name that is right, also a less specific name of
+    the true label ("cake" in "tiramisu cake"; but "oriental" and "shorthair", both less specific
+    for a Siamese, make another cat).
 
 Modifiers and frames that begin with a preposition ("with olives") only stand at the end.
 
@@ -103,7 +104,7 @@ class Opener:
     Attributes:
       expressions: of `openings`.
       modifiers: keys of modifiers and their forms.
-      settings: keys of frames that stand at the end, and their forms.
+      frames: keys of the frames of the tree, and their forms.
     """
 
     def __init__(self, frames: Iterable[str], modifiers: Iterable[str]):
@@ -124,7 +125,7 @@ class Opener:
             (text for text in modifiers if not text.startswith(_BEHIND)),
         )
         self.modifiers = _keys(modifiers)
-        self.settings = _keys(text for text in frames if text.startswith(_BEHIND))
+        self.frames = _keys(frames)
         self._matchers = [re.compile(e.encode()) for e in self.expressions]
 
     def kind(self, opening: bytes) -> int:
@@ -227,7 +228,7 @@ def _beside(
     Words are looked up as they are spelt before squeezed, as everywhere.
     """
     spelt = (words, word_forms.squeezed(words))
-    for what, keys in (("modifier", opener.modifiers), ("frame", opener.settings)):
+    for what, keys in (("modifier", opener.modifiers), ("frame", opener.frames)):
         if any(key in keys for key in spelt):
             return what, Category.WRONG
     category = next((relation[key][0] for key in spelt if key in relation), Category.WRONG)
@@ -247,15 +248,18 @@ def look_up_both(
 ) -> Found | None:
     """The verdict on "outer (inner)", which name the same thing twice; None where one is no name.
 
-    Both must hold, and the better one counts. `inner` may also be modifiers.
+    Both must hold, and the better one counts. `inner` may also be modifiers, or a frame.
     """
     found = look_up(outer, relation, names, opener)
     if found is None:
         return None
-    if opener.kind(inner + b" ") == MODIFIER:
+    kind = opener.kind(inner + b" ")
+    if kind == MODIFIER:
         category = Category.MORE_SPECIFIC if found.category == Category.SPECIFIC else found.category
         return Found(category, f"modifier {inner.decode()!r} after {found.match}")
     second = look_up(inner, relation, names, opener)
+    if second is None and kind == FRAME:
+        return Found(found.category, f"frame {inner.decode()!r} after {found.match}")
     if second is None:
         return None
     holds = min(found.category, second.category) > Category.WRONG

@@ -21,7 +21,7 @@ from speciarl_jax.verifiers.parsing_on_device import Phrase
 # An odd multiplier of a polynomial hash modulo 2**32 (the one of FNV-1a, 32 bits).
 _MULTIPLIER = 16777619
 # Bits of `Names.use_C`.
-_NAME, _MODIFIER, _SETTING = 1, 2, 4
+_NAME, _MODIFIER, _FRAME = 1, 2, 4
 # Of a part that nothing is good enough to be.
 _NEVER = max(Category) + 1
 _OPENER, _ABSTENTION = 0, 1
@@ -36,7 +36,7 @@ class Names:
       inverses_P: uint32, their inverses, less one power.
       hash_C: uint32, sorted.
       name_CA: uint8 keys, zero-padded.
-      use_C: uint8, `_NAME`, `_MODIFIER` and `_SETTING`.
+      use_C: uint8, `_NAME`, `_MODIFIER` and `_FRAME`.
       meaning_C: int32, the row of a name in `category_MF`; many names mean the same.
       category_MF: int8 `Category` for each of the F leaves.
       automata: of what may stand in front of a name, and of abstentions.
@@ -68,7 +68,7 @@ class Names:
           ValueError: a name has more than `max_answer_bytes`.
         """
         names = set().union(*relations)
-        beside = {k for k in opener.modifiers | opener.settings if len(k) <= max_answer_bytes}
+        beside = {k for k in opener.modifiers | opener.frames if len(k) <= max_answer_bytes}
         keys = sorted(names | beside)
         longest = max(names, key=len)
         if len(longest) > max_answer_bytes:
@@ -83,7 +83,7 @@ class Names:
         order_C = np.argsort(hash_C, kind="stable")
         category_MF, meaning_of = _meanings(relations)
         meaning_C = np.array([meaning_of.get(key, 0) for key in keys], np.int32)
-        uses = ((names, _NAME), (opener.modifiers, _MODIFIER), (opener.settings, _SETTING))
+        uses = ((names, _NAME), (opener.modifiers, _MODIFIER), (opener.frames, _FRAME))
         use_C = np.array([sum((k in some) * use for some, use in uses) for k in keys])
         return cls(
             powers_P=jnp.asarray(powers_P),
@@ -228,7 +228,7 @@ def _look_up(
     modifies_E = jnp.pad(modifies, (1, 0))
     # `matching._least`: behind which parts the words at the end may be left out.
     least = jnp.where(first == Category.LESS_SPECIFIC, Category.SPECIFIC, _NEVER)
-    any_part = jnp.any(used_2 & (_MODIFIER | _SETTING) > 0, axis=1) | (first == Category.GENERIC)
+    any_part = jnp.any(used_2 & (_MODIFIER | _FRAME) > 0, axis=1) | (first == Category.GENERIC)
     least_E = jnp.pad(jnp.where(any_part, Category.WRONG, least), (1, 0))
 
     begin_SE, end_SE = jnp.broadcast_arrays(start_S[:, None], end_E)
@@ -293,11 +293,13 @@ def judge(names: Names, phrase: Phrase, leaf: jax.Array) -> tuple[jax.Array, jax
     found_3 = over_parts(names, text, kinds_3P, ends_3, leaf)
     whole, outer, second = (_Verdict(found_3.known[i], found_3.category[i]) for i in range(3))
 
-    modifies = label_MP[1, -1] == matching.MODIFIER
+    inner_kind = label_MP[1, -1]
     holds = jnp.minimum(outer.category, second.category) > Category.WRONG
     both = jnp.where(holds, jnp.maximum(outer.category, second.category), Category.WRONG)
+    both = jnp.where(second.known, both, outer.category)
+    modifies = inner_kind == matching.MODIFIER
     both = jnp.where(modifies, _more_specific(outer.category), both)
-    both_known = phrase.has_parts & outer.known & (modifies | second.known)
+    both_known = phrase.has_parts & outer.known & ((inner_kind > 0) | second.known)
 
     abstains = (label_MP[2, -1] > 0) & (length <= abstention.MAX_BYTES)
     category = jnp.where(abstains, Category.ABSTAIN, Category.WRONG)

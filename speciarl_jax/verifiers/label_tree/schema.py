@@ -16,10 +16,10 @@ Format of the file (JSON):
 Further keys of a leaf ("keys", "mid", "gloss", ...) are left to others. Each ancestor is a list
 of accepted names; the nearest comes first. `broader` lists the ancestors that say little: their
 names count as generic, like those of the group. `modifiers` are words beside a name that make it a
-form of the label ("male eagle"); `frames` stand in front of a name and say nothing of the label
-("flock of eagles"). Those that begin with a preposition stand behind it ("eagle in a tree"). A name
-may hold alternatives in brackets, none of them too: "[Boeing |]737-800" stands for "Boeing 737-800"
-and "737-800".
+form of the label ("male eagle"); `frames` stand in front of a name, or behind it, and say nothing
+of the label ("flock of eagles"). Those that begin with a preposition stand behind it alone ("eagle
+in a tree"). A name may hold alternatives in brackets, none of them too: "[Boeing |]737-800" stands
+for "Boeing 737-800" and "737-800".
 """
 
 import itertools
