@@ -1,6 +1,6 @@
 """What became of a policy, in words that the paired tests of `metrics.json` decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from speciarl_jax.evaluation import metrics, pairs
@@ -69,29 +69,37 @@ def evidence(test: Mapping[str, Any]) -> str:
     return f"{'; '.join(parts)}; {test['images']:,} images"
 
 
-def outcomes(found: Mapping[str, Any]) -> list[Outcome]:
+def outcomes(content: Mapping[str, Any]) -> list[Outcome]:
     """Lists what became of the base of each data set and prompt: the last run that has that base.
 
     Args:
-      found: "runs" and "comparisons" as in `metrics.json`. A pair without a test is left out.
+      content: "runs" and "comparisons" as in `metrics.json`. A pair without a test is left out.
     """
-    tests = {(run_key(row["a"]), run_key(row["b"])): tested(row) for row in found["comparisons"]}
+    tests = {(run_key(row["a"]), run_key(row["b"])): tested(row) for row in content["comparisons"]}
     keyed = (
         (base, run, tests.get((run_key(base), run_key(run))))
-        for base, run in pairs.last_of_each(found["runs"])
+        for base, run in pairs.last_of_each(content["runs"])
     )
     return [Outcome(*one) for one in keyed if one[2]]
 
 
-def headline(found: Sequence[Outcome]) -> str:
+def headline(content: Mapping[str, Any]) -> str:
     """Says what became of the base, where that is the same for all data sets and prompts.
 
+    Args:
+      content: as for `outcomes`. With several policies beside the base the sentence names the one
+        that it is about.
+
     Returns:
-      A sentence that begins with a capital letter and has no full stop; "" where there is none.
+      A sentence without a full stop; "" where there is none.
     """
+    found = outcomes(content)
+    several = len({run["policy"] for run in content["runs"]} - {pairs.BASE}) > 1
     for count in (True, False):
-        said = {sentence(one.test, count=count) for one in found}
+        said = {
+            (one.run["policy"] if several else "", sentence(one.test, count=count)) for one in found
+        }
         if len(said) == 1:
-            (text,) = said
-            return text[0].upper() + text[1:]
+            ((policy, text),) = said
+            return f"{policy}: {text}" if policy else text[0].upper() + text[1:]
     return ""

@@ -69,7 +69,7 @@ UP, NONE = difference(0.1, 0.001), difference(0.1, 0.4)
 
 def test_the_headline_is_that_of_all_data_sets_or_of_none():
     def headline(*tests):
-        return outcome.headline(outcome.outcomes(found(*tests)))
+        return outcome.headline(found(*tests))
 
     assert headline(shown(UP, NONE)) == "More specific, as often right"
     assert headline(shown(UP, NONE), shown(UP, NONE, 40)) == "More specific, as often right"
@@ -80,7 +80,11 @@ def test_the_headline_is_that_of_all_data_sets_or_of_none():
     assert headline() == ""
     # Without a paired test nothing is claimed, whatever the scores are.
     content = found(shown(UP, UP)) | {"comparisons": []}
-    assert outcome.outcomes(content) == []
+    assert outcome.outcomes(content) == [] and outcome.headline(content) == ""
+    # With several policies it says which one it is about: the last.
+    content = found(shown(UP, NONE))
+    content["runs"].insert(1, content["runs"][0] | {"policy": "other"})
+    assert outcome.headline(content) == "trained: more specific, as often right"
 
 
 def test_the_printed_remarks_say_what_the_headline_says_with_the_numbers_behind_it():

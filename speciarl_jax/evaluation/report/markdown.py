@@ -76,7 +76,6 @@ def render(content: Folder, domains: Mapping[str, Mapping[str, str]] | None = No
       domains: data set -> label id -> its group in the label tree.
     """
     runs, weights = content.metrics["runs"], content.metrics.get("weights")
-    outcomes = outcome.outcomes(content.metrics)
     names = {run_key(run): "/".join(run_key(run)) for run in runs}
     return (
         _environment()
@@ -88,8 +87,8 @@ def render(content: Folder, domains: Mapping[str, Mapping[str, str]] | None = No
                 _part(content, key, (domains or {}).get(key[0]))
                 for key in dict.fromkeys(run_key(r)[1:] for r in runs)
             ],
-            headline=outcome.headline(outcomes),
-            outcomes=outcomes,
+            headline=outcome.headline(content.metrics),
+            outcomes=outcome.outcomes(content.metrics),
             steps=[r for r in content.history if "update/loss" in r or "reward/mean" in r],
             curve=_CURVE,
             weights=metrics.describe_weights(weights) if weights else "",

@@ -35,13 +35,24 @@ from speciarl_jax.evaluation.report.page_data import visible
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 Run = Mapping[str, Any]
+# Where data sets or prompts do not agree, or no paired test is known.
+_NO_HEADLINE = "How specific, and how right"
 
 
 def _environment() -> jinja2.Environment:
     found = templates.environment(visible)
     modules = {"figures": figures, "pairs": pairs, "palette": palette, "outcome": outcome}
     found.globals |= modules | {"inline": svg.inline, "visible": visible}
+    found.filters["evidence"] = _evidence
     return found
+
+
+def _evidence(test: Mapping[str, Any]) -> str:
+    """Writes `outcome.evidence` with true minus signs, and no line break inside of p."""
+    text = outcome.evidence(test).replace("-", "−")
+    for sign in "=<":
+        text = text.replace(f"p {sign} ", f"p\u00a0{sign}\u00a0")
+    return text
 
 
 def render(
@@ -65,32 +76,17 @@ def render(
     reasons = why.Why(folder, trees or {})
     entries = page_data.images(folder.predictions, places, thumbnails or {}, reward, reasons.number)
     made = made_with.facts(folder)
-    outcomes = outcome.outcomes(folder.metrics | {"runs": runs})
-    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
-    data = {
-        # The browser of images shows the answers about an image's own data set.
-        "runs": page_data.names_of(list(asked)),
-        "sets": sorted({entry["data"] for entry in entries}),
-        "categories": {
-            name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
-            for name, look in palette.CATEGORIES.items()
-        },
-        "images": entries,
-        "reasons": list(map(visible, reasons.texts)),
-        "rollouts": page_data.rollouts(folder.samples),
-    }
+    found = folder.metrics | {"runs": runs}
+    data = _data(folder, keys, entries, reasons.texts)
     content = {
         "folder": folder,
         "runs": runs,
         "policies": dict(zip(names, runs, strict=True)),
         "measures": list(figures.MEASURES.values()),
         "share_names": list(templates.SHARES),
-        "headline": _headline(runs, outcomes),
-        "outcomes": outcomes,
-        "tests": {
-            (run_key(one["a"]), run_key(one["b"])): one["differences"]
-            for one in folder.metrics["comparisons"]
-        },
+        "headline": outcome.headline(found) or (_NO_HEADLINE if runs else "A training run"),
+        "outcomes": outcome.outcomes(found),
+        "tests": _tests(folder.metrics["comparisons"]),
         "image_sets": remarks.image_sets(folder.metrics),
         "breakdowns": _breakdowns(folder, runs, domains or {}),
         "shifts": _shifts(runs, places, entries),
@@ -123,6 +119,28 @@ def render(
     return _environment().get_template("page.html.jinja").render(content)
 
 
+def _data(
+    folder: Folder,
+    keys: Sequence[tuple[str, str, str]],
+    entries: Sequence[Mapping[str, Any]],
+    reasons: Sequence[str],
+) -> dict[str, Any]:
+    """Makes what the page's script reads."""
+    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
+    return {
+        # The browser of images shows the answers about an image's own data set.
+        "runs": page_data.names_of(list(asked)),
+        "sets": sorted({entry["data"] for entry in entries}),
+        "categories": {
+            name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
+            for name, look in palette.CATEGORIES.items()
+        },
+        "images": entries,
+        "reasons": list(map(visible, reasons)),
+        "rollouts": page_data.rollouts(folder.samples),
+    }
+
+
 def sorted_runs(runs: Sequence[Run]) -> list[Run]:
     """Sorts runs by data set and prompt, the base policy first; otherwise keeps their order."""
     sets = list(dict.fromkeys((run["data"], run["prompt"]) for run in runs))
@@ -135,11 +153,9 @@ def _rows(runs: Sequence[Run], key: str) -> list[Mapping[str, Any]]:
     return [row for run in runs for row in run.get(key) or ()]
 
 
-def _headline(runs: Sequence[Run], found: Sequence[outcome.Outcome]) -> str:
-    """Says what became of the base, where that is the same for all data sets and prompts."""
-    if not runs:
-        return "A training run"
-    return outcome.headline(found) or "How specific, and how right"
+def _tests(found: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
+    """Finds the differences of a table by (key of the one run, key of the other)."""
+    return {(run_key(one["a"]), run_key(one["b"])): one["differences"] for one in found}
 
 
 def _breakdowns(folder: Folder, runs: Sequence[Run], domains: Mapping[str, Mapping[str, str]]):
@@ -176,19 +192,17 @@ def _compared(
     found: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, int, list[tuple[str, Mapping[str, Any]]]]]:
     """Lists (data set, images, [(names of both runs, their differences)]) of the comparisons."""
-    keys = list(dict.fromkeys(run_key(one[side]) for one in found for side in ("a", "b")))
-    names = dict(zip(keys, page_data.names_of(keys), strict=True))
-    return [
-        (
-            data,
-            rows[0]["images"],
-            [
-                ("\u00a0→ ".join(names[run_key(one[side])] for side in "ab"), one["differences"])
-                for one in rows
-            ],
-        )
-        for data, rows in remarks.by_data(found).items()
-    ]
+    tables = []
+    for data, rows in remarks.by_data(found).items():
+        keys = list(dict.fromkeys(run_key(one[side]) for one in rows for side in "ab"))
+        names = dict(zip(keys, page_data.names_of(keys), strict=True))
+        sides = [[names[run_key(one[side])] for side in "ab"] for one in rows]
+        lines = [
+            ("\u00a0→ ".join(both), one["differences"])
+            for both, one in zip(sides, rows, strict=True)
+        ]
+        tables.append((data, rows[0]["images"], lines))
+    return tables
 
 
 def _weights(found: Mapping[str, Any]) -> str:
