@@ -31,6 +31,7 @@ from speciarl_jax.evaluation import (
     results,
 )
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, fingerprint, prepare
 from speciarl_jax.runtime import (
@@ -235,9 +236,11 @@ def write_results(
     report.write(workdir)
     # The folder may also hold evaluations of other data sets and prompts.
     mine = {greedy_part(run.config, name)[:3] for name in scores}
-    runs = [row for row in found["runs"] if (row["policy"], row["data"], row["prompt"]) in mine]
+    runs = [row for row in found["runs"] if run_key(row) in mine]
+    tests = [row for row in found["comparisons"] if {run_key(row[side]) for side in "ab"} <= mine]
     print(report.table(scores | constant_answer.scores(runs)))
-    print(f"\n{metrics.describe_weights(weights)}", *remarks.unknown(runs), sep="\n")
+    said = [*remarks.compared(tests), *remarks.unknown(runs)]
+    print(f"\n{metrics.describe_weights(weights)}", *said, sep="\n")
     for what, name in (
         ("summary", SUMMARY),
         ("report", "report.md"),

@@ -32,10 +32,12 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     """
     content = folder.read(workdir)
     text, html = workdir / "report.md", workdir / "report.html"
-    text.write_text(markdown.render(content), encoding="utf-8")
     sources = _sources(content)
+    trees = _trees(content, sources)
+    domains = _domains(sources, trees)
+    text.write_text(markdown.render(content, domains), encoding="utf-8")
     found = _thumbnails(content, sources, thumbnail_bytes) if thumbnail_bytes else {}
-    html.write_text(page.render(content, found, _trees(content, sources)), encoding="utf-8")
+    html.write_text(page.render(content, found, trees, domains), encoding="utf-8")
     runs = page.sorted_runs(content.metrics["runs"])
     names = page_data.names_of([folder.run_key(run) for run in runs])
     named = dict(zip(names, runs, strict=True))
@@ -82,6 +84,22 @@ def _trees(content: folder.Folder, sources: Mapping[str, Any]) -> dict[str, Taxo
             found[data] = Taxonomy.from_file(path, max_words=options["max_words"])
         except Exception as error:  # A tree that moved must not cost the page either.
             logging.warning("the report gives no reasons for verdicts on %s (%s)", data, error)
+    return found
+
+
+def _domains(
+    sources: Mapping[str, Any], trees: Mapping[str, Taxonomy]
+) -> dict[str, dict[str, str]]:
+    """Finds the group of each label in the label tree of its data set, whoever judges."""
+    found = {}
+    for data, source in sources.items():
+        try:
+            tree = trees[data].data if data in trees else label_tree.read(source)
+        except Exception as error:
+            logging.warning("the report does not know the domains of %s (%s)", data, error)
+            continue
+        if tree:
+            found[data] = {name: leaf["generic"] for name, leaf in tree["leaves"].items()}
     return found
 
 
