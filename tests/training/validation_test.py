@@ -4,13 +4,14 @@ import dataclasses
 import json
 import logging
 import shutil
+import types
 
 import ml_collections
 import numpy as np
 import pytest
 import small_run
 
-from speciarl_jax import train
+from speciarl_jax import evaluate, train
 from speciarl_jax.evaluation import evaluator as evaluator_lib
 from speciarl_jax.evaluation import metrics
 from speciarl_jax.evaluation.evaluator import Evaluator
@@ -198,6 +199,20 @@ def test_another_verifier_judges_evaluations_alone(run_with, tmp_path):
     # The tree knows nothing of what a random policy says.
     score = validations(changed)[2]
     assert score["validation/all/correctness"] == 0 < validations(same)[2]["validation/all/hm"]
+
+
+def test_evaluate_uses_the_verifier_of_evaluation(run_with, tmp_path):
+    given = types.SimpleNamespace(
+        config=run_with(evaluation__verifier__name="cascade").config,
+        **dict.fromkeys(("policies", "sets", "prompts", "answers"), []),
+        **{"workdir": str(tmp_path), "best": False, "step": None, "best_of": 0},
+        **{"overwrite": False, "partial_answers": False},
+    )
+    config, plan = evaluate.make_plan(given)
+    assert {one.verifier.name for one in (config, *plan.sets.values())} == {"cascade"}
+    assert given.config.verifier.name == "taxonomy"
+    given.config = run_with().config
+    assert evaluate.make_plan(given)[0] is given.config
 
 
 def test_sets_of_other_data_have_their_own_labels(run_with):
