@@ -375,9 +375,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     #   --config.evaluation.validation_sets="{'animals': {'domains': ('animal',)}, 'all': {}}"
     evaluation.validation_sets = ml_collections.ConfigDict()
     # Who judges evaluations: before, while and after training, and in `speciarl_jax.evaluate`. The
-    # keys are those of config.verifier. Name "": config.verifier does.
+    # keys are those of config.verifier, with the values of this file unless they are changed, too.
     evaluation.verifier = _verifier()
-    evaluation.verifier.name = ""
+    evaluation.verifier.name = ""  # as in config.verifier; "": config.verifier judges evaluations
     evaluation.batch_size = 256  # images of a batch
     evaluation.seed = 1  # of images and of sampling; the same for every training seed
     evaluation.best_of_batch_size = 16  # images of a batch of best-of-N

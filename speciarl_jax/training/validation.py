@@ -1,6 +1,8 @@
 """Validates a run while it trains, keeps its best checkpoint, and says when it should end."""
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +15,12 @@ from flax import nnx
 from speciarl_jax.evaluation import metrics
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import Run, evaluation_run
+from speciarl_jax.experiment.run import (
+    Run,
+    evaluation_config,
+    evaluation_run,
+    verifier_options,
+)
 from speciarl_jax.runtime import exit_codes, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.training import validation_sets
@@ -79,6 +86,7 @@ class Progress:
     """What a checkpoint remembers of the validations so far; JSON-able."""
 
     step: int = -1  # of the last validation; -1 before the first
+    asked: str = ""  # digest of `_asked`
     base: dict[str, float] = dataclasses.field(default_factory=dict)  # set -> correctness
     metric: str = ""  # `config.checkpoint.best_metric`, of which `best` is a value
     best: float | None = None
@@ -87,6 +95,21 @@ class Progress:
     drop: float = 0.0  # `config.train.max_correctness_drop`, below which `below` counts
     below: int = 0  # validations in a row that fell too far
     fallen: str = ""  # what the last of them found
+
+
+def _asked(config: ml_collections.ConfigDict) -> str:
+    """Digests what decides, beside the policy, about the scores of a validation."""
+    evaluation, judge = config.evaluation, config.evaluation.verifier.name
+    values = json.loads(evaluation.to_json())
+    known = {key: values[key] for key in ("options", "validation_sets", "images", "seed")}
+    known["weights"] = metrics.configured_weights(evaluation.weights)
+    if judge:
+        options = verifier_options(evaluation_config(config))
+        # A judge may have moved to another address.
+        kept = {key: value for key, value in options.items() if key not in ("cache", "server")}
+        known["verifier"] = [judge, kept]
+    text = json.dumps(known, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Validation:
@@ -112,9 +135,7 @@ class Validation:
         config = run.config
         check(config)
         self._run, self._config, self._weights = run, config, None
-        self.progress = Progress(
-            metric=config.checkpoint.best_metric, drop=config.train.max_correctness_drop
-        )
+        self.progress = self._fresh()
         # The value of `metric_of` at the last validation.
         self._value: float | None = None
         self.best_step: int | None = None
@@ -146,14 +167,24 @@ class Validation:
     def set_state(self, position: Mapping[str, Any]) -> None:
         """Goes on from the position of a checkpoint; one without validation changes nothing.
 
-        What was counted by another metric, or another limit, does not count any more.
+        What was found about other images or by another judge does not count any more, nor what was
+        counted by another metric or another limit.
         """
-        now = self.progress = Progress(**position.get("validation", {}))
-        metric, drop = self._config.checkpoint.best_metric, self._config.train.max_correctness_drop
-        if now.metric != metric:
-            now.metric, now.best, now.best_step, now.since = metric, None, -1, 0
-        if now.drop != drop:
-            now.drop, now.below, now.fallen = drop, 0, ""
+        fresh, now = self._fresh(), Progress(**position.get("validation", {}))
+        if now.asked != fresh.asked:
+            now = dataclasses.replace(fresh, step=now.step)
+        if now.metric != fresh.metric:
+            now.metric, now.best, now.best_step, now.since = fresh.metric, None, -1, 0
+        if now.drop != fresh.drop:
+            now.drop, now.below, now.fallen = fresh.drop, 0, ""
+        self.progress = now
+
+    def _fresh(self) -> Progress:
+        """Returns the progress before the first validation."""
+        kept, train = self._config.checkpoint, self._config.train
+        return Progress(
+            asked=_asked(self._config), metric=kept.best_metric, drop=train.max_correctness_drop
+        )
 
     def get_state(self) -> dict[str, Any]:
         """Returns what the position of a checkpoint keeps; empty before the first validation."""

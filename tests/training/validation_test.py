@@ -445,6 +445,10 @@ def test_a_guard_that_comes_later_measures_the_base_first(run_with, scripted, tm
     watch = Validation(run)
     train.train(run, tmp_path, validation=watch)
     assert watch.progress.base == {"all": 0.9, "hard": 0.9} and watch.progress.step == 6
+    # Of other images nothing is known yet.
+    other = Validation(run_with(train__max_correctness_drop=0.1, evaluation__images=8))
+    other.set_state(watch.get_state())
+    assert not other.progress.base and not other.stopped and other.progress.step == 6
 
 
 # Refusals.
