@@ -6,6 +6,7 @@ import logging
 import shutil
 import types
 
+import host_taxonomy
 import ml_collections
 import numpy as np
 import pytest
@@ -242,13 +243,32 @@ def test_answers_without_a_verdict_are_counted(run_with, tmp_path, monkeypatch):
     assert validations(tmp_path / "counted")[1]["validation/hard/unverified"] == 6
 
 
+def test_a_judge_on_the_host_is_asked_and_must_answer(run_with, tmp_path):
+    run = run_with(train__steps=1, evaluation__every=1)
+    away = host_taxonomy.on_host(run, unknown=lambda text: True)
+    with pytest.raises(host_verification.JudgeUnavailable, match="of the base, all: 100.0% of"):
+        train.train(run, tmp_path, validation=Validation(run, Evaluator(away)))
+    assert rows_of(tmp_path) == []
+    there = Validation(run, Evaluator(host_taxonomy.on_host(run)))
+    train.train(run, tmp_path, validation=there)
+    assert validations(tmp_path).keys() == {0, 1}
+    # The tree knows nothing of what a random policy says.
+    found = validations(tmp_path)[1]
+    assert found["validation/all/correctness"] == found["validation/all/unverified"] == 0
+
+
 # Resuming.
 
 
-@pytest.mark.parametrize("when", ["base", "2", "4", "6"])
-@pytest.mark.parametrize("how", ["killed", "preempted"])
+@pytest.mark.parametrize(
+    "how, when",
+    [
+        *(("killed", "base"), ("killed", "4")),
+        *(("preempted", "base"), ("preempted", "2"), ("preempted", "6")),
+    ],
+)
 def test_a_run_that_ends_during_a_validation_goes_on_to_the_same_bits(
-    run, run_with, calm, tmp_path, monkeypatch, when, how
+    run, run_with, calm, tmp_path, monkeypatch, how, when
 ):
     """Killed in the second set, or with the notice of a preemption in the first."""
     batches, ended, asked = Evaluator.batches, [], []
