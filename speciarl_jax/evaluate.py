@@ -56,6 +56,7 @@ from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.experiment import host_verification, validate_config
 from speciarl_jax.experiment.run import (
     Run,
+    evaluation_config,
     make_prompt_builder,
     open_sources,
     policy_run,
@@ -107,6 +108,7 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
     else:
         config = policy_sources.read_config(workdir)
         usual = [policy_sources.BASE, policy_sources.TRAINED]
+    config = evaluation_config(config)
     metrics.configured_weights(config.evaluation.weights)  # refused before any work
     step = policy_sources.BEST if given.best else given.step
     answers = answer_file.read(given.answers)

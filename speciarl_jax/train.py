@@ -33,7 +33,7 @@ from speciarl_jax.evaluation import (
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import Run, fingerprint, prepare
+from speciarl_jax.experiment.run import Run, evaluation_run, fingerprint, prepare
 from speciarl_jax.runtime import (
     compilation_cache,
     exit_codes,
@@ -48,8 +48,10 @@ from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.training import dynamic_sampling, steps, train_data
 from speciarl_jax.training import state as state_lib
+from speciarl_jax.training import validation as validation_lib
 from speciarl_jax.training.state import TrainState
 from speciarl_jax.training.train_logger import TrainLogger
+from speciarl_jax.training.validation import Validation
 
 SUMMARY = "summary.json"
 
@@ -61,6 +63,7 @@ def train(
     clock: RunClock | None = None,
     allow_config_change: bool = False,
     on_first_step: Callable[[], None] = lambda: None,
+    validation: Validation | None = None,
 ) -> tuple[nnx.State, float]:
     """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
@@ -68,25 +71,28 @@ def train(
       clock: counts the seconds of this process; from here on when None.
       allow_config_change: go on from a checkpoint of another configuration.
       on_first_step: is called when the first step of this process has finished.
+      validation: of this run; made here when None.
 
     Returns:
-      The trained adapters, and the seconds that earlier processes of this run took.
+      The trained adapters, of the best checkpoint if `validation.takes_best`, and the seconds that
+      earlier processes of this run took.
 
     Raises:
       ValueError: the checkpoint belongs to another configuration.
       FloatingPointError: the gradient was not finite too often in a row.
-      host_verification.JudgeUnavailable: too many rollouts of a step have no verdict; a checkpoint
-        of the step before was saved.
+      host_verification.JudgeUnavailable: too many rollouts of a step, or answers of a validation,
+        have no verdict; a checkpoint of the last step before was saved.
       exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
       exit_codes.StorageError: a checkpoint cannot be written.
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
+    validation = validation or Validation(run)
     optimizer, state, state_sharding = state_lib.start(run)
     batches, known = train_data.training_batches(run), fingerprint(run)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         found = checkpoints.resume(state, known, allow_change=allow_config_change)
-        done, state, window = resume(found, state, batches, clock)
+        done, state, window = resume(found, state, batches, clock, validation)
 
         def first_step_done() -> None:
             clock.step_done(done + 1)
@@ -102,12 +108,17 @@ def train(
             window=window,
             timer=timer,
             on_first_step=first_step_done,
+            validated=validation.validated,
         )
         stack.callback(logger.close)
         profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
-        saved = position(batches, logger, clock)
+        telling = (logger, timer, notice.after_step)
+        validation.catch_up(done, state.lora, checkpoints, *telling)
+        saved = position(batches, logger, clock, validation)
         for number in range(done + 1, config.train.steps + 1):
+            if validation.stopped:
+                break
             profiler.before_step(number)
             rows: list[Mapping[str, Any]] = []
             next_batch = train_data.on_devices(run, batches, rows)
@@ -124,29 +135,37 @@ def train(
             timer.end(values)
             logger.add(number, values | run.place_metrics(), rows)
             profiler.after_step(values)
-            leaves, last = notice.after_step(), number == config.train.steps
-            due, metric = last or checkpoints.due(number), None
-            if due or leaves:
+            last = number == config.train.steps
+            error = validation_lib.preempted(number) if notice.after_step() else None
+            if error is None:
+                error = validation.after_step(number, state.lora, *telling)
+            due = last or validation.is_due(number) or checkpoints.due(number)
+            metric = None
+            if due or error:
                 # A run that goes on from a checkpoint writes the rows after it, and no earlier.
                 logger.flush()
-                metric = logger.mean(begin_anew=due)
-            saved = position(batches, logger, clock)
-            checkpoints.save(number, state, saved, known, metric=metric, force=last or leaves)
-            if leaves and not last:
+                mean = logger.mean(begin_anew=due)
+                metric = validation.metric_of(number) if mean is None else mean
+            saved = position(batches, logger, clock, validation)
+            force = due or error is not None
+            checkpoints.save(number, state, saved, known, metric=metric, force=force)
+            if error and not (last and validation.is_done(number)):
                 checkpoints.wait()
-                raise exit_codes.Preempted(
-                    f"preempted: step {number} is saved; start again to go on"
-                )
+                raise error
+        state = validation.best_state(checkpoints, state)
     return state.lora, clock.earlier
 
 
-def position(batches: Any, logger: TrainLogger, clock: RunClock) -> dict[str, Any]:
+def position(
+    batches: Any, logger: TrainLogger, clock: RunClock, validation: Validation
+) -> dict[str, Any]:
     """Returns what a checkpoint keeps beside the state: place in the data, window, seconds."""
     return {
         "stream": batches.get_state(),
         "processes": jax.process_count(),
         "window": logger.window,
         **clock.get_state(),
+        **validation.get_state(),
     }
 
 
@@ -155,8 +174,9 @@ def resume(
     state: TrainState,
     batches: Any,
     clock: RunClock,
+    validation: Validation,
 ) -> tuple[int, TrainState, tuple[float, int]]:
-    """Sets batches and clock to the position of a checkpoint, if there is one.
+    """Sets batches, clock and validation to the position of a checkpoint, if there is one.
 
     Args:
       found: steps, state and position of the newest checkpoint, or None.
@@ -172,6 +192,7 @@ def resume(
     was = position.get("processes", jax.process_count())
     batches.set_state(pipeline.state_for(position["stream"], was, jax.process_count()))
     clock.set_state(position)
+    validation.set_state(position)
     logging.info("resumed after step %d", done)
     return done, state, tuple(position.get("window", (0.0, 0)))
 
@@ -204,16 +225,20 @@ def greedy_score(
 
 
 def write_summary(
-    path: epath.Path, scores: Mapping[str, metrics.Score], steps: int, clock: RunClock
+    path: epath.Path,
+    scores: Mapping[str, metrics.Score],
+    steps: int,
+    clock: RunClock,
+    ended: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes scores, and how long the run took (`RunClock.summary`).
+    """Writes scores, how long the run took (`RunClock.summary`), and how it `ended`.
 
     Raises:
       ValueError: a summary that is there already is damaged.
     """
     before = jsonl.read_object(path, "delete it")
     summary = {name: dataclasses.asdict(score) for name, score in scores.items()}
-    summary |= clock.summary(steps, before)
+    summary |= clock.summary(steps, before) | (ended or {})
     jsonl.replace(path, json.dumps(summary, indent=2) + "\n")
 
 
@@ -223,13 +248,16 @@ def write_results(
     scores: Mapping[str, metrics.Score],
     clock: RunClock,
     store: predictions.Predictions,
+    validation: Validation,
 ) -> None:
     """Writes `summary.json`, `metrics.json` and the report, and prints where they are.
 
     Raises:
       ValueError: a summary that is there already is damaged.
     """
-    write_summary(workdir / SUMMARY, scores, run.config.train.steps, clock)
+    ended = validation.summary()
+    steps = validation.progress.step if validation.stopped else run.config.train.steps
+    write_summary(workdir / SUMMARY, scores, steps, clock, ended)
     weights = metrics.configured_weights(run.config.evaluation.weights)
     data = run.config.data.name
     found = results.update(workdir, store, weights, labels={data: run.labels})
@@ -241,6 +269,8 @@ def write_results(
     print(report.table(scores | constant_answer.scores(runs)))
     said = [*remarks.compared(tests), *remarks.unknown(runs)]
     print(f"\n{metrics.describe_weights(weights)}", *said, sep="\n")
+    for what, value in ended.items():
+        print(f"{what.replace('_', ' ') + ':':13} {value}")
     for what, name in (
         ("summary", SUMMARY),
         ("report", "report.md"),
@@ -267,21 +297,26 @@ def main(argv: Sequence[str]) -> None:
     # What would be refused after all the work is refused before it.
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
+    validation_lib.check(config)
     run = prepare(config)
-    if host_verification.is_host(run):
-        run.verifier.check()
+    evaluator = Evaluator(evaluation_run(run))
+    for one in {id(one.verifier): one for one in (run, evaluator.run)}.values():
+        if host_verification.is_host(one):
+            one.verifier.check()
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if alone else None
-    evaluator = Evaluator(run)
+    validation = Validation(run, evaluator)
     scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
-    lora, _ = train(run, workdir, clock=clock, allow_config_change=allow_change)
+    lora, _ = train(
+        run, workdir, clock=clock, allow_config_change=allow_change, validation=validation
+    )
     scores["trained"] = greedy_score(evaluator, lora, "trained", store)
     if alone:
-        write_results(run, workdir, scores, clock, store)
+        write_results(evaluator.run, workdir, scores, clock, store, validation)
 
 
 if __name__ == "__main__":

@@ -121,12 +121,18 @@ class GrowingFile:
 class JsonLines:
     """Adds rows that have a `step`; a resumed run goes on with them."""
 
-    def __init__(self, path: epath.PathLike, first_step: int):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        first_step: int,
+        written_again: Callable[[Mapping[str, Any]], bool] = lambda row: False,
+    ):
         """Opens the file.
 
         Args:
           path: of the file, or a URL (gs://...).
           first_step: rows of this step and later are dropped, and a row that a kill cut short.
+          written_again: tells of an earlier row whether it is dropped, too.
         """
         path = epath.Path(path)
         self._lines: list[str] = []
@@ -135,7 +141,8 @@ class JsonLines:
             content = path.read_text()
             for line in content.split("\n"):
                 with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                    if json.loads(line)["step"] < first_step:
+                    row = json.loads(line)
+                    if row["step"] < first_step and not written_again(row):
                         self._lines.append(line + "\n")
             if "".join(self._lines) != content:
                 self._file.rewrite()

@@ -5,8 +5,8 @@
     python -m speciarl_jax.tools.convert --adapter=exports/adapter --to=run --out=runs/warm \\
         --config=configs/quickstart.py
 
-The input is a run of `speciarl_jax.train` (`--workdir`; its latest checkpoint, or `--step`) or a
-folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
+The input is a run of `speciarl_jax.train` (`--workdir`; its trained policy, `--step` or `--best`),
+or a folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 
   merged  a Hugging Face checkpoint folder: the weights with the adapters added, the base's
           tokenizer, processor and chat template, and of its generation settings the special
@@ -75,12 +75,12 @@ class Trained:
 
 
 def read_run(
-    workdir: pathlib.Path, *, step: int | None = None, model: str | None = None
+    workdir: pathlib.Path, *, step: int | str | None = None, model: str | None = None
 ) -> Trained:
     """Reads the adapters of a training run; needs neither its data nor its devices.
 
     Args:
-      step: of the checkpoint; None for the latest.
+      step: of the checkpoint; `BEST` or None as for `policy_sources.trained`.
       model: folder of the base; None for the one in the run's configuration.
 
     Raises:
@@ -340,6 +340,8 @@ def check_usage(given: Any) -> None:
         raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
     if bool(given.workdir) == bool(given.adapter):
         raise app.UsageError("give either --workdir of a training run or --adapter, a PEFT folder")
+    if given.best and (given.step is not None or not given.workdir):
+        raise app.UsageError("--best goes with --workdir, and without --step")
     for name, needs, fits in (
         ("step", "--workdir", bool(given.workdir)),
         ("dtype", "--to=merged", given.to == "merged"),
@@ -360,7 +362,8 @@ def main(argv: Sequence[str]) -> None:
     quieten_orbax()
     out = pathlib.Path(given.out)
     if given.workdir:
-        trained = read_run(pathlib.Path(given.workdir), step=given.step, model=given.model)
+        step = policy_sources.BEST if given.best else given.step
+        trained = read_run(pathlib.Path(given.workdir), step=step, model=given.model)
     else:
         trained = read_adapter(pathlib.Path(given.adapter), model=given.model)
     if given.to == "merged":
@@ -374,7 +377,8 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Training run to read.")
-    flags.DEFINE_integer("step", None, "Checkpoint of the run; default: the latest.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; default: that of `trained`.")
+    flags.DEFINE_bool("best", False, "Take the best checkpoint (config.checkpoint.keep_best).")
     flags.DEFINE_string("adapter", None, "PEFT folder to read.")
     flags.DEFINE_string("model", None, "Folder of the base, if it has moved.")
     flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "Kind of the output.")

@@ -31,6 +31,7 @@ _CURVE = {
     "KL": "update/kl",
     "entropy": "update/entropy",
 }
+_MOST_VALIDATIONS = 60  # rows of their table
 
 
 def table(scores: Mapping[str, Score]) -> str:
@@ -91,6 +92,7 @@ def render(content: Folder, domains: Mapping[str, Mapping[str, str]] | None = No
             outcomes=outcome.outcomes(content.metrics),
             steps=[r for r in content.history if "update/loss" in r or "reward/mean" in r],
             curve=_CURVE,
+            validations=_spread(_validations(content.history), _MOST_VALIDATIONS),
             weights=metrics.describe_weights(weights) if weights else "",
             made_with=made_with.described(made_with.facts(content), names),
         )
@@ -144,6 +146,16 @@ def _part(
             if base is not None
         },
     }
+
+
+def _validations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lists step, name and scores of each set at each validation."""
+    found = []
+    for row in history:
+        for name in [key.split("/")[1] for key in row if key.endswith("/hm")]:
+            scores = {m: row[f"validation/{name}/{m}"] for m in metrics.MEASURES}
+            found.append({"step": row["step"], "name": name, **scores})
+    return found
 
 
 def _changes(before: comparisons.Lines, after: comparisons.Lines) -> dict[str, Any]:

@@ -283,3 +283,15 @@ def test_changes_are_those_of_the_same_images():
     later = [answer(f"thing {i}", "b", "specific") for i in range(2)]
     text = written(before=lines, after=[later[0], answer("another", "b", "specific")])
     assert "1 of 1 became better:" in text and "thing 0" in text
+
+
+def test_a_run_that_ended_early_says_why_and_shows_its_validations():
+    scores = {f"validation/far|off/{m}": 0.25 for m in ("hm", "correctness", "specificity")}
+    history = [{"step": 0} | scores, {"step": 1, "reward/mean": 0.5}, {"step": 10} | scores]
+    summary = {"steps": 10, "wall_seconds": 60.0, "stopped": "correctness fell", "best_step": 5}
+    text = written(history=history, summary=summary)
+    assert "The run ended early: correctness fell." in text
+    assert "is the best checkpoint, that of step 5." in text
+    rows = [cells(line) for line in text.splitlines() if "far" in line]
+    assert rows == [[n, r"far\|off", "0.250", "0.250", "0.250"] for n in ("0", "10")]
+    assert "ended early" not in written(history=history[1:2]) and "validation set" not in written()
