@@ -23,8 +23,11 @@ class MetricWriter:
         Args:
           workdir: an existing folder, or a URL (gs://...).
           first_step: rows of this step and later are dropped: a resumed run writes them again.
+
+        Raises:
+          ValueError: two of the rows that stay are of one step.
         """
-        self._lines = JsonLines(epath.Path(workdir) / "metrics.jsonl", first_step)
+        self._lines = JsonLines(epath.Path(workdir) / "metrics.jsonl", first_step, once=True)
         # A killed run must not lose rows that lie before its last checkpoint: flush often.
         self.board = tensorboardX.SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=1
