@@ -76,7 +76,8 @@ def train(
       FloatingPointError: the gradient was not finite too often in a row.
       host_verification.JudgeUnavailable: too many rollouts of a step have no verdict; a checkpoint
         of the step before was saved.
-      exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
+      exit_codes.Preempted: the machine is about to be taken away, or a person pressed Ctrl-C
+        (`Interrupted`); a checkpoint was saved.
       exit_codes.StorageError: a checkpoint cannot be written.
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
@@ -131,11 +132,10 @@ def train(
                 metric = logger.mean(begin_anew=due)
             saved = position(batches, logger, clock)
             checkpoints.save(number, state, saved, known, metric=metric, force=last or leaves)
-            if leaves and not last:
+            if leaves:
                 checkpoints.wait()
-                raise exit_codes.Preempted(
-                    f"preempted: step {number} is saved; start again to go on"
-                )
+                raise notice.error(f"step {number} of {config.train.steps} is saved")
+        checkpoints.wait()  # while `notice` keeps signals from ending the process
     return state.lora, clock.earlier
 
 
