@@ -44,7 +44,7 @@ from speciarl_jax.runtime import (
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.profiler import Profiler
 from speciarl_jax.runtime.wall_clock import RunClock
-from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import dynamic_sampling, steps, train_data
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training.state import TrainState
@@ -260,7 +260,18 @@ def main(argv: Sequence[str]) -> None:
     multihost.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
-    config, workdir = given.config, open_workdir(given.workdir)
+    with writing(given.workdir, "train") as workdir:
+        train_between_evaluations(given.config, workdir, clock, allow_change)
+
+
+def train_between_evaluations(
+    config: ml_collections.ConfigDict, workdir: epath.Path, clock: RunClock, allow_change: bool
+) -> None:
+    """Evaluates the base policy, trains it, evaluates it again, and writes the results.
+
+    Raises:
+      ValueError: something does not fit, or the workdir belongs to another run.
+    """
     # What would be refused after all the work is refused before it.
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
