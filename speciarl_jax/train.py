@@ -72,7 +72,7 @@ def train(
       The trained adapters, and the seconds that earlier processes of this run took.
 
     Raises:
-      ValueError: the checkpoint belongs to another configuration.
+      ValueError: the checkpoint belongs to another configuration, or to a later step than the last.
       FloatingPointError: the gradient was not finite too often in a row.
       host_verification.JudgeUnavailable: too many rollouts of a step have no verdict; a checkpoint
         of the step before was saved.
@@ -87,6 +87,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         found = checkpoints.resume(state, known, allow_change=allow_config_change)
         done, state, window = resume(found, state, batches, clock)
+        refuse_fewer_steps(done, config, workdir)
 
         def first_step_done() -> None:
             clock.step_done(done + 1)
@@ -173,6 +174,26 @@ def resume(
     clock.set_state(position)
     logging.info("resumed after step %d", done)
     return done, state, tuple(position.get("window", (0.0, 0)))
+
+
+def refuse_fewer_steps(
+    done: int | None, config: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+    """Refuses a run that has done more steps than it is to do: its weights are of a later step.
+
+    Args:
+      done: steps of the newest checkpoint; None if there is none.
+
+    Raises:
+      ValueError: `config.train.steps` is below `done`; says what to do.
+    """
+    if done is not None and done > config.train.steps:
+        raise ValueError(
+            f"config.train.steps is {config.train.steps}, but {workdir} has done {done} steps, and "
+            f"its weights are those of step {done}. To go on, give config.train.steps={done} or "
+            "more; for the policy of an earlier step, python -m speciarl_jax.evaluate --step=N "
+            "takes its checkpoint, if that is kept; to train fewer steps, give another --workdir"
+        )
 
 
 def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
@@ -280,6 +301,7 @@ def train_between_evaluations(
         run.verifier.check()
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
+        refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
