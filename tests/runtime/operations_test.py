@@ -64,7 +64,7 @@ def tell(number):
 
 
 @pytest.fixture
-def heeded(monkeypatch):
+def heeded():
     """A Ctrl-C is not ignored, as it is where these tests are a script's background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

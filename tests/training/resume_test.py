@@ -170,7 +170,7 @@ def test_a_ctrl_c_in_one_of_two_processes_ends_both_with_all_saved(start_both, t
     both[1].send_signal(signal.SIGINT)
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [-signal.SIGINT] * 2, "\n".join(printed)
-    (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == rows_of(tmp_path)[-1]["step"] < STEPS
     for said in printed:
         assert f"interrupted: step {saved} of {STEPS} is saved; the same command goes on" in said
