@@ -49,7 +49,7 @@ class Interrupted(Preempted):
 
 
 class RefusedByAll(ValueError):
-    """All processes of the run refuse alike, and may end together."""
+    """All processes of the run refuse alike, may end together, and say no more than the message."""
 
 
 class RestartNeeded(Exception):
@@ -112,9 +112,11 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
 
 
 def _say(error: BaseException) -> None:
-    """Says what ended a program: a line where all is well, otherwise with a traceback."""
+    """Says what ended a program: in a line where that says all, otherwise with a traceback."""
     if isinstance(error, Preempted):
         logging.warning("%s", error)
+    elif isinstance(error, RefusedByAll):
+        logging.error("%s", error)
     elif interrupts.is_behind(error):
         logging.warning(
             "interrupted; what is written stays, and the same command goes on from there"

@@ -52,8 +52,8 @@ def writing(path: str, program: str) -> Iterator[epath.Path]:
             except (ValueError, OSError) as found:
                 error = found
         said = multihost.allgather(None if error is None else str(error))[0]
-        if error is not None and jax.process_count() == 1:
+        if isinstance(error, OSError) and jax.process_count() == 1:
             raise error
         if said is not None:
-            raise exit_codes.RefusedByAll(said)
+            raise exit_codes.RefusedByAll(said) from error
         yield workdir

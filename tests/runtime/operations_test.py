@@ -312,10 +312,12 @@ def test_a_program_ends_with_these_codes():
         "    left = exit_codes.Preempted('saved')\n"
         "    stopped = exit_codes.Interrupted('all saved')\n"
         "    errors = {'value': ValueError('too big'), 'left': left, 'stopped': stopped}\n"
+        "    errors['all'] = exit_codes.RefusedByAll('by all')\n"
         "    raise errors[argv[1]]\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "app.run(exit_codes.guarded(main))\n"
     )
+    by_ctrl_c = ("int", "close", "twice", "stopped")
     running = {
         name: subprocess.Popen(
             [sys.executable, "-c", program, name],
@@ -324,11 +326,12 @@ def test_a_program_ends_with_these_codes():
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         )
-        for name in ("value", "left", "term", "late", "memory", "int", "close", "twice", "stopped")
+        for name in ("value", "all", "left", "term", "late", "memory", *by_ctrl_c)
     }
     said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {
         "value": exit_codes.REFUSED,
+        "all": exit_codes.REFUSED,
         "left": exit_codes.RESTART,
         "term": exit_codes.RESTART,
         "late": exit_codes.RESTART,
@@ -337,7 +340,8 @@ def test_a_program_ends_with_these_codes():
         **{"int": -signal.SIGINT, "close": -signal.SIGINT, "stopped": -signal.SIGINT},
         "twice": interrupts.CODE,
     }, said
-    for name in ("int", "close", "twice", "stopped"):
+    assert "by all" in said["all"] and "Traceback" not in said["all"]
+    for name in by_ctrl_c:
         assert "Traceback" not in said[name] and "went on" not in said[name], said[name]
     assert "the same command goes on" in said["int"] and "all saved" in said["stopped"]
     assert "RuntimeError: cannot be closed" in said["close"]
