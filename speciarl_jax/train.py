@@ -45,7 +45,7 @@ from speciarl_jax.runtime import (
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.profiler import Profiler
 from speciarl_jax.runtime.wall_clock import RunClock
-from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import dynamic_sampling, steps, train_data
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import validation as validation_lib
@@ -78,11 +78,12 @@ def train(
       earlier processes of this run took.
 
     Raises:
-      ValueError: the checkpoint belongs to another configuration.
+      ValueError: the checkpoint belongs to another configuration, or to a later step than the last.
       FloatingPointError: the gradient was not finite too often in a row.
       host_verification.JudgeUnavailable: too many rollouts of a step, or answers of a validation,
         have no verdict; a checkpoint of the last step before was saved.
-      exit_codes.Preempted: the machine is about to be taken away; a checkpoint was saved.
+      exit_codes.Preempted: the machine is about to be taken away, or a person pressed Ctrl-C
+        (`Interrupted`); a checkpoint was saved.
       exit_codes.StorageError: a checkpoint cannot be written.
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
@@ -93,6 +94,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         found = checkpoints.resume(state, known, allow_change=allow_config_change)
         done, state, window = resume(found, state, batches, clock, validation)
+        refuse_fewer_steps(done, config, workdir)
 
         def first_step_done() -> None:
             clock.step_done(done + 1)
@@ -113,7 +115,7 @@ def train(
         stack.callback(logger.close)
         profiler = stack.enter_context(Profiler(workdir, config.train.profile_steps))
         notice = stack.enter_context(preemption.Notice())
-        telling = (logger, timer, notice.after_step)
+        telling = (logger, timer, notice)
         validation.catch_up(done, state.lora, checkpoints, *telling)
         saved = position(batches, logger, clock, validation)
         for number in range(done + 1, config.train.steps + 1):
@@ -136,8 +138,10 @@ def train(
             logger.add(number, values | run.place_metrics(), rows)
             profiler.after_step(values)
             last = number == config.train.steps
-            error = validation_lib.preempted(number) if notice.after_step() else None
-            if error is None:
+            error = None
+            if notice.after_step():
+                error = notice.error(f"step {number} of {config.train.steps} is saved")
+            else:
                 error = validation.after_step(number, state.lora, *telling)
             due = last or validation.is_due(number) or checkpoints.due(number)
             metric = None
@@ -149,9 +153,10 @@ def train(
             saved = position(batches, logger, clock, validation)
             force = due or error is not None
             checkpoints.save(number, state, saved, known, metric=metric, force=force)
-            if error and not (last and validation.is_done(number)):
+            if error:
                 checkpoints.wait()
                 raise error
+        checkpoints.wait()  # while `notice` keeps signals from ending the process
         state = validation.best_state(checkpoints, state)
     return state.lora, clock.earlier
 
@@ -195,6 +200,26 @@ def resume(
     validation.set_state(position)
     logging.info("resumed after step %d", done)
     return done, state, tuple(position.get("window", (0.0, 0)))
+
+
+def refuse_fewer_steps(
+    done: int | None, config: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+    """Refuses a run that has done more steps than it is to do: its weights are of a later step.
+
+    Args:
+      done: steps of the newest checkpoint; None if there is none.
+
+    Raises:
+      ValueError: `config.train.steps` is below `done`; says what to do.
+    """
+    if done is not None and done > config.train.steps:
+        raise ValueError(
+            f"config.train.steps is {config.train.steps}, but {workdir} has done {done} steps, and "
+            f"its weights are those of step {done}. To go on, give config.train.steps={done} or "
+            "more; for the policy of an earlier step, python -m speciarl_jax.evaluate --step=N "
+            "takes its checkpoint, if that is kept; to train fewer steps, give another --workdir"
+        )
 
 
 def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
@@ -293,7 +318,18 @@ def main(argv: Sequence[str]) -> None:
     multihost.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)
-    config, workdir = given.config, open_workdir(given.workdir)
+    with writing(given.workdir, "train") as workdir:
+        train_between_evaluations(given.config, workdir, clock, allow_change)
+
+
+def train_between_evaluations(
+    config: ml_collections.ConfigDict, workdir: epath.Path, clock: RunClock, allow_change: bool
+) -> None:
+    """Evaluates the base policy, trains it, evaluates it again, and writes the results.
+
+    Raises:
+      ValueError: something does not fit, or the workdir belongs to another run.
+    """
     # What would be refused after all the work is refused before it.
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
@@ -305,6 +341,7 @@ def main(argv: Sequence[str]) -> None:
             one.verifier.check()
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
+        refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")

@@ -31,9 +31,12 @@ class MetricWriter:
           workdir: an existing folder, or a URL (gs://...).
           first_step: rows of this step and later are dropped: a resumed run writes them again.
           written_again: tells of an earlier row whether a resumed run writes it again, too.
+
+        Raises:
+          ValueError: two of the rows that stay are of one step.
         """
         path = epath.Path(workdir) / "metrics.jsonl"
-        self._lines = JsonLines(path, first_step, written_again)
+        self._lines = JsonLines(path, first_step, written_again, once=True)
         # A killed run must not lose rows that lie before its last checkpoint: flush often.
         self.board = tensorboardX.SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=1

@@ -185,7 +185,9 @@ def write(
     numbers.write_text(json.dumps(found, indent=1) + "\n")
     text.write_text(to_markdown(found))
     named = {_name(row, found): row for row in found["runs"]}
-    curves = {str(folder): jsonl.read(folder / "metrics.jsonl") for folder in folders}
+    curves = {
+        str(folder): jsonl.read(folder / "metrics.jsonl", once=jsonl.STEPS) for folder in folders
+    }
     kept = {name: rows for name, rows in curves.items() if rows}
     return [numbers, text, *figures.write_png(out, named, kept)]
 

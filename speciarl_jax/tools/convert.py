@@ -18,13 +18,11 @@ or a folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 The output is read back and compared bit for bit before it gets its name.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,6 +45,7 @@ from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
+from speciarl_jax.runtime.new_folder import new_folder
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
@@ -126,25 +125,6 @@ def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
             "Qwen2.5-VL checkpoint"
         )
     return load_policy.model_folder(str(found))
-
-
-@contextlib.contextmanager
-def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder to write to; renames it to `out` at the end, or deletes it after an error.
-
-    Raises:
-      ValueError: `out` exists and is not an empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out={out} exists already and is not empty; choose another folder")
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`: a folder can be renamed only within one disk.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}_", dir=out.parent) as holder:
-        folder = pathlib.Path(holder) / "new"
-        folder.mkdir()
-        yield folder
-        folder.replace(out)
 
 
 def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = None) -> None:

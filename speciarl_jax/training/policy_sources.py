@@ -205,6 +205,23 @@ def trained(
     Raises:
       ValueError: there is no such checkpoint, or the run that wrote it had other base weights.
     """
+    try:
+        return _restored(mesh, lora, workdir, step, base)
+    except checkpoint.DamagedCheckpoint:
+        if isinstance(step, int):
+            raise
+        # A run that is still going on deletes old checkpoints, even while they are read. Then
+        # another is the latest now.
+        return _restored(mesh, lora, workdir, step, base)
+
+
+def _restored(
+    mesh: jax.sharding.Mesh,
+    lora: Any,
+    workdir: epath.Path,
+    step: int | str | None,
+    base: pathlib.Path,
+) -> Any:
     config = read_config(workdir)
     wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
     with checkpoint.Checkpoints(

@@ -21,7 +21,7 @@ from speciarl_jax.experiment.run import (
     evaluation_run,
     verifier_options,
 )
-from speciarl_jax.runtime import exit_codes, step_timer
+from speciarl_jax.runtime import exit_codes, preemption, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.training import validation_sets
 from speciarl_jax.training.state import TrainState
@@ -198,7 +198,7 @@ class Validation:
         checkpoints: Checkpoints,
         logger: TrainLogger,
         timer: step_timer.StepTimer,
-        leaves: Callable[[], bool],
+        notice: preemption.Notice,
     ) -> None:
         """Validates what must be validated before the next step.
 
@@ -216,14 +216,14 @@ class Validation:
         unknown = config.train.max_correctness_drop and not known
         if unknown and 0 < done < config.train.steps:
             # A run that was not watched from its beginning.
-            scores = self._scores(self._run.lora, "of the base", leaves)
+            scores = self._scores(self._run.lora, "of the base", notice.after_step)
             if scores is None:
-                raise preempted(done)
+                raise notice.error(_saved(done))
             self.progress.base = self._correctness(scores)
         if self.is_done(done):
             return
         adapters = lora if done else self._run.lora
-        if (error := self.after_step(done, adapters, logger, timer, leaves)) is not None:
+        if (error := self.after_step(done, adapters, logger, timer, notice)) is not None:
             raise error
         if (metric := self.metric_of(done)) is not None:
             checkpoints.add_metric(done, metric)
@@ -234,13 +234,13 @@ class Validation:
         lora: nnx.State,
         logger: TrainLogger,
         timer: step_timer.StepTimer,
-        leaves: Callable[[], bool],
-    ) -> exit_codes.RestartNeeded | None:
+        notice: preemption.Notice,
+    ) -> exit_codes.Preempted | exit_codes.RestartNeeded | None:
         """Validates after a step if that is due.
 
         Args:
           lora: the adapters after the step.
-          leaves: is asked after each batch whether to save and leave.
+          notice: is asked after each batch whether to save and leave.
 
         Returns:
           Why the run must save and leave, with this validation still to be done; None if all is
@@ -251,11 +251,13 @@ class Validation:
         logger.flush()
         begun = time.perf_counter()
         try:
-            row = self._scores(lora, f"after step {step}" if step else "of the base", leaves)
+            row = self._scores(
+                lora, f"after step {step}" if step else "of the base", notice.after_step
+            )
         except host_verification.JudgeUnavailable as error:
             return error
         if row is None:
-            return preempted(step)
+            return notice.error(_saved(step))
         timer.rest()
         logger.add_validation(step, row | {VALIDATION_TIME: time.perf_counter() - begun})
         self._note(step, row)
@@ -383,8 +385,5 @@ class Validation:
             )
 
 
-def preempted(step: int) -> exit_codes.Preempted:
-    """Returns the error that a run leaves with when the machine is about to be taken away."""
-    return exit_codes.Preempted(
-        f"preempted: {f'step {step} is saved' if step else 'no step is done'}; start again to go on"
-    )
+def _saved(step: int) -> str:
+    return f"step {step} is saved" if step else "no step is done"

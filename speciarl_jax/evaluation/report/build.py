@@ -13,6 +13,7 @@ from speciarl_jax.data import images, label_tree, thumbnails
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.report import figures, folder, markdown, page, page_data, palette
+from speciarl_jax.runtime import jsonl
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 THUMBNAIL_BYTES = 8_000_000
@@ -35,9 +36,9 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     sources = _sources(content)
     trees = _trees(content, sources)
     domains = _domains(sources, trees)
-    text.write_text(markdown.render(content, domains), encoding="utf-8")
+    jsonl.replace(text, markdown.render(content, domains))
     found = _thumbnails(content, sources, thumbnail_bytes) if thumbnail_bytes else {}
-    html.write_text(page.render(content, found, trees, domains), encoding="utf-8")
+    jsonl.replace(html, page.render(content, found, trees, domains))
     runs = page.sorted_runs(content.metrics["runs"])
     names = page_data.names_of([folder.run_key(run) for run in runs])
     named = dict(zip(names, runs, strict=True))

@@ -67,7 +67,8 @@ def read(workdir: epath.Path) -> Folder:
     found = renamed.results(jsonl.read_object(workdir / results.FILE, remedy)) or _metrics(
         parts, configs
     )
-    history = [renamed.metrics(row) for row in jsonl.read(workdir / "metrics.jsonl")]
+    rows = jsonl.read(workdir / "metrics.jsonl", once=jsonl.STEPS)
+    history = [renamed.metrics(row) for row in rows]
     if not (found["runs"] or history):
         raise ValueError(
             f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "

@@ -199,6 +199,9 @@ def test_an_empty_or_damaged_folder_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3}\n')
     with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
         folder.read(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, lines 1 and 2 are both about step 1"):
+        folder.read(tmp_path)
 
 
 def test_thumbnails_stay_within_their_budget_and_the_important_ones_come_first():
