@@ -343,6 +343,14 @@ def _train() -> ml_collections.ConfigDict:
     # images of the batch, for people to look at; 0: never.
     train.samples_every = 10  # steps
     train.num_logged_images = 4  # images
+    # The run ends after so many validations without a better `checkpoint.best_metric`, which must
+    # be one of validation; its trained policy is then the best checkpoint. 0: never.
+    train.stop_after = 0  # validations
+    # The promise is to be more specific, not less right: if a validation finds a share of correct
+    # answers that lies below the base policy's by more than this, in any of its sets, a warning is
+    # logged; the second such validation in a row ends the run. Checkpoints that fell so far are
+    # never the best. 0: not watched.
+    train.max_correctness_drop = 0.0  # of the share, 0 to 1
     train.profile_steps = 3  # steps of a trace that is asked for (speciarl_jax/runtime/profiler.py)
     return train
 
@@ -357,6 +365,19 @@ def _evaluation() -> ml_collections.ConfigDict:
     # Data sets that `python -m speciarl_jax.evaluate` uses instead: name -> `name` of a module of
     # `speciarl_jax/data` and `options` of its `Source`.
     evaluation.sets = ml_collections.ConfigDict()
+    # Validation while training: before the first step, after every so many steps, and after the
+    # last one. 0: none, only the evaluation before and after. A checkpoint is written each time.
+    evaluation.every = 0  # steps
+    evaluation.images = 256  # of each validation set, the same ones each time; 0: all
+    # The sets of images that are validated: name -> differences from data.options and
+    # evaluation.options; or `name` and `options` of another data set, as in `sets`. With none, the
+    # evaluation images are validated, under the name of the data set. As a flag:
+    #   --config.evaluation.validation_sets="{'animals': {'domains': ('animal',)}, 'all': {}}"
+    evaluation.validation_sets = ml_collections.ConfigDict()
+    # Who judges evaluations: before, while and after training, and in `speciarl_jax.evaluate`. The
+    # keys are those of config.verifier, with the values of this file unless they are changed, too.
+    evaluation.verifier = _verifier()
+    evaluation.verifier.name = ""  # as in config.verifier; "": config.verifier judges evaluations
     evaluation.batch_size = 256  # images of a batch
     evaluation.seed = 1  # of images and of sampling; the same for every training seed
     evaluation.best_of_batch_size = 16  # images of a batch of best-of-N
@@ -379,9 +400,11 @@ def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint = ml_collections.ConfigDict()
     checkpoint.save_every = 10  # steps
     checkpoint.keep = 2  # number of the latest checkpoints to keep
-    # Number of the best checkpoints to keep as well, by the mean of `best_metric` since the
-    # checkpoint before.
+    # Number of the best checkpoints to keep as well, by `best_metric`.
     checkpoint.keep_best = 0
-    checkpoint.best_metric = "reward/mean"  # of metrics.jsonl
+    # A metric of metrics.jsonl. Of a step's metrics, the mean since the checkpoint before counts; a
+    # metric of validation ("validation/NAME/hm", ".../correctness") counts as it is, and only
+    # checkpoints that were validated can be the best.
+    checkpoint.best_metric = "reward/mean"
     checkpoint.best_mode = "max"  # or "min"
     return checkpoint

@@ -1,7 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: runs a command and passes on a SIGTERM, once.
+# Sourced by the scripts beside it: runs a command and passes on a SIGTERM, once. A Ctrl-C reaches the
+# command as a SIGTERM, too: a script's background jobs ignore SIGINT. The second one kills it.
 notify=()  # command that passes it on; empty: a SIGTERM to the command
 signalled=""  # set when a SIGTERM came
+interrupted=""  # set when a Ctrl-C came
 child=""
 sent=""
 
@@ -17,7 +19,19 @@ pass_on() {
 # A second signal carries no news, and could make `wait` lose the exit code.
 trap 'trap "" TERM; signalled=1; [ -z "$child" ] || pass_on' TERM
 
-# Runs a command and returns its exit code.
+interrupt() {
+  if [ -n "$interrupted" ]; then
+    [ -z "$child" ] || kill -KILL "$child" 2> /dev/null || true
+    return 0
+  fi
+  interrupted=1
+  signalled=1
+  echo "Ctrl-C: waits until the command has saved and ended; again kills it" >&2
+  [ -z "$child" ] || pass_on
+}
+trap interrupt INT
+
+# Runs a command and returns its exit code: 130 after a Ctrl-C that ended it.
 attended() {
   local code=0 again=0
   (trap - TERM; exec "$@") &
@@ -31,5 +45,6 @@ attended() {
     if [ "$again" -ge 0 ] && [ "$again" -ne 127 ]; then code=$again; fi
   fi
   child=""
+  if [ -n "$interrupted" ] && [ "$code" -ne 0 ]; then code=130; fi
   return "$code"
 }

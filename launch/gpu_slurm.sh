@@ -49,7 +49,7 @@ code=0
 attended "${command[@]}" || code=$?
 if [ -n "$signalled" ]; then
   case "$code" in
-    0 | 74 | 78) ;;
+    0 | 74 | 78 | 130) ;;
     *) scontrol requeue "$SLURM_JOB_ID" ;;
   esac
 fi

@@ -5,7 +5,8 @@
 #   0             finished                          stop
 #   74            the disk is full or read-only     stop: a person has to free space
 #   78            refused: a value does not fit     stop: a person has to mend it
-#   75, 1, death by a signal                        wait --wait seconds and restart
+#   130           Ctrl-C                            stop
+#   75, 1, death by another signal                  wait --wait seconds and restart
 # A SIGTERM to this script is passed on to the command, which saves and ends with 75. So does this
 # script, without a restart, because the machine is about to be taken away. --notify names a command
 # to run in place of the signal, if a signal would end the program (srun). The environment variable
@@ -34,7 +35,7 @@ while true; do
   code=$?
   if [ -n "$signalled" ]; then exit "$code"; fi
   case "$code" in
-    0 | 74 | 78) exit "$code" ;;
+    0 | 74 | 78 | 130) exit "$code" ;;
   esac
   if [ "$restarts" -ge "$max_restarts" ]; then
     echo "restart.sh: exit code $code, and $restarts restarts did not help" >&2
@@ -46,6 +47,7 @@ while true; do
   wait "$!"
   if [ -n "$signalled" ]; then
     kill "$!" 2> /dev/null
+    if [ -n "$interrupted" ]; then exit 130; fi
     exit 75
   fi
 done

@@ -56,13 +56,14 @@ from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.experiment import host_verification, validate_config
 from speciarl_jax.experiment.run import (
     Run,
+    evaluation_config,
     make_prompt_builder,
     open_sources,
     policy_run,
     with_data,
 )
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, multihost, sharding
-from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import policy_sources
 
 
@@ -107,6 +108,7 @@ def make_plan(given: Any) -> tuple[ml_collections.ConfigDict, Plan]:
     else:
         config = policy_sources.read_config(workdir)
         usual = [policy_sources.BASE, policy_sources.TRAINED]
+    config = evaluation_config(config)
     metrics.configured_weights(config.evaluation.weights)  # refused before any work
     step = policy_sources.BEST if given.best else given.step
     answers = answer_file.read(given.answers)
@@ -352,24 +354,24 @@ def main(argv: Sequence[str]) -> None:
     if given.rejudge:
         return judge_anew(given)
     config, plan = make_plan(given)  # reads only: a wrong name makes no folder
-    workdir = open_workdir(given.workdir)
     compilation_cache.enable(config.compilation_cache)
-    measure = open_world.asked_for(given, config)
-    store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
-    labels = evaluate(plan, store)
-    if store is not None:
-        write_results(config, workdir, store, labels, measure)
+    with writing(given.workdir, "evaluate") as workdir:
+        measure = open_world.asked_for(given, config)
+        store = predictions.Predictions(workdir) if jax.process_index() == 0 else None
+        labels = evaluate(plan, store)
+        if store is not None:
+            write_results(config, workdir, store, labels, measure)
 
 
 def judge_anew(given: Any) -> None:
     """Has the answers of --workdir judged by another verifier, and writes the results."""
     workdir, plan = epath.Path(given.workdir), rejudge.make_plan(given)
-    out = open_workdir(str(plan.folder))
     compilation_cache.enable(plan.config.compilation_cache)
-    measure, store = open_world.asked_for(given, plan.config), predictions.Predictions(out)
-    labels = rejudge.rejudge(workdir, store, plan.sets, overwrite=given.overwrite)
-    write_results(plan.config, out, store, labels, measure)
-    print(*rejudge.changes(predictions.read(workdir), store.parts()), sep="\n")
+    with writing(str(plan.folder), "evaluate --rejudge") as out:
+        measure, store = open_world.asked_for(given, plan.config), predictions.Predictions(out)
+        labels = rejudge.rejudge(workdir, store, plan.sets, overwrite=given.overwrite)
+        write_results(plan.config, out, store, labels, measure)
+        print(*rejudge.changes(predictions.read(workdir), store.parts()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,9 @@ def _program_key(run):
     for section in ("checkpoint", "evaluation", "compilation_cache"):
         del config[section]
     config["data"] = config["data"]["max_prompt_tokens"]
-    for name in ("steps", "log_every", "profile_steps", "max_skipped"):
+    for name in ("steps", "log_every", "profile_steps", "max_skipped", "stop_after"):
         del config["train"][name]
+    del config["train"]["max_correctness_drop"]
     for name in ("options", "http_judge", "max_unjudged_fraction"):
         del config["verifier"][name]
     known = json.dumps(config, sort_keys=True), run.graphdef, run.mesh, run.model_config

@@ -18,8 +18,8 @@ from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.runtime import fingerprint
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.wall_clock import RunClock
+from speciarl_jax.training import policy_sources, steps, train_logger
 from speciarl_jax.training import state as state_lib
-from speciarl_jax.training import steps, train_logger
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 STEPS = {"train__steps": 6, "checkpoint__save_every": 2, "checkpoint__keep": 3}
@@ -85,6 +85,47 @@ def test_a_run_learns_from_its_rewards(run, finished):
     assert int(trained[".step"]) == 6
     moved = [np.abs(trained[".lora" + name] - first[name]).max() for name in first]
     assert min(moved) > 1e-3
+
+
+def test_fewer_steps_than_are_done_are_refused_before_anything_is_computed(
+    run, small_config, finished, tmp_path, monkeypatch
+):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    short = with_config(run, small_config, **STEPS | {"train__steps": 3})
+    said = "config.train.steps is 3, but .* has done 6 steps.* config.train.steps=6 or more"
+    with pytest.raises(ValueError, match=said):
+        train.train(short, tmp_path)
+    monkeypatch.setattr(train, "prepare", lambda config: short)
+    monkeypatch.delattr(train, "Evaluator")
+    with pytest.raises(ValueError, match=said):
+        train.train_between_evaluations(short.config, tmp_path, RunClock(), False)
+    assert rows_of(tmp_path) == rows_of(finished)
+
+
+def test_who_reads_a_run_that_deletes_its_checkpoint_meanwhile_gets_another_one(
+    run, small_config, policy_folder, finished, tmp_path, monkeypatch
+):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(small_config(**STEPS).to_json())
+    restore, read = Checkpoints.restore, []
+
+    def after_deleting(checkpoints, state, known, step):
+        read.append(step)
+        if len(read) == 1:
+            shutil.rmtree(tmp_path / "checkpoints" / "6")
+        return restore(checkpoints, state, known, step)
+
+    before = sorted(path for path in tmp_path.rglob("*") if "checkpoints/6" not in str(path))
+    monkeypatch.setattr(Checkpoints, "restore", after_deleting)
+    found = policy_sources.trained(run.mesh, run.lora, tmp_path, None, policy_folder)
+    assert read == [None, None]
+    want = restored(run, finished, 4)
+    assert_identical(
+        {f".lora{k}": v for k, v in small_run.arrays(found).items()},
+        {k: v for k, v in want.items() if k.startswith(".lora")},
+    )
+    # Who reads writes nothing.
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def kill_when(process, done, limit=300):

@@ -34,7 +34,7 @@ from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
 from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.runtime import exit_codes
 from speciarl_jax.runtime.checkpoint import quieten_orbax
-from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir import writing
 
 _MODEL_TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -276,11 +276,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def main(_):
     quieten_orbax()
-    config, workdir = flags.FLAGS.config, pathlib.Path(open_workdir(flags.FLAGS.workdir))
-    check(config)
-    encoder = read_encoder(config) if config.vision_stage.policy else train_vision(config, workdir)
-    folder = train_answers(config, encoder, workdir)
-    logging.info("wrote %s", folder)
+    config = flags.FLAGS.config
+    with writing(flags.FLAGS.workdir, "pretrain") as opened:
+        workdir = pathlib.Path(opened)
+        check(config)
+        known = config.vision_stage.policy
+        encoder = read_encoder(config) if known else train_vision(config, workdir)
+        folder = train_answers(config, encoder, workdir)
+        logging.info("wrote %s", folder)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import optax.contrib
 from absl import logging
 
 from speciarl_jax.data import emoji
-from speciarl_jax.runtime import exit_codes, preemption
+from speciarl_jax.runtime import preemption
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.metric_writer import MetricWriter
 
@@ -177,6 +177,6 @@ def fit(
             checkpoints.save(step, state, stream.get_state(), known, force=last or leaves)
             if leaves and not last:
                 checkpoints.wait()
-                raise exit_codes.Preempted(f"preempted: step {step} is saved; start again to go on")
+                raise notice.error(f"step {step} of {steps} is saved")
         writer.close()
     return state[0]

@@ -47,12 +47,14 @@ class Evaluator:
         *,
         num_rollouts: int = 1,
         batch_size: int | None = None,
+        program: Callable[..., tuple[jax.Array, ...]] | None = None,
     ):
         """Opens the images and defines the program.
 
         Args:
           num_rollouts: N answers an image.
           batch_size: images a call; None for `config.evaluation.batch_size`.
+          program: of another evaluator, of the same policy and `num_rollouts`; None for a new one.
 
         Raises:
           ValueError: options are unknown, or the batch does not divide among the devices.
@@ -63,7 +65,7 @@ class Evaluator:
         key = "config.evaluation.batch_size" if batch_size is None else "batch_size of an Evaluator"
         sharding.check_batch(run.mesh, key, self._batch_size)
         self.source = run.eval_source
-        self._program = answer_program(run, num_rollouts)
+        self.program = program or answer_program(run, num_rollouts)
 
     def __call__(self, lora: Any, **sampling: float) -> Judged:
         """Answers about all images with these adapters, and judges; with the same keys each call.
@@ -115,7 +117,12 @@ class Evaluator:
         )
         waiting: collections.deque[tuple] = collections.deque()
         with tqdm(
-            total=len(self.source), initial=start, desc=name, unit="images", disable=process > 0
+            total=len(self.source),
+            initial=start,
+            desc=name,
+            unit="images",
+            disable=process > 0,
+            leave=None,  # but for one below the bar of the training
         ) as bar:
             for indices, local in stream:
                 waiting.append(self._send(lora, indices, local, temperature, top_p, start))
@@ -129,7 +136,7 @@ class Evaluator:
         run, sent = self.run, None
         on_host = host_verification.is_host(run)
         batch = self._build(local, indices, start)
-        found = self._program(
+        found = self.program(
             lora,
             run.base,
             None if on_host else run.verifier,

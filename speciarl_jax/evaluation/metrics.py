@@ -74,7 +74,7 @@ def numbers_of(weights: Mapping[str, Any]) -> dict[str, float]:
 def describe_weights(weights: Mapping[str, Any]) -> str:
     """Writes a line about weights: name and numbers."""
     named = named_weights(weights)
-    numbers = (f"{k.replace('_', ' ')} {v:.3g}" for k, v in numbers_of(named).items())
+    numbers = (f"{k.replace('_', ' ')} {named[k]:.3g}" for k in _NAMES if k in named)
     return f"Weights of specificity: {named['name']} ({', '.join(numbers)})."
 
 

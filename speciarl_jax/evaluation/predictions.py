@@ -47,6 +47,10 @@ class Part(NamedTuple):
 
 
 _FIELDS = (*Part._fields, "index", "responses", "categories")  # of a line
+_ONCE = jsonl.Once(
+    lambda line: f"image {line['index']} of {part_of(line)}",
+    "delete all lines of that part, or the file, and start what wrote them again; it answers anew",
+)
 
 
 def names_of(category_N: np.ndarray, valid_N: np.ndarray) -> list[str]:
@@ -87,7 +91,7 @@ class Predictions:
           folder: an existing folder, or a URL (gs://...); may hold nothing yet.
 
         Raises:
-          ValueError: a whole line is damaged; names it.
+          ValueError: a whole line is damaged, or two are about one image of a part; names them.
         """
         self._folder = epath.Path(folder)
         self.provenance, self._configs = read_provenance(folder), read_configs(folder)
@@ -96,7 +100,7 @@ class Predictions:
         self._file = jsonl.GrowingFile(path, self._text)
         if path.exists():
             content = path.read_bytes()
-            self._all = jsonl.parse(content, path, _FIELDS)
+            self._all = jsonl.parse(content, path, _FIELDS, _ONCE)
             if content and not content.endswith(b"\n"):
                 self.rewrite()
         self._parts = _grouped(self._all)
@@ -211,9 +215,9 @@ def read(folder: str | os.PathLike) -> dict[Part, list[dict[str, Any]]]:
     """Reads the lines of each part without writing; an incomplete last line is left out.
 
     Raises:
-      ValueError: a whole line is damaged; names it.
+      ValueError: a whole line is damaged, or two are about one image of a part; names them.
     """
-    return _grouped(jsonl.read(epath.Path(folder) / LINES, _FIELDS))
+    return _grouped(jsonl.read(epath.Path(folder) / LINES, _FIELDS, _ONCE))
 
 
 def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.evaluation import unknown_answers
+from speciarl_jax.evaluation import outcome, unknown_answers
 
 
 def about(found: Mapping[str, Any]) -> list[str]:
     """Writes sentences about `metrics.json`.
 
-    They name runs that differ in more than the policy, runs that are not compared, how often names
-    of `predict` are correct, and answers that the label tree does not know.
+    They say what the paired tests show, and name runs that were asked about different images, runs
+    that differ in more than the policy, runs that are not compared, how often names of `predict`
+    are correct, and answers that the label tree does not know.
     """
-    said = [
+    said = compared(found["comparisons"]) + image_sets(found)
+    said += [
         f"{_pair(row)} also differ in {_both(row['differs'])}."
         for row in found["comparisons"]
         if row["differs"]
@@ -27,6 +29,47 @@ def about(found: Mapping[str, Any]) -> list[str]:
         if worth:
             said.append(f"{_named(row)}, names of predict --confidence: {worth}.")
     return said + unknown(found["runs"])
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Writes a sentence about what each comparison shows, and at their end the rule of all."""
+    said = [
+        f"{_named(row['b'])} against {_named(row['a'])}: {outcome.sentence(test)} "
+        f"({outcome.evidence(test)})."
+        for row in rows
+        if (test := outcome.tested(row))
+    ]
+    return [*said, outcome.RULE] if said else []
+
+
+def image_sets(found: Mapping[str, Any]) -> list[str]:
+    """Says of each data set whose runs were asked about different images which ones count.
+
+    Args:
+      found: "runs" and "comparisons" as in `metrics.json`.
+    """
+    said = []
+    for data, rows in by_data(found["comparisons"]).items():
+        names = list(dict.fromkeys(_named(row[side]) for row in rows for side in "ab"))
+        counts = {_named(row): row["images"] for row in found["runs"]}
+        known = {name: counts[name] for name in names if name in counts}
+        shared = rows[0]["images"]
+        if all(number == shared for number in known.values()):
+            continue
+        each = ", ".join(f"{name} {number:,}" for name, number in known.items())
+        said.append(
+            f"Of {data} not all runs have a verdict about the same images ({each}). Differences in "
+            f"tables are over the {shared:,} images that all of them have."
+        )
+    return said
+
+
+def by_data(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Groups comparisons by their data set."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["b"]["data"], []).append(row)
+    return found
 
 
 def unknown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -51,11 +94,12 @@ _OWN_JUDGE = (
 
 
 def _pair(row: Mapping[str, Any]) -> str:
-    return " and ".join("/".join(row[side].values()) for side in "ab")
+    return " and ".join(_named(row[side]) for side in "ab")
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return "/".join(row[name] for name in ("policy", "data", "prompt"))
+    """Names a run, or a side of a comparison, which may have the folder of the run besides."""
+    return "/".join(row[name] for name in ("run", "policy", "data", "prompt") if name in row)
 
 
 def _both(found: Mapping[str, Sequence[Any]]) -> str:

@@ -1,6 +1,5 @@
 """`metrics.json`: scores, intervals, best-of-n and comparisons from the lines of an evaluation."""
 
-import collections
 import hashlib
 import json
 import os
@@ -9,7 +8,15 @@ from typing import Any
 
 from etils import epath
 
-from speciarl_jax.evaluation import bootstrap, consensus, constant_answer, metrics, unknown_answers
+from speciarl_jax.evaluation import (
+    bootstrap,
+    comparisons,
+    consensus,
+    constant_answer,
+    metrics,
+    unknown_answers,
+)
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.evaluation.predictions import (
     GREEDY,
     SAMPLES,
@@ -17,10 +24,9 @@ from speciarl_jax.evaluation.predictions import (
     Part,
     Predictions,
     categories,
-    is_given,
     verified,
 )
-from speciarl_jax.runtime import fingerprint, jsonl, renamed
+from speciarl_jax.runtime import jsonl, renamed
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
@@ -28,13 +34,8 @@ FILE = "metrics.json"
 Lines = Sequence[Mapping[str, Any]]
 # Name of a part -> its provenance (`Predictions.provenance`).
 Provenances = Mapping[str, Mapping[str, Any]]
-# Keys of provenance. Scores of runs that differ in these cannot be compared.
-IMAGES, VERDICTS = ("data", "images", "seed"), ("verifier", "labels")
-# Runs may differ in these on purpose; a comparison then says so.
-_ASKING = ("prompt", "max_pixels", "max_tokens")
 # Values of `predict --confidence` that `choices` is computed for.
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_RUN = ("policy", "data", "prompt")
 
 
 def update(
@@ -59,10 +60,10 @@ def update(
     parts, provenances = store.parts(), store.provenance
     found = of_parts(parts, weights, provenances=provenances, labels=labels, open_world=open_world)
     before = _earlier(folder)
-    earlier = {_key(row): row for row in before["runs"]}
+    earlier = {run_key(row): row for row in before["runs"]}
     weighed_alike = metrics.numbers_of(before["weights"]) == dict(weights)
     for row in found["runs"]:
-        old = earlier.get(_key(row), {})
+        old = earlier.get(run_key(row), {})
         same = {d: old.get("lines", {}).get(d) == row["lines"][d] for d in (GREEDY, SAMPLES)}
         if same[GREEDY] and "open_world" in old:
             new = row.get("open_world", {})
@@ -80,10 +81,6 @@ def update(
                 row.setdefault(name, old[name])
     write(folder, found)
     return found
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in _RUN)
 
 
 def _earlier(folder: str | os.PathLike) -> dict[str, Any]:
@@ -127,11 +124,12 @@ def of_parts(
             row["open_world"] = dict(open_world[part])
         runs.append(row)
         greedy[part] = lines
-    compared, not_compared = comparisons(greedy, weights, provenances or {})
+    sides = comparisons.sides_of(greedy, provenances or {})
+    compared, not_compared = comparisons.of_runs(sides)
     return {
         "weights": metrics.named_weights(weights),
         "runs": runs,
-        "comparisons": compared,
+        "comparisons": comparisons.of_pairs(compared, weights),
         "not_compared": not_compared,
     }
 
@@ -159,7 +157,7 @@ def of_run(
     score = metrics.score(category_B, weights)
     shares = {name: score.histogram[name] / len(judged) for name in ("abstain", "unparsed")}
     row = {
-        **_named(part),
+        **comparisons.named(part),
         "images": len(judged),
         "score": _measures(score) | {"histogram": score.histogram},
         "intervals": bootstrap.intervals(category_B, weights),
@@ -269,96 +267,6 @@ def _by_class(judged: Lines, weights: Mapping[str, float]) -> dict[str, dict[str
         label: {"images": len(lines)} | _measures(metrics.score(categories(lines), weights))
         for label, lines in sorted(groups.items())
     }
-
-
-def comparisons(
-    greedy: Mapping[Part, Lines], weights: Mapping[str, float], provenances: Provenances
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compares each run with the first one of its data set, b - a on the same images.
-
-    Returns:
-      Rows of `compare`, and rows {"a", "b", "because"} of pairs that cannot be compared.
-    """
-    first: dict[str, Part] = {}
-    found, refused = [], []
-    for part, lines in greedy.items():
-        reference = first.setdefault(part.data, part)
-        if part == reference:
-            continue
-        known = [provenances.get(str(one), {}) for one in (reference, part)]
-        if why := unlike(*known, IMAGES + VERDICTS):
-            refused.append({"a": _named(reference), "b": _named(part), "because": why})
-        elif row := compare(reference, greedy[reference], part, lines, weights, *known):
-            found.append(row)
-    return found, refused
-
-
-def unlike(
-    a: Mapping[str, Any], b: Mapping[str, Any], keys: Sequence[str]
-) -> dict[str, tuple[Any, Any]]:
-    """Compares some keys of two provenances (`fingerprint.differences`).
-
-    Returns:
-      The differences. None if either provenance is unknown (empty). Of two verifiers or data sets
-      of different names only the names, as their options have nothing in common.
-    """
-    if not a or not b:
-        return {}
-    found = fingerprint.differences(*({key: side.get(key) for key in keys} for side in (a, b)))
-    other = tuple(key.removesuffix("name") for key in found if key.endswith(".name"))
-    return {k: v for k, v in found.items() if k.endswith(".name") or not k.startswith(other)}
-
-
-def compare(
-    a: Part,
-    a_lines: Lines,
-    b: Part,
-    b_lines: Lines,
-    weights: Mapping[str, float],
-    a_provenance: Mapping[str, Any],
-    b_provenance: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """Tests b - a by a paired bootstrap over the images that both have verdicts for.
-
-    Returns:
-      {"a", "b", "images", "differs", "differences" (`bootstrap.paired`)}; None without such images.
-      "differs" holds what differs beside the policy and the name of the prompt. It is empty where
-      another model gave the answers, as nobody knows how that model was asked.
-    """
-    pairs = paired_lines(a_lines, b_lines)
-    if not pairs:
-        return None
-    sides = [categories(lines)[:, 0] for lines in zip(*pairs, strict=True)]
-    asking = [key for key in _ASKING if key != "prompt" or a.prompt == b.prompt]
-    if is_given(a_provenance) or is_given(b_provenance):
-        asking = []
-    return {
-        "a": _named(a),
-        "b": _named(b),
-        "images": len(pairs),
-        "differs": unlike(a_provenance, b_provenance, asking),
-        "differences": bootstrap.paired(*sides, weights),
-    }
-
-
-def _named(part: Part) -> dict[str, str]:
-    return {name: getattr(part, name) for name in _RUN}
-
-
-def paired_lines(a: Lines, b: Lines) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Pairs the lines about the same image and true label that both have a verdict."""
-
-    def keyed(lines):
-        found, seen = {}, collections.Counter()
-        for line in lines:
-            key = (line["image_id"], line["label"])
-            seen[key] += 1  # a mixture may show an image twice
-            found[*key, seen[key]] = line
-        return found
-
-    mine, theirs = keyed(a), keyed(b)
-    pairs = [(line, theirs[key]) for key, line in mine.items() if key in theirs]
-    return [pair for pair in pairs if len(verified(pair)) == 2]
 
 
 def write(folder: str | os.PathLike, found: Mapping[str, Any]) -> epath.Path:

@@ -280,6 +280,33 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
     )
 
 
+def evaluation_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the configuration with the verifier that judges evaluations as its only one.
+
+    That is `config.evaluation.verifier`, or where it has no name `config.verifier`, as before.
+    """
+    if not config.evaluation.verifier.name:
+        return config
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.verifier = config.evaluation.verifier.copy_and_resolve_references()
+        changed.evaluation.verifier.name = ""
+    return changed
+
+
+def evaluation_run(run: Run) -> Run:
+    """Returns the run with the verifier that judges evaluations (`evaluation_config`).
+
+    Raises:
+      ValueError: as for `with_data`.
+    """
+    config = evaluation_config(run.config)
+    if config is run.config:
+        return run
+    judged = dataclasses.replace(run, config=config)
+    return with_data(judged, run.train_source, run.eval_source)
+
+
 def verifier_options(
     config: ml_collections.ConfigDict, name: str | None = None
 ) -> Mapping[str, Any]:

@@ -36,6 +36,9 @@ _LEAST = {
     "train.samples_every": 0,
     "train.num_logged_images": 1,
     "train.profile_steps": 1,
+    "train.stop_after": 0,
+    "evaluation.every": 0,
+    "evaluation.images": 0,
     "evaluation.best_of_batch_size": 1,
     "checkpoint.save_every": 1,
     "checkpoint.keep": 1,
@@ -116,11 +119,13 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
                 f"config.{key} is {value}; it is a share of the probability, so choose a number "
                 "above 0 and at most 1, which leaves all tokens"
             )
-    for key in ("min_judged_fraction", "max_unjudged_fraction"):
-        if not 0 <= config.verifier[key] <= 1:
+    shares = ["verifier.min_judged_fraction", "verifier.max_unjudged_fraction"]
+    if config.evaluation.verifier.name:
+        shares.append("evaluation.verifier.max_unjudged_fraction")
+    for key in (*shares, "train.max_correctness_drop"):
+        if not 0 <= (value := _value(config, key)) <= 1:
             raise ValueError(
-                f"config.verifier.{key} is {config.verifier[key]}; it is a share, so choose a "
-                "number from 0 to 1"
+                f"config.{key} is {value}; it is a share, so choose a number from 0 to 1"
             )
 
 

@@ -1,6 +1,8 @@
 """Orbax checkpoints: the train state and the position of the data, with checksums."""
 
 import contextlib
+import itertools
+import json
 import logging as logging_lib
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +11,18 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from speciarl_jax.runtime import checksum, exit_codes, storage_errors
+from speciarl_jax.runtime import checksum, exit_codes, jsonl, storage_errors
 from speciarl_jax.runtime import fingerprint as fingerprints
 from speciarl_jax.runtime.messages import first_line
 
 # Before the number of a checkpoint that was set aside.
 DAMAGED = "damaged_"
-_NO_METADATA = "Metadata file does not exist"  # of Orbax
+# Warnings of Orbax about a file of metadata that this package does not write, and thus never
+# misses, and about checkpoints that cannot be the best.
+_EXPECTED = ("Metadata file does not exist", "Requested `tracked_metric`")
 # What a checkpoint consists of; `facts` holds the fingerprint of the run.
 _ITEMS = ("state", "iterator", "facts")
 
@@ -27,15 +32,13 @@ class DamagedCheckpoint(ValueError):
 
 
 def quieten_orbax() -> None:
-    """Leaves Orbax's running commentary out of the log; its warnings stay.
-
-    But for one: a file of metadata that this package does not write is never missed.
-    """
+    """Leaves Orbax's running commentary out of the log; its warnings stay, but for `_EXPECTED`."""
 
     def wanted(record: logging_lib.LogRecord) -> bool:
         if "orbax" not in record.pathname:
             return True
-        return record.levelno >= logging_lib.WARNING and _NO_METADATA not in str(record.msg)
+        expected = any(text in str(record.msg) for text in _EXPECTED)
+        return record.levelno >= logging_lib.WARNING and not expected
 
     logging.get_absl_handler().addFilter(wanted)
 
@@ -131,6 +134,18 @@ class Checkpoints:
                 "config.checkpoint.keep_best above 0, or name a --step"
             )
         return best
+
+    def add_metric(self, step: int, metric: float) -> None:
+        """Records the value of `best_metric` with a whole checkpoint that was saved without one.
+
+        All processes must call it together.
+        """
+        folder = self._manager.directory / str(step) / "metrics"
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            jsonl.replace(folder / "metrics", json.dumps({self._best_metric: metric}))
+        multihost_utils.sync_global_devices(f"metric of checkpoint {step}")
+        self._manager.reload()
 
     def due(self, step: int) -> bool:
         """Returns whether `save` writes at this step without `force`."""
@@ -380,8 +395,6 @@ class Checkpoints:
 
 def _free_name(folder: epath.Path, step: int) -> epath.Path:
     """Returns where a damaged checkpoint of a step goes; it may not be the first."""
-    target, number = folder / f"{DAMAGED}{step}", 1
-    while target.exists():
-        number += 1
-        target = folder / f"{DAMAGED}{step}_{number}"
-    return target
+    endings = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+    targets = (folder / f"{DAMAGED}{step}{ending}" for ending in endings)
+    return next(target for target in targets if not target.exists())

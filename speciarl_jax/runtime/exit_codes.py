@@ -7,6 +7,7 @@
 | 1, or a signal | something unforeseen | starts it again, so many times |
 | 74 | the disk is full, read-only or out of reach | stops |
 | 78 | refused: a value does not fit, too little memory, the gradient not finite too often | stops |
+| 130 | Ctrl-C (death by SIGINT); while training all is saved | stops |
 
 The numbers are those of sysexits.h: EX_TEMPFAIL, EX_IOERR, EX_CONFIG.
 """
@@ -20,6 +21,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, logging
+
+from speciarl_jax.runtime import interrupts
+from speciarl_jax.runtime.messages import first_line
 
 RESTART = 75
 STORAGE = 74
@@ -40,6 +44,14 @@ class Preempted(Exception):
     """The machine is about to be taken away, and all that is needed to go on is saved."""
 
 
+class Interrupted(Preempted):
+    """Ctrl-C: all that is needed to go on is saved; launchers do not start it again."""
+
+
+class RefusedByAll(ValueError):
+    """All processes of the run refuse alike, may end together, and say no more than the message."""
+
+
 class RestartNeeded(Exception):
     """All processes of the run have to start again; the message says why."""
 
@@ -55,6 +67,8 @@ def code_of(error: BaseException, several: bool) -> int:
       several: whether the run has several processes: then an error of JAX's runtime mostly means
         that one of the others went away, or is late.
     """
+    if isinstance(error, Interrupted) or interrupts.is_behind(error):
+        return interrupts.CODE
     if isinstance(error, Preempted | RestartNeeded):
         return RESTART
     if isinstance(error, StorageError) or getattr(error, "errno", None) in _STORAGE_ERRORS:
@@ -74,31 +88,46 @@ def out_of_memory(error: BaseException) -> bool:
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
     """Wraps `main` for `app.run`, so that the program ends with the exit codes of this module.
 
-    Before and after training a SIGTERM ends the program at once with `RESTART`; while training,
-    `preemption.Notice` takes it.
+    Before and after training a SIGTERM ends the program at once with `RESTART`, and a Ctrl-C ends
+    it, too; while training, `preemption.Notice` takes both. A second Ctrl-C ends it at any moment.
     """
 
     def call(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESTART))
         # A request for a profile, which nobody takes outside training, must not end the program.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        try:
-            main(argv)
-        except (app.UsageError, SystemExit):
-            raise
-        except Exception as error:
-            preempted = isinstance(error, Preempted)
-            if preempted:
-                logging.warning("%s", error)
-            else:
-                traceback.print_exc()
-            if out_of_memory(error):
-                logging.error("%s", MEMORY)
-            # Not jax.process_count(): it asks for the devices, and where connecting has failed it
-            # would wait for the others.
-            leave(code_of(error, jax.distributed.is_initialized()), together=preempted)
+        with interrupts.Watch():
+            try:
+                main(argv)
+            except (app.UsageError, SystemExit):
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                _say(error)
+                together = isinstance(error, Preempted | RefusedByAll)
+                # Not jax.process_count(): it asks for the devices, and where connecting has failed
+                # it would wait for the others.
+                leave(code_of(error, jax.distributed.is_initialized()), together=together)
 
     return call
+
+
+def _say(error: BaseException) -> None:
+    """Says what ended a program: in a line where that says all, otherwise with a traceback."""
+    if isinstance(error, Preempted):
+        logging.warning("%s", error)
+    elif isinstance(error, RefusedByAll):
+        logging.error("%s", error)
+    elif interrupts.is_behind(error):
+        logging.warning(
+            "interrupted; what is written stays, and the same command goes on from there"
+        )
+        if not isinstance(error, KeyboardInterrupt):
+            # Of a library that was closed meanwhile.
+            logging.warning("at the end: %s: %s", type(error).__name__, first_line(error))
+    else:
+        traceback.print_exc()
+    if out_of_memory(error):
+        logging.error("%s", MEMORY)
 
 
 def run_tool(
@@ -119,6 +148,9 @@ def run_tool(
         logging.debug("refused", exc_info=True)
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        interrupts.end()
 
 
 def leave(code: int, *, together: bool) -> None:
@@ -135,4 +167,6 @@ def leave(code: int, *, together: bool) -> None:
             sys.stderr.flush()
             os._exit(code)
         jax.distributed.shutdown()
+    if code == interrupts.CODE:
+        interrupts.end()
     sys.exit(code)

@@ -21,6 +21,7 @@ _FREE = (
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.max_images_per_chunk"),
     *("compilation_cache", "train.num_length_buckets"),
     *("train.samples_", "train.num_logged_images"),
+    *("train.stop_after", "train.max_correctness_drop"),
 )
 # Verifiers whose options are a section of their name.
 _VERIFIERS = ("cascade", "flax_judge", "http_judge")

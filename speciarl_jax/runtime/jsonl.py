@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -13,23 +13,52 @@ from etils import epath
 _REWRITE_EVERY, _REST = 30, 20
 
 
-def read(path: epath.PathLike, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+class Once(NamedTuple):
+    """What may stand in a file once only.
+
+    Attributes:
+      name: of what a row is about; None where it does not matter.
+      remedy: what to do about two rows.
+    """
+
+    name: Callable[[Mapping[str, Any]], str | None]
+    remedy: str
+
+
+def _step_of(row: Mapping[str, Any]) -> str | None:
+    """Names the step of a row of metrics; a row of a validation is one of its own."""
+    if "step" not in row:
+        return None
+    validation = any(name.startswith("validation/") for name in row)
+    return f"the validation of step {row['step']}" if validation else f"step {row['step']}"
+
+
+# For rows of metrics.
+STEPS = Once(_step_of, "leave one row of each step, and delete the others")
+
+
+def read(
+    path: epath.PathLike, fields: Sequence[str] = (), once: Once | None = None
+) -> list[dict[str, Any]]:
     """Reads the rows of a file; none where it is missing. A row that a kill cut short is left out.
 
     Args:
       path: of the file, or a URL.
       fields: that each row must have.
+      once: what no two rows may be about.
 
     Raises:
-      ValueError: a whole line is damaged; names it.
+      ValueError: a whole line is damaged, or two lines are about the same; names them.
     """
     path = epath.Path(path)
-    return parse(path.read_bytes(), path, fields) if path.exists() else []
+    return parse(path.read_bytes(), path, fields, once) if path.exists() else []
 
 
-def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+def parse(
+    content: bytes, path: epath.Path, fields: Sequence[str] = (), once: Once | None = None
+) -> list[dict[str, Any]]:
     """Reads the rows of `content`, which is that of `path`; as `read` does."""
-    rows = []
+    rows, lines = [], {}
     # Not splitlines: a model may say U+2028, which ends no line of JSON.
     for number, line in enumerate(content.decode("utf-8", "replace").split("\n")[:-1], 1):
         if not line.strip():
@@ -43,6 +72,12 @@ def parse(content: bytes, path: epath.Path, fields: Sequence[str] = ()) -> list[
                 f"{path}, line {number} is damaged ({error}); delete the file, or this line and "
                 "those after it"
             ) from None
+        name = None if once is None else once.name(row)
+        if name is not None and lines.setdefault(name, number) != number:
+            raise ValueError(
+                f"{path}, lines {lines[name]} and {number} are both about {name}; two programs "
+                f"wrote there at once, and figures from this file would be wrong: {once.remedy}"
+            )
         rows.append(row)
     return rows
 
@@ -66,10 +101,10 @@ def replace(path: epath.PathLike, text: str) -> None:
     """Writes a file so that a kill leaves the old or the new one."""
     path = epath.Path(path)
     if _in_bucket(path):  # where an object appears when all of it is there
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -121,12 +156,24 @@ class GrowingFile:
 class JsonLines:
     """Adds rows that have a `step`; a resumed run goes on with them."""
 
-    def __init__(self, path: epath.PathLike, first_step: int):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        first_step: int,
+        written_again: Callable[[Mapping[str, Any]], bool] = lambda row: False,
+        *,
+        once: bool = False,
+    ):
         """Opens the file.
 
         Args:
           path: of the file, or a URL (gs://...).
           first_step: rows of this step and later are dropped, and a row that a kill cut short.
+          written_again: tells of an earlier row whether it is dropped, too.
+          once: there is one row a step.
+
+        Raises:
+          ValueError: `once`, and two of the rows that stay are of one step.
         """
         path = epath.Path(path)
         self._lines: list[str] = []
@@ -135,8 +182,11 @@ class JsonLines:
             content = path.read_text()
             for line in content.split("\n"):
                 with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                    if json.loads(line)["step"] < first_step:
+                    row = json.loads(line)
+                    if row["step"] < first_step and not written_again(row):
                         self._lines.append(line + "\n")
+            if once:
+                parse("".join(self._lines).encode(), path, once=STEPS)
             if "".join(self._lines) != content:
                 self._file.rewrite()
         self._file.add("")  # the file is there even if no row comes

@@ -1,7 +1,8 @@
 """Writes metrics to a JSON-lines file and to TensorBoard."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorboardX
@@ -17,14 +18,25 @@ class MetricWriter:
       board: the TensorBoard files, for what is no number.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, first_step: int = 0):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        first_step: int = 0,
+        written_again: Callable[[Mapping[str, Any]], bool] = lambda row: False,
+    ):
         """Opens `metrics.jsonl` and `tensorboard/` in `workdir`.
 
         Args:
           workdir: an existing folder, or a URL (gs://...).
           first_step: rows of this step and later are dropped: a resumed run writes them again.
+          written_again: tells of an earlier row whether a resumed run writes it again, too.
+
+        Raises:
+          ValueError: two of the rows that stay are of one step.
         """
-        self._lines = JsonLines(epath.Path(workdir) / "metrics.jsonl", first_step)
+        path = epath.Path(workdir) / "metrics.jsonl"
+        self._lines = JsonLines(path, first_step, written_again, once=True)
         # A killed run must not lose rows that lie before its last checkpoint: flush often.
         self.board = tensorboardX.SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=1

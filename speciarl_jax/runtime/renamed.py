@@ -65,7 +65,12 @@ VALUES = {
 ADDED = {
     "data.options.label_path_separator": "",
     "data.options.split": "",
+    "evaluation.every": 0,
+    "evaluation.images": 256,
+    "evaluation.verifier.name": "",
     "evaluation.weights.preset": "",
+    "train.max_correctness_drop": 0.0,
+    "train.stop_after": 0,
     "verifier.cascade.judge": "",
     "verifier.flax_judge.calibration": "",
     "verifier.http_judge.identity": None,

@@ -44,6 +44,10 @@ class StepTimer:
         """Ends the step when these arrays exist."""
         self.stage_done("end", arrays)
 
+    def rest(self) -> None:
+        """Ends what is no part of any step, such as a validation: the next step begins now."""
+        self.stage_done("rest")
+
     def row(self) -> dict[str, float]:
         """Returns the metrics of the oldest step not returned yet, in seconds; waits for its end.
 
@@ -61,6 +65,9 @@ class StepTimer:
         spent: collections.Counter[str] = collections.Counter()
         while (event := self._events.get()) is not None:
             stage, arrays, now = event
+            if stage == "rest":
+                last = now
+                continue
             if stage == "begin":
                 last = now if last is None else last  # nothing is idle before the first step
                 begun, idle = last, max(0.0, now - last)

@@ -1,7 +1,13 @@
 """Opens the folder that a program writes to."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from etils import epath
+
+from speciarl_jax.runtime import exit_codes, multihost
+from speciarl_jax.runtime.workdir_lock import WorkdirLock
 
 
 def open_workdir(path: str) -> epath.Path:
@@ -23,3 +29,31 @@ def open_workdir(path: str) -> epath.Path:
             "that can, or free space"
         ) from None
     return workdir
+
+
+@contextlib.contextmanager
+def writing(path: str, program: str) -> Iterator[epath.Path]:
+    """Opens a workdir that no other program may write to meanwhile (`WorkdirLock`).
+
+    All processes of a run must call it; the first takes the lock.
+
+    Args:
+      program: its name, for messages.
+
+    Raises:
+      ValueError: the folder cannot be written to, or another program holds its lock; in all
+        processes.
+    """
+    workdir, error = open_workdir(path), None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(WorkdirLock(workdir, program))
+            except (ValueError, OSError) as found:
+                error = found
+        said = multihost.allgather(None if error is None else str(error))[0]
+        if isinstance(error, OSError) and jax.process_count() == 1:
+            raise error
+        if said is not None:
+            raise exit_codes.RefusedByAll(said) from error
+        yield workdir

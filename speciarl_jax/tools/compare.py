@@ -15,9 +15,18 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from speciarl_jax.evaluation import bootstrap, metrics, predictions, remarks, results
+from speciarl_jax.evaluation import (
+    bootstrap,
+    comparisons,
+    metrics,
+    predictions,
+    remarks,
+    results,
+)
+from speciarl_jax.evaluation.comparisons import Side
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.evaluation.predictions import GREEDY, Part
-from speciarl_jax.evaluation.report import figures, markdown
+from speciarl_jax.evaluation.report import figures, markdown, templates
 from speciarl_jax.runtime import exit_codes, jsonl
 
 
@@ -93,35 +102,32 @@ def compare(
         name: results.of_parts(parts, weights, provenances=known)
         for name, (parts, known) in runs.items()
     }
-    (first, (parts, known)), *others = runs.items()
-    reference = _greedy(parts)
-    tests = [_with_runs(row, first, first) for row in alone[first]["comparisons"]]
-    for name, (parts, theirs) in others:
-        for b, lines in _greedy(parts).items():
-            same = [a for a in reference if a.data == b.data]
-            for a in [a for a in same if a[:3] == b[:3]] or same:
-                sides = known.get(str(a), {}), theirs.get(str(b), {})
-                _check_same(f"{first} ({a}) and {name} ({b})", *sides)
-                if row := results.compare(a, reference[a], b, lines, weights, *sides):
-                    tests.append(_with_runs(row, first, name))
+    sides = {
+        name: comparisons.sides_of(_greedy(parts), known, run=name)
+        for name, (parts, known) in runs.items()
+    }
+    (first, reference), *others = sides.items()
+    pairs, not_compared = comparisons.of_runs(reference)
+    for b in (side for _, theirs in others for side in theirs):
+        same = [a for a in reference if a.name["data"] == b.name["data"]]
+        for a in [a for a in same if run_key(a.name) == run_key(b.name)] or same:
+            _check_same(a, b)
+            pairs.append((a, b))
     return {
         "weights": alone[first]["weights"],
         "runs": [{"run": name} | row for name, found in alone.items() for row in found["runs"]],
-        "comparisons": tests,
-        "not_compared": [_with_runs(row, first, first) for row in alone[first]["not_compared"]],
+        "comparisons": comparisons.of_pairs(pairs, weights),
+        "not_compared": not_compared,
     }
 
 
-def _with_runs(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
-    return {**row, "a": {"run": a, **row["a"]}, "b": {"run": b, **row["b"]}}
-
-
-def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def _check_same(a: Side, b: Side) -> None:
+    both = " and ".join(f"{one.name['run']} ({'/'.join(run_key(one.name))})" for one in (a, b))
     for keys, what in (
-        (results.IMAGES, "asked about other images"),
-        (results.VERDICTS, "judged by another verifier, or other names of the labels"),
+        (comparisons.IMAGES, "asked about other images"),
+        (comparisons.VERDICTS, "judged by another verifier, or other names of the labels"),
     ):
-        for key, (one, other) in results.unlike(mine, theirs, keys).items():
+        for key, (one, other) in comparisons.unlike(a.provenance, b.provenance, keys).items():
             raise ValueError(
                 f"{both} were {what}: {key} is {one!r} in one and {other!r} in the other; evaluate "
                 "both on the same, or leave one out with --policies"
@@ -130,21 +136,22 @@ def _check_same(both: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -
 
 def to_markdown(found: Mapping[str, Any]) -> str:
     """Writes tables: figures and differences with 95% intervals, and the best of n samples."""
-    lines = ["# Comparison", "", "| run | images | " + " | ".join(_HEADS) + " |"]
-    lines.append("|---|---:|" + "---|" * len(_HEADS))
+    heads = [*_MEASURES, *templates.SHARES]
+    lines = ["# Comparison", "", "| run | images | " + " | ".join(heads) + " |"]
+    lines.append("|---|---:|" + "---|" * len(heads))
     for row in found["runs"]:
         cells = [
             f"{row['score'][m]:.3f} ({row['intervals'][m][0]:.3f} to {row['intervals'][m][1]:.3f})"
             for m in bootstrap.MEASURES
         ]
-        shares = [f"{100 * row[name]:.1f}%" for name in ("abstain", "unparsed", "unverified")]
+        shares = templates.shares(row["score"]["histogram"], row["unverified"])
         head = [_name(row, found), str(row["images"])]
         lines.append("| " + " | ".join([*head, *cells, *shares]) + " |")
     if found["comparisons"]:
-        lines += ["", "| b - a, paired | images | " + " | ".join(_HEADS[:3]) + " |"]
+        lines += ["", "| b - a, paired | images | " + " | ".join(_MEASURES) + " |"]
         lines.append("|---|---:|" + "---|" * 3)
     for row in found["comparisons"]:
-        cells = [markdown.difference(row["differences"][m]) for m in bootstrap.MEASURES]
+        cells = [markdown.difference(row["differences"].get(m)) for m in bootstrap.MEASURES]
         name = f"{_name(row['b'], found)} - {_name(row['a'], found)}"
         lines.append("| " + " | ".join([name, str(row["images"]), *cells]) + " |")
     for best_of in markdown.best_of({_name(row, found): row for row in found["runs"]}):
@@ -157,7 +164,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HEADS = ("correctness", "specificity", "HM", "abstained", "unparsed", "unjudged")
+_MEASURES = tuple(figures.MEASURES.values())
 
 
 def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -178,7 +185,9 @@ def write(
     numbers.write_text(json.dumps(found, indent=1) + "\n")
     text.write_text(to_markdown(found))
     named = {_name(row, found): row for row in found["runs"]}
-    curves = {str(folder): jsonl.read(folder / "metrics.jsonl") for folder in folders}
+    curves = {
+        str(folder): jsonl.read(folder / "metrics.jsonl", once=jsonl.STEPS) for folder in folders
+    }
     kept = {name: rows for name, rows in curves.items() if rows}
     return [numbers, text, *figures.write_png(out, named, kept)]
 

@@ -5,8 +5,8 @@
     python -m speciarl_jax.tools.convert --adapter=exports/adapter --to=run --out=runs/warm \\
         --config=configs/quickstart.py
 
-The input is a run of `speciarl_jax.train` (`--workdir`; its latest checkpoint, or `--step`) or a
-folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
+The input is a run of `speciarl_jax.train` (`--workdir`; its trained policy, `--step` or `--best`),
+or a folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 
   merged  a Hugging Face checkpoint folder: the weights with the adapters added, the base's
           tokenizer, processor and chat template, and of its generation settings the special
@@ -18,13 +18,11 @@ folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
 The output is read back and compared bit for bit before it gets its name.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,6 +45,7 @@ from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
+from speciarl_jax.runtime.new_folder import new_folder
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
@@ -75,12 +74,12 @@ class Trained:
 
 
 def read_run(
-    workdir: pathlib.Path, *, step: int | None = None, model: str | None = None
+    workdir: pathlib.Path, *, step: int | str | None = None, model: str | None = None
 ) -> Trained:
     """Reads the adapters of a training run; needs neither its data nor its devices.
 
     Args:
-      step: of the checkpoint; None for the latest.
+      step: of the checkpoint; `BEST` or None as for `policy_sources.trained`.
       model: folder of the base; None for the one in the run's configuration.
 
     Raises:
@@ -126,25 +125,6 @@ def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
             "Qwen2.5-VL checkpoint"
         )
     return load_policy.model_folder(str(found))
-
-
-@contextlib.contextmanager
-def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder to write to; renames it to `out` at the end, or deletes it after an error.
-
-    Raises:
-      ValueError: `out` exists and is not an empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out={out} exists already and is not empty; choose another folder")
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`: a folder can be renamed only within one disk.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}_", dir=out.parent) as holder:
-        folder = pathlib.Path(holder) / "new"
-        folder.mkdir()
-        yield folder
-        folder.replace(out)
 
 
 def write_peft(out: pathlib.Path, trained: Trained, *, base_name: str | None = None) -> None:
@@ -340,6 +320,8 @@ def check_usage(given: Any) -> None:
         raise app.UsageError("give --to=merged|peft|run and --out=FOLDER")
     if bool(given.workdir) == bool(given.adapter):
         raise app.UsageError("give either --workdir of a training run or --adapter, a PEFT folder")
+    if given.best and (given.step is not None or not given.workdir):
+        raise app.UsageError("--best goes with --workdir, and without --step")
     for name, needs, fits in (
         ("step", "--workdir", bool(given.workdir)),
         ("dtype", "--to=merged", given.to == "merged"),
@@ -360,7 +342,8 @@ def main(argv: Sequence[str]) -> None:
     quieten_orbax()
     out = pathlib.Path(given.out)
     if given.workdir:
-        trained = read_run(pathlib.Path(given.workdir), step=given.step, model=given.model)
+        step = policy_sources.BEST if given.best else given.step
+        trained = read_run(pathlib.Path(given.workdir), step=step, model=given.model)
     else:
         trained = read_adapter(pathlib.Path(given.adapter), model=given.model)
     if given.to == "merged":
@@ -374,7 +357,8 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Training run to read.")
-    flags.DEFINE_integer("step", None, "Checkpoint of the run; default: the latest.")
+    flags.DEFINE_integer("step", None, "Checkpoint of the run; default: that of `trained`.")
+    flags.DEFINE_bool("best", False, "Take the best checkpoint (config.checkpoint.keep_best).")
     flags.DEFINE_string("adapter", None, "PEFT folder to read.")
     flags.DEFINE_string("model", None, "Folder of the base, if it has moved.")
     flags.DEFINE_enum("to", None, ["merged", "peft", "run"], "Kind of the output.")

@@ -1,8 +1,9 @@
 """Finds and loads the policies that evaluation and prediction are asked for.
 
     base                 the checkpoint of the configuration, without adapters
-    trained              the adapters of the training run in --workdir
-    runs/other           adapters of another training run, from its latest checkpoint
+    trained              the adapters of the training run in --workdir, from its latest checkpoint,
+                         or the best if it ends with that (config.train.stop_after)
+    runs/other           adapters of another training run, likewise
     runs/other@20        adapters of its checkpoint of step 20
     exports/merged       a checkpoint folder in the Hugging Face layout
     emoji_tiny           a checkpoint that ships with the package
@@ -13,6 +14,7 @@ Results call a policy by the last part of its path, or by NAME with `NAME=` befo
 exists as a folder is that folder, whatever `=` and `@` are in its path.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -32,6 +34,7 @@ from speciarl_jax.models.qwen2_5_vl import peft
 from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import checkpoint, fingerprint, renamed
 from speciarl_jax.training import state as state_lib
+from speciarl_jax.training.validation import takes_best
 
 BASE, TRAINED, BEST = "base", "trained", "best"
 
@@ -196,18 +199,38 @@ def trained(
       lora: adapters of the same model, or their shapes.
       workdir: of the training run.
       step: number of the checkpoint, `BEST` (`config.checkpoint.best_metric`), or None for the
-        latest.
+        latest; of a run that ends with its best (`validation.takes_best`) for that.
       base: checkpoint folder that the adapters are meant for.
 
     Raises:
       ValueError: there is no such checkpoint, or the run that wrote it had other base weights.
     """
+    try:
+        return _restored(mesh, lora, workdir, step, base)
+    except checkpoint.DamagedCheckpoint:
+        if isinstance(step, int):
+            raise
+        # A run that is still going on deletes old checkpoints, even while they are read. Then
+        # another is the latest now.
+        return _restored(mesh, lora, workdir, step, base)
+
+
+def _restored(
+    mesh: jax.sharding.Mesh,
+    lora: Any,
+    workdir: epath.Path,
+    step: int | str | None,
+    base: pathlib.Path,
+) -> Any:
     config = read_config(workdir)
     wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **config.checkpoint, create=False
     ) as checkpoints:
         chosen = checkpoints.best_step() if step == BEST else step
+        if step is None and takes_best(config):
+            with contextlib.suppress(ValueError):  # none can be the best: the latest is taken
+                chosen = checkpoints.best_step()
         state, _ = checkpoints.restore(wanted, {}, chosen)
         known = checkpoints.fingerprint(chosen).get(fingerprint.BASE_WEIGHTS)
     if known is not None and known != stored_weights.fingerprint(base):

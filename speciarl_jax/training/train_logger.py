@@ -13,6 +13,9 @@ from speciarl_jax.runtime import step_timer
 from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.training import rl_step, sample_logger
 
+# Metrics of validations are called validation/SET/MEASURE, and each of their rows has its time.
+VALIDATION, VALIDATION_TIME = "validation/", "time/validation"
+
 
 class TrainLogger:
     """Writes metric files and the progress bar; only process 0 writes.
@@ -30,6 +33,7 @@ class TrainLogger:
         window: tuple[float, int],
         timer: step_timer.StepTimer,
         on_first_step: Callable[[], None],
+        validated: int | None = None,
     ):
         """Opens the files.
 
@@ -39,14 +43,25 @@ class TrainLogger:
             checkpoint.
           timer: has a row for each step.
           on_first_step: is called when the first step of this process has finished.
+          validated: the last step whose validation stays, -1 for none; later rows of validation are
+            dropped, for they are written again. None: all stay.
         """
         config = run.config
-        self.window, self._timer, self._kept = window, timer, config.checkpoint
+        self._timer, self._kept = timer, config.checkpoint
+        of_validation = self._kept.best_metric.startswith(VALIDATION)
+        self._counts = self._kept.keep_best > 0 and not of_validation
+        self.window = window if self._counts else (0.0, 0)
         self._train, self._first, self._on_first_step = config.train, done + 1, on_first_step
         self._waiting: collections.deque[tuple[int, Mapping, Sequence]] = collections.deque()
         alone = jax.process_index() == 0
-        self._writer = MetricWriter(workdir, first_step=done + 1) if alone else None
-        self._samples = None
+
+        def written_again(row: Mapping[str, Any]) -> bool:
+            return validated is not None and row["step"] > validated and VALIDATION_TIME in row
+
+        self._writer = None
+        if alone:
+            self._writer = MetricWriter(workdir, first_step=done + 1, written_again=written_again)
+        self._samples, self._said, self._validated = None, "", ""
         if alone:
             path, board = workdir / sample_logger.FILE, self._writer.board
             self._samples = sample_logger.SampleLogger(path, done + 1, run, board)
@@ -80,6 +95,15 @@ class TrainLogger:
             self._writer.flush()
             self._samples.flush()
 
+    def add_validation(self, number: int, row: Mapping[str, float]) -> None:
+        """Writes the scores of a validation after step `number`, and shows them in the bar."""
+        self.flush()
+        self._validated = validation_progress(row)
+        if self._writer:
+            self._writer.write(number, row)
+            self._writer.flush()
+        self._bar.set_postfix_str((self._said + self._validated).removeprefix(" | "))
+
     def mean(self, *, begin_anew: bool) -> float | None:
         """Returns the mean of `checkpoint.best_metric` since the last checkpoint, or None."""
         total, count = self.window
@@ -101,7 +125,7 @@ class TrainLogger:
         # All in one transfer.
         row = {name: float(value) for name, value in jax.device_get(numbers).items()}
         row |= self._timer.row()
-        if self._kept.keep_best:
+        if self._counts:
             if (name := self._kept.best_metric) not in row:
                 raise ValueError(
                     f"config.checkpoint.best_metric is {name!r}, which is no metric of a step; "
@@ -113,7 +137,8 @@ class TrainLogger:
             self._writer.write(number, row)
         if self._samples and samples is not None:
             self._samples.write(number, samples, rows)
-        self._bar.set_postfix_str(progress(row), refresh=False)
+        self._said = progress(row)
+        self._bar.set_postfix_str(self._said + self._validated, refresh=False)
         self._bar.update()
         if row["update/skipped_in_a_row"] >= self._train.max_skipped:
             raise FloatingPointError(
@@ -139,3 +164,13 @@ def progress(row: Mapping[str, float]) -> str:
     shares = " ".join(f"{mark} {row[f'verify/{name}']:.2f}" for name, mark in short.items())
     kl = f" KL {row['update/kl']:.3f}" if "update/kl" in row else ""
     return f"reward {row['reward/mean']:.2f} | {shares}{kl}"
+
+
+def validation_progress(row: Mapping[str, float]) -> str:
+    """Harmonic mean and correctness of each validation set, for the progress bar."""
+    sets = [name.split("/")[1] for name in row if name.endswith("/hm")]
+    return "".join(
+        f" | {name} HM {row[f'{VALIDATION}{name}/hm']:.2f}"
+        f" C {row[f'{VALIDATION}{name}/correctness']:.2f}"
+        for name in sets
+    )

@@ -126,6 +126,22 @@ def test_a_damaged_line_is_named(tmp_path, damage):
             reader(tmp_path)
 
 
+def test_two_lines_for_one_image_of_a_part_are_refused_and_named(tmp_path):
+    store = filled(tmp_path)
+    other = PART._replace(policy="trained")
+    store.append(other, [line(i) for i in range(3)])
+    path = tmp_path / predictions.LINES
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[1] + "\n")
+    for reader in (Predictions, predictions.read):
+        with pytest.raises(ValueError, match="delete all lines of that part") as refused:
+            reader(tmp_path)
+        assert f"{path}, lines 2 and 7 are both about image 1 of {PART};" in str(refused.value)
+    path.write_text("".join(x for x in whole.splitlines(True) if "trained" in x))
+    mended = Predictions(tmp_path)
+    assert mended.begin(PART, {"a": 1}) == 0 and len(mended.lines(other)) == 3
+
+
 def test_the_configuration_of_each_data_set_is_kept_the_latest_last(tmp_path):
     store = Predictions(tmp_path)
     for data, config in (("a", {"x": 1}), ("b", {"x": 2}), ("a", {"x": 3})):

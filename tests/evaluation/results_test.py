@@ -260,7 +260,8 @@ def test_runs_of_different_verifiers_are_not_compared_and_it_is_said():
     assert row["b"]["policy"] == "trained" and row["differs"] == {"max_tokens": [16, 64]}
     assert refused["b"]["policy"] == "merged"
     assert refused["because"] == {"verifier.weights": ["a", "b"]}
-    first, second = remarks.about(found)
+    test, rule, first, second = remarks.about(found)
+    assert test.startswith("trained/emoji/base against base/emoji/base: ") and "p < 0.05" in rule
     assert "base/emoji/base and trained/emoji/base also differ in max_tokens (16 and 64)" in first
     assert "verifier.weights ('a' and 'b')" in second and "the folder of one judge" in second
     # Options of two verifiers are not told apart one by one.
@@ -290,12 +291,6 @@ def test_runs_are_compared_on_the_images_that_both_have_verdicts_for():
     before, after = (slow(side) for side in zip(*pairs, strict=True))
     got = [row["differences"][name]["value"] for name in ("correctness", "specificity", "hm")]
     np.testing.assert_allclose(got, np.subtract(after, before), rtol=1e-9, atol=1e-12)
-
-
-def test_an_image_that_comes_twice_is_paired_twice():
-    a = answers(1, 3) * 2
-    assert len(results.paired_lines(a, a)) == 6
-    assert len(results.paired_lines(a, a[:4])) == 4
 
 
 ABOUT = {

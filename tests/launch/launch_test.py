@@ -10,7 +10,7 @@ import launchers
 import pytest
 from launchers import ROOT, TRAINING, environment, printed, shell, stand_in
 
-from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime import exit_codes, interrupts
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
@@ -49,6 +49,7 @@ def counted(checkout, codes):
         (f"75 {exit_codes.REFUSED} 0", exit_codes.REFUSED, 2),
         (f"{exit_codes.STORAGE} 0", exit_codes.STORAGE, 1),
         ("137 134 0", 0, 3),
+        (f"{interrupts.CODE} 0", interrupts.CODE, 1),
         ("75 75 75 75 75 0", exit_codes.RESTART, 4),
     ],
 )
@@ -76,6 +77,33 @@ def test_a_notice_to_the_launcher_reaches_the_command_and_ends_it(checkout):
     process.send_signal(signal.SIGTERM)
     assert process.stdout.read() == "saved\n"
     assert process.wait(timeout=30) == exit_codes.RESTART
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_ctrl_c_to_the_launcher_lets_the_command_save_and_the_second_kills_it(checkout, times):
+    stand_in(
+        checkout / "tools",
+        "command",
+        f'trap "echo saved; slow {10 if times == 1 else 600}; echo ended; exit 75" TERM\n'
+        "slow() { for _ in $(seq $1); do sleep 0.1; done; }\n"
+        "echo started\nwhile true; do sleep 0.1; done",
+    )
+    process = subprocess.Popen(
+        ["bash", checkout / "launch" / "restart.sh", "--wait=0", checkout / "tools" / "command"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "saved\n"
+    if times == 2:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == interrupts.CODE
+    if times == 1:
+        assert process.stdout.read() == "ended\n"
+    assert process.stderr.read().startswith("Ctrl-C: waits until")
 
 
 def test_a_notice_that_comes_while_it_waits_is_the_end(checkout):

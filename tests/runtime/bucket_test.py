@@ -1,5 +1,8 @@
 """Workdirs in a bucket (gs://...), where nothing can be appended to what is there."""
 
+import json
+import threading
+import time
 import types
 
 import pytest
@@ -10,9 +13,10 @@ from fsspec.implementations import dirfs, local
 from PIL import Image
 
 from speciarl_jax.evaluation import predictions, report
-from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime import jsonl, process_identity, workdir_lock
 from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir_lock import WorkdirLock
 from speciarl_jax.tools import compare
 
 
@@ -140,3 +144,47 @@ def test_writing_anew_takes_a_small_share_of_the_time_however_long_the_file_is(
     assert len(predictions.read("gs://bucket/run")[part]) == 400
     store.flush()
     assert len(began) == len(pauses) + 2
+
+
+def test_a_bucket_has_one_writer_and_the_lock_of_a_dead_one_is_taken_over(bucket, monkeypatch):
+    monkeypatch.setattr(workdir_lock, "_SETTLE", 0.01)
+    monkeypatch.setattr(workdir_lock, "RENEW_EVERY", 0.05)
+    workdir = open_workdir("gs://bucket/run")
+    dead = process_identity.this_process() | {"pid": 2**22 + 1, "program": "train", "taken": "?"}
+    (workdir / workdir_lock.FILE).write_text(json.dumps(dead))
+    with WorkdirLock(workdir, "train") as lock:
+        refused = pytest.raises(ValueError, match="delete gs://bucket/run/writer.lock")
+        with refused, WorkdirLock(workdir, "evaluate"):
+            pass
+        first, until = lock.path.read_bytes(), time.monotonic() + 60
+        while lock.path.read_bytes() in (first, b"") and time.monotonic() < until:
+            time.sleep(0.01)
+        assert lock.path.read_bytes() != first
+    assert not [path for path in bucket.rglob("*") if path.is_file()]
+
+
+def test_of_several_that_come_to_a_bucket_at_once_one_writes(bucket, monkeypatch):
+    monkeypatch.setattr(workdir_lock, "_SETTLE", 1.0)
+    workdir = open_workdir("gs://bucket/run")
+    ready, done, found = threading.Barrier(4), threading.Event(), []
+
+    def come(how):
+        found.append(how)
+        if len(found) == 4:
+            done.set()
+
+    def start():
+        ready.wait()
+        try:
+            with WorkdirLock(workdir, "train"):
+                come("writes")
+                done.wait(60)
+        except ValueError:
+            come("refused")
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["refused"] * 3 + ["writes"]

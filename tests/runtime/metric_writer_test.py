@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from speciarl_jax.runtime import jsonl
 from speciarl_jax.runtime.metric_writer import MetricWriter
 
 
@@ -76,6 +77,25 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
     got = rows(tmp_path)
     assert [row["step"] for row in got] == [1, 2, 3, 4, 5]
     assert [row["reward/mean"] > 50 for row in got] == [False, False, True, True, True]
+
+
+def test_two_rows_of_one_step_are_refused_unless_they_are_written_again(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[2] + "\n")
+    said = "metrics.jsonl, lines 3 and 4 are both about step 3; .*delete the others"
+    before = path.read_text()
+    with pytest.raises(ValueError, match=said):
+        MetricWriter(tmp_path, first_step=4)
+    with pytest.raises(ValueError, match=said):
+        jsonl.read(path, once=jsonl.STEPS)
+    assert path.read_text() == before
+    write(tmp_path, [3], first_step=3)
+    own_row = path.read_text() + '{"step": 3, "time": 1.0, "validation/birds/hm": 0.5}\n'
+    path.write_text(own_row)
+    assert len(jsonl.read(path, once=jsonl.STEPS)) == 4
+    path.write_text(own_row.removesuffix("\n").rpartition("\n")[0] + "\n")
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("end", ['{"step": 2, "rewa', '{"step": 2}}\n', "[1]\n", "null\n", "\n"])

@@ -21,7 +21,7 @@ import speciarl_jax
 from speciarl_jax import train
 from speciarl_jax.data import pipeline
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.runtime import exit_codes, multihost, step_timer
+from speciarl_jax.runtime import exit_codes, interrupts, multihost, preemption, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.training import state as state_lib
@@ -63,19 +63,59 @@ def tell(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def test_a_preempted_run_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bits(
-    run, run_with, calm, tmp_path
+@pytest.fixture
+def heeded():
+    """A Ctrl-C is not ignored, as it is where these tests are a script's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    "number, error, said",
+    [
+        (signal.SIGTERM, exit_codes.Preempted, "step 1 of 4 is saved; start again"),
+        (signal.SIGINT, exit_codes.Interrupted, "step 1 of 4 is saved; the same command goes on"),
+    ],
+)
+def test_a_run_that_has_to_leave_saves_at_the_end_of_the_step_and_goes_on_to_the_same_bits(
+    run, run_with, calm, tmp_path, heeded, number, error, said
 ):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(exit_codes.Preempted, match="step 1 is saved; start again"):
-        train.train(run_with(), tmp_path, on_first_step=tell(signal.SIGTERM))
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.getsignal(number)
+    with pytest.raises(error, match=said) as left:
+        train.train(run_with(), tmp_path, on_first_step=tell(number))
+    assert type(left.value) is error
+    assert signal.getsignal(number) is before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
     train.train(run_with(), tmp_path)
     assert without_times(rows_of(tmp_path)) == without_times(rows_of(calm))
     got, want = state_of(run, tmp_path), state_of(run, calm)
     for name, value in want.items():
         assert got[name].tobytes() == value.tobytes(), name
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(run_with, tmp_path, heeded):
+    def twice():
+        tell(signal.SIGINT)()
+        tell(signal.SIGINT)()
+        raise AssertionError("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(run_with(), tmp_path, on_first_step=twice)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_after_the_last_look_at_it_is_not_lost(heeded, number, error):
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.RESTART))
+    try:
+        with pytest.raises(error), preemption.Notice() as notice:
+            assert not notice.after_step()
+            tell(number)()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_profiles_are_written_when_a_signal_or_a_file_asks(run_with, calm, tmp_path):
@@ -220,6 +260,9 @@ FLAGS = {"distributed": False, "coordinator": None, "num_processes": None, "proc
     "error, several, code",
     [
         (exit_codes.Preempted(), False, exit_codes.RESTART),
+        (exit_codes.Interrupted(), True, interrupts.CODE),
+        (KeyboardInterrupt(), False, interrupts.CODE),
+        (exit_codes.RefusedByAll(), True, exit_codes.REFUSED),
         (exit_codes.RestartNeeded(), True, exit_codes.RESTART),
         (exit_codes.StorageError("full"), False, exit_codes.STORAGE),
         (OSError(errno.ENOSPC, "full"), False, exit_codes.STORAGE),
@@ -246,7 +289,7 @@ def test_an_error_has_the_exit_code_that_launchers_expect(error, several, code):
 
 def test_a_program_ends_with_these_codes():
     program = (
-        "import os, signal, sys\nfrom absl import app\nimport jax\n"
+        "import hashlib, os, signal, sys, threading, time\nfrom absl import app\nimport jax\n"
         "from speciarl_jax.runtime import exit_codes\n"
         "def main(argv):\n"
         # Connecting failed half way: who asks for the devices now waits for the others.
@@ -256,10 +299,25 @@ def test_a_program_ends_with_these_codes():
         "        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED')\n"
         "    if argv[1] == 'term': os.kill(os.getpid(), signal.SIGTERM); print('went on')\n"
         "    if argv[1] == 'memory': jax.numpy.zeros(1 << 50)\n"
+        "    if argv[1] == 'int': os.kill(os.getpid(), signal.SIGINT); print('went on')\n"
+        # A library that fails while it is closed.
+        "    if argv[1] == 'close':\n"
+        "        try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "        finally: raise RuntimeError('cannot be closed')\n"
+        # The main thread is where Python can handle no signal.
+        "    if argv[1] == 'twice':\n"
+        "        for seconds in (0.2, 0.4):\n"
+        "            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "        hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2 * 10**9)\n"
         "    left = exit_codes.Preempted('saved')\n"
-        "    raise {'value': ValueError('too big'), 'left': left}[argv[1]]\n"
+        "    stopped = exit_codes.Interrupted('all saved')\n"
+        "    errors = {'value': ValueError('too big'), 'left': left, 'stopped': stopped}\n"
+        "    errors['all'] = exit_codes.RefusedByAll('by all')\n"
+        "    raise errors[argv[1]]\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "app.run(exit_codes.guarded(main))\n"
     )
+    by_ctrl_c = ("int", "close", "twice", "stopped")
     running = {
         name: subprocess.Popen(
             [sys.executable, "-c", program, name],
@@ -268,16 +326,26 @@ def test_a_program_ends_with_these_codes():
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         )
-        for name in ("value", "left", "term", "late", "memory")
+        for name in ("value", "all", "left", "term", "late", "memory", *by_ctrl_c)
     }
     said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {
         "value": exit_codes.REFUSED,
+        "all": exit_codes.REFUSED,
         "left": exit_codes.RESTART,
         "term": exit_codes.RESTART,
         "late": exit_codes.RESTART,
         "memory": exit_codes.REFUSED,
+        # A shell reports 130 for all of them, and ends its loop.
+        **{"int": -signal.SIGINT, "close": -signal.SIGINT, "stopped": -signal.SIGINT},
+        "twice": interrupts.CODE,
     }, said
+    assert "by all" in said["all"] and "Traceback" not in said["all"]
+    for name in by_ctrl_c:
+        assert "Traceback" not in said[name] and "went on" not in said[name], said[name]
+    assert "the same command goes on" in said["int"] and "all saved" in said["stopped"]
+    assert "RuntimeError: cannot be closed" in said["close"]
+    assert "again ends it at once" in said["twice"] and "Ctrl-C again" in said["twice"]
     for key in (
         *(
             "rollout.cache_bytes",
@@ -306,12 +374,19 @@ def test_a_tool_refuses_in_one_line(monkeypatch, capsys, error, code, said):
             raise error
         return 3
 
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(exit_codes.app, "run", lambda main: sys.exit(main([])))
     with pytest.raises(SystemExit) as ended:
         exit_codes.run_tool("tool", main, (ValueError, exit_codes.StorageError))
     assert ended.value.code == code and capsys.readouterr().err == said
     with pytest.raises(KeyError):
         exit_codes.run_tool("tool", lambda argv: {}["a mistake of the program"])
+    monkeypatch.setattr(interrupts, "end", lambda: sys.exit(interrupts.CODE))
+    with pytest.raises(SystemExit) as ended:
+        exit_codes.run_tool("tool", interrupted)
+    assert ended.value.code == interrupts.CODE and capsys.readouterr().err == "tool: interrupted\n"
 
 
 def test_every_tool_refuses_alike():

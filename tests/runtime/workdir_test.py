@@ -9,6 +9,7 @@ from configs import quickstart_sft
 from examples.pretrain import __main__ as pretrain
 from speciarl_jax import evaluate, train
 from speciarl_jax.runtime.workdir import open_workdir
+from speciarl_jax.runtime.workdir_lock import WorkdirLock
 
 GIVEN = {
     "print_config": False,
@@ -49,6 +50,19 @@ def test_every_entry_point_refuses_such_a_workdir(program, blocked, small_config
         program.main([])
 
 
+@pytest.mark.parametrize("program", [train, evaluate, pretrain])
+def test_every_entry_point_refuses_a_workdir_that_another_program_writes_to(
+    program, tmp_path, small_config, monkeypatch
+):
+    config = quickstart_sft.get_config() if program is pretrain else small_config()
+    given = types.SimpleNamespace(**GIVEN, config=config, workdir=str(tmp_path))
+    monkeypatch.setattr(flags, "FLAGS", given)
+    with WorkdirLock(tmp_path, "train") as lock:
+        with pytest.raises(ValueError, match="is being written to by `train`"):
+            program.main([])
+        assert list(tmp_path.iterdir()) == [lock.path]
+
+
 def test_a_mistyped_workdir_of_a_training_run_is_not_made(tmp_path, monkeypatch):
     folder = tmp_path / "quikstart"
     given = types.SimpleNamespace(**GIVEN, config=None, workdir=str(folder))
@@ -65,3 +79,4 @@ def test_a_damaged_summary_is_refused_before_training(tmp_path, small_config, mo
     monkeypatch.delattr(train, "prepare")  # an AttributeError, were it reached
     with pytest.raises(ValueError, match="summary.json is no JSON .*delete it"):
         train.main([])
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

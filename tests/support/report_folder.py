@@ -163,7 +163,9 @@ def know_more(folder: pathlib.Path) -> None:
         adapters = "none" if row["policy"] == "base" else "9876543210"
         policy = MADE_WITH["policy"] | {"adapters": adapters}
         for decoding in ("greedy", "samples"):
-            provenance[f"{key}/{decoding}"] = MADE_WITH | {"policy": policy}
+            sampling = {"temperature": 0.6, "answers": 8} if decoding == "samples" else {}
+            known = MADE_WITH | {"policy": policy, "sampling": sampling}
+            provenance[f"{key}/{decoding}"] = known
     path.write_text(json.dumps(found))
     (folder / "predictions_provenance.json").write_text(json.dumps(provenance))
 

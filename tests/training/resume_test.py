@@ -161,3 +161,17 @@ def test_a_run_of_two_processes_goes_on_in_one(run, small_config, start_both, tm
             theirs["rollout/completion_length"]
         )
         assert mine["reward/mean"] == pytest.approx(theirs["reward/mean"])
+
+
+def test_a_ctrl_c_in_one_of_two_processes_ends_both_with_all_saved(start_both, tmp_path):
+    both = start_both(tmp_path, checkpoint__save_every=1000)
+    while not steps_of(tmp_path) and all(process.poll() is None for process in both):
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGINT)
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [-signal.SIGINT] * 2, "\n".join(printed)
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == rows_of(tmp_path)[-1]["step"] < STEPS
+    for said in printed:
+        assert f"interrupted: step {saved} of {STEPS} is saved; the same command goes on" in said
+        assert "Traceback" not in said

@@ -13,6 +13,7 @@ from speciarl_jax.data import images, label_tree, thumbnails
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.report import figures, folder, markdown, page, page_data, palette
+from speciarl_jax.runtime import jsonl
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 THUMBNAIL_BYTES = 8_000_000
@@ -32,10 +33,12 @@ def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[e
     """
     content = folder.read(workdir)
     text, html = workdir / "report.md", workdir / "report.html"
-    text.write_text(markdown.render(content), encoding="utf-8")
     sources = _sources(content)
+    trees = _trees(content, sources)
+    domains = _domains(sources, trees)
+    jsonl.replace(text, markdown.render(content, domains))
     found = _thumbnails(content, sources, thumbnail_bytes) if thumbnail_bytes else {}
-    html.write_text(page.render(content, found, _trees(content, sources)), encoding="utf-8")
+    jsonl.replace(html, page.render(content, found, trees, domains))
     runs = page.sorted_runs(content.metrics["runs"])
     names = page_data.names_of([folder.run_key(run) for run in runs])
     named = dict(zip(names, runs, strict=True))
@@ -82,6 +85,22 @@ def _trees(content: folder.Folder, sources: Mapping[str, Any]) -> dict[str, Taxo
             found[data] = Taxonomy.from_file(path, max_words=options["max_words"])
         except Exception as error:  # A tree that moved must not cost the page either.
             logging.warning("the report gives no reasons for verdicts on %s (%s)", data, error)
+    return found
+
+
+def _domains(
+    sources: Mapping[str, Any], trees: Mapping[str, Taxonomy]
+) -> dict[str, dict[str, str]]:
+    """Finds the group of each label in the label tree of its data set, whoever judges."""
+    found = {}
+    for data, source in sources.items():
+        try:
+            tree = trees[data].data if data in trees else label_tree.read(source)
+        except Exception as error:
+            logging.warning("the report does not know the domains of %s (%s)", data, error)
+            continue
+        if tree:
+            found[data] = {name: leaf["generic"] for name, leaf in tree["leaves"].items()}
     return found
 
 

@@ -32,14 +32,22 @@ _CURVES = {
     "update/clip_frac": "share of clipped tokens",
     "verify/unjudged": "share without a verdict",
 }
+# Measures of `validation/SET/MEASURE`, each a panel with a curve for each set.
+_VALIDATION = {
+    "hm": "HM in validation",
+    "correctness": "correctness in validation",
+    "specificity": "specificity in validation",
+}
 
 
 def training(histories: Mapping[str, History]) -> list[Panel]:
     """Draws curves against the step; of one run also the stacked shares of the categories.
 
+    Curves of validation come first, where there was any.
+
     A curve that is zero throughout is left out.
     """
-    panels = []
+    panels = _validation(histories)
     stacked = [rows for rows in histories.values() if any("verify/specific" in r for r in rows)]
     stacks = len(histories) == 1 and bool(stacked)
     if stacks:
@@ -51,6 +59,23 @@ def training(histories: Mapping[str, History]) -> list[Panel]:
         }
         drawn = any(value for points in known.values() for _, value in points)
         if drawn and not (stacks and key in ("verify/specific", "verify/wrong")):
+            panels.append(_curve(known, title))
+    return panels
+
+
+def _validation(histories: Mapping[str, History]) -> list[Panel]:
+    """Draws each measure of validation: a curve for each set, and of several runs for each run."""
+    panels = []
+    for measure, title in _VALIDATION.items():
+        known: dict[str, list[tuple[int, float]]] = {}
+        for run, rows in histories.items():
+            for row in rows:
+                for key in row:
+                    if key.startswith("validation/") and key.endswith(f"/{measure}"):
+                        name = key.split("/")[1]
+                        name = name if len(histories) == 1 else f"{run}, {name}"
+                        known.setdefault(name, []).append((row["step"], row[key]))
+        if known:
             panels.append(_curve(known, title))
     return panels
 

@@ -15,7 +15,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from speciarl_jax.evaluation.report import curves, pairs, palette
+from speciarl_jax.evaluation import pairs
+from speciarl_jax.evaluation.report import curves, palette
 from speciarl_jax.evaluation.report.panel import (
     INK_3,
     PAPER,

@@ -9,6 +9,7 @@ from etils import epath
 
 from speciarl_jax.evaluation import metrics, results
 from speciarl_jax.evaluation import predictions as predictions_lib
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.runtime import jsonl, renamed
 
 
@@ -19,6 +20,8 @@ class Folder:
     name: str
     # Data set -> the configuration that it was asked about with, the latest last.
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    # `config.json` of a training run.
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `summary.json`
     # `metrics.json`: "weights" where known, "runs", "comparisons" and "not_compared".
     metrics: Mapping[str, Any] = dataclasses.field(
@@ -64,7 +67,8 @@ def read(workdir: epath.Path) -> Folder:
     found = renamed.results(jsonl.read_object(workdir / results.FILE, remedy)) or _metrics(
         parts, configs
     )
-    history = [renamed.metrics(row) for row in jsonl.read(workdir / "metrics.jsonl")]
+    rows = jsonl.read(workdir / "metrics.jsonl", once=jsonl.STEPS)
+    history = [renamed.metrics(row) for row in rows]
     if not (found["runs"] or history):
         raise ValueError(
             f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "
@@ -73,6 +77,7 @@ def read(workdir: epath.Path) -> Folder:
     return Folder(
         name=workdir.resolve().name,
         configs=configs,
+        training=trained,
         summary=jsonl.read_object(workdir / "summary.json", remedy),
         metrics={"comparisons": [], "not_compared": [], **found},
         predictions=[row for lines in parts.values() for row in lines],
@@ -90,8 +95,3 @@ def _metrics(parts, configs):
     latest = list(configs.values())[-1]
     weights = metrics.configured_weights(latest["evaluation"]["weights"])
     return results.of_parts(parts, weights)
-
-
-def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Returns (policy, data, prompt) of a row of predictions or metrics."""
-    return row["policy"], row["data"], row["prompt"]

@@ -1,12 +1,13 @@
-"""What the figures of a folder were made with: verifier, judge, prompts, weights, seed, split."""
+"""What the figures of a folder were made with: verifier, judge, prompt, model, seed, rates."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.evaluation import metrics
-from speciarl_jax.evaluation.predictions import GIVEN, GREEDY, Part, is_given
-from speciarl_jax.evaluation.report.folder import Folder, run_key
+from speciarl_jax.evaluation import metrics, pairs
+from speciarl_jax.evaluation.pairs import run_key
+from speciarl_jax.evaluation.predictions import GIVEN, GREEDY, SAMPLES, Part, is_given
+from speciarl_jax.evaluation.report.folder import Folder
 
 # Verifiers that are a judge.
 _JUDGES = ("flax_judge", "http_judge")
@@ -27,24 +28,54 @@ class Fact:
 
 
 def facts(content: Folder) -> list[Fact]:
-    """Lists what the runs of `metrics.json` were made with, from their provenance.
+    """Lists what the runs of `metrics.json` were made with.
+
+    Evaluation is described by the provenance of the runs, training by `config.json`.
 
     Returns:
-      Properties that at least one run has. Empty where no provenance is kept.
+      Properties that at least one run has. Those of training stand with all runs. Empty where
+      neither file is kept.
     """
-    found: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
+    found: dict[str, dict[str, list[tuple[str, str, str]]]] = {name: {} for name in _NAMES}
+    training, weights = _of_training(content.training), content.metrics.get("weights")
     for run in content.metrics["runs"]:
-        key = run_key(run)
-        known = content.provenance.get(str(Part(*key, GREEDY)))
-        for name, value in _of_run(known, run).items() if known else ():
-            found.setdefault(name, {}).setdefault(value, []).append(key)
-    rows = [Fact(name, list(values.items())) for name, values in found.items()]
-    weights = content.metrics.get("weights")
-    if rows and weights:
-        said = metrics.describe_weights(weights).partition(": ")[2].rstrip(".")
-        keys = [run_key(run) for run in content.metrics["runs"]]
-        rows.append(Fact("weights of specificity", [(said, keys)]))
-    return rows
+        evaluation = _of_run(content, run)
+        values = evaluation | training
+        for name in evaluation.keys() & training.keys():
+            values[name] = f"evaluation {evaluation[name]}, {training[name]}"
+        if values and weights:
+            said = metrics.describe_weights(weights).partition(": ")[2].rstrip(".")
+            values["weights of specificity"] = said
+        for name, value in values.items():
+            found[name].setdefault(value, []).append(run_key(run))
+    return [Fact(name, list(values.items())) for name, values in found.items() if values]
+
+
+# In this order.
+_NAMES = (
+    *("verifier", "judge", "prompt", "model", "policy", "images", "seed", "temperature"),
+    *("training", "learning rate", "weights of specificity"),
+)
+
+
+def _of_training(config: Mapping[str, Any]) -> dict[str, str]:
+    """Describes the training of a folder by its `config.json`; empty without one."""
+    if not config:
+        return {}
+    train, optimizer = config.get("train", {}), config.get("optimizer", {})
+    objective, rate = train.get("objective", "rl"), optimizer.get("learning_rate")
+    temperature = config.get("rollout", {}).get("temperature") if objective == "rl" else None
+    schedule = _joined(
+        f"{optimizer['warmup_steps']} updates of warm-up" if optimizer.get("warmup_steps") else "",
+        f"cosine to 0 at update {optimizer['decay_steps']}" if optimizer.get("decay_steps") else "",
+    )
+    values = {
+        "training": _joined(objective, f"{train['steps']} steps" if "steps" in train else ""),
+        "seed": f"training {config['seed']}" if "seed" in config else "",
+        "temperature": "" if temperature is None else f"training {temperature:g}",
+        "learning rate": "" if rate is None else f"{rate:g}{schedule and f' ({schedule})'}",
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 def judge_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -56,24 +87,55 @@ def judge_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return judge if isinstance(judge, Mapping) else {}
 
 
-def _of_run(known: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+def _of_run(content: Folder, run: Mapping[str, Any]) -> dict[str, str]:
+    """Describes the evaluation of a run by its provenance; empty without one."""
+    known = content.provenance.get(str(Part(*run_key(run), GREEDY)))
+    if not known:
+        return {}
     verifier, judge, policy = known.get("verifier", {}), judge_of(known), known.get("policy", {})
     data = known.get("data", {})
+    sampling = content.provenance.get(str(Part(*run_key(run), SAMPLES)), {}).get("sampling", {})
     values = {
         "images": _joined(data.get("name"), _split(data.get("options", {}))),
         "verifier": _verifier(verifier, judge),
-        "judge": _judge(judge),
+        "judge": _judge(judge) or "none",
         "prompt": "not known"
         if is_given(known)
         else _joined(run["prompt"], _checksum("text", known.get("prompt"))),
+        "model": _model(content, run, policy),
         "policy": _joined(
             _checksum("weights", policy.get("weights")),
             _adapters(policy.get("adapters")),
             _checksum("given answers", policy.get(GIVEN)),
         ),
         "seed": known.get("seed"),
+        "temperature": _sampling(sampling),
     }
     return {name: str(value) for name, value in values.items() if value not in (None, "")}
+
+
+def _model(content: Folder, run: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
+    """Names the model of a run; "" where no configuration tells.
+
+    A configuration names one model, so it counts for runs with the weights of the base.
+    """
+    weights = policy.get("weights")
+    parts = [
+        content.provenance.get(str(Part(*run_key(other), GREEDY)), {}).get("policy", {})
+        for other in content.metrics["runs"]
+        if other["data"] == run["data"] and other["policy"] in (pairs.BASE, run["policy"])
+    ]
+    config = content.training or content.configs.get(run["data"], {})
+    alike = {one.get("weights") for one in parts if one} == {weights}
+    return str(config.get("model", {}).get("path", "")) if weights and alike else ""
+
+
+def _sampling(sampling: Mapping[str, Any]) -> str:
+    """Describes how an evaluation answered: greedily, and by samples where there are any."""
+    if "temperature" not in sampling:
+        return "greedy"
+    top_p = f", top-p {sampling['top_p']:g}" if sampling.get("top_p", 1) != 1 else ""
+    return f"greedy, {sampling['answers']} samples at {sampling['temperature']:g}{top_p}"
 
 
 def _verifier(verifier: Mapping[str, Any], judge: Mapping[str, Any]) -> str:

@@ -6,12 +6,20 @@ from typing import Any
 from markupsafe import Markup
 
 from speciarl_jax.data.markdown_text import escape
-from speciarl_jax.evaluation import constant_answer, metrics, remarks, results, unknown_answers
+from speciarl_jax.evaluation import (
+    comparisons,
+    constant_answer,
+    metrics,
+    outcome,
+    pairs,
+    remarks,
+    unknown_answers,
+)
 from speciarl_jax.evaluation.metrics import Score
-from speciarl_jax.evaluation.report import made_with, pairs, palette, templates
-from speciarl_jax.evaluation.report.folder import Folder, run_key
+from speciarl_jax.evaluation.pairs import run_key
+from speciarl_jax.evaluation.report import breakdown, made_with, palette, templates
+from speciarl_jax.evaluation.report.folder import Folder
 
-_ORDER = [category for category in palette.ORDER if category in palette.RANK]
 _CURVE = {
     "reward": "reward/mean",
     "specific": "verify/specific",
@@ -23,17 +31,16 @@ _CURVE = {
     "KL": "update/kl",
     "entropy": "update/entropy",
 }
+_MOST_VALIDATIONS = 60  # rows of their table
 
 
 def table(scores: Mapping[str, Score]) -> str:
     """Returns a Markdown table: a row for each policy, the share of each category in per cent."""
-    heads = ["policy", "correctness", "specificity", "HM", *map(palette.name, _ORDER)]
+    heads = ["policy", "correctness", "specificity", "HM", *templates.SHARES[:-1]]
     rows = [heads]
     for name, score in scores.items():
-        total = max(sum(score.histogram.values()), 1)
         values = map(templates.fixed, (score.correctness, score.specificity, score.hm))
-        shares = (templates.percent(score.histogram[name] / total) for name in _ORDER)
-        rows.append([name, *values, *shares])
+        rows.append([name, *values, *templates.shares(score.histogram)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *rest = widths
     lines = [
@@ -57,18 +64,17 @@ def best_of(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [macros.best_of({Markup(name): run for name, run in runs.items()}).strip()]
 
 
-def difference(value: Mapping[str, Any]) -> str:
+def difference(value: Mapping[str, Any] | None) -> str:
     """Returns a difference of `bootstrap.paired` with its interval and p, as Markdown."""
-    low, high = value["interval"]
-    p = f"p = {value['p']:.3f}" if value["p"] >= 0.001 else "p < .001"
-    return Markup(f"{value['value']:+.3f} ({low:+.3f} to {high:+.3f}), {p}")
+    return Markup(outcome.describe(value)) if value else ""
 
 
-def render(content: Folder) -> str:
+def render(content: Folder, domains: Mapping[str, Mapping[str, str]] | None = None) -> str:
     """Returns the text of `report.md`: what was trained, and each data set under each prompt.
 
     Args:
       content: of a folder of `train` or `evaluate`.
+      domains: data set -> label id -> its group in the label tree.
     """
     runs, weights = content.metrics["runs"], content.metrics.get("weights")
     names = {run_key(run): "/".join(run_key(run)) for run in runs}
@@ -78,9 +84,15 @@ def render(content: Folder) -> str:
         .render(
             folder=content,
             runs=runs,
-            parts=[_part(content, key) for key in dict.fromkeys(run_key(r)[1:] for r in runs)],
+            parts=[
+                _part(content, key, (domains or {}).get(key[0]))
+                for key in dict.fromkeys(run_key(r)[1:] for r in runs)
+            ],
+            headline=outcome.headline(content.metrics),
+            outcomes=outcome.outcomes(content.metrics),
             steps=[r for r in content.history if "update/loss" in r or "reward/mean" in r],
             curve=_CURVE,
+            validations=_spread(_validations(content.history), _MOST_VALIDATIONS),
             weights=metrics.describe_weights(weights) if weights else "",
             made_with=made_with.described(made_with.facts(content), names),
         )
@@ -92,11 +104,18 @@ def render(content: Folder) -> str:
 def _environment():
     found = templates.environment(lambda text: Markup(escape(text)))
     found.filters |= {"difference": difference, "spread": _spread}
-    found.globals["short_answer"] = short_answer
+    found.filters["evidence"] = lambda test: Markup(outcome.evidence(test))
+    found.globals |= {
+        "short_answer": short_answer,
+        "outcome": outcome,
+        "measures": metrics.MEASURES,
+    }
     return found
 
 
-def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
+def _part(
+    content: Folder, key: tuple[str, str], domains: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Collects what the report says about one data set and prompt."""
     runs = [run for run in content.metrics["runs"] if run_key(run)[1:] == key]
     keys = {run_key(run) for run in runs}
@@ -105,6 +124,7 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
         # `a` is the first run of the data set and may have another prompt.
         return [one for one in found if run_key(one["b"]) in keys]
 
+    tests = about(content.metrics["comparisons"])
     scores = {run["policy"]: Score(**run["score"]) for run in runs}
     scores |= constant_answer.scores(runs)
     changed = [(pairs.base_of(run, runs), run) for run in runs]
@@ -116,7 +136,9 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
         "unknown": [
             f"{run['policy']}: {said}" for run in runs if (said := unknown_answers.describe(run))
         ],
-        "comparisons": about(content.metrics["comparisons"]),
+        "comparisons": tests,
+        "image_sets": remarks.image_sets({"runs": content.metrics["runs"], "comparisons": tests}),
+        "breakdowns": breakdown.tables(content, *key, domains),
         "refusals": remarks.refusals(about(content.metrics["not_compared"])),
         "changes": {
             run["policy"]: _changes(content.greedy(base), content.greedy(run))
@@ -126,9 +148,19 @@ def _part(content: Folder, key: tuple[str, str]) -> dict[str, Any]:
     }
 
 
-def _changes(before: results.Lines, after: results.Lines) -> dict[str, Any]:
+def _validations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lists step, name and scores of each set at each validation."""
+    found = []
+    for row in history:
+        for name in [key.split("/")[1] for key in row if key.endswith("/hm")]:
+            scores = {m: row[f"validation/{name}/{m}"] for m in metrics.MEASURES}
+            found.append({"step": row["step"], "name": name, **scores})
+    return found
+
+
+def _changes(before: comparisons.Lines, after: comparisons.Lines) -> dict[str, Any]:
     """Lists (line before, line after) of images whose verdict rose, and of those where it fell."""
-    lines, rank = results.paired_lines(before, after), palette.RANK
+    lines, rank = comparisons.paired_lines(before, after), palette.RANK
     moves = [
         (rank[new["categories"][0]] - rank[old["categories"][0]], old, new) for old, new in lines
     ]

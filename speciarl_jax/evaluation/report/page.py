@@ -10,38 +10,56 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from speciarl_jax.evaluation import constant_answer, metrics, remarks, unknown_answers
+from speciarl_jax.evaluation import (
+    constant_answer,
+    metrics,
+    outcome,
+    pairs,
+    remarks,
+    unknown_answers,
+)
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.evaluation.report import (
+    breakdown,
     curves,
     figures,
     made_with,
     page_data,
-    pairs,
     palette,
     svg,
     templates,
     why,
 )
-from speciarl_jax.evaluation.report.folder import Folder, run_key
+from speciarl_jax.evaluation.report.folder import Folder
 from speciarl_jax.evaluation.report.page_data import visible
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
-_SMALL = 0.005  # differences below this make no headline
-_LEVEL = 0.05  # and no p value from here on
 Run = Mapping[str, Any]
+# Where data sets or prompts do not agree, or no paired test is known.
+_NO_HEADLINE = "How specific, and how right"
 
 
 def _environment() -> jinja2.Environment:
     found = templates.environment(visible)
-    modules = {"figures": figures, "pairs": pairs, "palette": palette}
+    modules = {"figures": figures, "pairs": pairs, "palette": palette, "outcome": outcome}
     found.globals |= modules | {"inline": svg.inline, "visible": visible}
+    found.filters["evidence"] = _evidence
     return found
+
+
+def _evidence(test: Mapping[str, Any]) -> str:
+    """Writes `outcome.evidence` with true minus signs, and no line break inside of p."""
+    text = outcome.evidence(test).replace("-", "−")
+    for sign in "=<":
+        text = text.replace(f"p {sign} ", f"p\u00a0{sign}\u00a0")
+    return text
 
 
 def render(
     folder: Folder,
     thumbnails: Mapping[tuple[str, int], str] | None = None,
     trees: Mapping[str, Taxonomy] | None = None,
+    domains: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """Returns the page as text.
 
@@ -49,6 +67,7 @@ def render(
       thumbnails: (data, image_id) -> data URI of the evaluation images; the others have a
         placeholder.
       trees: data set -> label tree that its answers were judged by, for the reasons of verdicts.
+      domains: data set -> label id -> its group in the label tree.
     """
     runs = sorted_runs(folder.metrics["runs"])
     keys = [run_key(run) for run in runs]
@@ -57,25 +76,19 @@ def render(
     reasons = why.Why(folder, trees or {})
     entries = page_data.images(folder.predictions, places, thumbnails or {}, reward, reasons.number)
     made = made_with.facts(folder)
-    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
-    data = {
-        # The browser of images shows the answers about an image's own data set.
-        "runs": page_data.names_of(list(asked)),
-        "sets": sorted({entry["data"] for entry in entries}),
-        "categories": {
-            name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
-            for name, look in palette.CATEGORIES.items()
-        },
-        "images": entries,
-        "reasons": list(map(visible, reasons.texts)),
-        "rollouts": page_data.rollouts(folder.samples),
-    }
+    found = folder.metrics | {"runs": runs}
+    data = _data(folder, keys, entries, reasons.texts)
     content = {
         "folder": folder,
         "runs": runs,
         "policies": dict(zip(names, runs, strict=True)),
         "measures": list(figures.MEASURES.values()),
-        "headline": _headline(runs, folder.metrics["comparisons"]),
+        "share_names": list(templates.SHARES),
+        "headline": outcome.headline(found) or (_NO_HEADLINE if runs else "A training run"),
+        "outcomes": outcome.outcomes(found),
+        "tests": _tests(folder.metrics["comparisons"]),
+        "image_sets": remarks.image_sets(folder.metrics),
+        "breakdowns": _breakdowns(folder, runs, domains or {}),
         "shifts": _shifts(runs, places, entries),
         "compared": _compared(folder.metrics["comparisons"]),
         "refusals": remarks.refusals(folder.metrics["not_compared"]),
@@ -98,12 +111,34 @@ def render(
         ("choices", "Names of predict", _rows(runs, "choices")),
         ("training", "Training", folder.history),
         ("samples", "Samples of training", data["rollouts"]),
+        ("groups", "Difficulty and domain", content["breakdowns"]),
         ("classes", "Classes", content["labels"]),
         ("images", "Images", True),
-        ("made-with", "Made with", made),
     ]
     content["sections"] = [(key, title) for key, title, present in sections if present]
     return _environment().get_template("page.html.jinja").render(content)
+
+
+def _data(
+    folder: Folder,
+    keys: Sequence[tuple[str, str, str]],
+    entries: Sequence[Mapping[str, Any]],
+    reasons: Sequence[str],
+) -> dict[str, Any]:
+    """Makes what the page's script reads."""
+    asked = dict.fromkeys((policy, "", prompt) for policy, _, prompt in keys)
+    return {
+        # The browser of images shows the answers about an image's own data set.
+        "runs": page_data.names_of(list(asked)),
+        "sets": sorted({entry["data"] for entry in entries}),
+        "categories": {
+            name: {"mark": look.mark, "name": palette.name(name), "rank": palette.RANK.get(name)}
+            for name, look in palette.CATEGORIES.items()
+        },
+        "images": entries,
+        "reasons": list(map(visible, reasons)),
+        "rollouts": page_data.rollouts(folder.samples),
+    }
 
 
 def sorted_runs(runs: Sequence[Run]) -> list[Run]:
@@ -118,33 +153,18 @@ def _rows(runs: Sequence[Run], key: str) -> list[Mapping[str, Any]]:
     return [row for run in runs for row in run.get(key) or ()]
 
 
-def _headline(runs: Sequence[Run], comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Says what became of the base, where that is the same for all data sets and prompts."""
-    if not runs:
-        return "A training run"
-    tests = {(run_key(one["a"]), run_key(one["b"])): one["differences"] for one in comparisons}
-    found = {
-        _change(base["score"], run["score"], tests.get((run_key(base), run_key(run)), {}))
-        for base, run in pairs.last_of_each(runs)
-    }
-    return found.pop() if len(found) == 1 else "How specific, and how right"
+def _tests(found: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
+    """Finds the differences of a table by (key of the one run, key of the other)."""
+    return {(run_key(one["a"]), run_key(one["b"])): one["differences"] for one in found}
 
 
-def _change(before, after, tests):
-    more, right = (_difference(before, after, tests, k) for k in ("specificity", "correctness"))
-    first = _moved(more, "More specific", "Less specific", "As specific as before")
-    second = _moved(right, "more often right", "less often right", "as often right")
-    return f"{first}, {'but' if more * right < 0 else 'and'} {second}"
-
-
-def _difference(before, after, tests, measure):
-    """Returns after minus before; 0 if that is small, or not significant in the paired test."""
-    found, p = after[measure] - before[measure], tests.get(measure, {}).get("p")
-    return 0 if abs(found) < _SMALL or (p is not None and p >= _LEVEL) else found
-
-
-def _moved(by, up, down, same):
-    return up if by > 0 else down if by < 0 else same
+def _breakdowns(folder: Folder, runs: Sequence[Run], domains: Mapping[str, Mapping[str, str]]):
+    """Lists (data, prompt, tables by difficulty and domain), where there are any."""
+    found = [
+        (data, prompt, breakdown.tables(folder, data, prompt, domains.get(data)))
+        for data, prompt in dict.fromkeys((run["data"], run["prompt"]) for run in runs)
+    ]
+    return [one for one in found if one[2]]
 
 
 def _shifts(
@@ -168,14 +188,21 @@ def _shifts(
     return rows
 
 
-def _compared(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Lists (names of both runs, their differences) of each comparison."""
-    keys = list(dict.fromkeys(run_key(one[side]) for one in found for side in ("a", "b")))
-    names = dict(zip(keys, page_data.names_of(keys), strict=True))
-    return [
-        ("\u00a0→ ".join(names[run_key(one[side])] for side in ("a", "b")), one["differences"])
-        for one in found
-    ]
+def _compared(
+    found: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, int, list[tuple[str, Mapping[str, Any]]]]]:
+    """Lists (data set, images, [(names of both runs, their differences)]) of the comparisons."""
+    tables = []
+    for data, rows in remarks.by_data(found).items():
+        keys = list(dict.fromkeys(run_key(one[side]) for one in rows for side in "ab"))
+        names = dict(zip(keys, page_data.names_of(keys), strict=True))
+        sides = [[names[run_key(one[side])] for side in "ab"] for one in rows]
+        lines = [
+            ("\u00a0→ ".join(both), one["differences"])
+            for both, one in zip(sides, rows, strict=True)
+        ]
+        tables.append((data, rows[0]["images"], lines))
+    return tables
 
 
 def _weights(found: Mapping[str, Any]) -> str:

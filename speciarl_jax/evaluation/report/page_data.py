@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.evaluation.report import palette
-from speciarl_jax.evaluation.report.folder import run_key
 from speciarl_jax.evaluation.report.markdown import short_answer
 from speciarl_jax.runtime import plugins
 

@@ -1,10 +1,14 @@
 """The environments of the templates of `report.html` and `report.md`."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jinja2
 
+from speciarl_jax.evaluation.report import palette
+
+# Heads of the columns of `shares`: every category, wrong answers among them.
+SHARES = tuple(map(palette.name, palette.ORDER))
 ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
@@ -27,7 +31,7 @@ def environment(shown: Callable[[str], str]) -> jinja2.Environment:
         finalize=put,
         extensions=["jinja2.ext.do"],
     )
-    found.filters |= {"fixed": fixed, "percent": percent, "signed": signed}
+    found.filters |= {"fixed": fixed, "percent": percent, "shares": shares, "signed": signed}
     found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return found
 
@@ -46,3 +50,15 @@ def percent(share: float) -> str:
 def signed(value: float) -> str:
     """Returns a number with its sign and three decimals; a minus is a true one."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def shares(histogram: Mapping[str, int], unverified: float | None = None) -> list[str]:
+    """Returns the share of each category in per cent, in the order of `SHARES`.
+
+    Args:
+      histogram: category -> answers with this verdict.
+      unverified: share of the images without a verdict; left out if it is None.
+    """
+    total = max(sum(histogram.values()), 1)
+    judged = [percent(histogram.get(name, 0) / total) for name in palette.ORDER[:-1]]
+    return judged if unverified is None else [*judged, percent(unverified)]

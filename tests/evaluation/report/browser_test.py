@@ -146,7 +146,7 @@ def test_the_dialog_says_why_an_answer_got_its_category(browser, tmp_path, width
     (tmp_path / "report.html").write_text(page.render(folder.read(tmp_path), {}, trees))
     with opened(browser, tmp_path / "report.html", width) as tab:
         wide, seen = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide == seen and tab.locator("#made-with dt").count() == 7
+        assert wide == seen and tab.locator("#made-with dt").count() == 8
         tab.select_option("#f-class", "House Sparrow")
         sync_api.expect(cards(tab)).to_have_count(len(report_folder.REASONS))
         cards(tab).first.click()
@@ -249,6 +249,112 @@ def test_clearing_the_filters_brings_back_the_pair_too(browser, path_of_two):
         ids = ("run-a", "run-b", "f-class", "f-sort", "f-text")
         assert [tab.input_value(f"#{i}") for i in ids] == ["0", "1", "", "", ""]
         assert "of 40 images" in tab.locator("#count").inner_text()
+
+
+def chosen(tab, *ids):
+    return [tab.input_value(f"#{i}") for i in ids]
+
+
+def test_the_address_opens_the_same_view_and_back_undoes_a_choice(browser, path_of_two):
+    with opened(browser, path_of_two, 1280) as tab:
+        tab.select_option("#f-data", "emoji")
+        tab.select_option("#f-from", "wrong")
+        tab.select_option("#run-a", "1")
+        tab.fill("#f-text", "thing")
+        tab.wait_for_url("**text=thing")
+        tab.fill("#f-text", "thing 1")
+        tab.wait_for_url("**text=thing+1")
+        ids = ("f-data", "f-from", "run-a", "f-text")
+        want, shown = chosen(tab, *ids), tab.locator("#cards").inner_text()
+        address = tab.url
+        assert address.endswith("#images?a=trained&from=wrong&set=emoji&text=thing+1")
+        # In another tab: the same images, and the page stands at them.
+        other = tab.context.new_page()
+        other.goto(address)
+        assert chosen(other, *ids) == want == ["emoji", "wrong", "1", "thing 1"]
+        assert other.locator("#cards").inner_text() == shown
+        top = "document.querySelector('#images').getBoundingClientRect().top"
+        assert 0 <= other.evaluate(top) < 900
+        other.close()
+        # All that was typed is one step.
+        tab.go_back()
+        assert chosen(tab, *ids) == ["emoji", "wrong", "1", ""]
+        tab.go_back()
+        tab.go_back()
+        assert chosen(tab, *ids) == ["emoji", "", "0", ""]
+        assert "of 20 images" in tab.locator("#count").inner_text()
+        # A link to a section leaves the choice alone, going back from it too.
+        tab.click("nav a[href='#results']")
+        assert tab.url.endswith("#results") and chosen(tab, "f-data") == ["emoji"]
+        tab.go_back()
+        assert chosen(tab, "f-data") == ["emoji"]
+        tab.go_back()
+        assert chosen(tab, *ids) == ["", "", "0", ""]
+        tab.go_forward()
+        assert chosen(tab, "f-data") == ["emoji"]
+        tab.click("#reset")
+        assert tab.url.endswith("#images") and chosen(tab, "f-data") == [""]
+        tab.go_back()
+        assert chosen(tab, "f-data") == ["emoji"]
+
+
+def test_the_address_has_page_image_and_step_too_and_nothing_that_is_wrong(browser, path):
+    with opened(browser, path, 1280) as tab:
+        tab.click("#next")
+        cards(tab).nth(2).click()
+        assert tab.url.endswith("#images?page=2&image=1026+emoji")
+        tab.keyboard.press("ArrowRight")
+        address = tab.url
+        assert address.endswith("image=1027+emoji")
+        other = tab.context.new_page()
+        other.goto(address)
+        other.wait_for_selector("dialog[open]")
+        assert "image 1027" in other.locator("#image-body").inner_text()
+        other.close()
+        tab.keyboard.press("Escape")
+        tab.wait_for_url("**#images?page=2")
+        tab.click("#step-next")
+        assert tab.url.endswith("#samples?page=2&step=10")
+        other = tab.context.new_page()
+        other.goto(tab.url)
+        assert chosen(other, "step") == ["10"]
+        assert other.locator("#page").inner_text() == "Page 2 of 3"
+        other.close()
+        # What does not exist is as at first.
+        other = tab.context.new_page()
+        wrong = "a=nobody&from=sideways&page=99&step=4&image=7+emoji&x=%zz"
+        other.goto(f"{path.as_uri()}#images?{wrong}")
+        assert chosen(other, "run-a", "f-from", "step") == ["0", "", "1"]
+        assert other.locator("#page").inner_text() == "Page 3 of 3"
+        assert not other.locator("dialog[open]").count()
+        other.close()
+
+
+def test_a_table_that_scrolls_says_so_and_can_be_scrolled_by_keyboard(browser, path):
+    with opened(browser, path, 390) as tab:
+        wide = tab.locator("#results .wide").first
+        assert wide.locator(".hint").is_visible()
+        assert "scrolls sideways" in wide.locator(".hint").inner_text()
+        box = wide.locator(".scroll")
+        box.focus()
+        for name, value in (("role", "region"), ("aria-label", "Scores of the policies")):
+            assert tab.evaluate(f"document.activeElement.getAttribute('{name}')") == value
+        outline = "getComputedStyle(document.activeElement).outlineWidth"
+        assert tab.evaluate(outline) == "3px"
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_function("document.activeElement.scrollLeft > 0")
+        # The names of the policies stay.
+        tab.evaluate("document.activeElement.scrollLeft = 1e4")
+        left = "document.querySelector('.headline tbody th').getBoundingClientRect().left"
+        assert tab.evaluate(left) == 16
+        # Every region says it, and only where it is so.
+        tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        tab.wait_for_function(
+            "[...document.querySelectorAll('.wide')].every(w => { const s = w.lastElementChild;"
+            " return w.firstElementChild.hidden === (s.scrollWidth <= s.clientWidth + 1); })"
+        )
+    with opened(browser, path, 1280) as tab:
+        assert not tab.locator("#results .hint").first.is_visible()
 
 
 def test_five_thousand_images_stay_quick(browser, tmp_path):

@@ -74,6 +74,25 @@ def test_several_runs_have_curves_of_their_own_in_place_of_stacked_categories(co
     assert not curves.training({"a": []})
 
 
+def test_validations_have_a_curve_for_each_set(content):
+    rows = [
+        {"step": step, f"validation/{name}/{measure}": value + step / 100}
+        for step in (0, 10, 20)
+        for name, value in (("near", 0.5), ("far", 0.2))
+        for measure in ("hm", "correctness", "specificity")
+    ]
+    panels = curves.training({"run": [*rows, *content.history]})
+    assert [p.label.split(".")[0] for p in panels[:3]] == [
+        *("HM in validation", "correctness in validation", "specificity in validation")
+    ]
+    assert "near from 0.5 at step 0 to 0.7 at 20; far from 0.2" in panels[0].label
+    axes = panel.compose(panels[:3]).axes[0]
+    near, _, far, _ = [list(line.get_ydata()) for line in axes.lines]  # each with its mean
+    assert near == pytest.approx([0.5, 0.6, 0.7]) and far == pytest.approx([0.2, 0.3, 0.4])
+    several = curves.training({"one": rows, "two": rows})
+    assert "one, near from 0.5" in several[0].label and "two, far" in several[0].label
+
+
 def test_a_band_is_as_high_as_its_share():
     drawing = figures.shift({("wrong", "specific"): 3, ("wrong", "wrong"): 1}, "a", "b")
     (axes,) = panel.compose([drawing]).axes

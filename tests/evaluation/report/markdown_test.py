@@ -219,13 +219,13 @@ def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tm
     report_folder.know_more(tmp_path)
     text = markdown.render(folder.read(tmp_path))
     assert "\n\nWeights of specificity: thirds (generic 0.333, less specific 0.667, " in text
-    emoji, birds, made = re.split("^## ", text, flags=re.M)[1:3] + text.split("\n## What the")[1:]
+    top, emoji, birds = re.split("^## ", text, flags=re.M)[:3]
     for part in (emoji, birds):
         (row,) = [line for line in part.splitlines() if "best constant answer" in line]
         assert cells(row)[0] == 'best constant answer "bird"' and cells(row)[1] == "0.667"
         assert "trained: the tree knows no name for 12.5% of the answers; most often: " in part
         assert "<b>" not in part
-    rows = [cells(line) for line in made.splitlines() if line.startswith("| ")]
+    rows = [cells(line) for line in top.splitlines() if line.startswith("| ")]
     assert ["verifier", "cascade: the label tree, then http\\_judge", "all"] in rows
     assert ["seed", "1", "all"] in rows
     both = "trained/emoji/base, trained/birds/base"
@@ -234,6 +234,28 @@ def test_constant_answers_weights_unknown_answers_and_what_was_used_are_named(tm
     (tmp_path / "predictions_provenance.json").unlink()
     text = markdown.render(folder.read(tmp_path))
     assert not re.search("Weights|constant answer|made with", text)
+
+
+def test_the_report_begins_with_what_the_paired_tests_show(tmp_path):
+    report_folder.make(tmp_path)
+    content = folder.read(tmp_path)
+    (test,) = content.metrics["comparisons"]
+    top = markdown.render(content).split("\n## ")[0]
+    assert "\n\n**No difference that these 60 images can show.**\n" in top
+    assert (
+        r"HM +0.050 (-0.010 to +0.110), p = 0.080; 60 images).\n"
+        and "trained against base: " in top
+    )
+    assert r"p \< 0.05 on at least 30 images" in top
+    differences = test["differences"]
+    test["differences"] = differences | {"correctness": differences["correctness"] | {"p": 0.01}}
+    assert "\n\n**As specific, more often right.**\n" in markdown.render(content)
+    # Where not all were asked about the same images, the table of differences says how many count.
+    test |= {"images": 0, "differences": {}, "of_both": {"images": 50, "differences": differences}}
+    text = markdown.render(content)
+    assert "**No difference that these 50 images can show.**" in text
+    assert "| trained - base | 0 |  |  |  |" in text
+    assert "over the 0 images that all of them have" in text
 
 
 def test_names_of_predict_and_what_is_not_compared_stand_with_their_runs():
@@ -261,3 +283,15 @@ def test_changes_are_those_of_the_same_images():
     later = [answer(f"thing {i}", "b", "specific") for i in range(2)]
     text = written(before=lines, after=[later[0], answer("another", "b", "specific")])
     assert "1 of 1 became better:" in text and "thing 0" in text
+
+
+def test_a_run_that_ended_early_says_why_and_shows_its_validations():
+    scores = {f"validation/far|off/{m}": 0.25 for m in ("hm", "correctness", "specificity")}
+    history = [{"step": 0} | scores, {"step": 1, "reward/mean": 0.5}, {"step": 10} | scores]
+    summary = {"steps": 10, "wall_seconds": 60.0, "stopped": "correctness fell", "best_step": 5}
+    text = written(history=history, summary=summary)
+    assert "The run ended early: correctness fell." in text
+    assert "is the best checkpoint, that of step 5." in text
+    rows = [cells(line) for line in text.splitlines() if "far" in line]
+    assert rows == [[n, r"far\|off", "0.250", "0.250", "0.250"] for n in ("0", "10")]
+    assert "ended early" not in written(history=history[1:2]) and "validation set" not in written()

@@ -1,6 +1,5 @@
 """The page as text: well-formed, complete, and nothing that a model says is markup."""
 
-import html.parser
 import json
 import re
 import xml.etree.ElementTree
@@ -8,42 +7,13 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import report_folder
+from html_page import Page
 
 from speciarl_jax.data import thumbnails
-from speciarl_jax.evaluation import predictions, report
-from speciarl_jax.evaluation.report import folder, made_with, page, page_data, pairs, palette
+from speciarl_jax.evaluation import pairs, predictions, report
+from speciarl_jax.evaluation.report import folder, page, page_data, palette
 from speciarl_jax.runtime import jsonl
 from speciarl_jax.verifiers import taxonomy
-
-VOID = {"meta", "input", "br", "img"}
-
-
-class Page(html.parser.HTMLParser):
-    """Tags of a page; raises where one is not closed in its turn."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.scripts, self.text = [], [], [], [], []
-        self.attributes = []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        self.ids += [value for name, value in attributes if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data):
-        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
 
 
 @pytest.fixture
@@ -175,94 +145,6 @@ def test_a_tree_alone_has_no_judge_that_decided(workdir):
     )
 
 
-def test_the_best_constant_answer_the_weights_and_unknown_answers_are_shown(workdir):
-    before = " ".join(Page(page.render(folder.read(workdir))).text)
-    assert "constant answer" not in before and "Weights of specificity" not in before
-    report_folder.know_more(workdir)
-    text = " ".join(Page(page.render(folder.read(workdir))).text)
-    want = report_folder.score(["generic"] * 40 + ["wrong"] * 20)
-    values = r"\s+".join(f"{want[key]:.3f}" for key in ("correctness", "specificity", "hm"))
-    assert re.search(rf'best constant answer "bird"\s+{values}\s+0\.0%\s+0\.0%\s+60', text)
-    assert text.count('best constant answer "bird"') == 1
-    weights = "thirds (generic 0.333, less specific 0.667, specific 1, more specific 1)"
-    assert f"Weights of specificity: {weights}." in text
-    said = "the tree knows no name for 12.5% of the answers; most often: 'house martin <b>' (5), "
-    assert f"base: {said}" in text and f"trained: {said}" in text
-
-
-def test_the_page_says_what_its_figures_were_made_with(workdir):
-    assert "made-with" not in Page(page.render(folder.read(workdir))).ids
-    report_folder.know_more(workdir)
-    found = Page(page.render(folder.read(workdir)))
-    text = " ".join(" ".join(found.text).split()).partition("first characters of")[2]
-    assert "made-with" in found.ids and found.tags.count("section") == 9
-    for name, value in (
-        ("images", "emoji, split held_out"),
-        ("verifier", "cascade: the label tree, then http_judge"),
-        ("judge", "http_judge, Qwen3-30B, prompt abcdef01"),
-        ("prompt", "base, text fedcba98"),
-        (
-            "policy",
-            "weights 01234567, no adapters base weights 01234567, adapters 98765432 trained",
-        ),
-        ("seed", "1"),
-        ("weights of specificity", "thirds (generic 0.333,"),
-    ):
-        assert f" {name} {value}" in f" {text}", text
-
-
-def test_a_tree_without_judge_and_a_mixture_are_described():
-    known = {
-        "verifier": {"name": "cascade", "judge": ""},
-        "data": {
-            "name": "mixture",
-            "options": {
-                "parts": {"a": {"options": {"split": "test"}}, "b": {"options": {"split": "x"}}}
-            },
-        },
-    }
-    run = {"policy": "base", "data": "both", "prompt": "terse"}
-    content = folder.Folder(
-        "name", metrics={"runs": [run]}, provenance={"base/both/terse/greedy": known}
-    )
-    names = {folder.run_key(run): "base"}
-    assert made_with.described(made_with.facts(content), names) == [
-        ("images", [("mixture, a: split test, b: split x", "")]),
-        ("verifier", [("cascade: the label tree, no judge", "")]),
-        ("prompt", [("terse", "")]),
-    ]
-    assert made_with.facts(folder.Folder("name", metrics={"runs": [run], "weights": {}})) == []
-
-
-def test_the_headline_says_what_happened(workdir):
-    def headline(correctness, specificity, p_values=None):
-        content = folder.read(workdir)
-        base, trained = content.metrics["runs"]
-        trained["score"] |= {
-            "correctness": base["score"]["correctness"] + correctness,
-            "specificity": base["score"]["specificity"] + specificity,
-        }
-        for test in content.metrics["comparisons"]:
-            test["differences"] = {
-                key: {"value": 0.1, "p": p} for key, p in (p_values or {}).items()
-            }
-        runs = page.sorted_runs(content.metrics["runs"])
-        return page._headline(runs, content.metrics["comparisons"])
-
-    said = headline(0, 0)
-    assert f"<h1>{said}</h1>" in page.render(folder.read(workdir))
-    assert headline(0.1, 0.1) == "More specific, and more often right"
-    assert headline(-0.1, 0.1) == "More specific, but less often right"
-    assert headline(0.001, -0.1) == "Less specific, and as often right"
-    # A difference that the paired test finds not significant is none.
-    assert headline(0.1, 0.1, {"correctness": 0.7, "specificity": 0.001}) == (
-        "More specific, and as often right"
-    )
-    assert headline(-0.1, 0.1, {"correctness": 0.04, "specificity": 0.05}) == (
-        "As specific as before, and less often right"
-    )
-
-
 def test_runs_are_named_by_what_tells_them_apart():
     keys = [("base", "emoji", "base"), ("base", "birds", "base")]
     assert page_data.names_of(keys) == ["base · emoji", "base · birds"]
@@ -316,6 +198,9 @@ def test_an_empty_or_damaged_folder_is_refused(tmp_path):
     (tmp_path / "predictions.jsonl").write_text(lines)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3}\n')
     with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
+        folder.read(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, lines 1 and 2 are both about step 1"):
         folder.read(tmp_path)
 
 
@@ -447,18 +332,3 @@ def test_a_page_opens_with_the_last_run_that_has_a_base():
     assert pairs.base_of(run("trained", "a", "specific"), [base, trained]) is None
     both = [base, trained, run("later", "a"), far, other]
     assert pairs.last_of_each(both) == [(base, run("later", "a")), (far, other)]
-
-
-def test_the_headline_is_of_all_data_sets_or_of_none(tmp_path):
-    report_folder.make(tmp_path, sets=("emoji", "birds"))
-    content = folder.read(tmp_path)
-    content.metrics["comparisons"].clear()
-    text = page.render(content)
-    assert "<h1>How specific, and how right</h1>" in text
-    assert "Greedy answers about 60 images of emoji, 60 images of birds." in text
-    assert text.count("(trained · emoji)") == 1
-    for run in content.metrics["runs"]:
-        run["score"] |= {"correctness": 0.5, "specificity": 0.1 + 0.2 * (run["policy"] != "base")}
-    assert "<h1>More specific, and as often right</h1>" in page.render(content)
-    # In the trade-off each run is joined to the base of its own data set.
-    assert text.count('class="step"') == 2 + 1  # and the diagonal of the calibration

@@ -53,11 +53,71 @@
   const words = { better: "▲ better", worse: "▼ worse", same: "= same" };
   const direction = (d) => (d === null ? null : d > 0 ? "better" : d < 0 ? "worse" : "same");
 
-  function table(heads, rows) {
+  // ---- Tables that are wider than the page -------------------------------------------------
+  const widths = new ResizeObserver((boxes) => boxes.forEach((one) => {
+    const box = one.target, over = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("scrolls", over);
+    box.parentNode.querySelector(".hint").hidden = !over;
+  }));
+  for (const box of document.querySelectorAll(".wide .scroll")) widths.observe(box);
+
+  function table(label, heads, rows) {
     const head = make("tr", {}, ...heads.map((h) => make("th", { scope: "col" }, h)));
     const body = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
     const whole = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
-    return make("div", { class: "scroll" }, whole);
+    const box = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, whole);
+    widths.observe(box);
+    return make("div", { class: "wide" }, document.querySelector(".hint").cloneNode(true), box);
+  }
+
+  // ---- The address -------------------------------------------------------------------------
+  // What is chosen stands behind the "?" of the fragment: #images?from=wrong&text=owl. Back and
+  // forward go from choice to choice; a fragment without "?" changes nothing that is chosen.
+  const FIELDS = {
+    a: "run-a", b: "run-b", change: "f-change", from: "f-from", to: "f-to", class: "f-class",
+    level: "f-level", domain: "f-group", set: "f-data", order: "f-sort", text: "f-text",
+  };
+  const isRun = (name) => name === "a" || name === "b";
+  let typing = false, goToStep = () => {};
+
+  function usual(node) {
+    if (node.tagName === "INPUT") return "";
+    return [...node.options].find((option) => option.defaultSelected)?.value ?? node.options[0].value;
+  }
+
+  /** Puts what is chosen into the address: as a new entry of the history, or in place of the last. */
+  function remember(section, { replace = false } = {}) {
+    const chosen = new URLSearchParams();
+    for (const [name, id] of Object.entries(FIELDS)) {
+      const node = $(id);
+      if (node && node.value !== usual(node)) chosen.set(name, isRun(name) ? data.runs[node.value] : node.value);
+    }
+    if (state.page) chosen.set("page", state.page + 1);
+    const entry = $("image").open ? state.shown[state.open] : null;
+    if (entry) chosen.set("image", `${entry.id} ${entry.data}`);
+    if ($("step") && $("step").selectedIndex > 0) chosen.set("step", $("step").value);
+    const text = chosen.toString();
+    const address = text ? `#${section}?${text}` : `#${section}`;
+    history[replace ? "replaceState" : "pushState"]({ view: text }, "", address);
+  }
+
+  const inAddress = () => location.hash.includes("?")
+    ? new URLSearchParams(location.hash.slice(location.hash.indexOf("?") + 1)) : null;
+
+  /** Chooses what an address says; what it does not name, or names wrongly, is as at first. */
+  function recall(chosen) {
+    for (const [name, id] of Object.entries(FIELDS)) {
+      const node = $(id), given = chosen.get(name);
+      if (!node) continue;
+      const value = given !== null && isRun(name) ? String(data.runs.indexOf(given)) : given;
+      const fits = value !== null && (node.tagName === "INPUT" || [...node.options].some((o) => o.value === value));
+      node.value = fits ? value : usual(node);
+    }
+    if (!data.images.length) return;
+    refresh((Number(chosen.get("page")) || 1) - 1);
+    const place = state.shown.findIndex((entry) => `${entry.id} ${entry.data}` === chosen.get("image"));
+    if (place >= 0) open(place);
+    else if ($("image").open) { state.open = -1; $("image").close(); }
   }
 
   // ---- The browser of images --------------------------------------------------------------
@@ -68,6 +128,7 @@
       a: Number($("run-a").value), b: Number($("run-b").value),
       change: $("f-change").value, from: $("f-from").value, to: $("f-to").value,
       label: $("f-class").value, level: $("f-level") ? $("f-level").value : "",
+      group: $("f-group") ? $("f-group").value : "",
       set: $("f-data") ? $("f-data").value : "", text: $("f-text").value.trim().toLowerCase(),
       sort: $("f-sort").value,
     };
@@ -88,6 +149,7 @@
       && (!f.to || (after && after[2] === f.to))
       && (!f.label || entry.label === f.label)
       && (!f.level || entry.level === f.level)
+      && (!f.group || entry.group === f.group)
       && (!f.set || entry.data === f.set)
       && (!f.text || searched(entry).includes(f.text));
   }
@@ -141,6 +203,12 @@
     return node;
   }
 
+  /** Shows another page on the reader's wish. */
+  function turn(page, focus = null) {
+    show(page, focus);
+    remember("images", { replace: true });
+  }
+
   /** Makes one card the one that the Tab key reaches. */
   function rove(i, focus) {
     const cards = [...$("cards").querySelectorAll(".card")];
@@ -161,11 +229,11 @@
       ArrowRight: state.at + 1, ArrowLeft: state.at - 1, ArrowDown: state.at + wide,
       ArrowUp: state.at - wide, Home: 0, End: size - 1,
     }[event.key];
-    if (event.key === "PageDown" && !$("next").disabled) show(state.page + 1, 0);
-    else if (event.key === "PageUp" && !$("prev").disabled) show(state.page - 1, 0);
+    if (event.key === "PageDown" && !$("next").disabled) turn(state.page + 1, 0);
+    else if (event.key === "PageUp" && !$("prev").disabled) turn(state.page - 1, 0);
     else if (to === undefined) return;
-    else if (to >= size && !$("next").disabled) show(state.page + 1, 0);
-    else if (to < 0 && !$("prev").disabled) show(state.page - 1, PAGE - 1);
+    else if (to >= size && !$("next").disabled) turn(state.page + 1, 0);
+    else if (to < 0 && !$("prev").disabled) turn(state.page - 1, PAGE - 1);
     else rove(Math.min(Math.max(to, 0), size - 1), true);
     event.preventDefault();
   });
@@ -194,7 +262,7 @@
       }
       if (samples) {
         parts.push(make("p", { class: "note" }, `${samples.of} samples`));
-        parts.push(table(["answer", "category", "times", "reward"],
+        parts.push(table("Samples", ["answer", "category", "times", "reward"],
           samples.answers.map(([answer, category, reward, times, reason]) =>
             [cell(said(answer || "(nothing)"), why(reason)), chip(category), String(times), number(reward)])));
         if (samples.more) parts.push(make("p", { class: "note" }, `and ${count(samples.more, "other answer", "other answers")}`));
@@ -205,6 +273,7 @@
     $("image-next").disabled = place >= state.shown.length - 1;
     if (!$("image").open) $("image").showModal();
     $("image").scrollTop = 0;
+    remember("images", { replace: true });
   }
 
   $("image").addEventListener("keydown", (event) => {
@@ -213,8 +282,10 @@
   });
   $("image").addEventListener("close", () => {
     const page = Math.floor(state.open / PAGE);
+    if (state.open < 0) return;
     if (page !== state.page) show(page, state.open % PAGE);
     else rove(state.open % PAGE, true);
+    remember("images", { replace: true });
   });
   $("image").addEventListener("click", (event) => { if (event.target === $("image")) $("image").close(); });
   $("image-close").addEventListener("click", () => $("image").close());
@@ -223,16 +294,17 @@
 
   if (data.images.length) {
     let waiting = 0;
-    for (const node of $("filters").querySelectorAll("select")) node.addEventListener("change", () => refresh());
-    $("f-text").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });
-    $("prev").addEventListener("click", () => show(state.page - 1));
-    $("next").addEventListener("click", () => show(state.page + 1));
+    const chosen = () => { typing = false; refresh(); remember("images"); };
+    for (const node of $("filters").querySelectorAll("select")) node.addEventListener("change", chosen);
+    $("f-text").addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => { refresh(); remember("images", { replace: typing }); typing = true; }, 120);
+    });
+    $("prev").addEventListener("click", () => turn(state.page - 1));
+    $("next").addEventListener("click", () => turn(state.page + 1));
     $("reset").addEventListener("click", () => {
-      $("f-text").value = "";
-      for (const node of $("filters").querySelectorAll("select")) {
-        node.selectedIndex = Math.max(0, [...node.options].findIndex((option) => option.defaultSelected));
-      }
-      refresh();
+      for (const id of Object.values(FIELDS)) if ($(id)) $(id).value = usual($(id));
+      chosen();
     });
     refresh();
   }
@@ -243,7 +315,7 @@
     let at = 0;
     const group = (row) => make("div", { class: "group" }, thumb(row.thumb, row.label),
       make("div", {}, make("strong", {}, said(row.label)), row.level ? make("span", { class: "note" }, ` · ${row.level}`) : null),
-      table(["answer", "category", "reward"], row.answers.map(([answer, whole, category, reward]) => {
+      table(`Answers about ${row.label}`, ["answer", "category", "reward"], row.answers.map(([answer, whole, category, reward]) => {
         const cell = said(answer);
         cell.title = whole;
         return [cell, chip(category), number(reward)];
@@ -255,10 +327,30 @@
       $("step-next").disabled = at === steps.length - 1;
       $("rollouts").replaceChildren(...data.rollouts.filter((row) => row.step === steps[at]).map(group));
     };
-    $("step").addEventListener("change", () => go(steps.indexOf(Number($("step").value))));
-    $("step-prev").addEventListener("click", () => go(at - 1));
-    $("step-next").addEventListener("click", () => go(at + 1));
+    const gone = (to) => { go(to); remember("samples"); };
+    $("step").addEventListener("change", () => gone(steps.indexOf(Number($("step").value))));
+    $("step-prev").addEventListener("click", () => gone(at - 1));
+    $("step-next").addEventListener("click", () => gone(at + 1));
     go(0);
+    goToStep = (step) => go(Math.max(steps.indexOf(Number(step)), 0));
+  }
+
+  // ---- What the address says at first, and when the reader goes back ----------------------------
+  function follow(chosen) {
+    typing = false;
+    recall(chosen);
+    goToStep(chosen.get("step"));
+  }
+  window.addEventListener("popstate", (event) => {
+    const chosen = inAddress() ?? (event.state && new URLSearchParams(event.state.view));
+    if (chosen) follow(chosen);
+  });
+  const first = inAddress();
+  history.replaceState({ view: first ? first.toString() : "" }, "");
+  if (first) {
+    const section = $(location.hash.slice(1).split("?")[0]);
+    if (section) section.scrollIntoView();
+    follow(first);
   }
 
   // ---- Tables that sort -----------------------------------------------------------------------

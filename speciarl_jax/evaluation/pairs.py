@@ -3,14 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Name of the policy before training, which the others are set beside.
+BASE = "base"
 Run = Mapping[str, Any]
+
+
+def run_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Returns (policy, data, prompt) of a row of predictions or metrics."""
+    return row["policy"], row["data"], row["prompt"]
 
 
 def base_of(run: Run, runs: Sequence[Run]) -> Run | None:
     """The base policy on the same images and prompt, unless it is this run."""
     for other in runs:
         same = (other["data"], other["prompt"]) == (run["data"], run["prompt"])
-        if same and other["policy"] == "base" and other is not run:
+        if same and other["policy"] == BASE and other is not run:
             return other
     return None
 
