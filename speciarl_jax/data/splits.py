@@ -68,7 +68,9 @@ def is_container(name: str) -> bool:
     return name.casefold() in _CONTAINERS
 
 
-def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str) -> list[str]:
+def choose(
+    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str, unit: str = ""
+) -> list[str]:
     """Returns the names of the splits that a part of a data set reads, and logs them.
 
     Args:
@@ -76,11 +78,12 @@ def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: s
       split: name of a split to read; "" for those that fit `part`.
       part: of `file_dataset.PARTS`: "all", "training" or "held_out".
       where: name of the data set in messages.
+      unit: what the log counts, where that is no images (" files").
 
     Raises:
       ValueError: there is no such split, or none that fits.
     """
-    sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in by_split.items())
+    sizes = ", ".join(f"{name} ({len(rows)}{unit})" for name, rows in by_split.items())
     if split:
         if split not in by_split:
             raise ValueError(
@@ -119,13 +122,13 @@ def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: s
 
 
 def chosen(
-    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str
+    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str, unit: str = ""
 ) -> tuple[list[str], str]:
     """Returns the splits to read (`choose`), and the part of their images.
 
     Where nothing but a training split is there, a part of it is held out.
     """
-    names = choose(by_split, split, part, where)
+    names = choose(by_split, split, part, where, unit)
     alone = not split and set(kinds_of(by_split).values()) <= {TRAINING}
     return names, part if alone else "all"
 

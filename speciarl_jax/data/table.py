@@ -9,6 +9,7 @@ may be a list. Parquet may hold the images themselves, as bytes or as the `{byte
 column `split`, or folders like `train/` at the front of all paths, say the split of each row.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -32,7 +33,7 @@ from speciarl_jax.data import (
 SUFFIXES = table_rows.SUFFIXES
 _SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 # What stands for a missing or logical value where a label should be.
-_NO_NAMES = ("nan", "none", "null", "<na>", "nat", "true", "false")
+_NO_NAMES = ("nan", "null", "<na>", "nat", "true", "false")
 _LONGEST_PATH = 4096  # characters, of Linux
 
 
@@ -109,7 +110,7 @@ class Source(file_dataset.Listing):
                 by_split.setdefault(row.split, []).append(row)
             chosen, part = _choose(by_split, split, part, str(path))
         else:
-            chosen, part = _choose(tables, split, part, str(path))
+            chosen, part = _choose(tables, split, part, str(path), " files")
             rows = [
                 row
                 for name, files in tables.items()
@@ -139,13 +140,13 @@ class Source(file_dataset.Listing):
         )
 
 
-def _choose(tables, split, part, where):
+def _choose(tables, split, part, where, unit=""):
     """Returns the names of the splits to read, and the part of them."""
     if list(tables) == [""]:
         if split not in ("", splits.NONE):
             raise ValueError(f"{where} has no splits, so no {split!r}; set the option split to ''")
         return [""], part
-    return splits.chosen(dict(tables), split, part, where)
+    return splits.chosen(dict(tables), split, part, where, unit)
 
 
 def _rows(name, file, columns, *, images_too=True):
@@ -269,7 +270,7 @@ def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_datase
         if top is not None:
             inside = row.folder.is_relative_to(top) and not own_content
             key = os.path.join(row.folder.relative_to(top) if inside else row.split, key)
-        same = (row.split, key) if own_content else os.path.normpath(image.place)
+        same = (row.split, key) if own_content else _same_place(image.place)
         if id_column:
             key = str(row.values[id_column] if row.values[id_column] is not None else "").strip()
             if not key:
@@ -295,6 +296,17 @@ def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_datase
             *(len(twice), twice[0]),
         )
     return entries
+
+
+def _same_place(path: str) -> str:
+    """Returns what is equal for all spellings of a path; a link to a file is a file of its own."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real(os.path.join(os.getcwd(), folder)), name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _refuse_twice(row, name, label, first):

@@ -271,9 +271,7 @@ def test_a_long_field_of_another_column_is_no_trouble(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", table.SUFFIXES)
-@pytest.mark.parametrize(
-    "label", ["nan", "NaN", "None", "null", "<NA>", "True", "false", "1e3", "-7.0"]
-)
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "True", "false", "1e3", "-7.0"])
 def test_what_stands_for_no_name_is_no_label_in_any_format(tmp_path, suffix, label):
     with pytest.raises(ValueError, match=f"the label is '{label}'; write the name in words"):
         open_table(write(tmp_path, suffix, changed(1, label=label)))
@@ -321,3 +319,15 @@ def test_parquet_may_hold_images_as_dictionary_as_view_and_in_lists(tmp_path):
     pq.write_table(pa.table({"image": pa.array([pictures]), "label": ["a"]}), path)
     with pytest.raises(ValueError, match="row 0, column 'image': got .*write the path"):
         open_table(path)
+
+
+def test_one_image_by_a_relative_and_an_absolute_path_or_a_linked_folder_is_found(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    for name, first in ((f"{tmp_path}/a.png", "a.png"), ("link/c.png", "sub/c.png")):
+        rows = [{"image": first, "label": "eagle"}, {"image": name, "label": "salmon"}]
+        path = write(tmp_path, ".csv", rows)
+        with pytest.raises(ValueError, match="was in row 2 already.*'eagle', here 'salmon'"):
+            open_table(path.name)
