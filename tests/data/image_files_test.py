@@ -237,6 +237,13 @@ def test_only_regular_files_are_opened(tmp_path, place):
         images.read(path)
 
 
+def test_a_sparse_file_of_many_bytes_is_not_read(tmp_path):
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(images.BrokenImageError, match="it has 8,589,934,592 bytes, too many for"):
+        images.read(str(tmp_path / "x.png"))
+
+
 def test_a_windows_path_gets_a_hint(tmp_path):
     with pytest.raises(images.BrokenImageError, match="on Windows, replace its backslashes by '/'"):
         images.read(f"{tmp_path}/img\\0.png")
