@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from speciarl_jax.data import splits, table_rows
@@ -49,8 +50,11 @@ def tables_of(place: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
             "folder of them (configs/own_folder.py reads folders of images)"
         )
     found: dict[str, list[pathlib.Path]] = {}
-    for file in files:
-        found.setdefault(_split_of(file, root), []).append(file)
+    named = {file: _split_of(file, root) for file in files}
+    together = Counter(map(_without_number, named.values()))
+    for file, name in named.items():
+        bare = _without_number(name)
+        found.setdefault(bare if together[bare] > 1 else name, []).append(file)
     for name, members in found.items():
         _check_shards(name, members, root)
     if "" in found and len(found) > 1:
@@ -84,16 +88,25 @@ def _split_of(file: pathlib.Path, root: pathlib.Path) -> str:
     return shard[1] if shard and shard[1] != "data" else ""
 
 
+def _without_number(name: str) -> str:
+    """Returns the split of a shard: "train" of "train_0" and "train-00001"."""
+    bare = re.sub(r"[-_.]\d+$", "", name)
+    return bare if splits.kind_of(bare) else name
+
+
 def _check_shards(name: str, files: list[pathlib.Path], root: pathlib.Path) -> None:
     parents = sorted({str(file.parent.relative_to(root)) for file in files})
-    if len(parents) > 1:
+    if len(parents) > 1 and not all(map(is_metadata, files)):
         raise ValueError(
             f"{root} has several data sets with the split {name!r}, in {parents}; give one of "
             "these folders"
         )
     shards = [m for file in files if (m := _SHARD.fullmatch(file.stem))]
     if not shards:
-        if len(files) > 1 and not all(f.stem.isdigit() or "metadata" in f.stem for f in files):
+        numbered = all(file.suffix.lower() == ".parquet" for file in files) and (
+            len({re.sub(r"\d+", "", file.stem) for file in files}) == 1
+        )
+        if len(files) > 1 and not numbered and not all(map(is_metadata, files)):
             raise ValueError(
                 f"{root} holds several tables of the split {name!r} "
                 f"({[file.name for file in files][:5]}); give one of them"
@@ -114,6 +127,11 @@ def _saved(folder: pathlib.Path) -> list[pathlib.Path]:
     files = [folder / row["filename"] for row in state.get("_data_files", [])]
     if lost := [file for file in files if not file.is_file()]:
         raise ValueError(f"{lost[0]} is missing; copy the whole folder {folder}")
+    if state.get("_indices_data_files"):
+        raise ValueError(
+            f"{folder} holds a choice of its rows beside them, as old versions of datasets wrote "
+            "it; load it with datasets and save it again"
+        )
     if not files:
         raise ValueError(f"{folder / 'state.json'} names no data; save the data set again")
     return files

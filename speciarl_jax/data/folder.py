@@ -138,22 +138,17 @@ class Source(file_dataset.Listing):
         places = {names: ("", names) for names in folders.values()}
         if split != splits.NONE:
             places = splits.without_split(set(folders.values()), str(path))
-        loose = [name for name in found if not places[folders[name]][1]]
-        if loose:
-            raise ValueError(
-                f"{path} holds {len(loose)} images outside of a label's folder ({loose[0]!r}); "
-                "put each into a folder named after what it shows" + _metadata_hint(others, path)
-            )
         by_split: dict[str, list[str]] = {}
         for name in found:
             by_split.setdefault(places[folders[name]][0], []).append(name)
-        same = _unify(places.values(), str(path))
-        paths = label_names.clean_paths(same.values())
         chosen = [""]
         if list(by_split) != [""]:
             chosen, part = splits.chosen(by_split, split, part, str(path))
         elif split not in ("", splits.NONE):
             raise ValueError(f"{path} has no splits, so no {split!r}; set the option split to ''")
+        _check_loose(found, folders, places, chosen, others, str(path))
+        same = _unify([place for place in places.values() if place[1]], str(path))
+        paths = label_names.clean_paths(same.values())
         entries = []
         for name in found:
             own, names = places[folders[name]]
@@ -162,6 +157,7 @@ class Source(file_dataset.Listing):
                 place = os.path.join(path, name)
                 label = paths[names][-1]
                 entries.append(file_dataset.Entry(name, "/".join(names), label, place))
+        _report_sources(paths, str(path))
         label_names.report_numbers((names[-1] for names in paths.values()), str(path))
         super().__init__(
             entries,
@@ -172,6 +168,40 @@ class Source(file_dataset.Listing):
             name="folder",
             part=part,
             **selection,
+        )
+
+
+def _check_loose(found, folders, places, chosen, others, path):
+    """Refuses images outside of a label's folder; those of splits that are not read are logged."""
+    loose = [name for name in found if not places[folders[name]][1]]
+    mine = [name for name in loose if places[folders[name]][0] in chosen]
+    if mine:
+        raise ValueError(
+            f"{path} holds {len(mine)} images outside of a label's folder ({mine[0]!r}); put each "
+            "into a folder named after what it shows" + _metadata_hint(others, path)
+        )
+    if loose:
+        logging.warning(
+            "%s: passed over %d images that lie in no label's folder (%s, ...), in splits that are "
+            "not read",
+            *(path, len(loose), loose[0]),
+        )
+
+
+def _report_sources(paths: Mapping[tuple[str, ...], list[str]], where: str) -> None:
+    """Logs outermost folders that hold the same labels, as those of sources, styles or folds do."""
+    above: dict[tuple[str, ...], set[str]] = {}
+    for names in paths:
+        if len(names) > 1:
+            above.setdefault(names[1:], set()).add(names[0])
+    again = [names for names, tops in above.items() if len(tops) > 1]
+    if len(again) * 2 > len(above):
+        tops = sorted(set.union(*(above[names] for names in again)))
+        logging.warning(
+            "%s: the same labels (%s, ...) lie in %s. If these folders are sources or folds and "
+            "not names of what the images show, give one of them as the path: an answer that says "
+            "such a name counts as right",
+            *(where, "/".join(again[0]), ", ".join(map(repr, tops[:5]))),
         )
 
 

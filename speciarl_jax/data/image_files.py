@@ -15,6 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from speciarl_jax.models import safetensors_io
+
 # Endings of the files that are read in folders.
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _SUFFIXES = (
@@ -143,6 +145,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 def _unidentified(data: bytes) -> str:
     if not data:
         return "is empty"
+    if data.startswith(safetensors_io.LFS_POINTER):
+        return "is a pointer of Git LFS, and not the image itself (git lfs pull fetches it)"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1"):
         if not reads_heif():
             return f"is HEIC, which needs {HOW_TO_READ_HEIF}"
@@ -191,8 +195,11 @@ def _load(image: ImageFile.ImageFile) -> Image.Transpose | None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if scale := _scale(image.mode):
-        values = scale(np.asarray(image))
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+        stored = np.asarray(image)
+        values = np.rint(scale(stored)).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            values = np.where(stored == clear, np.uint8(255), values)
+        return Image.fromarray(values).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

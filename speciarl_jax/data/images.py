@@ -17,6 +17,9 @@ ON_BROKEN = ("raise", "skip")
 MOST_ASPECT = 200
 # The run stops at more broken images than this number and this share of the data set.
 _TOLERATED, _TOLERATED_SHARE = 10, 0.1
+# A larger file is no image that could be decoded within `config.data.max_decoded_pixels`; it may be
+# a sparse one, which takes little room on the disk and all of the memory.
+_MOST_BYTES = 2**31
 # Fields that every row must have.
 _FIELDS = ("image", "image_id", "label_id", "label")
 _BLANK = np.full((56, 56, 3), 128, np.uint8)
@@ -79,9 +82,12 @@ def read(path: str) -> np.ndarray:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """Reads a file; opens nothing else, since pipes and devices may never end (OSError)."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """Reads a file of up to 2 GiB; opens no pipe or device, which may never end (OSError)."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
+    if state.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has {state.st_size:,} bytes, too many for an image")
     with open(path, "rb") as file:
         return file.read()
 

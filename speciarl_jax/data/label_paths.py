@@ -15,8 +15,11 @@ from speciarl_jax.data import label_names
 
 # What may stand between names. The first ones hardly stand within a name.
 _SURE = (">", "→", "»", "›", "::", "|", ";", "\\", "\t")
-_UNSURE = ("/", ",")
-_ARROWS = re.compile(r"\s*[-=]+>\s*")
+_UNSURE = ("/", ",", ":", "<", "~", "•", "·", "^")
+# What stands within names, too, so it separates names only where the label is the last of them.
+_RARE = (" - ", "_", ".", "+", "&", "-")
+_ARROWS = re.compile(r"\s*([-=~]+>|[>＞⇒⇨⟶⟹➔➜➝▸▶►⊃⊇]+)\s*")
+_LINES = re.compile(r"\s*[\r\n]+\s*")
 _KEY = "config.data.options.label_path_separator"
 
 
@@ -38,7 +41,7 @@ def read(cells: Sequence[Cell], separator: str = "") -> list[list[str]]:
       ValueError: a path is no text and no list, runs from the label to the most general name, or
         may be read in several ways. Names the row.
     """
-    values = [_unpacked(cell) for cell in cells]
+    values = [_unpacked(cell, separator) for cell in cells]
     texts = [(c, v) for c, v in zip(cells, values, strict=True) if isinstance(v, str) and v.strip()]
     if not separator and texts:
         separator = _find_separator(texts)
@@ -53,10 +56,10 @@ def read(cells: Sequence[Cell], separator: str = "") -> list[list[str]]:
     return paths
 
 
-def _unpacked(cell: Cell) -> str | list[str]:
+def _unpacked(cell: Cell, separator: str) -> str | list[str]:
     """Returns a list where the cell holds one, or the text of one; else the text."""
     value = cell.value
-    if value is None:
+    if value is None or (isinstance(value, float) and value != value):  # NaN
         return []
     if isinstance(value, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", value, re.DOTALL):
         if re.search(r"""(['"])\s+\1""", value):
@@ -73,7 +76,7 @@ def _unpacked(cell: Cell) -> str | list[str]:
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(value, str):
-        return _ARROWS.sub(">", value)
+        return value if separator else _ARROWS.sub(">", _LINES.sub(">", value.strip()))
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise ValueError(
             f"{cell.where}: the label path is {cell.value!r}; write names with '>' between them, "
@@ -86,7 +89,7 @@ def _find_separator(texts: Sequence[tuple[Cell, str]]) -> str:
     """Returns the one separator that all rows can be read with; "" if every path is one name."""
     present = [s for s in (*_SURE, *_UNSURE) if any(s in text for _, text in texts)]
     if not present:
-        return ""
+        return _rare_separator(texts)
     sure = [s for s in present if s in _SURE]
     chosen = sure[0] if len(sure) == 1 else ""
     if not sure:
@@ -108,6 +111,26 @@ def _find_separator(texts: Sequence[tuple[Cell, str]]) -> str:
     if chosen != ">":
         logging.info("label paths are read with %r between the names (%s)", chosen, _KEY)
     return chosen
+
+
+def _rare_separator(texts: Sequence[tuple[Cell, str]]) -> str:
+    """Returns what separates the names where only the label in its own path tells; "" for nothing.
+
+    Raises:
+      ValueError: a path is one name that ends in the label, or that holds it beside a mark.
+    """
+    for mark in _RARE:
+        if all(mark in text and _key(text.split(mark)[-1]) == _key(c.label) for c, text in texts):
+            logging.info("label paths are read with %r between the names (%s)", mark, _KEY)
+            return mark
+    for cell, text in texts:
+        label, path = re.escape(_key(cell.label)), _key(text)
+        if path != label and re.search(rf"\W{label}$|(^|\W){label}\s*[^\w\s-]|_{label}$", path):
+            raise ValueError(
+                f"{cell.where}: the label path {text!r} holds the label {cell.label!r}, but "
+                f"nothing says what separates the names; write '>' between them, or set {_KEY}"
+            )
+    return ""
 
 
 def _holds(cell: Cell, parts: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """Recognises the splits that a data set brings along, and chooses those that a part reads.
 
 train/cat/1.jpg   Test_Set/cat/2.jpg   images/val/cat/3.jpg   cat/train/4.jpg
+pets/train/cat/5.jpg   bird/train/eagle/6.jpg   trainA/cat/7.jpg
 train-00000-of-00002.parquet
 """
 
@@ -15,7 +16,7 @@ TRAINING, VALIDATION, TEST = "training", "validation", "test"
 NONE = "none"
 _KINDS = {
     TRAINING: ("train", "training", "trn", "tr"),
-    VALIDATION: ("val", "valid", "validation", "dev", "devel", "development"),
+    VALIDATION: ("val", "valid", "validate", "validation", "dev", "devel", "development"),
     TEST: ("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout"),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
@@ -31,7 +32,7 @@ def kind_of(name: str) -> str | None:
 
     "train", "Test_Set", "val2017", "training images" and "seg_train" are names of splits.
     """
-    words = re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).casefold())
+    words = _words(name)
     joined = "".join(words)
     if joined.removesuffix("set") in _KIND_OF:
         return _KIND_OF[joined.removesuffix("set")]
@@ -39,12 +40,37 @@ def kind_of(name: str) -> str | None:
     return _KIND_OF.get(said[0]) if len(said) == 1 and len(words) > 1 else None
 
 
+def kinds_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns name -> which split it is named after, of names beside each other.
+
+    "trainA" and "testA" are names of splits because they differ in nothing else.
+    """
+    names = list(names)
+    if found := {name: kind for name in names if (kind := kind_of(name))}:
+        return found
+    rests: dict[tuple[str, ...], set[str]] = {}
+    for name in names:
+        words = _words(name)
+        said = [word for word in words if word in _KIND_OF]
+        if len(said) == 1:
+            found[name] = _KIND_OF[said[0]]
+            rest = tuple(word for word in words if word != said[0])
+            rests.setdefault(rest, set()).add(found[name])
+    return found if any(TRAINING in k and len(k) > 1 for k in rests.values()) else {}
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).casefold())
+
+
 def is_container(name: str) -> bool:
     """Tells whether a folder is named after what it holds, as "images" is."""
     return name.casefold() in _CONTAINERS
 
 
-def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str) -> list[str]:
+def choose(
+    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str, unit: str = ""
+) -> list[str]:
     """Returns the names of the splits that a part of a data set reads, and logs them.
 
     Args:
@@ -52,11 +78,12 @@ def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: s
       split: name of a split to read; "" for those that fit `part`.
       part: of `file_dataset.PARTS`: "all", "training" or "held_out".
       where: name of the data set in messages.
+      unit: what the log counts, where that is no images (" files").
 
     Raises:
       ValueError: there is no such split, or none that fits.
     """
-    sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in by_split.items())
+    sizes = ", ".join(f"{name} ({len(rows)}{unit})" for name, rows in by_split.items())
     if split:
         if split not in by_split:
             raise ValueError(
@@ -65,8 +92,9 @@ def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: s
             )
         return [split]
     kinds: dict[str, str] = {}
+    kind_by_name = kinds_of(by_split)
     for name in by_split:
-        kind = kind_of(name) or TRAINING
+        kind = kind_by_name.get(name, TRAINING)
         if kind in kinds:
             raise ValueError(
                 f"{where}: both {kinds[kind]!r} and {name!r} look like the {kind} split; rename "
@@ -94,14 +122,14 @@ def choose(by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: s
 
 
 def chosen(
-    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str
+    by_split: Mapping[str, Sequence[_T]], split: str, part: str, where: str, unit: str = ""
 ) -> tuple[list[str], str]:
     """Returns the splits to read (`choose`), and the part of their images.
 
     Where nothing but a training split is there, a part of it is held out.
     """
-    names = choose(by_split, split, part, where)
-    alone = not split and {kind_of(name) or TRAINING for name in by_split} == {TRAINING}
+    names = choose(by_split, split, part, where, unit)
+    alone = not split and set(kinds_of(by_split).values()) <= {TRAINING}
     return names, part if alone else "all"
 
 
@@ -123,26 +151,46 @@ def without_split(
       ValueError: some folders are named after splits and others beside them are not, or two levels
         are.
     """
-    rest = {folder: folder for folder in folders}
-    rest = _without_containers(rest)
+    rest = _without_wrapper(_without_containers({f: f for f in folders}), where)
     firsts = {names[0] for names in rest.values() if names}
-    named = {name for name in firsts if kind_of(name)}
-    if named and (
-        others := sorted({names[0] if names else "." for names in rest.values()} - named)
-    ):
-        _refuse(where, sorted(named), others)
-    if named:
+    kinds = kinds_of(firsts)
+    beside = firsts - kinds.keys() | {"." for names in rest.values() if not names}
+    if kinds and beside:
+        _refuse(where, kinds, f"{sorted(beside)[:5]} beside them do not")
+    if kinds and not any(map(kind_of, kinds)) and any(len(names) < 2 for names in rest.values()):
+        _refuse(where, kinds, "images lie in them without a folder for their label")
+    if kinds:
         found = {}
-        for split in sorted(named):
+        for split in sorted(kinds):
             inner = {f: n[1:] for f, n in rest.items() if n[0] == split}
             inner = _without_containers(inner, split)
             found |= {folder: (split, names) for folder, names in inner.items()}
     else:
         found = _inner_splits(rest, where)
-    again = sorted({n for _, names in found.values() for n in _twins(names, found)})
+    again = {n for _, names in found.values() for n in _twins(names, found)}
     if again:
-        _refuse(where, again, ["the splits above them"])
+        _refuse(where, again, "so do the folders above them")
     return found
+
+
+def _without_wrapper(rest, where):
+    """Leaves out the folders around all splits: that of pets/train/cat and pets/test/dog."""
+    depth = 1
+    while len({names[:depth] for names in rest.values()}) == 1 and all(
+        len(names) > depth for names in rest.values()
+    ):
+        inner = {names[depth] for names in rest.values()}
+        wrapper = next(iter(rest.values()))[:depth]
+        labels = any(len(names) > depth + 1 for names in rest.values())
+        if labels and len(kinds_of(inner)) == len(inner) and not kind_of(wrapper[-1]):
+            logging.info(
+                "%s: the splits lie in %r, which is taken for no name of what the images show; set "
+                "config.data.options.group if it is one",
+                *(where, "/".join(wrapper)),
+            )
+            return {folder: names[depth:] for folder, names in rest.items()}
+        depth += 1
+    return rest
 
 
 def _without_containers(rest, split=""):
@@ -150,7 +198,7 @@ def _without_containers(rest, split=""):
     while True:
         firsts = {names[:1] for names in rest.values()}
         name = next(iter(firsts))[0] if len(firsts) == 1 and any(firsts) else ""
-        twice = bool(split) and kind_of(name) == kind_of(split)
+        twice = kind_of(name) is not None and kind_of(name) == kind_of(split)
         # The folder of the only label may be called as it likes.
         inside = all(len(names) > 1 for names in rest.values())
         if not name or not inside or not (is_container(name) or twice):
@@ -164,18 +212,26 @@ def _inner_splits(rest, where):
     for names in rest.values():
         for depth in range(len(names)):
             children.setdefault(names[:depth], set()).add(names[depth])
-    parents = {
-        parent
-        for parent, inner in children.items()
-        if parent and all(map(kind_of, inner)) and len({kind_of(name) for name in inner}) > 1
-    }
-    within = {f: names for f, names in rest.items() if names[:-1] in parents}
-    if not parents:
-        return {folder: ("", names) for folder, names in rest.items()}
-    if len(within) < len(rest):
-        outside = ["/".join(names) for folder, names in rest.items() if folder not in within]
-        _refuse(where, ["/".join(next(iter(within.values())))], outside)
-    return {folder: (names[-1], names[:-1]) for folder, names in rest.items()}
+    children.pop((), None)
+    kinds = {parent: {kind_of(name) for name in inner} for parent, inner in children.items()}
+    for parent, here in kinds.items():
+        if None in here and TRAINING in here and len(here) > 2:
+            named = filter(kind_of, children[parent])
+            others = sorted(name for name in children[parent] if not kind_of(name))
+            _refuse(where, named, f"{others[:5]} beside them in {'/'.join(parent)!r} do not")
+    parents = {parent for parent, here in kinds.items() if None not in here}
+    if not any(len(kinds[parent]) > 1 for parent in parents):
+        parents = set()
+    found = {}
+    for folder, names in rest.items():
+        places = [depth for depth in range(1, len(names)) if names[:depth] in parents]
+        if parents and len(places) != 1:
+            here = sorted({c for parent in parents for c in children[parent]})
+            _refuse(where, here, f"{'/'.join(names)!r} lies in {len(places)} of them")
+        depth = places[0] if places else 0
+        split = names[depth] if places else ""
+        found[folder] = (split, names[:depth] + names[depth + 1 :] if places else names)
+    return found
 
 
 def _twins(names, found):
@@ -186,9 +242,9 @@ def _twins(names, found):
     return [names[-1]] if all(map(kind_of, siblings)) and len(siblings) > 1 else []
 
 
-def _refuse(where, named, others):
+def _refuse(where, named, but):
     raise ValueError(
-        f"{where}: the folders {named[:5]} look like splits, but {others[:5]} beside them do not; "
-        "move one of the two away, or set config.data.options.split (and that of "
-        f"config.evaluation.options) to {NONE!r} if all of them are labels"
+        f"{where}: the folders {sorted(named)[:5]} look like splits, but {but}; move one of the "
+        "two away, or set config.data.options.split (and that of config.evaluation.options) to "
+        f"{NONE!r} if all of them are labels"
     )

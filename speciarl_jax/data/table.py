@@ -5,11 +5,14 @@
 
 The label path runs from the most general name to the label; label paths make the label tree. It
 may be a list. Parquet may hold the images themselves, as bytes or as the `{bytes, path}` that
-`datasets` writes. In place of a file the path may be a folder of tables (`dataset_folders`).
+`datasets` writes. In place of a file the path may be a folder of tables (`dataset_folders`). A
+column `split`, or folders like `train/` at the front of all paths, say the split of each row.
 """
 
+import functools
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,6 +31,10 @@ from speciarl_jax.data import (
 )
 
 SUFFIXES = table_rows.SUFFIXES
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+# What stands for a missing or logical value where a label should be.
+_NO_NAMES = ("nan", "null", "<na>", "nat", "true", "false")
+_LONGEST_PATH = 4096  # characters, of Linux
 
 
 class _Row(NamedTuple):
@@ -36,6 +43,13 @@ class _Row(NamedTuple):
     folder: pathlib.Path  # where relative paths start
     image_column: str
     values: Mapping[str, Any]
+
+
+class _Columns(NamedTuple):
+    root: str  # option of `Source`
+    image: str
+    words: list[str]  # of the label, and of its path
+    others: list[str]
 
 
 class _Image(NamedTuple):
@@ -75,8 +89,9 @@ class Source(file_dataset.Listing):
           root: folder that relative paths start from; "" takes the table's folder.
           group: what all labels are ("bird"), for the label tree; "" takes the first name of the
             label path.
-          split: split of a folder of tables to read; "" for the one that fits `part`.
-          part: of `file_dataset.PARTS`; a folder's own splits come before it.
+          split: split to read, of a folder of tables or of a table that names splits; "" for the
+            one that fits `part`.
+          part: of `file_dataset.PARTS`; the data's own splits come before it.
           **selection: options of `file_dataset.Listing`, such as `subset`.
 
         Raises:
@@ -86,12 +101,23 @@ class Source(file_dataset.Listing):
         """
         del seed
         tables = dataset_folders.tables_of(path)
-        chosen, part = _choose(tables, split, part, str(path))
         words = [label_column, *filter(None, (label_path_column,))]
-        rows = []
-        for name, files in tables.items():
-            extra = list(filter(None, (id_column,))) if name in chosen else None
-            rows += [r for f in files for r in _rows(name, f, root, image_column, words, extra)]
+        columns = _Columns(root, image_column, words, [id_column] if id_column else [])
+        if list(tables) == [""]:
+            rows = _one_table(tables[""], columns, split)
+            by_split: dict[str, list[_Row]] = {} if rows else {"": []}
+            for row in rows:
+                by_split.setdefault(row.split, []).append(row)
+            chosen, part = _choose(by_split, split, part, str(path))
+        else:
+            chosen, part = _choose(tables, split, part, str(path), " files")
+            rows = [
+                row
+                for name, files in tables.items()
+                for file in files
+                for row in _rows(name, file, columns, images_too=name in chosen)
+            ]
+        rows = _with_labels(rows, label_column, chosen)
         cells = _cells(rows, label_column, label_path_column)
         paths = label_paths.read(cells, label_path_separator)
         paths_of = label_paths.one_each(cells, paths)
@@ -114,23 +140,77 @@ class Source(file_dataset.Listing):
         )
 
 
-def _choose(tables, split, part, where):
+def _choose(tables, split, part, where, unit=""):
     """Returns the names of the splits to read, and the part of them."""
     if list(tables) == [""]:
         if split not in ("", splits.NONE):
             raise ValueError(f"{where} has no splits, so no {split!r}; set the option split to ''")
         return [""], part
-    return splits.chosen(dict(tables), split, part, where)
+    return splits.chosen(dict(tables), split, part, where, unit)
 
 
-def _rows(name, file, root, image_column, words, extra):
-    """Yields the rows of a table; without images where `extra` is None."""
-    if dataset_folders.is_metadata(file) and image_column not in table_rows.columns_of(file):
-        image_column = dataset_folders.FILE_NAME
-    columns = words if extra is None else [image_column, *words, *extra]
-    folder = pathlib.Path(root) if root else file.parent
-    for number, values in table_rows.rows_of(file, columns):
-        yield _Row(name, f"{file}, row {number}", folder, image_column, values)
+def _rows(name, file, columns, *, images_too=True):
+    """Yields the rows of a table of the split `name`."""
+    image = columns.image
+    if dataset_folders.is_metadata(file) and image not in table_rows.columns_of(file):
+        image = dataset_folders.FILE_NAME
+    asked = [image, *columns.words, *columns.others] if images_too else columns.words
+    folder = pathlib.Path(columns.root) if columns.root else file.parent
+    for number, values in table_rows.rows_of(file, asked):
+        yield _Row(name, f"{file}, row {number}", folder, image, values)
+
+
+def _one_table(files, columns: _Columns, split: str) -> list[_Row]:
+    """Returns the rows of a table that is no split, with the splits that it names itself."""
+    column = _split_column(files, columns)
+    if column:
+        columns = columns._replace(others=[*columns.others, column])
+    rows = [row for file in files for row in _rows("", file, columns)]
+    return rows if split == splits.NONE else _with_splits(rows, column)
+
+
+def _split_column(files, columns: _Columns) -> str:
+    """Returns the column that may say the split of each row; "" for none."""
+    used = (columns.image, *columns.words, *columns.others)
+    names = table_rows.columns_of(files[0], columns.words) if files[0].is_file() else []
+    found = [name for name in names if str(name).casefold() in _SPLIT_COLUMNS and name not in used]
+    return found[0] if len(found) == 1 else ""
+
+
+def _with_splits(rows: list[_Row], column: str) -> list[_Row]:
+    """Returns the rows with the splits that a column or the first folders of their images name."""
+    for say in (lambda row: str(row.values.get(column) or "").strip(), _first_folder):
+        named = [say(row) for row in rows]
+        kinds = {splits.kind_of(name) for name in named}
+        if splits.TRAINING in kinds and len(kinds) > 1 and None not in kinds:
+            return [row._replace(split=name) for row, name in zip(rows, named, strict=True)]
+    return rows
+
+
+def _first_folder(row: _Row) -> str:
+    value = row.values[row.image_column]
+    parts = [*pathlib.PurePosixPath(value).parts[:-1]] if isinstance(value, str) else []
+    while parts and splits.is_container(parts[0]):
+        parts = parts[1:]
+    return parts[0] if parts else ""
+
+
+def _with_labels(rows: list[_Row], column: str, chosen: list[str]) -> list[_Row]:
+    """Leaves out rows without a label, of splits that are not read; others are refused later."""
+    kept, lost = [], []
+    for row in rows:
+        try:
+            if row.split not in chosen:
+                _label(row.values[column], column, row.where)
+            kept.append(row)
+        except ValueError:
+            lost.append(row.where)
+    if lost:
+        logging.warning(
+            "passed over %d rows without a label in words (%s, ...), in splits that are not read",
+            *(len(lost), lost[0]),
+        )
+    return kept
 
 
 def _cells(rows, label_column, label_path_column) -> list[label_paths.Cell]:
@@ -148,8 +228,7 @@ def _cells(rows, label_column, label_path_column) -> list[label_paths.Cell]:
 
 def _label(value: Any, column: str, where: str) -> str:
     where = f"{where}, column {column!r}"
-    number = isinstance(value, str) and value.strip().lstrip("+-").replace(".", "", 1).isdecimal()
-    if number or not isinstance(value, str):
+    if not isinstance(value, str) or _is_no_name(value):
         raise ValueError(
             f"{where}: the label is {value!r}; write the name in words (a policy does not know "
             "what a number stands for)"
@@ -157,6 +236,16 @@ def _label(value: Any, column: str, where: str) -> str:
     if not label_names.tidy(value):
         raise ValueError(f"{where}: the label is empty; write it, or remove the row")
     return value
+
+
+def _is_no_name(text: str) -> bool:
+    """Tells whether a text is a number, or stands for a missing or logical value."""
+    text = text.strip().casefold()
+    try:
+        float(text)
+        return any(map(str.isdigit, text)) or text in _NO_NAMES
+    except ValueError:
+        return text in _NO_NAMES
 
 
 def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_dataset.Entry]:
@@ -181,7 +270,7 @@ def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_datase
         if top is not None:
             inside = row.folder.is_relative_to(top) and not own_content
             key = os.path.join(row.folder.relative_to(top) if inside else row.split, key)
-        same = (row.split, key) if own_content else os.path.normpath(image.place)
+        same = (row.split, key) if own_content else _same_place(image.place)
         if id_column:
             key = str(row.values[id_column] if row.values[id_column] is not None else "").strip()
             if not key:
@@ -209,6 +298,17 @@ def _entries(rows, id_column: str, top: pathlib.Path | None) -> list[file_datase
     return entries
 
 
+def _same_place(path: str) -> str:
+    """Returns what is equal for all spellings of a path; a link to a file is a file of its own."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real(os.path.join(os.getcwd(), folder)), name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
 def _refuse_twice(row, name, label, first):
     place, other = first
     number = place.rsplit("row ", 1)[-1]
@@ -234,6 +334,11 @@ def _image(row: _Row) -> _Image:
         raise ValueError(
             f"{row.where}, column {row.image_column!r}: got {table_rows.short(value)}; write the "
             "path of an image"
+        )
+    if len(value) > _LONGEST_PATH or re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+://", value):
+        raise ValueError(
+            f"{row.where}, column {row.image_column!r}: got {table_rows.short(value)}, which is no "
+            "path; write the images to files and give their paths"
         )
     return _Image(value, str(row.folder / value))
 

@@ -8,8 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from absl import logging
+
+from speciarl_jax.models import safetensors_io
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _MISSING = object()  # in place of a field that a line of CSV lacks
+_DELIMITERS = (",", ";", "\t", "|")
+_MOST_CHARACTERS = 2**30  # of a field
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # as Excel's "Unicode text" begins
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80  # characters
 
@@ -61,6 +68,8 @@ def rows_of(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[int, d
         what = "is no regular file" if path.exists() else "is missing"
         hint = " (write its path with '/' in place of '\\')" if "\\" in str(path) else ""
         raise ValueError(f"{path} {what}; set config.data.options.path to your table{hint}")
+    if said := safetensors_io.pointer(path):
+        raise ValueError(said)
     try:
         yield from reader(path, columns)
     except UnicodeDecodeError as error:
@@ -69,8 +78,12 @@ def rows_of(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[int, d
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
-def columns_of(path: pathlib.Path) -> list[str]:
-    """Returns the names of the columns; of JSONL those of the first row. Empty if unreadable."""
+def columns_of(path: pathlib.Path, known: Iterable[str] = ()) -> list[str]:
+    """Returns the names of the columns; of JSONL those of the first row. Empty if unreadable.
+
+    Args:
+      known: some of them, which tell the delimiter.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -79,7 +92,7 @@ def columns_of(path: pathlib.Path) -> list[str]:
             return pq.read_schema(path).names
         if path.suffix == ".arrow":
             return _open_arrow(path).schema.names
-        for _, row in rows_of(path, ()):
+        for _, row in rows_of(path, known):
             return list(row)
     except (ValueError, OSError, pa.ArrowException):
         pass
@@ -102,9 +115,27 @@ def check_columns(path: pathlib.Path, found: Sequence[str], columns: Iterable[st
             )
 
 
+def _encoding(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in _UTF_16 else "utf-8-sig"
+
+
+def _delimiter(path: pathlib.Path, first: str, columns: Sequence[str]) -> str:
+    """Returns what separates the fields of the first line, by the columns that it must name."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    for one in (usual, *_DELIMITERS):
+        if set(columns) <= set(next(csv.reader([first], delimiter=one), [])):
+            if one != usual:
+                logging.info("%s: its fields are separated by %r", path, one)
+            return one
+    return usual
+
+
 def _csv_rows(path, columns):
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(_MOST_CHARACTERS)
+    with open(path, encoding=_encoding(path), newline="") as file:
+        delimiter = _delimiter(path, file.readline(), columns)
+        file.seek(0)
         reader = csv.DictReader(
             file, delimiter=delimiter, restkey=_MISSING, restval=_MISSING, strict=True
         )
@@ -117,6 +148,11 @@ def _csv_rows(path, columns):
                         f"has columns ({len(reader.fieldnames)}); quote fields that hold the "
                         f"delimiter {delimiter!r}"
                     )
+                if columns and all(row[column] == column for column in columns):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: the names of the columns once more; "
+                        "remove that line"
+                    )
                 yield reader.line_num, row
         except csv.Error as error:
             raise ValueError(
@@ -126,7 +162,7 @@ def _csv_rows(path, columns):
 
 
 def _json_rows(path, columns):
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding=_encoding(path)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -142,7 +178,8 @@ def _json_rows(path, columns):
                 row = json.loads(line, object_pairs_hook=pairs)
             except (ValueError, RecursionError) as error:
                 what = "a JSON array begins here" if array else f"no JSON ({error})"
-                raise ValueError(f"{where}: {what}; write one object a line") from None
+                hint = ", without a comma behind it" if line.rstrip().endswith(",") else ""
+                raise ValueError(f"{where}: {what}; write one object a line{hint}") from None
             if array:
                 raise ValueError(
                     f"{where}: got {short(row)}; write an object a line, not a JSON array of "
@@ -209,6 +246,7 @@ def _class_names(path, schema) -> dict[str, list[str]]:
 def _values(column, names: list[str] | None) -> Iterator[Any]:
     import pyarrow as pa
 
+    column = _plain(column)
     kind = column.type
     stored = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if pa.types.is_struct(kind):
@@ -219,5 +257,25 @@ def _values(column, names: list[str] | None) -> Iterator[Any]:
                 yield Stored(chunk, index)
                 continue
             value = chunk[index].as_py()
-            known = names and isinstance(value, int) and 0 <= value < len(names)
-            yield names[value] if known else value
+            known = names and isinstance(value, int | float) and value in range(len(names))
+            yield names[int(value)] if known else value
+
+
+def _plain(column):
+    """Returns a column without dictionary and views, and an image for a list of one image."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        chunks = [chunk.dictionary_decode() for chunk in column.chunks]
+        return pa.chunked_array(chunks, kind.value_type)
+    if pa.types.is_binary_view(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type
+        image = pa.types.is_binary(inner) or pa.types.is_large_binary(inner)
+        image = image or (pa.types.is_struct(inner) and inner.get_field_index("bytes") >= 0)
+        if image and pc.all(pc.equal(pc.list_value_length(column), 1), skip_nulls=False).as_py():
+            return pc.list_flatten(column)
+    return column

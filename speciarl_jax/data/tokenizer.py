@@ -23,6 +23,9 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
+# Files that transformers reads besides, if they are there.
+_BESIDE = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+
 
 def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrainedTokenizerBase:
     """Reads the tokenizer of a checkpoint folder.
@@ -43,6 +46,9 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
     safetensors_io.read_json(folder / "tokenizer.json", remedy)
     if (folder / "tokenizer_config.json").exists():
         safetensors_io.read_json(folder / "tokenizer_config.json")
+    for path in (folder / name for name in _BESIDE):
+        if path.is_file() and (said := safetensors_io.pointer(path)):
+            raise ValueError(said)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower

@@ -160,9 +160,10 @@ def _warn_of_parts(training: Any, evaluation: Any) -> None:
         return
     learned, asked = ({entry.label: None for entry in source.entries} for source in sources)
     if lost := [label for label in learned if label not in asked]:
+        more = f" and {len(lost) - 20} more" if len(lost) > 20 else ""
         logging.warning(
-            "%d of %d labels of training have no evaluation image: %s",
-            *(len(lost), len(learned), ", ".join(map(repr, lost[:20]))),
+            "%d of %d labels of training have no evaluation image: %s%s",
+            *(len(lost), len(learned), ", ".join(map(repr, lost[:20])), more),
         )
     keys, others = ({(e.key, str(e.place)) for e in source.entries} for source in sources)
     if shared := keys & others:

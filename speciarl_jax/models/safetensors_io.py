@@ -28,7 +28,7 @@ _STAGING = ".incomplete"
 _META = "__metadata__"  # an entry of headers that is no tensor
 _MAX_HEADER = 10**8  # bytes, by the format
 # The first bytes of what Git leaves in place of a large file that was not fetched.
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Tables that models compute anew; integers about positions (0, 1, 2, ...) are such tables, too.
 _BUFFERS = ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "position_ids")
 
@@ -155,7 +155,7 @@ def pointer(path: pathlib.Path) -> str:
     """Says that a file is a pointer of Git LFS to what was never fetched; "" if it is none."""
     try:
         with path.open("rb") as file:
-            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return ""
     return (

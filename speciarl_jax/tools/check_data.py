@@ -47,6 +47,7 @@ class Findings:
         self.broken: dict[str, str] = {}  # key of a row -> error
         self.keys_of = collections.defaultdict(list)  # digest of the pixels -> keys of rows
         self.samples = collections.defaultdict(list)  # label -> small images
+        self.label_of: dict[str, str] = {}  # key of a row -> label
 
 
 def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findings:
@@ -75,6 +76,7 @@ def look(name: str, source: Sequence[Mapping[str, Any]], workers: int) -> Findin
             found.counts[label] += 1
             found.sizes.append(row["size"])
             found.keys_of[digest].append(key)
+            found.label_of[key] = label
             if len(found.samples[label]) < _COLUMNS:
                 found.samples[label].append(small)
     return found
@@ -180,11 +182,22 @@ def describe(found: Findings, max_words: int) -> list[str]:
             f"Width {widths.min()} to {widths.max()} px, height {heights.min()} to "
             f"{heights.max()} px, median {int(np.median(widths))} x {int(np.median(heights))}.",
         ]
-    twice = [f"- {' = '.join(keys)}" for keys in found.keys_of.values() if len(keys) > 1]
+    twice = [
+        f"- {' = '.join(keys)}{_contradiction(found, keys)}"
+        for keys in found.keys_of.values()
+        if len(keys) > 1
+    ]
+    twice.sort(key=lambda line: ", labels " not in line)
     odd = [f"- {label!r} {reason}" for label, reason in odd_labels(found.counts, max_words)]
     lines += _listed("Unreadable", [f"- {error}" for error in found.broken.values()])
     lines += _listed(f"{len(twice)} images occur more than once", twice)
     return [*lines, *_listed("Odd labels", odd), ""]
+
+
+def _contradiction(found: Findings, keys: Sequence[str]) -> str:
+    """Names the labels of equal images if they differ."""
+    labels = sorted({found.label_of[key] for key in keys})
+    return f", labels {' and '.join(map(repr, labels))}" if len(labels) > 1 else ""
 
 
 def compare(training: Findings, evaluation: Findings) -> list[str]:

@@ -116,3 +116,52 @@ def test_several_data_sets_in_one_folder_are_refused(tmp_path):
     shards(tmp_path / "two", "train", [2])
     with pytest.raises(ValueError, match="several data sets with the split 'train'.*'one', 'two'"):
         open_table(tmp_path)
+
+
+def test_rows_without_a_label_stop_nothing_in_a_split_that_is_not_read(tmp_path, caplog):
+    for split, numbers, labels in (("train", [1, 2], None), ("validation", [3], None)):
+        pq.write_table(arrow(numbers, labels=labels), tmp_path / f"{split}-00000-of-00001.parquet")
+    pq.write_table(arrow([4, 5], labels=[-1, -1]), tmp_path / "test-00000-of-00001.parquet")
+    assert reds(open_table(tmp_path, part="training", group="animal")) == [1, 2]
+    assert "passed over 2 rows without a label" in caplog.text
+    assert reds(open_table(tmp_path, part="held_out", group="animal")) == [3]
+    with pytest.raises(ValueError, match="row 0, column 'label': the label is -1"):
+        open_table(tmp_path, split="test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_0", "train_1", "test_0"),
+        ("train-00000", "train-00001", "test-00000"),
+        ("train/part-0-ab1.c000", "train/part-1-ab1.c000", "test/part-0-ab1.c000"),
+    ],
+)
+def test_shards_are_found_by_their_numbers(tmp_path, names):
+    for name, number in zip(names, (1, 2, 3), strict=True):
+        path = tmp_path / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(arrow([number]), path)
+    assert reds(open_table(tmp_path, part="training", group="animal")) == [1, 2]
+    assert reds(open_table(tmp_path, part="held_out", group="animal")) == [3]
+
+
+def test_each_folder_of_a_split_may_have_metadata(tmp_path):
+    for number, label in enumerate(("eagle", "salmon")):
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(encoded(number))
+        (folder / "metadata.csv").write_text(f"file_name,label\n1.png,{label}\n")
+    source = open_table(tmp_path, group="animal")
+    assert [row["label"] for row in source] == ["eagle", "salmon"] and reds(source) == [0, 1]
+
+
+def test_a_saved_choice_of_rows_is_refused(tmp_path):
+    (tmp_path / "data.arrow").write_bytes(b"")
+    state = {
+        "_data_files": [{"filename": "data.arrow"}],
+        "_indices_data_files": [{"filename": "i"}],
+    }
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="a choice of its rows .* save it again"):
+        open_table(tmp_path)

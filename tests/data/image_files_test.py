@@ -40,6 +40,20 @@ def test_16_bits_are_divided_by_257_however_dark_the_image_is(kind, most):
     np.testing.assert_array_equal(found[..., 0], np.rint(grey / 257))
 
 
+def test_a_transparent_value_of_16_bits_is_white():
+    grey = np.array([[300, 0, 65535, 257]], np.uint16)
+    data = encode(Image.fromarray(grey), "PNG", transparency=300)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "I;16" and image.info["transparency"] == 300
+    assert images.decode(data, "x")[0, :, 0].tolist() == [255, 0, 255, 1]
+
+
+def test_a_pointer_of_git_lfs_is_called_one():
+    data = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+    with pytest.raises(images.BrokenImageError, match="x is a pointer of Git LFS, and not the im"):
+        images.decode(data, "x")
+
+
 @pytest.mark.parametrize("most", [1.0, 0.5, 0.001, 1.0005])
 def test_float_values_up_to_1_are_multiplied_by_255(most):
     grey = np.linspace(0, most, 600, dtype=np.float32).reshape(20, 30)
@@ -221,6 +235,13 @@ def test_only_regular_files_are_opened(tmp_path, place):
         (os.mkfifo if place == "pipe" else os.mkdir)(path)
     with pytest.raises(images.BrokenImageError, match="cannot be read .it is no regular file"):
         images.read(path)
+
+
+def test_a_sparse_file_of_many_bytes_is_not_read(tmp_path):
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(images.BrokenImageError, match="it has 8,589,934,592 bytes, too many for"):
+        images.read(str(tmp_path / "x.png"))
 
 
 def test_a_windows_path_gets_a_hint(tmp_path):

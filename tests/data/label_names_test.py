@@ -24,6 +24,13 @@ from speciarl_jax.data import label_names, label_paths
         (["1-series", "2-series"], ["1-series", "2-series"]),
         (["2 door", "4 door"], ["2 door", "4 door"]),
         (["2_seater", "van"], ["2 seater", "van"]),
+        (["01_cat", "02_fox", "03_2_door_car"], ["cat", "fox", "2 door car"]),
+        (["01cat", "02fox"], ["cat", "fox"]),
+        (["4x4", "2x4"], ["4x4", "2x4"]),
+        (["(1) cat", "(2) fox"], ["cat", "fox"]),
+        (["[01] cat", "[02] fox"], ["cat", "fox"]),
+        (["n01440764_tench", "n01443537_goldfish"], ["tench", "goldfish"]),
+        (["class_01_cat", "class_02_fox"], ["cat", "fox"]),
         (["2.0 litre engine", "1.5 litre engine"], ["2.0 litre engine", "1.5 litre engine"]),
     ],
 )
@@ -40,6 +47,11 @@ def test_labels_that_begin_with_a_number_are_reported(tmp_path, caplog):
     assert "2 labels begin with a number ('737-200', '747-400')" in caplog.text
 
 
+def test_labels_that_are_codes_are_reported(tmp_path, caplog):
+    open_folder(draw(tmp_path, "n01440764/1.png", "class_01/2.png", "cat/3.png"), group="thing")
+    assert "2 labels are codes and no names ('class 01', 'n01440764')" in caplog.text
+
+
 def read(*rows, separator=""):
     cells = [label_paths.Cell(f"t, row {i}", *row) for i, row in enumerate(rows)]
     return label_paths.read(cells, separator)
@@ -53,7 +65,10 @@ EAGLE = ["animal", "bird", "eagle"]
     ["animal > bird > eagle", "animal>bird", "animal/bird/eagle", "animal | bird | eagle"]
     + ["animal;bird;eagle", "animal, bird, eagle", "animal\\bird", "animal -> bird -> eagle"]
     + ["animal => bird", "animal → bird", "animal::bird", "['animal', 'bird', 'eagle']"]
-    + ['["animal", "bird"]', ["animal", "bird"], ("animal", "bird", "Eagle"), "animal > bird > "],
+    + ['["animal", "bird"]', ["animal", "bird"], ("animal", "bird", "Eagle"), "animal > bird > "]
+    + ["animal ⇒ bird", "animal ▸ bird", "animal ＞ bird", "animal\nbird\neagle"]
+    + ["animal:bird:eagle", "animal < bird < eagle", "animal • bird • eagle"]
+    + ["animal - bird - eagle", "animal.bird.eagle", "animal_bird_eagle"],
 )
 def test_any_separator_is_found(value):
     assert read(("eagle", value)) == [EAGLE]
@@ -73,6 +88,10 @@ def test_any_separator_is_found(value):
         ([("a", "bird > animal"), ("b", "fish > animal")], "seem to run from the special"),
         ([("a", "['animal' 'bird']")], "row 0: .*without commas"),
         ([("a", 7)], "row 0: the label path is 7"),
+        ([("eagle", "animal bird eagle")], "row 0: .*nothing says what separates the names"),
+        ([("eagle", "eagle & bird"), ("a", "b")], "row 0: .*holds the label 'eagle', but nothing"),
+        ([("eagle", "animal • bird")], "row 0: .*several ways"),
+        ([("eagle", "eagle < bird < animal")], "row 0: the label 'eagle' stands in its own"),
         ([("a", ["x", 7])], "row 0: the label path is .'x', 7."),
     ],
 )
@@ -84,4 +103,7 @@ def test_paths_that_are_unclear_are_refused_with_the_row(rows, message):
 def test_names_may_hold_what_separates_elsewhere():
     assert read(("mallard", "duck, wild > mallard")) == [["duck, wild", "mallard"]]
     assert read(("b", "a/c"), separator="/") == [["a", "c", "b"]]
+    assert read(("b", "a->c"), separator="->") == [["a", "c", "b"]]
     assert read(("a", "x"), ("b", None), ("c", "")) == [["x", "a"], ["b"], ["c"]]
+    assert read(("oak", "oak tree"), ("b", float("nan"))) == [["oak tree", "oak"], ["b"]]
+    assert read(("T-shirt", "T-shirt"), ("a", "St. Bernard")) == [["T-shirt"], ["St. Bernard", "a"]]

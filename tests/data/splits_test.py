@@ -24,6 +24,10 @@ LAYOUTS = {
     "twice": ("seg_train/seg_train/{}", "seg_val/seg_val/{}", "seg_test/seg_test/{}"),
     "years": ("train2017/{}", "val2017/{}", "test2017/{}"),
     "below the label": ("{}/train", "{}/val", "{}/test"),
+    "in an archive": ("archive/train/{}", "archive/validate/{}", "archive/test/{}"),
+    "deeper in archives": ("a/b/Train/{}", "a/b/Dev/{}", "a/b/Test/{}"),
+    "by one letter": ("trainA/{}", "valA/{}", "testA/{}"),
+    "by one word": ("x/train_mini/{}", "x/val_mini/{}", "x/test_mini/{}"),
 }
 
 
@@ -70,6 +74,9 @@ def test_a_part_of_train_is_held_out_where_it_is_the_only_split(tmp_path):
         ("train/a/1.png", "training/a/2.png"),
         ("train/a/1.png", "valid/a/1.png", "val/a/1.png"),
         ("a/train/1.png", "a/test/1.png", "b/1.png"),
+        ("cats_train/1.png", "cats_test/2.png", "dogs_train/3.png", "dogs_test/4.png"),
+        ("pets/train/a/1.png", "pets/test/a/2.png", "pets/a/3.png"),
+        ("a/train/x/1.png", "a/test/x/2.png", "b/x/3.png"),
     ],
 )
 def test_what_is_unclear_is_refused_with_the_option(tmp_path, names):
@@ -77,6 +84,39 @@ def test_what_is_unclear_is_refused_with_the_option(tmp_path, names):
     with pytest.raises(ValueError, match=r"config.data.options.split"):
         open_folder(root, part="training")
     assert len(open_folder(root, split="none")) == len(names)
+
+
+def test_a_folder_around_train_alone_is_no_name(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = draw(tmp_path, *(f"pets/train/{label}/{i}.png" for label in "ab" for i in range(4)))
+    assert set(open_folder(root).label_tree["leaves"]) == {"a", "b"}
+    assert "the splits lie in 'pets', which is taken for no name" in caplog.text
+
+
+def test_splits_may_lie_between_the_names(tmp_path):
+    root = draw(tmp_path, "bird/train/eagle/1.png", "bird/test/eagle/2.png", "fish/train/ray/3.png")
+    assert read(root) == ["bird/train/eagle/1.png", "fish/train/ray/3.png"]
+    assert set(open_folder(root).label_tree["leaves"]) == {"bird/eagle", "fish/ray"}
+    assert read(root, "held_out") == ["bird/test/eagle/2.png"]
+
+
+def test_images_without_a_label_are_passed_over_in_a_split_that_is_not_read(tmp_path, caplog):
+    root = draw(tmp_path, "train/a/1.png", "val/a/2.png", "test/3.png")
+    assert read(root) == ["train/a/1.png"] and read(root, "held_out") == ["val/a/2.png"]
+    assert "passed over 1 images that lie in no label's folder (test/3.png" in caplog.text
+    with pytest.raises(ValueError, match="1 images outside of a label's folder .'test/3.png'"):
+        open_folder(root, split="test")
+
+
+def test_folders_that_hold_the_same_labels_are_reported(tmp_path, caplog):
+    names = ("photo/cat/1.png", "sketch/cat/2.png", "photo/dog/3.png", "sketch/dog/4.png")
+    open_folder(draw(tmp_path / "a", *names))
+    assert "the same labels (cat, ...) lie in 'photo', 'sketch'" in caplog.text
+    caplog.clear()
+    open_folder(
+        draw(tmp_path / "b", "bird/owl/1.png", "toy/owl/2.png", "toy/car/3.png", "a/b/4.png")
+    )
+    assert "the same labels" not in caplog.text
 
 
 def test_a_label_may_be_called_like_a_split_among_other_labels(tmp_path):

@@ -145,6 +145,25 @@ def test_a_label_that_is_a_number_says_nothing(tmp_path):
         (".jsonl", b"[1]\n", "line 1: got .1.; write an object"),
         (".jsonl", b'{"image": "a.png"}\n', "line 1: .*has no column 'label'"),
         (".parquet", b"PAR1 and then nothing", "no whole Parquet file"),
+        (
+            ".csv",
+            b"image,label\na.png,x\nimage,label\n",
+            "line 3: the names of the columns once more",
+        ),
+        (
+            ".csv",
+            b"image,label\nhttps://x.org/a.png,x\n",
+            "row 2.*which is no path; write the images",
+        ),
+        (".csv", b"image,label\ndata:image/png;base64,iV,x\n", "line 2: not as many fields"),
+        (".jsonl", b'{"image": "data:image/png;base64,iV", "label": "x"}\n', "row 1.*no path"),
+        (".jsonl", b'{"image": "a.png", "label": "x"},\n', "object a line, without a comma behind"),
+        (
+            ".csv",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+            "pointer of Git LFS",
+        ),
+        (".parquet", b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "pointer of Git LFS"),
         (".xlsx", b"", "is no table; give a file that ends in one of"),
     ],
 )
@@ -227,3 +246,88 @@ def test_windows_paths_get_a_hint(tmp_path):
     path = write(tmp_path, ".jsonl", changed(0, image="img\\a.png"))
     with pytest.raises(images.BrokenImageError, match="holds a backslash: write paths with '/'"):
         images.check_files(open_table(path))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_other_delimiters_and_utf_16_are_read(tmp_path, mark, encoding, suffix):
+    path = tmp_path / f"t{suffix}"
+    rows = [
+        ["id", "image", "label"],
+        ["1", "a.png", '"bald\neagle"'],
+        ["2", "b.png", "M\u00fcller"],
+    ]
+    path.write_bytes("\r\n".join(mark.join(row) for row in rows).encode(encoding))
+    source = open_table(path, group="bird")
+    assert [row.label for row in source.entries] == ["bald eagle", "M\u00fcller"]
+    assert [row.key for row in source.entries] == ["a.png", "b.png"]
+
+
+def test_a_long_field_of_another_column_is_no_trouble(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(f"image,label,note\na.png,eagle,{'x' * 200_000}\n")
+    assert len(open_table(path, group="bird")) == 1
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+@pytest.mark.parametrize("label", ["nan", "NaN", "null", "<NA>", "True", "false", "1e3", "-7.0"])
+def test_what_stands_for_no_name_is_no_label_in_any_format(tmp_path, suffix, label):
+    with pytest.raises(ValueError, match=f"the label is '{label}'; write the name in words"):
+        open_table(write(tmp_path, suffix, changed(1, label=label)))
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+@pytest.mark.parametrize("column", ["split", "Subset", ""])
+def test_a_table_may_say_the_split_of_each_row(tmp_path, suffix, column):
+    rows = [
+        {"image": f"images/{split}/{i}.png" if not column else f"{i}.png", "label": "eagle"}
+        | ({column: split} if column else {})
+        for i, split in enumerate(["train", "train", "test", "validation"])
+    ]
+    path = write(tmp_path, suffix, rows)
+    for part, count in (("training", 2), ("held_out", 1), ("all", 4)):
+        assert len(open_table(path, group="bird", part=part)) == count
+    (held_out,) = open_table(path, group="bird", part="held_out").entries
+    assert held_out.key.endswith("3.png")
+    assert len(open_table(path, group="bird", split="none", part="all")) == 4
+    assert len(open_table(path, group="bird", split="train")) == 2
+
+
+def test_a_column_that_names_no_splits_is_none(tmp_path):
+    rows = [dict(row, split=f"{i}") for i, row in enumerate(ROWS)]
+    assert len(open_table(write(tmp_path, ".csv", rows))) == 3
+
+
+def test_parquet_may_hold_images_as_dictionary_as_view_and_in_lists(tmp_path):
+    pictures = [encoded(i) for i in range(3)]
+    struct = pa.array([[{"bytes": x, "path": f"{i}.png"}] for i, x in enumerate(pictures)])
+    columns = [
+        pa.array(pictures).dictionary_encode(),
+        pa.array(pictures, pa.binary_view()),
+        pa.array(pictures, pa.large_binary()),
+        pa.array([[x] for x in pictures]),
+        struct,
+    ]
+    for number, column in enumerate(columns):
+        path = tmp_path / f"{number}.parquet"
+        labels = pa.array(["a", "b", "a"]).dictionary_encode()
+        pq.write_table(pa.table({"image": column, "label": labels}), path)
+        source = open_table(path, group="x")
+        assert [int(row["image"][0, 0, 0]) for row in source] == [0, 1, 2], column.type
+        assert [row["label"] for row in source] == ["a", "b", "a"]
+    pq.write_table(pa.table({"image": pa.array([pictures]), "label": ["a"]}), path)
+    with pytest.raises(ValueError, match="row 0, column 'image': got .*write the path"):
+        open_table(path)
+
+
+def test_one_image_by_a_relative_and_an_absolute_path_or_a_linked_folder_is_found(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    for name, first in ((f"{tmp_path}/a.png", "a.png"), ("link/c.png", "sub/c.png")):
+        rows = [{"image": first, "label": "eagle"}, {"image": name, "label": "salmon"}]
+        path = write(tmp_path, ".csv", rows)
+        with pytest.raises(ValueError, match="was in row 2 already.*'eagle', here 'salmon'"):
+            open_table(path.name)

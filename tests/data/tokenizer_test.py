@@ -164,6 +164,15 @@ def test_a_file_that_was_cut_short_is_named(as_published, name):
         tokenizer_lib.load(as_published)
 
 
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "special_tokens_map.json", "tokenizer.json"]
+)
+def test_a_pointer_of_git_lfs_is_called_one(as_published, name):
+    (as_published / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS"):
+        tokenizer_lib.load(as_published)
+
+
 def test_json_that_is_no_tokenizer_is_named(as_published):
     (as_published / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json .*make no tokenizer"):

@@ -44,6 +44,17 @@ def test_what_is_there_is_counted(folder):
     assert "Odd labels" not in report
 
 
+def test_equal_images_with_different_labels_come_first_and_name_them(folder):
+    (folder / "car/van/1.png").write_bytes((folder / "car/van/2.png").read_bytes())
+    (folder / "car/van/5.png").write_bytes((folder / "bird/gull/0.png").read_bytes())
+    found = check_data.look("x", folder_source.Source(path=str(folder), seed=0), workers=2)
+    twice = [line for line in check_data.describe(found, 8) if " = " in line]
+    assert twice == [
+        "- bird/gull/0.png = car/van/5.png, labels 'gull' and 'van'",
+        "- car/van/1.png = car/van/2.png",
+    ]
+
+
 def test_images_in_both_parts_and_new_labels_are_told(folder, tmp_path):
     other = fill(tmp_path / "other", {"bird/eagle": 1, "bird/owl": 1})
     (other / "bird/eagle/0.png").write_bytes((folder / "bird/gull/3.png").read_bytes())
