@@ -1,14 +1,15 @@
-"""Adds to the tables of FGVC Aircraft what people say of a maker and a role: "Fokker turboprop".
+"""Adds to the tables of FGVC Aircraft a maker or family with a role: "Fokker turboprop".
 
-`fgvc_aircraft.tsv` and `fgvc_aircraft_nodes.tsv` are read as they are. Where a maker and a role
-stand above the same class, a node of both does too, if it holds for few enough classes to say
-something; a broader role behind a maker ("Boeing airliner") is left to the matcher.
+`fgvc_aircraft.tsv` and `fgvc_aircraft_nodes.tsv` are read as they are. Where a maker or a family,
+and a role, stand above the same class, a node of both does too, if it holds for few enough classes
+to say something; a broader role behind a maker ("Boeing airliner") is left to the matcher.
 """
 
 import functools
 import itertools
 
 from scripts import build_label_trees as build
+from speciarl_jax.verifiers.label_tree import schema
 
 MAKERS = (
     *("Boeing", "Airbus", "Antonov", "British Aerospace", "Beechcraft", "Lockheed", "Douglas"),
@@ -16,6 +17,10 @@ MAKERS = (
     *("de Havilland", "de Havilland Canada", "Robin", "Dornier", "Fairchild Dornier", "Fairchild"),
     *("Swearingen", "Embraer", "Dassault Falcon", "Fokker", "Gulfstream", "Ilyushin", "Piper"),
     *("Cirrus", "Saab", "Supermarine", "Panavia", "Tupolev", "Yakovlev", "Hawker Siddeley"),
+)
+FAMILIES = (
+    *("707", "727", "747", "767", "777", "A300", "A330", "A340", "ATR", "BAE 146", "Dash 8", "CRJ"),
+    *("ERJ", "E-Jet", "King Air", "F-16", "Hawk", "Challenger", "Cessna Citation", "DC-9"),
 )
 ROLES = (
     *(
@@ -35,8 +40,8 @@ ROLES = (
     *("fighter jet", "military jet", "multirole fighter", "attack aircraft"),
     *("World War II aircraft", "World War II fighter"),
 )
-# How many names of a maker and of a role are joined.
-MAKER_NAMES, ROLE_NAMES = 2, 10
+# How many names of a maker, a family and a role are joined.
+MAKER_NAMES, FAMILY_NAMES, ROLE_NAMES = 2, 4, 10
 MAX_WORDS, MAX_BYTES = 8, 60
 
 
@@ -53,9 +58,14 @@ def _tables():
     joint = {}
     for leaf in leaves:
         above = build.ancestry("fgvc_aircraft", leaf, nodes)
-        pairs = itertools.product(MAKERS, ROLES)
+        pairs = itertools.product((*MAKERS, *FAMILIES), ROLES)
         joint[leaf.class_name] = [p for p in pairs if p[0] in above and p[1] in above]
     return leaves, nodes, joint
+
+
+def _first(names: list[str], most: int) -> list[str]:
+    """The first names, their alternatives written out."""
+    return list(dict.fromkeys(one for name in names for one in schema.expand(name)))[:most]
 
 
 def rows() -> list[tuple[str, str, list[str], list[str], list[str]]]:
@@ -69,9 +79,8 @@ def nodes() -> list[tuple[str, list[str], list[str], str]]:
     _, nodes, joint = _tables()
     found = [(node, names[1:], above, rank) for node, (names, above, rank) in nodes.items()]
     for maker, role in dict.fromkeys(itertools.chain.from_iterable(joint.values())):
-        # Without the names in brackets, which are spellings of one.
-        makers = [n for n in nodes[maker].names if "[" not in n][:MAKER_NAMES]
-        roles = [n for n in nodes[role].names if "[" not in n][:ROLE_NAMES]
+        most = MAKER_NAMES if maker in MAKERS else FAMILY_NAMES
+        makers, roles = _first(nodes[maker].names, most), _first(nodes[role].names, ROLE_NAMES)
         names = [f"{one} {other}" for one in makers for other in roles]
         fit = [
             n
