@@ -49,6 +49,14 @@ _UNSUPPORTED = (
     "kasa_config",
     "monteclora_config",
 )
+# Options that change nothing in what an adapter computes, or that are read or checked by name.
+_HARMLESS = {
+    *("peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "lora_alpha", "lora_dropout", "bias", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "loftq_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "velora_config", "ensure_weight_tying"),
+}
 # Initialisations that leave the base as it was; others change it.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -135,6 +143,14 @@ def _read_settings(folder: pathlib.Path) -> tuple[AdapterConfig, dict[str, Any]]
 
 def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     wrong = {name: settings[name] for name in _UNSUPPORTED if settings.get(name)}
+    unknown = {n for n in settings if settings[n] and n not in {*_HARMLESS, *_UNSUPPORTED}}
+    wrong |= {name: settings[name] for name in unknown if settings[name] is True}
+    if unknown := sorted(unknown - wrong.keys()):
+        logging.warning(
+            "%s sets %s, which is not known here; if it changes what the adapter computes, merge "
+            "the adapter into its base with peft first",
+            *(path, unknown),
+        )
     if settings.get("bias", "none") != "none":
         wrong["bias"] = settings["bias"]
     if settings.get("init_lora_weights") not in _PLAIN_INITS:

@@ -155,6 +155,7 @@ def test_names_of_older_transformers_and_halved_precision_are_read(saved, config
         ({"use_rslora": True}, "use_rslora=True, which is not supported"),
         ({"use_dora": True}, "use_dora=True, which is not supported"),
         ({"bias": "all"}, "bias='all'"),
+        ({"use_scaling_of_tomorrow": True}, "use_scaling_of_tomorrow=True, which is not supported"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern="),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
@@ -310,6 +311,17 @@ def test_options_left_empty_are_no_reason_to_refuse(saved, config):
     (saved / peft.CONFIG).write_text(json.dumps(written | {"peft_type": "LORA"}))
     assert {"use_dora", "rank_pattern", "modules_to_save", "lora_bias"} <= written.keys()
     assert peft.load_adapter(saved, config)[0].rank == RANK
+
+
+def test_an_unknown_option_is_said_and_an_empty_one_is_not(saved, config, caplog):
+    options = {
+        "scale_of_tomorrow": 2.0,
+        "other_of_tomorrow": None,
+        "megatron_core": "megatron.core",
+    }
+    (saved / peft.CONFIG).write_text(json.dumps(settings_of(saved) | options))
+    assert peft.load_adapter(saved, config)[0].rank == RANK
+    assert "sets ['scale_of_tomorrow'], which is not known here" in caplog.text
 
 
 def without_one(tensors):
