@@ -335,13 +335,13 @@ def train_between_evaluations(
     metrics.configured_weights(config.evaluation.weights)
     validation_lib.check(config)
     run = prepare(config)
+    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
+        checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
+        refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
     evaluator = Evaluator(evaluation_run(run))
     for one in {id(one.verifier): one for one in (run, evaluator.run)}.values():
         if host_verification.is_host(one):
             one.verifier.check()
-    with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
-        refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
