@@ -195,7 +195,7 @@ def _of_labels(labels: Any) -> str:
         ]
         opener = labels.opener
         names += [list(opener.expressions), sorted(map(repr, opener.modifiers))]
-        names += [sorted(map(repr, opener.settings))]
+        names += [sorted(map(repr, opener.frames))]
     else:
         names = list(labels.names)
     return _hash(json.dumps([list(labels.leaf_ids), names]))
