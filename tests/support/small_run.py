@@ -6,7 +6,9 @@ kill): `python small_run.py NAME OPTIONS`, with one of `PROGRAMS` and the JSON t
 
 import dataclasses
 import json
+import os
 import pathlib
+import signal
 import socket
 import sys
 import time
@@ -169,6 +171,17 @@ def train_program(policy, workdir, config=None, seconds_a_row=0.0):
     train.train(small_run(policy, **(config or {})), pathlib.Path(workdir))
 
 
+def profiled_program(policy, workdir, config):
+    """Trains; after the first step a signal asks for a profile."""
+    exit_codes.guarded(
+        lambda _: train.train(
+            small_run(policy, **config),
+            pathlib.Path(workdir),
+            on_first_step=lambda: os.kill(os.getpid(), signal.SIGUSR1),
+        )
+    )([])
+
+
 def resumable_program(policy, workdir, config, process, processes, port):
     """Trains as `speciarl_jax.train` does as one of several processes, with its exit codes."""
     given = types.SimpleNamespace(
@@ -250,7 +263,7 @@ PROGRAMS = {
     f.__name__: f
     for f in (
         *(train_program, resumable_program, mesh_program),
-        *(processes_program, records_program),
+        *(profiled_program, processes_program, records_program),
     )
 }
 

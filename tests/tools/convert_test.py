@@ -397,6 +397,7 @@ def test_a_run_whose_base_has_moved_is_refused_with_the_flag_that_helps(run, tmp
         ({"to": "peft", "out": "x"}, "either --workdir of a training run or --adapter"),
         ({"workdir": "x", "adapter": "x", "to": "peft", "out": "x"}, "either --workdir"),
         ({"adapter": "x", "step": 2, "to": "merged", "out": "x"}, "--step goes with --workdir"),
+        ({"adapter": "x", "best": True, "to": "merged", "out": "x"}, "--best goes with --workdir"),
         ({"workdir": "x", "dtype": "float32", "to": "peft", "out": "x"}, "with --to=merged"),
         ({"workdir": "x", "base_name": "x", "to": "merged", "out": "x"}, "with --to=peft"),
         ({"workdir": "x", "config": {}, "to": "peft", "out": "x"}, "--config goes with --to=run"),
@@ -404,7 +405,8 @@ def test_a_run_whose_base_has_moved_is_refused_with_the_flag_that_helps(run, tmp
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(given, message):
-    names = ("workdir", "step", "adapter", "model", "to", "out", "dtype", "base_name", "config")
+    names = ("workdir", "step", "best", "adapter", "model", "to", "out", "dtype", "base_name")
+    names += ("config",)
     with pytest.raises(app.UsageError, match=re.escape(message)):
         convert.check_usage(types.SimpleNamespace(**dict.fromkeys(names) | given))
 
