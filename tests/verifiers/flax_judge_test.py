@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -385,11 +386,12 @@ def policy_of(run):
 
 
 def build(run, names, **changes):
-    path = pathlib.Path(run.config.model.path) / "names.txt"
-    path.write_text("\n".join(names))
     vocabulary = tokenizer_lib.token_bytes(run.tokenizer, run.model_config.text.vocab_size)
-    options = OPTIONS | {"path": str(path)} | changes
-    return flax_judge.create(vocabulary, None, policy=policy_of(run)[1], **options)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(names))
+        file.flush()
+        options = OPTIONS | {"path": file.name} | changes
+        return flax_judge.create(vocabulary, None, policy=policy_of(run)[1], **options)
 
 
 def test_the_policys_own_language_model_judges_at_no_extra_memory(run):
