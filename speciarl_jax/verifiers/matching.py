@@ -40,14 +40,8 @@ _LOOKS = (
     "|beautiful|high resolution|low resolution|high quality|low quality|professional|single) )*"
 )
 _IMAGE = "(photo|photograph|picture|image|pic|snapshot|shot|close ?up|portrait|view|macro)"
-_SUBJECT = (
-    "(bird|animal|pet|dog|cat|breed|species|plant|flower|food|dish|meal|car|vehicle|model|aircraft"
-    "|airplane|plane|object|subject|main subject)"
-)
 _GENERAL_FRAME = (
-    "((this|it|that) is |its |thats "
-    f"|(the|this) {_SUBJECT}( (shown |pictured |depicted )?in (the|this) {_IMAGE})? is "
-    f"|{_ARTICLE}{_LOOKS}{_IMAGE}( {_IMAGE})? (of|showing|depicting) "
+    f"(this is |{_ARTICLE}{_LOOKS}{_IMAGE}( {_IMAGE})? (of|showing|depicting) "
     f"|(this|the) {_IMAGE} (shows|depicts|is of) )?"
 )
 
