@@ -95,7 +95,7 @@ def _few_memory_maps():
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         _programs.clear()
         jax.clear_caches()
 
