@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from speciarl_jax.evaluation import metrics
+from speciarl_jax.evaluation.evaluator import Judged
+from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
@@ -71,3 +73,25 @@ def scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, metrics.Score]:
 
 def _score(row: Mapping[str, Any]) -> metrics.Score:
     return metrics.Score(**{name: value for name, value in row.items() if name != "answer"})
+
+
+def shares(parts: Sequence[Judged]) -> dict[str, float]:
+    """Computes how constant greedy answers are.
+
+    Args:
+      parts: answers about all images, one an image.
+
+    Returns:
+      "most_common_answer", the share of the answer that most images get among those that can be
+      read, and "most_common_label", the share of the images of the most common label.
+    """
+    said = [parsing.answer_number(text) for part in parts for (text,) in part.responses]
+    labels = [row["label_id"] for part in parts for row in part.rows]
+
+    def largest(values):
+        return max(collections.Counter(values).values(), default=0) / max(len(values), 1)
+
+    return {
+        "most_common_answer": largest([number for number in said if number]),
+        "most_common_label": largest(labels),
+    }

@@ -191,7 +191,7 @@ class Predictions:
             new.append(first | part._asdict() | {key: line[key] for key in last})
         self._all += new
         self._parts.setdefault(part, []).extend(new)
-        self._file.add("".join(json.dumps(line) + "\n" for line in new))
+        self._file.add("".join(map(jsonl.line_of, new)))
 
     def flush(self) -> None:
         """Waits until all lines are written."""
@@ -202,7 +202,7 @@ class Predictions:
         self._file.rewrite()
 
     def _text(self) -> str:
-        return "".join(json.dumps(line) + "\n" for line in self._all)
+        return "".join(map(jsonl.line_of, self._all))
 
 
 def is_given(provenance: Mapping[str, Any]) -> bool:

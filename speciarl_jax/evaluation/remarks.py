@@ -5,6 +5,9 @@ from typing import Any
 
 from speciarl_jax.evaluation import outcome, unknown_answers
 
+# Metrics of what is watched while a run trains (`training/health.py`).
+HEALTH = "health/"
+
 
 def about(found: Mapping[str, Any]) -> list[str]:
     """Writes sentences about `metrics.json`.
@@ -62,6 +65,27 @@ def image_sets(found: Mapping[str, Any]) -> list[str]:
             f"tables are over the {shared:,} images that all of them have."
         )
     return said
+
+
+def warned(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """Writes a sentence about each thing that the metrics of a run were marked for.
+
+    Args:
+      history: rows of `metrics.jsonl`; their health/NAME is above 0 where something was wrong.
+    """
+    steps: dict[str, list[bool]] = {}
+    last: dict[str, int] = {}
+    for row in history:
+        for key, value in row.items():
+            if key.startswith(HEALTH):
+                steps.setdefault(key, []).append(value > 0)
+                if value > 0:
+                    last[key] = int(row["step"])
+    return [
+        f"Watch {key}: something was wrong in {sum(steps[key]):,} of {len(steps[key]):,} rows of "
+        f"metrics.jsonl, the last time after step {step}; the log of the run says how to mend it."
+        for key, step in last.items()
+    ]
 
 
 def by_data(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from speciarl_jax.experiment import extension_points
 from speciarl_jax.rl import advantages, optimizer, verdict_noise
 from speciarl_jax.rl.losses import kl, likelihood, token_weights
 from speciarl_jax.rl.rewards import overlong
@@ -87,8 +88,12 @@ def from_config(config: ml_collections.ConfigDict) -> Algorithm:
       ValueError: an unknown name.
     """
     loss, train = config.loss, config.train
-    reward = plugins.find("rl.rewards", config.reward.name, "reward")
-    policy_loss = plugins.find("rl.losses", loss.name, "policy_loss")
+    reward = functools.partial(
+        plugins.find("rl.rewards", config.reward.name, "reward"), **config.reward.options
+    )
+    policy_loss = functools.partial(
+        plugins.find("rl.losses", loss.name, "policy_loss"), **loss.options
+    )
     weights = getattr(token_weights, loss.token_weights)
     penalty = functools.partial(
         overlong.penalty,
@@ -98,12 +103,12 @@ def from_config(config: ml_collections.ConfigDict) -> Algorithm:
     )
     noise = functools.partial(verdict_noise.noisy, **config.label_noise)
     return Algorithm(
-        reward=functools.partial(reward, **config.reward.options),
+        reward=extension_points.reward(reward, config.reward.name),
         noise=noise if config.label_noise.rate else None,
         overlong=penalty if config.reward.overlong_penalty else None,
         min_judged_fraction=config.verifier.min_judged_fraction,
         advantages=functools.partial(advantages.group_advantages, **config.advantage),
-        policy_loss=functools.partial(policy_loss, **loss.options),
+        policy_loss=extension_points.policy_loss(policy_loss, loss.name),
         token_weights=functools.partial(weights, **loss.token_weights_options),
         kl=getattr(kl, loss.kl_estimator),
         kl_coefficient=loss.kl_coefficient,
@@ -126,16 +131,19 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ValueError: an unknown name, or a value that a part refuses.
-      TypeError: an option that a part does not have.
+      TypeError: an option that a part does not have, or a part returns another shape or dtype
+        (`extension_points`).
     """
     algorithm = from_config(config)
-    valid_BN = jnp.ones((1, 2), bool)
-    reward_BN = algorithm.reward(jnp.array([[0, 4]]), valid_BN)
-    mask_BNT = valid_BN[..., None]
+    # All sizes differ, so that no wrong shape looks like a right one.
+    category_BN = jnp.array([[0, 4, 1], [2, 3, -1]], jnp.int32)
+    mask_BNT = jnp.ones((2, 3, 4), bool)
+    valid_BN = mask_BNT[..., 0]
+    reward_BN = algorithm.reward(category_BN, valid_BN)
     algorithm.token_weights(mask_BNT)
-    zeros_BNT = jnp.zeros((1, 2, 1))
+    zeros_BNT = jnp.zeros(mask_BNT.shape)
     algorithm.policy_loss(zeros_BNT, zeros_BNT, algorithm.advantages(reward_BN, valid_BN), mask_BNT)
     if algorithm.overlong is not None:
-        algorithm.overlong(jnp.ones((1, 2)))
-    verdict_noise.noisy(jnp.zeros((1, 2), int), jnp.zeros(1, int), 0, **config.label_noise)
+        algorithm.overlong(jnp.ones(valid_BN.shape))
+    verdict_noise.noisy(category_BN, jnp.zeros(2, int), 0, **config.label_noise)
     optimizer.make(**config.optimizer)

@@ -13,8 +13,10 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from speciarl_jax.experiment import extension_points
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.runtime import exit_codes, sharding
+from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
 
@@ -37,6 +39,7 @@ class Sent:
 
     shape: tuple[int, int]  # (B, N) of all processes
     rows: np.ndarray  # int, which of the B rows this process sent
+    answer_BN: np.ndarray  # of these rows, `Verdicts.answer_BN`
     future: concurrent.futures.Future[Verdicts]  # verdicts on them
 
 
@@ -56,8 +59,10 @@ def send(
     tokens, mask, labels = (
         sharding.own_rows(x)[1][kept] for x in (tokens_BNT, mask_BNT, label_index_B)
     )
-    future = run.verifier.submit(run.answers(tokens, mask), labels.tolist())
-    return Sent(tokens_BNT.shape[:2], rows[kept], future)
+    responses = run.answers(tokens, mask)
+    answer_BN = np.array([[parsing.answer_number(text) for text in group] for group in responses])
+    future = run.verifier.submit(responses, labels.tolist())
+    return Sent(tokens_BNT.shape[:2], rows[kept], answer_BN, future)
 
 
 def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
@@ -74,11 +79,12 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
     """
     images, answers = sent[0].shape
     # In numbers whose zero stands for what this process did not send: the sum is the whole.
-    table = np.zeros((7, images * len(sent), answers), np.float32)
+    table = np.zeros((8, images * len(sent), answers), np.float32)
     for i, part in enumerate(sent):
         mine = part.future.result()
         if not len(part.rows):
             continue
+        mine = extension_points.host_verdicts(mine, part.answer_BN.shape)
         probability_BN = np.nan if mine.probability_BN is None else mine.probability_BN
         table[:, part.rows * len(sent) + i] = (
             mine.category_BN - int(Category.UNPARSED),
@@ -89,6 +95,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
             np.nan_to_num(np.broadcast_to(probability_BN, mine.valid_BN.shape) + 1, nan=0.0),
             # 0: no tree was asked; 1: it knew nothing; 2: it decided.
             np.zeros_like(mine.seconds_BN) if mine.matched_BN is None else mine.matched_BN + 1.0,
+            part.answer_BN,
         )
     if jax.process_count() > 1:
         table = multihost_utils.process_allgather(table).sum(axis=0)
@@ -99,6 +106,7 @@ def collect(sent: Sequence[Sent]) -> tuple[Verdicts, np.ndarray]:
         seconds_BN=np.where(table[3] > 0, table[3] - 1, np.nan),
         probability_BN=np.where(table[5] > 0, table[5] - 1, np.nan) if table[5].any() else None,
         matched_BN=table[6] > 1 if table[6].any() else None,
+        answer_BN=table[7].astype(np.uint32),
     )
     return verdicts, table[4, :, 0] > 0
 

@@ -1,6 +1,27 @@
 """The optimizer of the adapters."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
+
+
+class Optimizer(NamedTuple):
+    """Holds an `optax.GradientTransformation` with what it does, for the metrics of an update.
+
+    Attributes:
+      init: parameters -> state.
+      update: (gradients, state, parameters) -> what to add to the parameters, and the state.
+      learning_rate: state -> the rate of the next update, a float32 scalar.
+      max_grad_norm: a gradient with a larger norm is scaled down to this one.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+    learning_rate: Callable[[Any], jax.Array]
+    max_grad_norm: float
 
 
 def make(
@@ -13,7 +34,7 @@ def make(
     b2: float,
     epsilon: float,
     max_grad_norm: float,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """AdamW (arXiv 1711.05101) with a clipped gradient and a linear warm-up.
 
     Behind it the rate is constant, or falls to 0 as a cosine (arXiv 1608.03983, no restarts).
@@ -48,7 +69,13 @@ def make(
     if decay_steps:
         fall = optax.cosine_decay_schedule(learning_rate, decay_steps - rise)
         schedule = optax.join_schedules([schedule, fall], [rise])
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
         optax.adamw(schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
     )
+
+    def learning_rate(state):
+        _, (*_, scheduled) = state
+        return jnp.float32(schedule(scheduled.count))
+
+    return Optimizer(*chain, learning_rate, max_grad_norm)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def parse(
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda name: None)
             if not isinstance(row, dict) or not set(fields) <= row.keys():
                 raise ValueError(f"it is no object with {list(fields)}")
         except ValueError as error:
@@ -80,6 +81,19 @@ def parse(
             )
         rows.append(row)
     return rows
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """Writes a row as a line of JSON, which has no NaN: what is not finite becomes null."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def read_object(path: epath.PathLike, remedy: str) -> dict[str, Any]:
@@ -193,7 +207,7 @@ class JsonLines:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
-        line = json.dumps(row) + "\n"
+        line = line_of(row)
         if self._file.in_bucket:
             self._lines.append(line)
         self._file.add(line)

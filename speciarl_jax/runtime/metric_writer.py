@@ -43,7 +43,7 @@ class MetricWriter:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one row; `values` maps `stage/name` to a number."""
+        """Appends one row; `values` maps `stage/name` to a number, null if it is not finite."""
         row = {name: float(np.asarray(value)) for name, value in values.items()}
         self._lines.add({"step": step, "time": time.time(), **row})
         for name, value in row.items():

@@ -27,7 +27,8 @@ from speciarl_jax.evaluation.comparisons import Side
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.evaluation.predictions import GREEDY, Part
 from speciarl_jax.evaluation.report import figures, markdown, templates
-from speciarl_jax.runtime import exit_codes, jsonl
+from speciarl_jax.evaluation.report.folder import read_history
+from speciarl_jax.runtime import exit_codes
 
 
 def read_run(
@@ -185,9 +186,7 @@ def write(
     numbers.write_text(json.dumps(found, indent=1) + "\n")
     text.write_text(to_markdown(found))
     named = {_name(row, found): row for row in found["runs"]}
-    curves = {
-        str(folder): jsonl.read(folder / "metrics.jsonl", once=jsonl.STEPS) for folder in folders
-    }
+    curves = {str(folder): read_history(folder) for folder in folders}
     kept = {name: rows for name, rows in curves.items() if rows}
     return [numbers, text, *figures.write_png(out, named, kept)]
 

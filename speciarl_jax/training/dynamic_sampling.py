@@ -82,13 +82,13 @@ def pad(groups: Groups, prompt_tokens: int, image_tokens: int, *, pad_id: int) -
 
 
 def describe(
-    groups: Groups, taken_BN: jax.Array, reward_BN: jax.Array, signal_B: jax.Array
+    groups: Groups, rewarded: rl_step.Rewarded, signal_B: jax.Array
 ) -> dict[str, jax.Array]:
     """Describes all sampled rollouts; those that the update gets are a selection.
 
-    The mean reward is over the rollouts of groups with enough verdicts, `taken_BN`.
+    The mean reward is over the rollouts of groups with enough verdicts.
     """
-    valid_BN = groups.valid_BN
+    valid_BN, taken_BN = groups.valid_BN, rewarded.taken_BN
     count = jnp.maximum(jnp.sum(valid_BN), 1)
     shares = {
         f"sampled/{c.name.lower()}": jnp.sum(valid_BN & (groups.category_BN == c)) / count
@@ -96,7 +96,9 @@ def describe(
     }
     return shares | {
         "sampled/unjudged": rl_step.unjudged(valid_BN, groups.prompt.weight_B),
-        "sampled/reward": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
+        "sampled/reward": jnp.sum(rewarded.reward_BN * taken_BN)
+        / jnp.maximum(jnp.sum(taken_BN), 1),
+        "sampled/reward_not_finite": rewarded.share_not_finite(valid_BN),
         "sampled/groups_with_signal": jnp.mean(signal_B.astype(jnp.float32)),
     }
 
@@ -123,10 +125,10 @@ def train_step(
 
     def keep(pool, fresh, learned):
         # A group that lacks verdicts would leave the update, so it must not take a place in it.
-        reward_BN, taken_BN, _ = rl_step.reward_groups(fresh, learned, run.algorithm)
-        signal_B = advantages.has_signal(reward_BN, taken_BN)
+        rewarded = rl_step.reward_groups(fresh, learned, run.algorithm)
+        signal_B = advantages.has_signal(rewarded.reward_BN, rewarded.taken_BN)
         pool = add_to_pool(pool, fresh, signal_B, size=size)
-        summary = describe(fresh, taken_BN, reward_BN, signal_B)
+        summary = describe(fresh, rewarded, signal_B)
         return pool, (jnp.sum(pool.prompt.weight_B), summary)
 
     # What depends on two sizes only pads; the rest is compiled once for each size of a pool.

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
+from speciarl_jax.experiment.in_graph_verification import most_common
 from speciarl_jax.rollout.types import Groups, Samples, UpdateBatch, is_end
 from speciarl_jax.verifiers.category import Category
 
@@ -31,24 +32,52 @@ def judged_groups(valid_BN: jax.Array, min_judged_fraction: float) -> jax.Array:
     return valid_BN & (jnp.sum(valid_BN, axis=1, keepdims=True) >= needed)
 
 
-def reward_groups(
-    groups: Groups, step: jax.Array, algorithm: Algorithm
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+class Rewarded(NamedTuple):
+    """Holds the rewards of groups of rollouts.
+
+    Attributes:
+      reward_BN: float32, 0 where it is not finite.
+      taken_BN: bool, rollouts that take part in the update.
+      category_BN: int32, the categories that were rewarded; with noise they are not the verdicts.
+      not_finite_BN: bool, rollouts with a verdict whose reward is not finite.
+    """
+
+    reward_BN: jax.Array
+    taken_BN: jax.Array
+    category_BN: jax.Array
+    not_finite_BN: jax.Array
+
+    def less(self, costs_BN: Any, min_judged_fraction: float) -> "Rewarded":
+        """Returns the rewards less costs; one that is no longer finite counts as unjudged."""
+        reward_BN = self.reward_BN - costs_BN
+        bad_BN = self.taken_BN & ~jnp.isfinite(reward_BN)
+        return self._replace(
+            reward_BN=jnp.where(jnp.isfinite(reward_BN), reward_BN, 0.0),
+            taken_BN=judged_groups(self.taken_BN & ~bad_BN, min_judged_fraction),
+            not_finite_BN=self.not_finite_BN | bad_BN,
+        )
+
+    def share_not_finite(self, valid_BN: jax.Array) -> jax.Array:
+        """Computes the share of the rollouts with a verdict whose reward is not finite."""
+        return jnp.sum(self.not_finite_BN) / jnp.maximum(jnp.sum(valid_BN), 1)
+
+
+def reward_groups(groups: Groups, step: jax.Array, algorithm: Algorithm) -> Rewarded:
     """Rewards the verdicts; lengths and divergences are not counted here.
+
+    A reward that is not finite counts as if there were no verdict.
 
     Args:
       step: int32, number of finished updates; seeds the noise.
       algorithm: reward, noise and the share of a group that must be judged.
-
-    Returns:
-      Reward float32 [B, N], bool [B, N] the rollouts that take part, and int32 [B, N] the
-      categories that were rewarded, which differ from the verdicts where there is noise.
     """
     taken_BN = judged_groups(groups.valid_BN, algorithm.min_judged_fraction)
     category_BN = groups.category_BN
     if algorithm.noise is not None:
         category_BN = algorithm.noise(category_BN, groups.prompt.image_id_B, step)
-    return algorithm.reward(category_BN, taken_BN), taken_BN, category_BN
+    reward_BN = algorithm.reward(category_BN, taken_BN)
+    found = Rewarded(reward_BN, taken_BN, category_BN, jnp.zeros_like(taken_BN))
+    return found.less(0.0, algorithm.min_judged_fraction)
 
 
 def make_update_batch(
@@ -73,7 +102,7 @@ def make_update_batch(
       `SAMPLES` as well.
     """
     rollout = groups.rollout
-    reward_BN, taken_BN, rewarded_BN = reward_groups(groups, step, algorithm)
+    rewarded = reward_groups(groups, step, algorithm)
     scored = lora, base, groups.prompt, groups.features_BMD, rollout
     old_logp_BNT = score(*scored, use_lora=True) if algorithm.rescores else None
     costs = {}
@@ -86,7 +115,9 @@ def make_update_batch(
             jnp.where(rollout.mask_BNT, logp_BNT, 0), jnp.where(rollout.mask_BNT, reference_BNT, 0)
         )
         costs["kl_penalty"] = algorithm.kl_in_reward * jnp.sum(kl_BNT, axis=-1)
-    reward_BN = reward_BN - sum(costs.values())
+    if costs:
+        rewarded = rewarded.less(sum(costs.values()), algorithm.min_judged_fraction)
+    reward_BN, taken_BN = rewarded.reward_BN, rewarded.taken_BN
     advantage_BN = algorithm.advantages(reward_BN, taken_BN)
     batch = UpdateBatch(
         prompt=groups.prompt,
@@ -97,8 +128,9 @@ def make_update_batch(
         old_logp_BNT=old_logp_BNT,
     )
     metrics = describe(groups, taken_BN, reward_BN, advantage_BN, end_ids)
+    metrics["reward/not_finite"] = rewarded.share_not_finite(groups.valid_BN)
     if algorithm.noise is not None:
-        moved_BN = groups.valid_BN & (rewarded_BN != groups.category_BN)
+        moved_BN = groups.valid_BN & (rewarded.category_BN != groups.category_BN)
         metrics["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(groups.valid_BN), 1)
     taken = jnp.maximum(jnp.sum(taken_BN), 1)
     for name, cost_BN in costs.items():
@@ -157,6 +189,7 @@ def describe(
         "reward/mean": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "reward/zero_std_groups": jnp.sum(flat_B) / images,
         "data/skipped": jnp.sum(weight_B == 0, dtype=jnp.float32),
+        "data/most_common_label": most_common(groups.prompt.label_index_B, weight_B > 0),
         "rollout/completion_length": mean(jnp.sum(rollout.mask_BNT, axis=-1)),
         "rollout/truncated": mean(
             rollout.mask_BNT[..., -1] & ~is_end(rollout.tokens_BNT[..., -1], end_ids)

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import sample_and_verify
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
 from speciarl_jax.runtime import activation_sharding
@@ -100,7 +100,7 @@ def builder(run: Run) -> Callable[[Sequence[Mapping[str, Any]], int], PromptBatc
 
 
 def step_of(
-    run: Run, optimizer: optax.GradientTransformation
+    run: Run, optimizer: Optimizer
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Makes (state, base, verifier, batch, number) -> (state, metrics) for batches with targets.
 

@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from speciarl_jax.experiment.run import Run
@@ -24,7 +23,7 @@ class TrainState:
     skipped: jax.Array
 
 
-def init_state(lora: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(lora: nnx.State, optimizer: optimizer_lib.Optimizer) -> TrainState:
     """Makes the state before the first update; it copies the adapters, so it may be donated."""
     lora = jax.tree.map(jnp.copy, lora)
     # Two zeros: one buffer cannot be donated twice.
@@ -33,7 +32,7 @@ def init_state(lora: nnx.State, optimizer: optax.GradientTransformation) -> Trai
 
 
 def abstract_state(
-    mesh: jax.sharding.Mesh, lora: Any, optimizer: optax.GradientTransformation
+    mesh: jax.sharding.Mesh, lora: Any, optimizer: optimizer_lib.Optimizer
 ) -> tuple[TrainState, TrainState]:
     """Returns shapes, dtypes and shardings of the state, and the shardings alone."""
     shapes = jax.eval_shape(lambda lora: init_state(lora, optimizer), lora)
@@ -41,7 +40,7 @@ def abstract_state(
     return sharding.placed(shapes, state_sharding), state_sharding
 
 
-def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
+def start(run: Run) -> tuple[optimizer_lib.Optimizer, TrainState, TrainState]:
     """Makes the optimizer, the state before the first update, and the shardings of the state."""
     optimizer = optimizer_lib.make(**run.config.optimizer)
     _, state_sharding = abstract_state(run.mesh, run.lora, optimizer)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
+from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
@@ -36,7 +36,7 @@ class Stages(NamedTuple):
     update: Callable[..., Any]
 
 
-def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
+def stages(run: Run, optimizer: Optimizer) -> Stages:
     """Binds the stages of a step to what a run chooses."""
     config, algorithm = run.config, run.algorithm
     sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
@@ -78,9 +78,7 @@ def stages(run: Run, optimizer: optax.GradientTransformation) -> Stages:
     return Stages(rollout, verify, activation_sharding.on_mesh(run.mesh, learn))
 
 
-def programs(
-    run: Run, optimizer: optax.GradientTransformation, state_sharding: TrainState
-) -> dict[str, Any]:
+def programs(run: Run, optimizer: Optimizer, state_sharding: TrainState) -> dict[str, Any]:
     """Jits what a training step of this run executes; nothing is compiled yet.
 
     Returns:
@@ -113,7 +111,7 @@ def programs(
 
 def train_step(
     run: Run,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state_sharding: TrainState,
     stage_done: Callable[..., None] = step_timer.ignore,
 ) -> Callable[..., tuple[TrainState, Metrics]]:

@@ -48,6 +48,16 @@ def training_batches(run: Run) -> Iterator[HostBatch]:
     )
 
 
+def images_seen(run: Run, batches: Any) -> dict[str, float]:
+    """Returns the metrics of how far the run is in its data, unreadable images included.
+
+    Args:
+      batches: of `training_batches`; its state counts the rows of one process.
+    """
+    seen = batches.get_state()["next_index"] * jax.process_count()
+    return {"data/images_seen": float(seen), "data/epoch": seen / len(run.train_source)}
+
+
 def on_devices(
     run: Run, batches: Iterator[HostBatch], rows: list[Mapping[str, Any]]
 ) -> Callable[[], PromptBatch]:

@@ -1,6 +1,7 @@
 """Logs a training run while it runs: metric files, samples and a progress bar."""
 
 import collections
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.runtime import step_timer
 from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.training import rl_step, sample_logger
+from speciarl_jax.training.health import REWARD_NOT_FINITE, Facts, Health
 
 # Metrics of validations are called validation/SET/MEASURE, and each of their rows has its time.
 VALIDATION, VALIDATION_TIME = "validation/", "time/validation"
@@ -30,7 +32,7 @@ class TrainLogger:
         workdir: epath.Path,
         *,
         done: int,
-        window: tuple[float, int],
+        known: Mapping[str, Any],
         timer: step_timer.StepTimer,
         on_first_step: Callable[[], None],
         validated: int | None = None,
@@ -39,8 +41,8 @@ class TrainLogger:
 
         Args:
           done: steps that earlier processes of this run finished.
-          window: sum and number of the values of `config.checkpoint.best_metric` since the last
-            checkpoint.
+          known: what `get_state` returned when the checkpoint was written that the run goes on
+            from; empty at the beginning.
           timer: has a row for each step.
           on_first_step: is called when the first step of this process has finished.
           validated: the last step whose validation stays, -1 for none; later rows of validation are
@@ -50,8 +52,11 @@ class TrainLogger:
         self._timer, self._kept = timer, config.checkpoint
         of_validation = self._kept.best_metric.startswith(VALIDATION)
         self._counts = self._kept.keep_best > 0 and not of_validation
-        self.window = window if self._counts else (0.0, 0)
+        # Sum and number of the values of `config.checkpoint.best_metric` since the last checkpoint.
+        self._window = tuple(known.get("window", (0.0, 0))) if self._counts else (0.0, 0)
+        self._health = Health(Facts.of(run), known.get("health"))
         self._train, self._first, self._on_first_step = config.train, done + 1, on_first_step
+        self._reward = config.reward.name
         self._waiting: collections.deque[tuple[int, Mapping, Sequence]] = collections.deque()
         alone = jax.process_index() == 0
 
@@ -78,7 +83,7 @@ class TrainLogger:
         """Takes the metrics and the logged rows of step `number`; records those of the step before.
 
         Raises:
-          FloatingPointError: the gradient was not finite too often in a row.
+          FloatingPointError: gradient or reward was not finite too often in a row.
         """
         self._waiting.append((number, values, rows))
         while len(self._waiting) > 1:
@@ -95,9 +100,14 @@ class TrainLogger:
             self._writer.flush()
             self._samples.flush()
 
-    def add_validation(self, number: int, row: Mapping[str, float]) -> None:
-        """Writes the scores of a validation after step `number`, and shows them in the bar."""
+    def add_validation(self, number: int, row: dict[str, float]) -> None:
+        """Writes the scores of a validation after step `number`, and shows them in the bar.
+
+        Args:
+          row: scores of all sets, and the time that they took.
+        """
         self.flush()
+        row = row | self._health.after_validation(number, row)
         self._validated = validation_progress(row)
         if self._writer:
             self._writer.write(number, row)
@@ -106,10 +116,14 @@ class TrainLogger:
 
     def mean(self, *, begin_anew: bool) -> float | None:
         """Returns the mean of `checkpoint.best_metric` since the last checkpoint, or None."""
-        total, count = self.window
+        total, count = self._window
         if begin_anew:
-            self.window = (0.0, 0)
+            self._window = (0.0, 0)
         return total / count if count else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of what was recorded."""
+        return {"window": self._window, "health": self._health.get_state()}
 
     def close(self) -> None:
         """Closes bar and files."""
@@ -131,7 +145,9 @@ class TrainLogger:
                     f"config.checkpoint.best_metric is {name!r}, which is no metric of a step; "
                     f"choose one of {sorted(row)}"
                 )
-            self.window = (self.window[0] + row[name], self.window[1] + 1)
+            if math.isfinite(row[name]):
+                self._window = (self._window[0] + row[name], self._window[1] + 1)
+        row |= self._health.after_step(number, row)
         due = number % self._train.log_every == 0 or number == self._train.steps
         if self._writer and due:
             self._writer.write(number, row)
@@ -140,11 +156,21 @@ class TrainLogger:
         self._said = progress(row)
         self._bar.set_postfix_str(self._said + self._validated, refresh=False)
         self._bar.update()
-        if row["update/skipped_in_a_row"] >= self._train.max_skipped:
+        self._stop_if_nothing_is_finite(number, row)
+
+    def _stop_if_nothing_is_finite(self, number: int, row: Mapping[str, float]) -> None:
+        most = self._train.max_skipped
+        if row["update/skipped_in_a_row"] >= most:
             raise FloatingPointError(
-                f"step {number}: the gradient was not finite in the last "
-                f"{self._train.max_skipped} updates (config.train.max_skipped); lower "
-                "config.optimizer.learning_rate, or start from an earlier checkpoint"
+                f"step {number}: the gradient was not finite in the last {most} updates "
+                "(config.train.max_skipped); lower config.optimizer.learning_rate, or start from "
+                "an earlier checkpoint"
+            )
+        if max(map(self._health.in_a_row, REWARD_NOT_FINITE)) >= most:
+            raise FloatingPointError(
+                f"step {number}: rewards were not finite in the last {most} steps "
+                f"(config.train.max_skipped); mend speciarl_jax/rl/rewards/{self._reward}.py "
+                "(config.reward.name)"
             )
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
 from speciarl_jax.rl.losses import importance, token_weights
+from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
 from speciarl_jax.rollout.types import UpdateBatch
 from speciarl_jax.runtime.batching import split_strided
@@ -26,7 +27,7 @@ def update(
     algorithm: Algorithm,
     graphdef: nnx.GraphDef,
     banned_V: jax.Array,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on the policy loss plus the KL to the reference policy.
 
@@ -132,10 +133,11 @@ def _sum_over_parts(loss_of, lora, parts, num_length_buckets: int):
     return jax.lax.scan(accumulate, zeros, parts)[0]
 
 
-def _apply(state: TrainState, grads, metrics: Metrics, optimizer):
+def _apply(state: TrainState, grads, metrics: Metrics, optimizer: Optimizer):
     """Takes one optimizer step; leaves it out if the gradient or the loss is not finite."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    rate = optimizer.learning_rate(state.opt_state)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
@@ -147,6 +149,8 @@ def _apply(state: TrainState, grads, metrics: Metrics, optimizer):
     )
     metrics = {f"update/{name}": value for name, value in metrics.items()}
     metrics["update/grad_norm"] = norm
+    metrics["update/grad_norm_clipped"] = jnp.minimum(norm, optimizer.max_grad_norm)
+    metrics["update/learning_rate"] = rate
     metrics["update/skipped"] = (~finite).astype(jnp.float32)
     return state, metrics
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from speciarl_jax.evaluation import metrics
+from speciarl_jax.evaluation import constant_answer, metrics
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import (
@@ -337,6 +337,8 @@ class Validation:
                 for measure in metrics.MEASURES:
                     found[f"{VALIDATION}{name}/{measure}"] = getattr(score, measure)
             found[f"{VALIDATION}{name}/{UNVERIFIED}"] = float(np.sum(~valid_B))
+            shares = constant_answer.shares(parts)
+            found |= {f"{VALIDATION}{name}/{share}": value for share, value in shares.items()}
         self._run.place_metrics()  # of the cache of features; they are no step's
         return found
 

@@ -26,12 +26,15 @@ class InGraphVerdicts(NamedTuple):
         None if this verifier has no probabilities.
       matched_BN: bool, a label tree decided: the answer equals one of its names, declines, or
         cannot be read. None if no tree was asked.
+      answer_BN: uint32, equal for answers that say the same; 0 where none can be read. None if this
+        verifier does not tell; then completions are compared as they are.
     """
 
     category_BN: jax.Array
     valid_BN: jax.Array
     probability_BN: jax.Array | None = None
     matched_BN: jax.Array | None = None
+    answer_BN: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Verdicts:
       probability_BN: float32 probability of the likeliest verdict; NaN where the judge was not
         asked. None if this verifier has no probabilities.
       matched_BN: bool, a label tree decided, as in `InGraphVerdicts`. None if no tree was asked.
+      answer_BN: uint32, `parsing.answer_number`; verifiers leave it None.
     """
 
     category_BN: np.ndarray
@@ -55,6 +59,7 @@ class Verdicts:
     seconds_BN: np.ndarray
     probability_BN: np.ndarray | None = None
     matched_BN: np.ndarray | None = None
+    answer_BN: np.ndarray | None = None
 
 
 class HostVerifier(abc.ABC):

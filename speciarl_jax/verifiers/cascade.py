@@ -54,6 +54,7 @@ class Cascade:
             valid_BN=jnp.where(first_BN, tree.valid_BN, judge.valid_BN),
             probability_BN=jnp.where(first_BN, jnp.nan, judge.probability_BN),
             matched_BN=first_BN,
+            answer_BN=tree.answer_BN,
         )
 
 

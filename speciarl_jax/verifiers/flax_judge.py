@@ -95,11 +95,11 @@ class FlaxJudge:
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, label_index_B: jax.Array
     ) -> InGraphVerdicts:
         """`verify`, and the probability of the likeliest verdict where the judge was asked."""
-        asked_BN, category_BN, valid_BN, probability_BNK = self._judge(
+        asked_BN, answer_BN, category_BN, valid_BN, probability_BNK = self._judge(
             tokens_BNT, mask_BNT, label_index_B
         )
-        largest_BN = jnp.max(probability_BNK, axis=-1)
-        return InGraphVerdicts(category_BN, valid_BN, jnp.where(asked_BN, largest_BN, jnp.nan))
+        largest_BN = jnp.where(asked_BN, jnp.max(probability_BNK, axis=-1), jnp.nan)
+        return InGraphVerdicts(category_BN, valid_BN, largest_BN, answer_BN=answer_BN)
 
     def judge(
         self, tokens_BNT: jax.Array, mask_BNT: jax.Array, label_index_B: jax.Array
@@ -115,15 +115,16 @@ class FlaxJudge:
           Category, validity and float32 probabilities: those of one verdict against
           the others. A stated verdict has probability 1; what is UNPARSED has none at all.
         """
-        return self._judge(tokens_BNT, mask_BNT, label_index_B)[1:]
+        return self._judge(tokens_BNT, mask_BNT, label_index_B)[2:]
 
     def _judge(self, tokens_BNT, mask_BNT, label_index_B):
-        """Whether the judge was asked, bool [B, N], and what `judge` returns."""
+        """Whether the judge was asked, `InGraphVerdicts.answer_BN`, and what `judge` returns."""
         labels = self.scorer.truth_FC.shape[0]
         known_B1 = ((label_index_B >= 0) & (label_index_B < labels))[:, None]
         label_B = jnp.clip(label_index_B, 0, labels - 1)
         over_n = jax.vmap(self._read, in_axes=(0, 0, None))
-        stated_BN, tokens_BNC, context_BNC = jax.vmap(over_n)(tokens_BNT, mask_BNT, label_B)
+        read_BN = jax.vmap(over_n)(tokens_BNT, mask_BNT, label_B)
+        stated_BN, answer_BN, tokens_BNC, context_BNC = read_BN
         decoder, prefix = self.scorer.prefill()
         logp_NBK = jax.lax.map(
             lambda pair: self.scorer.logp(decoder, prefix, *pair),
@@ -135,10 +136,11 @@ class FlaxJudge:
         )
         category_BN = jnp.where(known_B1, category_BN, int(Category.UNPARSED))
         asked_BN = (stated_BN == prefilter.ASK) & known_B1
-        return asked_BN, category_BN, valid_BN & known_B1, probability_BNK
+        return asked_BN, answer_BN, category_BN, valid_BN & known_B1, probability_BNK
 
     def _read(self, tokens_T, mask_T, label):
-        """Stated verdict (or `ASK`) on one response, and its pair as tokens [C] and mask [C]."""
+        """Stated verdict (or `ASK`) on one response, what is compared as its answer, and its pair
+        as tokens [C] and mask [C]."""
         mask_T = mask_T.astype(bool)
         size = min(self.max_response_bytes, tokens_T.shape[0] * self.tokens.longest)
         text_L, total = parsing_on_device.spell(self.tokens, tokens_T, mask_T, size)
@@ -150,7 +152,8 @@ class FlaxJudge:
         too_long = (stated == prefilter.ASK) & (length > self.max_answer_tokens)
         stated = jnp.where(too_long, int(Category.WRONG), stated)
         length = jnp.minimum(length, self.max_answer_tokens)
-        return stated, *self.scorer.context(label, answer_A, length)
+        answer = parsing_on_device.text_hash(normal_L, kept_L & (stated != int(Category.UNPARSED)))
+        return stated, answer, *self.scorer.context(label, answer_A, length)
 
 
 def create(

@@ -10,6 +10,7 @@ unless the name holds it too.
 
 import re
 import unicodedata
+import zlib
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -190,3 +191,14 @@ def parenthesis(text: str) -> tuple[bytes, bytes] | None:
     within, closing, after = rest.partition(")")
     outer, inner = phrase(before), phrase(within)
     return (outer, inner) if closing and outer and inner and not phrase(after) else None
+
+
+def answer_number(text: str) -> int:
+    """Returns equal numbers for responses whose answers are the same words; 0 where none is read.
+
+    Answers that differ have different numbers but for chance: there are 2**24, all of which float32
+    holds.
+    """
+    content = extract(text, tags="first")
+    words = key(content) if content is not None else b""
+    return max(zlib.crc32(words) & 0xFFFFFF, 1) if words else 0

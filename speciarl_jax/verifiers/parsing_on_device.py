@@ -327,3 +327,18 @@ def phrase_bytes(
         outer_end=count_L[outer_last],
         inner_start=count_L[jnp.argmax(inner_L)] - 1,
     )
+
+
+def text_hash(text_L: jax.Array, kept_L: jax.Array) -> jax.Array:
+    """Hashes what is kept of a text, a uint32 above 0; 0 where nothing is.
+
+    Args:
+      text_L: bytes or tokens.
+      kept_L: bool.
+    """
+    place_L = jnp.cumsum(kept_L, dtype=jnp.uint32)
+    mixed_L = text_L.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + place_L * jnp.uint32(0x85EBCA6B)
+    mixed_L = (mixed_L ^ (mixed_L >> 15)) * jnp.uint32(0xC2B2AE35)
+    mixed_L = (mixed_L ^ (mixed_L >> 13)) * jnp.uint32(0x27D4EB2F)
+    found = jnp.sum(jnp.where(kept_L, mixed_L ^ (mixed_L >> 16), 0), dtype=jnp.uint32)
+    return jnp.where(jnp.any(kept_L), jnp.maximum(found, 1), 0)

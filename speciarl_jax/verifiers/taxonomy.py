@@ -321,16 +321,17 @@ class TaxonomyVerifier:
             )
         over_n = jax.vmap(_verify_one, in_axes=(None, 0, 0, None))
         over_b = jax.vmap(over_n, in_axes=(None, 0, 0, 0))
-        category_BN, valid_BN, matched_BN = over_b(
+        category_BN, valid_BN, matched_BN, answer_BN = over_b(
             self._tables, tokens_BNT, mask_BNT.astype(bool), leaf_index_B
         )
-        return InGraphVerdicts(category_BN, valid_BN, matched_BN=matched_BN)
+        return InGraphVerdicts(category_BN, valid_BN, matched_BN=matched_BN, answer_BN=answer_BN)
 
 
 def _verify_one(
     tables: _Tables, tokens_T: jax.Array, mask_T: jax.Array, leaf_index: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Category (int32), validity (bool), and whether the tree decided (bool), of one response."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Category (int32), validity (bool), whether the tree decided (bool), and what is compared as
+    the answer (uint32), of one response."""
     size = tokens_T.shape[0] * tables.tokens.longest
     if tables.max_response_bytes is not None:
         size = min(size, tables.max_response_bytes)
@@ -345,7 +346,9 @@ def _verify_one(
     category, known = matching_on_device.judge(tables.names, phrase, leaf)
     parsed = found & (total <= size) & (phrase.length > 0) & valid
     category = jnp.where(parsed, category, Category.UNPARSED)
-    return category.astype(jnp.int32), valid, known | ~parsed
+    within_A = jnp.arange(phrase.bytes_A.size) < phrase.length
+    answer = parsing_on_device.text_hash(phrase.bytes_A, within_A & parsed)
+    return category.astype(jnp.int32), valid, known | ~parsed, answer
 
 
 def create(

@@ -35,12 +35,14 @@ METHODS = {
 }
 ALL = {
     *("update/loss", "update/entropy", "update/grad_norm", "update/skipped"),
-    *("update/skipped_in_a_row",),
+    *("update/skipped_in_a_row", "update/grad_norm_clipped", "update/learning_rate"),
+    *("data/images_seen", "data/epoch", "health/gradient_not_finite"),
 }
 SAMPLED = {
     *("update/clip_frac", "update/approx_kl", "update/ratio", "update/sampler_gap"),
     *("update/sampler_kl", "reward/mean", "reward/zero_std_groups", "rollout/completion_length"),
-    *("rollout/truncated", "verify/unjudged"),
+    *("rollout/truncated", "verify/unjudged", "reward/not_finite", "verify/most_common_answer"),
+    *("data/most_common_label", "health/truncated", "health/one_answer"),
     *(f"verify/{category.name.lower()}" for category in Category),
 }
 

@@ -121,3 +121,16 @@ def test_values_that_cannot_work_are_refused(changes, said):
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="momentum"):
         optimizer.make(**OPTIONS, momentum=0.9)
+
+
+@pytest.mark.parametrize("warmup, decay", [(0, 0), (3, 0), (3, 8), (0, 8)])
+def test_the_stated_rate_is_that_of_the_next_update(warmup, decay):
+    adamw = optimizer.make(**OPTIONS | {"warmup_steps": warmup, "decay_steps": decay})
+    params = {"a": jnp.zeros(1)}
+    state = adamw.init(params)
+    for _ in range(8):
+        rate = adamw.learning_rate(state)
+        # Equal gradients: both moments are the gradient's own, so an update is the rate itself.
+        updates, state = adamw.update({"a": jnp.ones(1)}, state, params)
+        np.testing.assert_allclose(-updates["a"][0], rate, rtol=1e-4, atol=1e-8)
+    assert rate.dtype == jnp.float32 and adamw.max_grad_norm == 1e9

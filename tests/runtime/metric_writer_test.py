@@ -129,9 +129,26 @@ def test_a_kill_while_rows_are_dropped_loses_no_earlier_row(tmp_path, monkeypatc
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
-def test_numbers_that_are_not_finite_are_written_and_read_back(tmp_path):
+def test_numbers_that_are_not_finite_are_null_in_every_line_of_json(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(1, {"update/loss": float("nan"), "update/grad_norm": np.float32("inf")})
     writer.close()
-    (row,) = rows(tmp_path)
-    assert np.isnan(row["update/loss"]) and np.isinf(row["update/grad_norm"])
+    lines = jsonl.JsonLines(tmp_path / "samples.jsonl", 0)
+    lines.add({"step": 1, "rewards": [0.5, float("-inf")], "source": {"width": float("nan")}})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    (row,) = [
+        json.loads(line, parse_constant=refuse)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert row["update/loss"] is None and row["update/grad_norm"] is None and row["step"] == 1
+    sample = json.loads((tmp_path / "samples.jsonl").read_text(), parse_constant=refuse)
+    assert sample == {"step": 1, "rewards": [0.5, None], "source": {"width": None}}
+
+
+def test_files_of_earlier_versions_that_have_nan_in_them_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "update/loss": NaN, "update/kl": -Infinity, "a": 0.5}\n')
+    assert jsonl.read(path) == [{"step": 1, "update/loss": None, "update/kl": None, "a": 0.5}]

@@ -94,11 +94,14 @@ def test_the_summary_is_of_all_sampled_answers():
     reward = jnp.array([[0.0, 1, 9], [1, 1, -1]])
     taken = jnp.array([[False] * 3, [True] * 3])
     made = groups(1, 2).replace(category_BN=category, valid_BN=valid)
-    found = dynamic_sampling.describe(made, taken, reward, jnp.array([True, False]))
+    bad = jnp.array([[False, True, False], [False] * 3])
+    rewarded = rl_step.Rewarded(reward, taken, category, bad)
+    found = dynamic_sampling.describe(made, rewarded, jnp.array([True, False]))
     shares = {c: float(found[f"sampled/{c.name.lower()}"]) for c in Category}
     assert shares == {c: pytest.approx((category[valid] == c).mean()) for c in Category}
     assert float(found["sampled/reward"]) == pytest.approx(1 / 3)
     assert float(found["sampled/unjudged"]) == pytest.approx(1 / 6)
+    assert float(found["sampled/reward_not_finite"]) == pytest.approx(1 / 5)
     assert float(found["sampled/groups_with_signal"]) == 0.5
 
 
@@ -126,7 +129,7 @@ def step_of(run, small_config):
             return sampled[-1].replace(category_BN=np.array(rounds[len(draws) - 1])), {}
 
         def update(state, base, pool):
-            reward, taken, _ = rl_step.reward_groups(pool, state.step, small.algorithm)
+            reward, taken, *_ = rl_step.reward_groups(pool, state.step, small.algorithm)
             prompt = pool.prompt
             found = {"kept": prompt.weight_B, "who": prompt.image_id_B, "valid": pool.valid_BN}
             return state, found | {"signal": advantages.has_signal(reward, taken)}

@@ -46,7 +46,7 @@ def test_a_process_may_have_nothing_to_judge():
     future = concurrent.futures.Future()
     future.set_result(Verdicts(none.astype(np.int32), none.astype(bool), none.astype(bool), none))
     verdicts, sent_B = host_verification.collect(
-        [host_verification.Sent((4, 3), np.zeros(0, int), future)]
+        [host_verification.Sent((4, 3), np.zeros(0, int), np.zeros((0, 3)), future)]
     )
     assert verdicts.category_BN.shape == (4, 3) and not verdicts.valid_BN.any()
     assert not sent_B.any() and np.isnan(verdicts.seconds_BN).all()

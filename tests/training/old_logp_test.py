@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import algorithms
 import jax
@@ -12,6 +13,7 @@ import pytest
 from small_run import batch_of
 
 from speciarl_jax.rl.losses import kl, token_weights
+from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups, UpdateBatch
 from speciarl_jax.training import rl_step, update
@@ -81,7 +83,7 @@ def gradient_of(run, lora):
     """(batch, options) -> what gradient ascent adds to the adapters, and metrics."""
 
     def gradient(batch, **changes):
-        optimizer = optax.sgd(1.0)
+        optimizer = Optimizer(*optax.sgd(1.0), lambda state: 1.0, math.inf)
         options = {
             "kl_coefficient": 0.0,
             "micro_batches": 2,

@@ -1,6 +1,7 @@
 """One step of the method: its metrics by hand, its mini-batches one after the other."""
 
 import dataclasses
+import functools
 
 import algorithms
 import jax
@@ -85,8 +86,10 @@ def test_metrics_of_a_step_equal_a_count_by_hand(run, seed):
         "verify/unjudged": 1 - len(judged) / (6 * ANSWERS),
         "verify/groups_dropped": sum(not valid[b].any() for b in range(6)) / 6,
         "reward/mean": np.mean(rewards),
+        "reward/not_finite": 0.0,
         "reward/zero_std_groups": flat / 6,
         "data/skipped": IMAGES - 6,
+        "data/most_common_label": np.bincount(batch.label_index_B[:6]).max() / 6,
         "rollout/completion_length": np.mean(lengths),
         "rollout/truncated": np.mean(cut),
     }
@@ -251,3 +254,45 @@ def test_an_answer_that_ends_with_any_of_several_tokens_is_not_truncated(run):
         metrics = update_batch(run, batch, rollout, category, valid, end_ids=ends)[1]
         want = 1 - cut / (IMAGES * ANSWERS)
         np.testing.assert_allclose(metrics["rollout/truncated"], want, rtol=1e-6)
+
+
+def broken(category, valid, bad=float("nan")):
+    """A reward that is not finite for generic answers."""
+    fine = best_prediction.reward(category, valid)
+    return jnp.where(category == Category.GENERIC, bad, fine)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_reward_that_is_not_finite_counts_as_no_verdict(run, bad, share):
+    rollout, category, valid = made_up(3, run)
+    valid[:] = True
+    generic = category == Category.GENERIC
+    assert 0 < generic.any(axis=1).sum() < IMAGES
+    batch, own = batch_of(run), functools.partial(broken, bad=bad)
+    found, metrics = update_batch(
+        run, batch, rollout, category, valid, reward=own, min_judged_fraction=share
+    )
+    assert float(metrics["reward/not_finite"]) == pytest.approx(generic.mean())
+    # Of a group that must be judged as a whole nothing is left.
+    want = ~generic & (not share or ~generic.any(axis=1, keepdims=True))
+    np.testing.assert_array_equal(found.valid_BN, want)
+    assert np.isfinite(found.advantage_BN).all() and np.isfinite(metrics["reward/mean"])
+    assert not np.asarray(found.advantage_BN)[~want].any()
+
+
+def test_a_cost_that_is_not_finite_counts_as_no_verdict(run):
+    rollout, category, valid = made_up(4, run)
+    valid[:] = True
+    length = rollout.mask_BNT.sum(axis=-1)
+    found, metrics = update_batch(
+        run,
+        batch_of(run),
+        rollout,
+        category,
+        valid,
+        overlong=lambda length_BN: jnp.where(length_BN == TOKENS, jnp.inf, 0.0),
+    )
+    np.testing.assert_array_equal(found.valid_BN, length < TOKENS)
+    assert float(metrics["reward/not_finite"]) == pytest.approx((length == TOKENS).mean())
+    assert np.isfinite(metrics["reward/mean"]) and np.isfinite(metrics["reward/overlong_penalty"])

@@ -18,9 +18,9 @@ from speciarl_jax.evaluation import metrics
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import evaluation_run
-from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime import exit_codes, preemption
 from speciarl_jax.runtime.checkpoint import Checkpoints
-from speciarl_jax.training import policy_sources, validation
+from speciarl_jax.training import policy_sources, steps, train_logger, validation
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training.validation import Validation
 
@@ -112,7 +112,7 @@ def scripted(monkeypatch):
             return program
 
         monkeypatch.setattr(Validation, "_scores", scores)
-        monkeypatch.setattr(train.steps, "train_step", train_step)
+        monkeypatch.setattr(steps, "train_step", train_step)
 
     return install
 
@@ -159,7 +159,7 @@ def test_the_time_of_a_validation_is_shown_apart(run_with, tmp_path, monkeypatch
         bar(self, number, row)
         shown.append(self._bar.postfix)
 
-    monkeypatch.setattr(train.TrainLogger, "add_validation", add)
+    monkeypatch.setattr(train_logger.TrainLogger, "add_validation", add)
     train.train(run_with(train__steps=3, evaluation__every=1), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 1, 2, 2, 3, 3]
@@ -193,8 +193,8 @@ def test_another_verifier_judges_evaluations_alone(run_with, tmp_path):
     other = run_with(train__steps=2, **taxonomy)
     train.train(other, tmp_path / "other")
     same, changed = (tmp_path / name for name in ("same", "other"))
-    steps = [[r for r in rows_of(w) if "reward/mean" in r] for w in (same, changed)]
-    assert steps[0] == steps[1]
+    taken = [[r for r in rows_of(w) if "reward/mean" in r] for w in (same, changed)]
+    assert taken[0] == taken[1]
     judged = evaluation_run(other)
     assert judged.config.verifier.name == "taxonomy" and judged.verifier is not other.verifier
     # The tree knows nothing of what a random policy says.
@@ -286,7 +286,7 @@ def test_a_run_that_ends_during_a_validation_goes_on_to_the_same_bits(
             yield found
 
     monkeypatch.setattr(Evaluator, "batches", broken)
-    monkeypatch.setattr(train.preemption.Notice, "after_step", lambda self: bool(asked))
+    monkeypatch.setattr(preemption.Notice, "after_step", lambda self: bool(asked))
     with pytest.raises(KeyboardInterrupt if how == "killed" else exit_codes.Preempted):
         train.train(run_with(**BEST), tmp_path)
     assert ended
@@ -298,11 +298,11 @@ def test_a_run_that_ends_during_a_validation_goes_on_to_the_same_bits(
         train.train(run_with(**BEST), tmp_path)
     assert_same(tmp_path, calm, run, validated=not written_before)
     config = run_with(**BEST).config
-    steps = []
+    best = []
     for workdir in (tmp_path, calm):
         with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-            steps.append(checkpoints.best_step())
-    assert steps[0] == steps[1]
+            best.append(checkpoints.best_step())
+    assert best[0] == best[1]
 
 
 def test_a_judge_that_is_away_leaves_the_validation_to_the_next_start(

@@ -67,8 +67,7 @@ def read(workdir: epath.Path) -> Folder:
     found = renamed.results(jsonl.read_object(workdir / results.FILE, remedy)) or _metrics(
         parts, configs
     )
-    rows = jsonl.read(workdir / "metrics.jsonl", once=jsonl.STEPS)
-    history = [renamed.metrics(row) for row in rows]
+    history = read_history(workdir)
     if not (found["runs"] or history):
         raise ValueError(
             f"{workdir} holds nothing to report on; give the --workdir of a run of python -m "
@@ -85,6 +84,23 @@ def read(workdir: epath.Path) -> Folder:
         samples=jsonl.read(workdir / "rollout_samples.jsonl"),
         provenance=predictions_lib.read_provenance(workdir),
     )
+
+
+def read_history(workdir: epath.Path) -> list[dict[str, float]]:
+    """Reads `metrics.jsonl`; a value that is no finite number is left out of its row.
+
+    Raises:
+      ValueError: the file is damaged, or a row has no step.
+    """
+    rows = jsonl.read(workdir / "metrics.jsonl", fields=("step",), once=jsonl.STEPS)
+    return [
+        {
+            name: value
+            for name, value in renamed.metrics(row).items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        for row in rows
+    ]
 
 
 def _metrics(parts, configs):

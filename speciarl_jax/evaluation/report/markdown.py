@@ -92,6 +92,7 @@ def render(content: Folder, domains: Mapping[str, Mapping[str, str]] | None = No
             outcomes=outcome.outcomes(content.metrics),
             steps=[r for r in content.history if "update/loss" in r or "reward/mean" in r],
             curve=_CURVE,
+            warned=remarks.warned(content.history),
             validations=_spread(_validations(content.history), _MOST_VALIDATIONS),
             weights=metrics.describe_weights(weights) if weights else "",
             made_with=made_with.described(made_with.facts(content), names),
@@ -153,8 +154,9 @@ def _validations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in history:
         for name in [key.split("/")[1] for key in row if key.endswith("/hm")]:
-            scores = {m: row[f"validation/{name}/{m}"] for m in metrics.MEASURES}
-            found.append({"step": row["step"], "name": name, **scores})
+            scores = {m: row.get(f"validation/{name}/{m}") for m in metrics.MEASURES}
+            if None not in scores.values():
+                found.append({"step": row["step"], "name": name, **scores})
     return found
 
 

@@ -92,6 +92,7 @@ def render(
         "shifts": _shifts(runs, places, entries),
         "compared": _compared(folder.metrics["comparisons"]),
         "refusals": remarks.refusals(folder.metrics["not_compared"]),
+        "warned": remarks.warned(folder.history),
         "training": curves.training({visible(folder.name): folder.history}),
         "constant": constant_answer.scores(runs),
         "unknown": _unknown(runs),
