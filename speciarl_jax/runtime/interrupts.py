@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import Any, NoReturn
 
+from speciarl_jax.runtime.messages import chain
+
 # What a shell reports of a program that SIGINT ended.
 CODE = 128 + signal.SIGINT
 _FIRST = "\nCtrl-C: ends as soon as what it was doing is saved; again ends it at once\n"
@@ -53,11 +55,7 @@ def is_heeded() -> bool:
 
 def is_behind(error: BaseException | None) -> bool:
     """Whether an error is a Ctrl-C, or came up while a program was ending because of one."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(one, KeyboardInterrupt) for one in chain(error))
 
 
 def end() -> NoReturn:

@@ -1,6 +1,20 @@
-"""Short texts for error messages."""
+"""What an error says, in short, and what it came from."""
+
+from collections.abc import Iterator
 
 _LONGEST = 200  # characters
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, what it came from, what that came from, and so on; each once.
+
+    An error that is raised again and again, as that of a future, may lie behind itself.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException | str) -> str:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from speciarl_jax.runtime import exit_codes
-from speciarl_jax.runtime.messages import first_line
+from speciarl_jax.runtime.messages import chain, first_line
 
 # Errors of the system where something is missing or of another kind: damage.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -30,8 +30,7 @@ def check(path: Any, error: BaseException) -> None:
     """
     what = f"{type(error).__name__}: {first_line(error)}"
     said = f"{path} cannot be read now, and may be whole ({what})"
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in chain(error):
         text, library = str(cause), type(cause).__module__.split(".")[0]
         system = _SYSTEM.search(text)
         if isinstance(cause, MemoryError):
@@ -49,4 +48,3 @@ def check(path: Any, error: BaseException) -> None:
         unanswered = isinstance(cause, TimeoutError | ConnectionError)
         if unanswered or library in _BUCKET or any(status in text for status in _AWAY):
             raise exit_codes.RestartNeeded(said) from error
-        cause = cause.__cause__ or cause.__context__
