@@ -24,5 +24,5 @@ compiler="$venv/libtpu"
 [ -d "$compiler" ] || "${pip_install[@]}" --no-deps --target "$compiler" 'libtpu==0.0.52'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
+if [ "$#" -eq 0 ]; then set -- -m "not slow" --timeout=900 --timeout-method=thread; fi
 JAX_PLATFORMS=cpu PYTHONPATH="$compiler" "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

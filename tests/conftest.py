@@ -41,8 +41,19 @@ class Sweeps:
             terminalreporter.write_line(f"{sweep:<58} {error:9.2e} {unit} ({count} cases)")
 
 
+class Failures:
+    """Names a test that failed at once, not only at the end, which a stopped run never reaches."""
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            said = str(crash.message if crash else report.longrepr).strip().splitlines() or [""]
+            print(f"\nfailed: {report.nodeid} ({report.when}): {said[0][:300]}", flush=True)
+
+
 def pytest_configure(config):
     config.pluginmanager.register(Sweeps())
+    config.pluginmanager.register(Failures())
 
 
 @pytest.fixture
