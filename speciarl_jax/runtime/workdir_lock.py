@@ -11,13 +11,14 @@ that all its libraries offer, so a program writes its name there, waits, and loo
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -208,6 +209,8 @@ def _read(path: epath.Path) -> _Found | None:
     """Reads a lock; None where there is none."""
     try:
         content = path.read_bytes()
+    except FileNotFoundError:  # Another may be there by now.
+        return None
     except Exception:  # Each library of buckets has its own.
         if path.exists():
             raise
@@ -235,13 +238,30 @@ def _clear(path: epath.Path, found: _Found) -> None:
     if "://" in str(path):
         return  # It is written over.
     aside = path.with_name(f".{FILE}_{uuid.uuid4().hex}")
+    with _alone(path.parent):
+        now = _read(path)
+        if now is None or now.content != found.content:
+            return
+        # A disk that lets several in at once: what was not this lock is put back.
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return
+        if aside.read_bytes() != found.content:
+            _make(aside, path)
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+    """Lets one program in at a time; the system lets the next one in when one is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if aside.read_bytes() != found.content:
-        _make(aside, path)
-    aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Some disks of a network lock no folders.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _end() -> None:

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import small_run
+from etils import epath
 
 from speciarl_jax.runtime import exit_codes, process_identity, workdir_lock
 from speciarl_jax.runtime.new_folder import new_folder
@@ -176,6 +177,21 @@ def test_a_lock_that_was_deleted_is_made_again(tmp_path, quick):
             time.sleep(0.01)
         assert lock_of(tmp_path)["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+def test_who_is_late_to_clear_a_stale_lock_leaves_that_of_the_next_program(tmp_path):
+    path = epath.Path(tmp_path) / workdir_lock.FILE
+    leave_lock(tmp_path, pid=2**22 + 1)
+    stale = workdir_lock._read(path)
+    moved, rename = [], type(path).rename
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(path), "rename", lambda *a: moved.append(a) or rename(*a))
+        with WorkdirLock(tmp_path, "train"):
+            assert len(moved) == 1
+            before = path.read_bytes()
+            # Not even for a moment is it away: a third program would find no lock.
+            workdir_lock._clear(path, stale)
+            assert len(moved) == 1 and path.read_bytes() == before
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
