@@ -38,6 +38,7 @@ from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import validation as validation_lib
 from speciarl_jax.training.loop import refuse_fewer_steps, train
 from speciarl_jax.training.validation import Validation
+from speciarl_jax.training.writers import target as writers
 
 SUMMARY = "summary.json"
 
@@ -122,7 +123,7 @@ def write_results(
         ("report", "report.md"),
         ("page", "report.html"),
         ("checkpoints", "checkpoints"),
-        ("TensorBoard", "tensorboard"),
+        *([("TensorBoard", "tensorboard")] if "tensorboard" in run.config.logging.writers else []),
     ):
         print(f"{what + ':':13} {workdir / name}")
 
@@ -155,6 +156,7 @@ def train_between_evaluations(
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
     validation_lib.check(config)
+    writers.check(config, workdir)
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
