@@ -31,7 +31,7 @@ from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, evaluation_run, fingerprint, prepare
-from speciarl_jax.runtime import compilation_cache, exit_codes, jsonl, multihost
+from speciarl_jax.runtime import commands, compilation_cache, exit_codes, jsonl, multihost
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import writing
@@ -104,6 +104,7 @@ def write_results(
     ended = validation.summary()
     steps = validation.progress.step if validation.stopped else run.config.train.steps
     write_summary(workdir / SUMMARY, scores, steps, clock, ended)
+    commands.note(workdir, "train")
     weights = metrics.configured_weights(run.config.evaluation.weights)
     data = run.config.data.name
     found = results.update(workdir, store, weights, labels={data: run.labels})
