@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx2
 import huggingface_hub
+import yaml
 from huggingface_hub import errors, utils
 
 from speciarl_jax.runtime.messages import first_line
@@ -91,8 +92,12 @@ def _is_export(repo_id: str, api: huggingface_hub.HfApi, present: set[str]) -> b
     """Whether a repository has the card of an earlier push."""
     if CARD not in present:
         return False
-    card = pathlib.Path(api.hf_hub_download(repo_id, CARD)).read_text("utf-8")
-    return TAG in (huggingface_hub.ModelCard(card, ignore_metadata_errors=True).data.tags or [])
+    path = api.hf_hub_download(repo_id, CARD)
+    try:
+        known = huggingface_hub.metadata_load(path) or {}
+    except (ValueError, yaml.YAMLError):
+        return False
+    return TAG in (known.get("tags") or [])
 
 
 def push(folder: pathlib.Path, repo_id: str, *, private: bool, api: huggingface_hub.HfApi) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import types
+import zlib
 
 import huggingface_hub
 import jax
@@ -196,7 +197,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self._send(200, {"name": "me", "type": "user", "orgs": []})
         elif "/resolve/" in self.path:
             body = state["files"][self.path.rpartition("/")[2]]
-            about = {"ETag": '"1"', "X_Repo_Commit": "a" * 40}
+            about = {"ETag": f'"{zlib.crc32(body)}"', "X_Repo_Commit": f"{zlib.crc32(body):040}"}
             self._send(200, body, **about)
         else:
             names = [
@@ -218,7 +219,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             state["created"] = json.loads(body)
             if state["files"] is None:
                 state["files"] = {".gitattributes": b""}
-            self._send(200, {"url": f"http://hub/{REPO}"})
+            self._send(200, {"url": f"http://{self.headers['Host']}/{REPO}"})
         elif "/preupload/" in self.path:
             asked = [one["path"] for one in json.loads(body)["files"]]
             kept = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in asked]
@@ -230,7 +231,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     state["files"][value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "deletedFile":
                     del state["files"][value["path"]]
-            url = f"http://hub/{REPO}/commit/{'b' * 40}"
+            url = f"http://{self.headers['Host']}/{REPO}/commit/{'b' * 40}"
             self._send(200, {"success": True, "commitOid": "b" * 40, "commitUrl": url})
         else:
             self._send(200, {"errors": [], "warnings": []})

@@ -17,7 +17,7 @@ from speciarl_jax.training.writers.tracker import TrackerWriter
 
 _NAME = "wandb"
 _MODES = ("online", "offline")
-_PATIENCE = 60.0  # seconds that the start of a run may take
+_PATIENCE = 60.0  # seconds that each part of the start of a run may take
 
 
 def check(target: Target) -> None:
@@ -93,6 +93,7 @@ class WandbRun:
                 disable_git=True,
                 save_code=False,
                 init_timeout=_PATIENCE,
+                x_service_wait=_PATIENCE,
             ),
         )
         self._run.define_metric("*", step_metric="step")

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def config():
 @pytest.fixture
 def data_dir(monkeypatch):
     """W&B finds its folders by the environment, which a test must not change for others."""
-    monkeypatch.setattr(tracker, "_FINISH", 300.0)  # for a machine that has much to do
+    for module, name in ((tracker, "_FINISH"), (wandb_writer, "_PATIENCE")):
+        monkeypatch.setattr(module, name, 300.0)  # for a machine that has much to do
     monkeypatch.setenv("WANDB_DATA_DIR", "")
     monkeypatch.delenv("WANDB_DATA_DIR")
 
@@ -159,8 +161,12 @@ os.kill(os.getpid(), 9)
         text=True,
     )
     assert done.returncode == -9, done.stderr
-    (run,) = wandb_files.runs(tmp_path)
-    same(run.metrics(), record(tmp_path))
+    # W&B's own process lives on until it has written what it was given.
+    until, wanted = time.monotonic() + 200, record(tmp_path)
+    while len((run := wandb_files.runs(tmp_path)[0]).metrics()) < len(wanted):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    same(run.metrics(), wanted)
 
 
 SECRET = "hunter2"
