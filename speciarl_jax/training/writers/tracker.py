@@ -8,6 +8,7 @@ was named later, are sent at the next start.
 """
 
 import json
+import math
 import queue
 import threading
 import uuid
@@ -74,7 +75,12 @@ class TrackerWriter(Writer):
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
         def resend(tracker):
             for row in rows:
-                values = {k: v for k, v in row.items() if k not in ("step", "time")}
+                # The record has null for what is not finite.
+                values = {
+                    name: math.nan if value is None else value
+                    for name, value in row.items()
+                    if name not in ("step", "time")
+                }
                 self._log(tracker, row["step"], values)
 
         self._put(resend)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from speciarl_jax import train
 from speciarl_jax.training import sample_logger
+from speciarl_jax.training import steps as training_steps
 from speciarl_jax.training.writers import tracker
 from speciarl_jax.training.writers import wandb as wandb_writer
 
@@ -41,7 +42,7 @@ def test_a_run_writes_to_the_writers_of_its_configuration(run, small_config, tmp
 
         return program
 
-    monkeypatch.setattr(train.steps, "train_step", train_step)
+    monkeypatch.setattr(training_steps, "train_step", train_step)
     for steps in (2, 4):  # prolonged: goes on with the same run
         config = small_config(train__steps=steps, **WRITERS)
         train.train(dataclasses.replace(run, config=config), tmp_path)

@@ -70,7 +70,14 @@ def write(writer, steps, offset=0.0):
 
 def record(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+    return [
+        {
+            name: math.nan if value is None else value
+            for name, value in row.items()
+            if name != "time"
+        }
+        for row in rows
+    ]
 
 
 def same(got, want):
