@@ -22,14 +22,28 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = _data()
     config.rollout = _rollout()
     config.verifier = _verifier()
-    config.label_noise = _label_noise()
+    # Verdicts that are wrong on purpose, to study robustness; never in evaluation.
+    config.label_noise = ml_collections.ConfigDict()
+    config.label_noise.rate = 0.0  # probability that a verdict moves one category up or down
+    config.label_noise.seed = 0  # decides which verdicts move
     config.reward = _reward()
-    config.advantage = _advantage()
+    # How the rewards of a group become advantages.
+    config.advantage = ml_collections.ConfigDict()
+    config.advantage.baseline = "mean"  # or "leave_one_out": mean of the other rollouts
+    config.advantage.normalize_by_std = True  # divide by the group's standard deviation
+    config.advantage.epsilon = 1e-6  # added to that deviation
     config.loss = _loss()
     config.optimizer = _optimizer()
     config.train = _train()
     config.evaluation = _evaluation()
     config.checkpoint = _checkpoint()
+    # Where metrics and rollouts go, beside metrics.jsonl and rollout_samples.jsonl.
+    config.logging = ml_collections.ConfigDict()
+    # Any of "tensorboard", "wandb" and "trackio" (pip install wandb, trackio); () for none.
+    config.logging.writers = ("tensorboard",)
+    config.logging.project = "speciarl"  # of W&B and Trackio; the run is called as the workdir
+    config.logging.wandb_mode = "online"  # or "offline": files for `wandb sync`
+    config.logging.dir = ""  # folder of W&B's files; "" for the workdir
     # Other keys are refused; a section `options` may be replaced as a whole.
     return config.lock()
 
@@ -37,8 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
 def _model() -> ml_collections.ConfigDict:
     """The policy."""
     model = ml_collections.ConfigDict()
-    # Checkpoint folder in the Hugging Face layout, or the name of a policy that ships with the
-    # package ("emoji_tiny").
+    # Checkpoint folder in the Hugging Face layout, or a policy that ships: "emoji_tiny".
     model.path = config_dict.placeholder(str)
     model.dtype = "bfloat16"  # of matrix products
     model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
@@ -59,8 +72,7 @@ def _model() -> ml_collections.ConfigDict:
 def _mesh() -> ml_collections.ConfigDict:
     """The mesh of devices."""
     mesh = ml_collections.ConfigDict()
-    # Sizes of the mesh axes; their product is the number of devices. -1 takes the remaining
-    # devices.
+    # Sizes of the mesh axes. Their product is the number of devices; -1 takes the remaining ones.
     mesh.data = 1  # the batch is split, the weights are replicated
     mesh.fsdp = -1  # the batch and the weights are split
     mesh.tensor = 1  # heads and hidden units are split
@@ -70,8 +82,7 @@ def _mesh() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Images, labels and prompts."""
     data = ml_collections.ConfigDict()
-    # Data set: the name of a module of `speciarl_jax/data`, and the options of its `Source` except
-    # the seed.
+    # Data set: a module of `speciarl_jax/data`, and the options of its `Source` except the seed.
     data.name = "emoji"
     data.options = ml_collections.ConfigDict()
     data.options.split = "reinforcement"  # or "pretraining", "held_out": families of styles
@@ -91,9 +102,8 @@ def _data() -> ml_collections.ConfigDict:
     # Larger images are shrunk to this number of pixels (28 x 28 pixels are one image token of
     # Qwen2.5-VL). None: the limit in the checkpoint's preprocessor_config.json.
     data.max_pixels = config_dict.placeholder(int)
-    # Most pixels of an image once it is decoded, to limit memory. A larger JPEG or JPEG 2000 file
-    # is decoded at a half or a quarter of its size; larger files of other formats count as broken.
-    # None: the limit of Pillow.
+    # Most pixels of a decoded image, to limit memory. Larger JPEG and JPEG 2000 files are decoded
+    # at a half or a quarter of their size; others count as broken. None: the limit of Pillow.
     data.max_decoded_pixels = 2**27
     # Images of many sizes are padded to bucket sizes, so that they need few compiled programs. This
     # is the factor from one bucket size to the next. 1: exact sizes, for images of one size.
@@ -120,10 +130,9 @@ def _rollout() -> ml_collections.ConfigDict:
     rollout.temperature = 1.0  # above 0
     rollout.top_p = 1.0  # share of the probability mass to sample from; 1: all of it
     # Decodes with a copy of the decoder's linear layers that has the adapters added, rounded to
-    # param_dtype. Saves two narrow products for each token and linear layer. The copy takes the
-    # memory of these layers (13 GB for the 7B model in bfloat16) during sampling. Worth it if many
-    # tokens are decoded and the copy fits; for the 7B model on 16 chips of TPU v5e it does not. Not
-    # possible with int8 weights.
+    # param_dtype: two narrow products less for each token and layer. The copy takes the memory of
+    # these layers (13 GB for 7B in bfloat16) during sampling. Worth it if many tokens are decoded
+    # and it fits; for 7B on 16 chips of TPU v5e it does not. Not possible with int8 weights.
     rollout.merge_lora = False
     # Compactions of the decode slots. When the unfinished rollouts fit into half of the slots, they
     # are moved there with the caches of their prompts, and a loop of half the size goes on. This is
@@ -235,14 +244,6 @@ def _http_judge() -> ml_collections.ConfigDict:
     return judge
 
 
-def _label_noise() -> ml_collections.ConfigDict:
-    """Verdicts that are wrong on purpose, to study robustness; never in evaluation."""
-    label_noise = ml_collections.ConfigDict()
-    label_noise.rate = 0.0  # probability that a verdict moves one category up or down
-    label_noise.seed = 0  # decides which verdicts move
-    return label_noise
-
-
 def _reward() -> ml_collections.ConfigDict:
     """The reward."""
     reward = ml_collections.ConfigDict()
@@ -256,15 +257,6 @@ def _reward() -> ml_collections.ConfigDict:
     reward.overlong_penalty = 0.0
     reward.overlong_buffer = 512  # tokens
     return reward
-
-
-def _advantage() -> ml_collections.ConfigDict:
-    """How the rewards of a group become advantages."""
-    advantage = ml_collections.ConfigDict()
-    advantage.baseline = "mean"  # or "leave_one_out": mean of the other rollouts
-    advantage.normalize_by_std = True  # divide by the group's standard deviation
-    advantage.epsilon = 1e-6  # added to that deviation
-    return advantage
 
 
 def _loss() -> ml_collections.ConfigDict:
@@ -321,9 +313,8 @@ def _train() -> ml_collections.ConfigDict:
     train.ppo_epochs = 1  # number of times that a step trains on its rollouts
     train.micro_batches = 1  # parts of a mini-batch, to save memory; changes no result
     # Number of length buckets: T, T / 2, T / 4, ... Micro-batches hold images whose longest
-    # rollouts have about the same length, and are padded to the smallest bucket that fits. Saves
-    # padding if rollouts are much shorter than `rollout.max_tokens`, and changes no result. Each
-    # bucket is one more program to compile.
+    # rollouts are about as long as each other, padded to the smallest bucket that fits. Saves much
+    # if rollouts are short; changes no result. Each bucket is one more program to compile.
     train.num_length_buckets = 4
     train.logprob_chunk = 16  # completion positions in each call of the language-model head
     # What the backward pass computes again to save memory: "none"; "dots": everything but the
@@ -400,8 +391,7 @@ def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint = ml_collections.ConfigDict()
     checkpoint.save_every = 10  # steps
     checkpoint.keep = 2  # number of the latest checkpoints to keep
-    # Number of the best checkpoints to keep as well, by `best_metric`.
-    checkpoint.keep_best = 0
+    checkpoint.keep_best = 0  # number of the best to keep as well, by `best_metric`
     # A metric of metrics.jsonl. Of a step's metrics, the mean since the checkpoint before counts; a
     # metric of validation ("validation/NAME/hm", ".../correctness") counts as it is, and only
     # checkpoints that were validated can be the best.

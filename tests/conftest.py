@@ -83,7 +83,7 @@ def _program_key(run):
     """What decides about the programs of a run: equal keys, equal programs."""
     config = json.loads(run.config.to_json())
     # What programs do not read; images, prompts and the verifier's tables are arguments.
-    for section in ("checkpoint", "evaluation", "compilation_cache"):
+    for section in ("checkpoint", "evaluation", "logging", "compilation_cache"):
         del config[section]
     config["data"] = config["data"]["max_prompt_tokens"]
     for name in ("steps", "log_every", "profile_steps", "max_skipped", "stop_after"):

@@ -20,6 +20,7 @@ from speciarl_jax.data import emoji
 from speciarl_jax.runtime import preemption
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.metric_writer import MetricWriter
+from speciarl_jax.training.writers.tensorboard import TensorBoard
 
 # What may differ between a checkpoint and the run that continues from it.
 _FREE = (
@@ -163,7 +164,8 @@ def fit(
             step, state, position = found
             stream.set_state(position)
             logging.info("resumed at step %d of %d", step, steps)
-        writer = MetricWriter(folder, first_step=step + 1)
+        board = TensorBoard(folder, step + 1)
+        writer = MetricWriter(folder, first_step=step + 1, writers=[board])
         begun, first = time.time(), step
         for step in range(first + 1, steps + 1):
             state, loss = train_step(state, next(stream), task.static)

@@ -169,6 +169,15 @@ def of_adapters(run: Run, lora: nnx.State) -> dict[str, Any]:
     """
     if lora is run.lora:
         return {"adapters": "none"}
+    model = run.config.model
+    return {"adapters": digest_of_adapters(lora), "scale": model.lora_alpha / model.lora_rank}
+
+
+def digest_of_adapters(lora: nnx.State) -> str:
+    """Returns a checksum of adapters: equal for equal bits, wherever they lie.
+
+    All processes must call it together.
+    """
     digest = hashlib.sha256()
     for path, variable in sorted(nnx.to_flat_state(lora), key=lambda item: str(item[0])):
         value = variable[...]
@@ -176,8 +185,7 @@ def of_adapters(run: Run, lora: nnx.State) -> dict[str, Any]:
             value = multihost_utils.process_allgather(value, tiled=True)
         digest.update(f"{path} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    model = run.config.model
-    return {"adapters": digest.hexdigest()[:32], "scale": model.lora_alpha / model.lora_rank}
+    return digest.hexdigest()[:32]
 
 
 def _of_weights(weights: Any) -> str:

@@ -16,7 +16,8 @@ from speciarl_jax.runtime import renamed
 # Keys, or beginnings of keys, that may change between a checkpoint and the run that resumes it.
 _FREE = (
     *("train.steps", "train.log_every", "train.profile_steps"),
-    *("checkpoint.", "evaluation.", "data.workers", "data.max_decoded_pixels", "mesh."),
+    *("checkpoint.", "evaluation.", "logging.", "mesh."),
+    *("data.workers", "data.max_decoded_pixels"),
     *("verifier.max_unjudged_fraction", "verifier.http_judge.cache", "verifier.http_judge.server."),
     *("data.vision_cache.", "rollout.cache_bytes", "rollout.max_images_per_chunk"),
     *("compilation_cache", "train.num_length_buckets"),

@@ -15,7 +15,8 @@ or a folder of Hugging Face PEFT (`--adapter`). The output, `--to`, is
   run     a workdir with the adapters as checkpoint 0: `train` continues from it with a fresh
           optimizer, and `evaluate` scores it.
 
-The output is read back and compared bit for bit before it gets its name.
+The output is read back and compared bit for bit before it gets its name. With `--push=OWNER/NAME`
+it goes to the Hugging Face hub as well, with a model card; `--dry_run` only says what would.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -46,6 +48,7 @@ from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
 from speciarl_jax.runtime.new_folder import new_folder
+from speciarl_jax.tools import hub_push, model_card
 from speciarl_jax.training import policy_sources, train_data
 from speciarl_jax.training import state as state_lib
 
@@ -325,11 +328,14 @@ def check_usage(given: Any) -> None:
     for name, needs, fits in (
         ("step", "--workdir", bool(given.workdir)),
         ("dtype", "--to=merged", given.to == "merged"),
-        ("base_name", "--to=peft", given.to == "peft"),
+        ("base_name", "--to=peft or --push", given.to == "peft" or bool(given.push)),
+        ("push", "--to=merged or peft", given.to in ("merged", "peft")),
         ("config", "--to=run", given.to == "run"),
     ):
         if getattr(given, name) is not None and not fits:
             raise app.UsageError(f"--{name} goes with {needs}")
+    if (given.dry_run or given.public) and not given.push:
+        raise app.UsageError("--dry_run and --public go with --push")
     if given.to == "run" and given.config is None:
         raise app.UsageError("--to=run needs --config=FILE, the configuration of the new run")
 
@@ -340,7 +346,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"give flags only, not {argv[1:]}")
     check_usage(given)
     quieten_orbax()
-    out = pathlib.Path(given.out)
+    out, api = pathlib.Path(given.out), None if given.dry_run else huggingface_hub.HfApi()
+    if given.push:
+        hub_push.check_before(given.push, api)
     if given.workdir:
         step = policy_sources.BEST if given.best else given.step
         trained = read_run(pathlib.Path(given.workdir), step=step, model=given.model)
@@ -353,6 +361,14 @@ def main(argv: Sequence[str]) -> None:
     else:
         write_run(out, trained, given.config)
     print(f"{out}: {given.to}, LoRA r={trained.adapter.rank} on {trained.base}")
+    if given.push:
+        adapter = trained.adapter
+        workdir = pathlib.Path(given.workdir) if given.workdir else None
+        export = model_card.Export(
+            *(given.push, given.to, trained.base, given.base_name),
+            *(trained.lora, adapter.rank, adapter.alpha, workdir),
+        )
+        hub_push.write_card_and_push(out, export, private=not given.public, api=api)
 
 
 if __name__ == "__main__":
@@ -369,6 +385,9 @@ if __name__ == "__main__":
         ["bfloat16", "float32"],
         "Of the merged weights; float32 is exact. Default: the run's, bfloat16 for an adapter.",
     )
-    flags.DEFINE_string("base_name", None, "Name of the base in the adapter; default: its path.")
+    flags.DEFINE_string("base_name", None, "Name of the base, as on the hub; default: its path.")
     config_flags.DEFINE_config_file("config", None, "Of the new run.", lock_config=True)
+    flags.DEFINE_string("push", None, "OWNER/NAME on the Hugging Face hub to upload to; private.")
+    flags.DEFINE_bool("public", False, "A new repository is public.")
+    flags.DEFINE_bool("dry_run", False, "Write folder and card, upload nothing.")
     exit_codes.run_tool("convert", main)

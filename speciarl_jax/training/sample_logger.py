@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from speciarl_jax.data import markdown_text, pipeline, thumbnails
+from speciarl_jax.data import pipeline, thumbnails
 from speciarl_jax.evaluation.predictions import names_of
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.rollout.types import Samples
 from speciarl_jax.runtime.jsonl import JsonLines
+from speciarl_jax.training.writers.sample import Sample
 
 FILE = "rollout_samples.jsonl"
 
@@ -19,16 +20,16 @@ _SIDE = 96  # pixels of a kept image's longer side
 
 
 class SampleLogger:
-    """Writes rollouts to `rollout_samples.jsonl` and TensorBoard; only process 0 makes one."""
+    """Writes rollouts to `rollout_samples.jsonl` and to writers; only process 0 makes one."""
 
-    def __init__(self, path: epath.PathLike, first_step: int, run: Run, board: Any):
+    def __init__(self, path: epath.PathLike, first_step: int, run: Run, writers: Any):
         """Opens the file.
 
         Args:
           first_step: rows of this step and later are dropped: a resumed run writes them again.
-          board: a `tensorboardX.SummaryWriter`.
+          writers: has `write_samples`, as `MetricWriter` and `Writer` have.
         """
-        self._run, self._board = run, board
+        self._run, self._writers = run, writers
         self._every = run.config.train.samples_every
         self._lines = JsonLines(path, first_step) if self._every else None
 
@@ -41,17 +42,29 @@ class SampleLogger:
         if self._lines is None or (step > 1 and step % self._every):
             return
         known = {pipeline.draw_id(row): row for row in sources}
-        for place, row in enumerate(rows_of(self._run, jax.device_get(samples))):
+        shown = []
+        for row in rows_of(self._run, jax.device_get(samples)):
             source = dict(known.get(row["image_id"], {}))
-            pixels = source.pop("image", None)
+            pixels, small = source.pop("image", None), None
             source.pop(pipeline.REPEAT, None)
             row = {"step": step, **row, **source}
             if pixels is not None:
                 small = thumbnails.shrink(np.asarray(pixels), _SIDE)
                 row["image"] = thumbnails.data_uri(small)
-                self._board.add_image(f"rollout_images/{place}", small, step, dataformats="HWC")
             self._lines.add(row)
-            self._board.add_text(f"rollout_samples/{place}", as_markdown(row), step)
+            shown.append(self._sample(row, small))
+        self._writers.write_samples(step, shown)
+
+    def _sample(self, row: Mapping[str, Any], image: np.ndarray | None) -> Sample:
+        return Sample(
+            image=image,
+            image_id=row["image_id"],
+            label=row["label"],
+            prompt=self._run.builder.text,
+            completions=row["responses"],
+            categories=row["categories"],
+            rewards=row["rewards"],
+        )
 
     def flush(self) -> None:
         """Returns when all rows are written."""
@@ -78,19 +91,3 @@ def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def as_markdown(row: Mapping[str, Any]) -> str:
-    """Writes a row as a table in which nothing that the model said is markup."""
-    lines = [
-        f"**{markdown_text.escape(row['label'])}** (image {row['image_id']})",
-        "",
-        "| answer | category | reward |",
-        "|---|---|---|",
-    ]
-    for said, category, reward in zip(
-        row["responses"], row["categories"], row["rewards"], strict=True
-    ):
-        earned = "" if reward is None else f"{reward:g}"
-        lines.append(f"| {markdown_text.escape(said)} | {category.replace('_', ' ')} | {earned} |")
-    return "\n".join(lines)

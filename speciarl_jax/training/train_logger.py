@@ -14,6 +14,7 @@ from speciarl_jax.runtime import step_timer
 from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.training import rl_step, sample_logger
 from speciarl_jax.training.health import REWARD_NOT_FINITE, Facts, Health
+from speciarl_jax.training.writers.target import Target, open_writers
 
 # Metrics of validations are called validation/SET/MEASURE, and each of their rows has its time.
 VALIDATION, VALIDATION_TIME = "validation/", "time/validation"
@@ -63,13 +64,17 @@ class TrainLogger:
         def written_again(row: Mapping[str, Any]) -> bool:
             return validated is not None and row["step"] > validated and VALIDATION_TIME in row
 
-        self._writer = None
+        self._writer = self._samples = None
+        self._said = self._validated = ""
         if alone:
-            self._writer = MetricWriter(workdir, first_step=done + 1, written_again=written_again)
-        self._samples, self._said, self._validated = None, "", ""
-        if alone:
-            path, board = workdir / sample_logger.FILE, self._writer.board
-            self._samples = sample_logger.SampleLogger(path, done + 1, run, board)
+            self._writer = MetricWriter(
+                workdir,
+                first_step=done + 1,
+                written_again=written_again,
+                writers=open_writers(Target(workdir, config, done + 1)),
+            )
+            path = workdir / sample_logger.FILE
+            self._samples = sample_logger.SampleLogger(path, done + 1, run, self._writer)
         self._bar = tqdm(
             total=config.train.steps,
             initial=done,

@@ -18,6 +18,7 @@ from speciarl_jax.runtime.metric_writer import MetricWriter
 from speciarl_jax.runtime.workdir import open_workdir
 from speciarl_jax.runtime.workdir_lock import WorkdirLock
 from speciarl_jax.tools import compare
+from speciarl_jax.training.writers import tensorboard
 
 
 @pytest.fixture
@@ -59,15 +60,15 @@ def test_metrics_and_reports_are_written_to_a_bucket(bucket, monkeypatch):
             pass
 
     # tensorboardX talks to the store by itself.
-    monkeypatch.setattr("speciarl_jax.runtime.metric_writer.tensorboardX.SummaryWriter", Board)
+    monkeypatch.setattr(tensorboard.tensorboardX, "SummaryWriter", Board)
     workdir = open_workdir("gs://bucket/run")
-    writer = MetricWriter(workdir)
+    writer = MetricWriter(workdir, writers=[tensorboard.TensorBoard(workdir)])
     writer.write(1, {"reward/mean": 0.5})
     writer.flush()
     assert jsonl.read(workdir / "metrics.jsonl")[0]["reward/mean"] == 0.5
     writer.write(2, {"reward/mean": 0.6})
     writer.close()
-    again = MetricWriter(workdir, first_step=2)
+    again = MetricWriter(workdir, first_step=2, writers=[tensorboard.TensorBoard(workdir, 2)])
     again.write(2, {"reward/mean": 0.7})
     again.close()
     rows = jsonl.read(workdir / "metrics.jsonl")

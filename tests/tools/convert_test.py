@@ -399,14 +399,19 @@ def test_a_run_whose_base_has_moved_is_refused_with_the_flag_that_helps(run, tmp
         ({"adapter": "x", "step": 2, "to": "merged", "out": "x"}, "--step goes with --workdir"),
         ({"adapter": "x", "best": True, "to": "merged", "out": "x"}, "--best goes with --workdir"),
         ({"workdir": "x", "dtype": "float32", "to": "peft", "out": "x"}, "with --to=merged"),
-        ({"workdir": "x", "base_name": "x", "to": "merged", "out": "x"}, "with --to=peft"),
+        (
+            {"workdir": "x", "base_name": "x", "to": "merged", "out": "x"},
+            "with --to=peft or --push",
+        ),
+        ({"adapter": "x", "push": "a/b", "to": "run", "out": "x"}, "--push goes with --to=merged"),
+        ({"adapter": "x", "dry_run": True, "to": "peft", "out": "x"}, "go with --push"),
         ({"workdir": "x", "config": {}, "to": "peft", "out": "x"}, "--config goes with --to=run"),
         ({"adapter": "x", "to": "run", "out": "x"}, "--to=run needs --config=FILE"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(given, message):
     names = ("workdir", "step", "best", "adapter", "model", "to", "out", "dtype", "base_name")
-    names += ("config",)
+    names += ("config", "push", "public", "dry_run")
     with pytest.raises(app.UsageError, match=re.escape(message)):
         convert.check_usage(types.SimpleNamespace(**dict.fromkeys(names) | given))
 

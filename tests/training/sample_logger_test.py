@@ -11,13 +11,13 @@ import judged_step
 import numpy as np
 import pytest
 import small_run
-import tensorboardX
 from PIL import Image
 
 from speciarl_jax import train
 from speciarl_jax.rl.rewards import best_prediction
 from speciarl_jax.rollout.types import Samples
 from speciarl_jax.training import sample_logger, train_data
+from speciarl_jax.training.writers.tensorboard import TensorBoard
 from speciarl_jax.verifiers.category import Category
 
 KEYS = {"step", "image_id", "label", "responses", "categories", "rewards"}
@@ -32,6 +32,7 @@ def made_up_run(every):
     return types.SimpleNamespace(
         config=types.SimpleNamespace(train=types.SimpleNamespace(samples_every=every)),
         labels=types.SimpleNamespace(leaf_ids=("owl", "fox")),
+        builder=types.SimpleNamespace(text="What is it?"),
         answers=lambda tokens, mask: [
             ["|".join(map(str, t[m])) for t, m in zip(*group, strict=True)]
             for group in zip(tokens, mask, strict=True)
@@ -55,7 +56,7 @@ def samples(offset=0):
 
 
 def write(folder, steps, first_step=1, every=2, sources=(), offset=0):
-    board = tensorboardX.SummaryWriter(str(folder / "board"))
+    board = TensorBoard(folder)
     path = folder / sample_logger.FILE
     writer = sample_logger.SampleLogger(path, first_step, made_up_run(every), board)
     for step in steps:
@@ -116,7 +117,7 @@ def test_images_and_what_is_known_of_them_stand_beside_the_answers(tmp_path):
     assert head == "data:image/webp;base64"
     assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) == 96
     assert second.keys() == KEYS
-    written = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
+    written = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
     assert b"rollout_images/0" in written and b"rollout_samples/1" in written
 
 
@@ -127,19 +128,6 @@ def test_thumbnails_are_made_of_logged_images_only(tmp_path, monkeypatch):
     row = {"image": np.zeros((9, 9, 3), np.uint8), "image_id": 7}
     write(tmp_path, range(1, 7), every=3, sources=[row])
     assert len(made) == 3  # steps 1, 3 and 6
-
-
-def test_nothing_that_a_model_says_is_markup_on_tensorboard():
-    row = {
-        "label": "a*b",
-        "image_id": 1,
-        "responses": ["x | <script>\ny"],
-        "categories": ["less_specific"],
-        "rewards": [None],
-    }
-    text = sample_logger.as_markdown(row)
-    assert r"**a\*b**" in text
-    assert text.splitlines()[-1] == r"| x \| \<script\> y | less specific |  |"
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from speciarl_jax.evaluation import predictions as predictions_lib
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.runtime import jsonl, renamed
 
+_REMEDY = "run what wrote it again"  # where a file is damaged
+
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
@@ -59,12 +61,11 @@ def read(workdir: epath.Path) -> Folder:
       ValueError: the folder holds neither answers nor metrics, or a file in it is damaged.
     """
     parts, configs = predictions_lib.read(workdir), predictions_lib.read_configs(workdir)
-    remedy = "run what wrote it again"
-    trained = renamed.config(jsonl.read_object(workdir / "config.json", remedy))
+    trained = read_training(workdir)
     if trained:
         # For training runs of old, which kept nothing else.
         configs = {trained["data"]["name"]: trained} | configs
-    found = renamed.results(jsonl.read_object(workdir / results.FILE, remedy)) or _metrics(
+    found = renamed.results(jsonl.read_object(workdir / results.FILE, _REMEDY)) or _metrics(
         parts, configs
     )
     history = read_history(workdir)
@@ -77,7 +78,7 @@ def read(workdir: epath.Path) -> Folder:
         name=workdir.resolve().name,
         configs=configs,
         training=trained,
-        summary=jsonl.read_object(workdir / "summary.json", remedy),
+        summary=jsonl.read_object(workdir / "summary.json", _REMEDY),
         metrics={"comparisons": [], "not_compared": [], **found},
         predictions=[row for lines in parts.values() for row in lines],
         history=history,
@@ -101,6 +102,11 @@ def read_history(workdir: epath.Path) -> list[dict[str, float]]:
         }
         for row in rows
     ]
+
+
+def read_training(workdir: epath.Path) -> dict[str, Any]:
+    """Reads the configuration of a training run; empty where there is none."""
+    return renamed.config(jsonl.read_object(workdir / "config.json", _REMEDY))
 
 
 def _metrics(parts, configs):
