@@ -300,7 +300,8 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
         assert {line["decoding"] for line in lines} == {"greedy"}
     assert summary["steps"] == 2 and 0 < summary["first_step_seconds"] < summary["wall_seconds"]
     report = (workdir / "report.md").read_text()
-    assert report.startswith("# SpeciaRL: ") and "\n## Training\n\n| steps " in report
+    assert report.startswith("# SpeciaRL: ") and "\n## Training\n\n" in report
+    assert "\n| steps | reward |" in report
     assert "Answers that changed from base to trained" in report
     page = (workdir / "report.html").read_text()
     assert str(workdir / "report.html") in printed and page.count("data:image/webp") > 10
@@ -325,7 +326,7 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     assert [[row["n"] for row in run["best_of"]] for run in found] == [[1, 2], [1, 2]]
     # What the training run left in the report is still there.
     report = (workdir / "report.md").read_text()
-    assert "\n## Training\n\n| steps " in report and "| HM of the best of | 1 | 2 |" in report
+    assert "\n| steps | reward |" in report and "| HM of the best of | 1 | 2 |" in report
     # The greedy answers were there already.
     assert (workdir / "predictions.jsonl").read_text().startswith(text)
 

@@ -68,7 +68,8 @@ def measured(shared):
     return measurement
 
 
-@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
 def test_a_record_has_the_promised_fields_and_every_completion_its_full_length(shared):
     found = measured(shared)
     row = found.row("tiny")

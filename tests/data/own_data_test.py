@@ -137,6 +137,7 @@ def test_rows_without_a_label_are_refused_before_the_policy_is_loaded(small_conf
     assert read == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_left_out_image_is_neither_learned_from_nor_scored(
     damaged, small_config, tmp_path, caplog
 ):

@@ -264,6 +264,7 @@ def test_answers_without_a_verdict_are_judged_again_and_too_many_stop(tmp_path):
     assert sum(x["categories"] == ["specific"] for x in store.lines(part)) == 3
 
 
+@pytest.mark.slow
 def test_a_language_model_on_the_devices_judges_text_in_the_tokens_of_the_policy(tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Sort.\n{pair}\nReply.")

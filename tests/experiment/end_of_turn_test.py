@@ -48,6 +48,7 @@ def greedy(run, batch):
     return np.asarray(rollout.tokens_BNT), np.asarray(rollout.mask_BNT)
 
 
+@pytest.mark.slow
 def test_a_list_that_begins_with_another_token_changes_no_answer(policy, run):
     """Fine-tuned policies often list the end of text before the end of a turn."""
     (end,) = run.end_ids

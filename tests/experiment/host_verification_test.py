@@ -172,6 +172,7 @@ def test_unverified_groups_are_counted_and_leave_the_update(calm, tmp_path):
     assert any(np.any(lora[name] != value) for name, value in calm[1].items())
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_same(calm, tmp_path):
     with JudgeServer() as server:
         rows, lora = trained(tmp_path, server.url, verifier__num_chunks=2)

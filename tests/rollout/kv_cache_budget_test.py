@@ -113,7 +113,8 @@ def compiled(run, small_config):
     return sample
 
 
-@pytest.mark.parametrize("merge_lora", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("merge_lora", [False, True])
 def test_samples_in_parts_are_the_same_samples(compiled, merge_lora):
     (want, whole), (got, parts) = compiled(0, merge_lora), compiled(2, merge_lora)
     lengths = want.mask_BNT.sum(axis=-1)

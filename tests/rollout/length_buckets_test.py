@@ -64,18 +64,12 @@ def cut_short(rollout, lengths):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param(
-            {
-                "loss__token_weights": "sequence_mean",
-                "train__mini_batches": 2,
-                "train__ppo_epochs": 2,
-            },
-            marks=pytest.mark.slow,
-        ),
+        {},
+        {"loss__token_weights": "sequence_mean", "train__mini_batches": 2, "train__ppo_epochs": 2},
         # Both forward passes that are cut: of the update, and before it.
         {"loss__old_logprobs": "recomputed", "train__mini_batches": 2, "loss__kl_in": "reward"},
     ],

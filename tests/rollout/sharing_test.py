@@ -333,6 +333,7 @@ def test_decoding_with_less_work_gives_the_same_answers(options):
     assert_same_answers(sampled(**options), want)
 
 
+@pytest.mark.slow
 def test_shrinking_changes_nothing_for_one_answer_one_token_or_answers_that_never_end():
     assert_same_answers(sampled(num_rollouts=1, num_compactions=3), sampled(num_rollouts=1))
     one = sampled(max_tokens=1, num_compactions=3)

@@ -118,6 +118,7 @@ def test_a_signal_after_the_last_look_at_it_is_not_lost(heeded, number, error):
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_profiles_are_written_when_a_signal_or_a_file_asks(start_program, policy_folder, tmp_path):
     """In a process of its own: in a long-lived one XLA's profiler may crash."""
     (tmp_path / "profile_now").write_text("")
@@ -136,6 +137,7 @@ def test_profiles_are_written_when_a_signal_or_a_file_asks(start_program, policy
         assert [p for p in folder.rglob("*.xplane.pb") if p.stat().st_size > 1000]
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_step_add_up_to_it(run_with, calm, tmp_path):
     for row in rows_of(calm):
         assert {k for k in row if k.startswith("time/")} == {"time/step", "time/device_idle"}

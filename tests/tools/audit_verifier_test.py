@@ -29,6 +29,7 @@ def write_pairs(path, columns, rows):
     return str(path)
 
 
+@pytest.mark.slow
 def test_two_verifiers_are_compared_with_the_pairs_and_with_each_other(config, tmp_path):
     rows = [
         ("wolf", "Timber wolf", "More specific", "a"),
@@ -61,6 +62,7 @@ def test_two_verifiers_are_compared_with_the_pairs_and_with_each_other(config, t
     assert float(written[4]["flax_judge: abstain"]) == 1.0
 
 
+@pytest.mark.slow
 def test_the_tree_of_any_data_set_judges_and_a_judge_needs_none(config, tmp_path):
     for number, name in enumerate(("bird/eagle", "bird/gull", "car/van")):
         folder = tmp_path / "images" / name

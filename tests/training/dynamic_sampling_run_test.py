@@ -58,6 +58,7 @@ def in_graph(dynamic_run, tmp_path_factory):
     return trained(dynamic_run, tmp_path_factory.mktemp("in_graph"))
 
 
+@pytest.mark.slow
 def test_a_tree_on_the_host_gives_the_run_of_the_tree_on_the_devices(
     dynamic_run, in_graph, tmp_path
 ):

@@ -47,6 +47,7 @@ def judged_config(small_config, prompt):
     return lambda **changes: small_config(**defaults | changes)
 
 
+@pytest.mark.slow
 def test_two_steps_with_the_encoder_of_the_tiny_policy(judged_config, tmp_path):
     config = judged_config()
     run = prepare(config)

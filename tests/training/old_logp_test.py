@@ -111,6 +111,7 @@ def largest(a, b):
     return max(float(jnp.max(jnp.abs(x - y))) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_the_trainers_ratio_does_not_see_the_sampler(batch, score, gradient_of):
     trainer = score(True)
     honest = batch.rollout.replace(logp_BNT=trainer)

@@ -59,7 +59,8 @@ def larger_images(policy_folder, folder):
     return folder
 
 
-@pytest.mark.parametrize("place", ["none", pytest.param("host", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["none", "host"])
 def test_nothing_is_compiled_after_warm_up(policy_folder, small_config, tmp_path, place):
     """Images of many sizes in buckets, steps and evaluations, other temperatures, evicting."""
     config = own(

@@ -124,7 +124,7 @@ def one_life(both, workdir, rng):
     return sent, training, codes
 
 
-@pytest.mark.parametrize("kills", [2, 20])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.nightly)])
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(
     run, calm, start_both, tmp_path, kills
 ):

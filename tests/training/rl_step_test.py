@@ -164,6 +164,7 @@ def test_mini_batches_are_updates_one_after_the_other(run, features, learner, sm
     assert largest_difference(at_once.lora, got.lora) > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_rows_take_no_part_in_learning(run, features, learner):
     state, learn = learner
     batch = batch_of(run).replace(weight_B=np.array([1] * 6 + [0] * 2, np.float32))

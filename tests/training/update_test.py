@@ -193,6 +193,7 @@ def test_cutting_and_recomputing_change_no_number(run, lora, batch, program, cha
         np.testing.assert_allclose(value, want_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["splash_interpret", "cudnn_by_xla"])
 def test_attention_by_a_fused_kernel_gives_the_same_update(run, lora, batch, program, kind):
     policy = nnx.merge(run.graphdef, lora, run.base)

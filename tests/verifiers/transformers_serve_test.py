@@ -113,6 +113,7 @@ def judge(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_training_command_works_end_to_end(judge, start, tmp_path):
     folder, url, _ = judge
     config, workdir = tmp_path / "judged.py", tmp_path / "run"
@@ -148,6 +149,7 @@ def test_the_training_command_works_end_to_end(judge, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_audit_asks_the_server(judge, start, tmp_path):
     folder, url, _ = judge
     rows = "truth,prediction,category\n" + "".join(
@@ -174,6 +176,7 @@ def test_the_audit_asks_the_server(judge, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_policy_learns_from_a_judge_behind_transformers_serve(judge, compilation_cache, tmp_path):
     folder, url, server = judge
 

@@ -53,6 +53,7 @@ def make_config():
     return config
 
 
+@pytest.mark.slow
 def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, from_nothing):
     workdir, encoder, folder = from_nothing
     dimensions, policy = hf_checkpoint.load(folder, dtype="float32", param_dtype="float32")
@@ -134,6 +135,7 @@ def test_sections_with_equal_keys_do_not_hide_each_other(config):
         assert f"{section}.{key}" in changed
 
 
+@pytest.mark.slow
 def test_a_decoder_on_the_encoder_of_a_policy_that_exists(config, from_nothing, tmp_path):
     *_, first = from_nothing
     config.vision_stage.policy = str(first)
