@@ -88,13 +88,13 @@ def read(workdir: epath.Path) -> Folder:
 
 
 def read_history(workdir: epath.Path) -> list[dict[str, float]]:
-    """Reads `metrics.jsonl`; a value that is no finite number is left out of its row.
+    """Reads `metrics.jsonl`; what is no finite number is left out, and so is a row without a step.
 
     Raises:
-      ValueError: the file is damaged, or a row has no step.
+      ValueError: the file is damaged.
     """
-    rows = jsonl.read(workdir / "metrics.jsonl", fields=("step",), once=jsonl.STEPS)
-    return [
+    rows = jsonl.read(workdir / "metrics.jsonl", once=jsonl.STEPS)
+    known = [
         {
             name: value
             for name, value in renamed.metrics(row).items()
@@ -102,6 +102,7 @@ def read_history(workdir: epath.Path) -> list[dict[str, float]]:
         }
         for row in rows
     ]
+    return [row for row in known if "step" in row]
 
 
 def read_training(workdir: epath.Path) -> dict[str, Any]:

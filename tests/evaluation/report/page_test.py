@@ -204,6 +204,31 @@ def test_an_empty_or_damaged_folder_is_refused(tmp_path):
         folder.read(tmp_path)
 
 
+ODD_ROWS = """\
+{"step": 1, "reward/mean": NaN, "update/kl": null, "update/loss": Infinity, "verify/wrong": 0.5}
+{"step": 2, "reward/mean": null, "mine": "a text", "own": [1, 2], "update/grad_norm": 1e300}
+{"step": 3, "reward/mean": -1e300, "update/grad_norm": 1e-300, "update/entropy": -0.0}
+{"step": 3, "validation/all/hm": 0.5, "validation/all/correctness": NaN}
+{"step": 4, "verify/specific": 0.25, "health/kl": 2.0, "health/truncated": null}
+{"step": null, "reward/mean": 1.0}
+{"reward/mean": 1.0}
+{"step": 5}
+"""
+
+
+@pytest.mark.parametrize("rows", [ODD_ROWS, '{"step": 1, "reward/mean": NaN}\n', '{"step": 1}\n'])
+def test_a_report_is_written_whatever_the_metrics_are(workdir, rows):
+    (workdir / "metrics.jsonl").write_text(rows)
+    paths = report.write(workdir)
+    text = (workdir / "report.html").read_text()
+    assert all(path.exists() for path in paths) and data_of(text)["images"]
+    assert "training" in Page(text).ids and not re.search(r"\bnan\b", text, re.I)
+    written = (workdir / "report.md").read_text()
+    assert "## Training" in written and not re.search(r"\b(NaN|nan|None)\b", written)
+    warned = "Watch health/kl: something was wrong in 1 of 1 rows of metrics.jsonl"
+    assert (warned in text) == (rows == ODD_ROWS)
+
+
 def test_thumbnails_stay_within_their_budget_and_the_important_ones_come_first():
     rng = np.random.default_rng(0)
     images = {i: rng.integers(0, 255, (80, 60, 3), np.uint8) for i in range(40)}
