@@ -27,6 +27,15 @@ def own_module(tmp_path, monkeypatch):
     return add
 
 
+def config_with(section, name):
+    """The paper's configuration with another reward or loss, which has no options."""
+    config = base.get_config()
+    config[section].name = name
+    with config.unlocked():
+        config[section].options = {}
+    return config
+
+
 @pytest.mark.parametrize(
     "body, said",
     [
@@ -43,10 +52,7 @@ def own_module(tmp_path, monkeypatch):
 def test_a_reward_of_another_shape_or_dtype_is_refused_before_anything_runs(own_module, body, said):
     name = f"own_{abs(hash(body))}"
     own_module(rewards, name, f"def reward(category_BN, valid_BN):\n    return {body}\n")
-    config = base.get_config()
-    config.reward.name = name
-    with config.unlocked():
-        config.reward.options = {}
+    config = config_with("reward", name)
     with pytest.raises(TypeError, match=rf"rewards/{name}.py \(config.reward.name\) {said}"):
         algorithm.check(config)
 
@@ -54,10 +60,7 @@ def test_a_reward_of_another_shape_or_dtype_is_refused_before_anything_runs(own_
 def test_a_reward_in_half_precision_becomes_float32(own_module):
     source = "import jax.numpy as jnp\n\n\ndef reward(category_BN, valid_BN):\n"
     own_module(rewards, "own_half", source + "    return category_BN.astype(jnp.bfloat16)\n")
-    config = base.get_config()
-    config.reward.name = "own_half"
-    with config.unlocked():
-        config.reward.options = {}
+    config = config_with("reward", "own_half")
     algorithm.check(config)
     category_BN = jnp.array([[0, 4]])
     found = algorithm.from_config(config).reward(category_BN, category_BN > 0)
@@ -80,10 +83,7 @@ def test_a_loss_of_another_shape_or_dtype_is_refused_before_anything_runs(own_mo
     name = f"own_{abs(hash(body))}"
     arguments = "logp_BNT, old_logp_BNT, advantage_BN, mask_BNT"
     own_module(losses, name, f"def policy_loss({arguments}):\n    return {body}\n")
-    config = base.get_config()
-    config.loss.name = name
-    with config.unlocked():
-        config.loss.options = {}
+    config = config_with("loss", name)
     with pytest.raises(TypeError, match=rf"losses/{name}.py \(config.loss.name\) {said}"):
         algorithm.check(config)
 

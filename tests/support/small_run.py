@@ -31,6 +31,7 @@ from speciarl_jax.experiment.run import Run, prepare
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import exit_codes, multihost, sharding
+from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps, train_logger
 
@@ -150,6 +151,17 @@ def write_answers(path, judged):
     """One JSON line an image: what it is, what was said, and the verdicts."""
     lines = lines_of(judged, range(len(judged.rows)))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def leave_checkpoints(folder, run, adapters):
+    """Writes what a training run leaves behind: its configuration, and a checkpoint for each step
+    of `adapters`."""
+    (folder / "config.json").write_text(run.config.to_json())
+    checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
+    for step, lora in adapters.items():
+        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
+        checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
+    checkpoints.close()
 
 
 def free_port() -> int:

@@ -26,10 +26,8 @@ from speciarl_jax import train
 from speciarl_jax.experiment.run import prepare
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
-from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.tools import convert
 from speciarl_jax.training import policy_sources
-from speciarl_jax.training import state as state_lib
 
 STEPS = (2, 5)
 # Generation settings that change what a server says: of sampling, length, and what is forbidden.
@@ -68,12 +66,7 @@ def adapters(run):
 def workdir(run, adapters, tmp_path_factory):
     """What a training run leaves behind, with adapters that are far from the start."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "config.json").write_text(run.config.to_json())
-    checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
-    for step, lora in adapters.items():
-        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
-        checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
-    checkpoints.close()
+    small_run.leave_checkpoints(folder, run, adapters)
     return folder
 
 

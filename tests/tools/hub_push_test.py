@@ -14,13 +14,12 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import small_run
 from etils import epath
 
 from speciarl_jax.evaluation import metrics, predictions, provenance, results
 from speciarl_jax.runtime import commands
-from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.tools import convert, hub_push, model_card
-from speciarl_jax.training import state as state_lib
 
 REPO = "me/birds"
 TRAIN = "python -m speciarl_jax.train --config=configs/quickstart.py --workdir=runs/birds"
@@ -39,12 +38,7 @@ def adapters(run):
 def workdir(run, adapters, tmp_path_factory):
     """What a run leaves behind: two checkpoints, answers of the base and of the last of them."""
     folder = epath.Path(tmp_path_factory.mktemp("run"))
-    (folder / "config.json").write_text(run.config.to_json())
-    checkpoints = Checkpoints(folder / "checkpoints", save_every=1, keep=9)
-    for step, lora in adapters.items():
-        _, state, _ = state_lib.start(dataclasses.replace(run, lora=lora))
-        checkpoints.save(step, state, {"stream": {}, "seconds": 1.0}, {})
-    checkpoints.close()
+    small_run.leave_checkpoints(folder, run, adapters)
     store = predictions.Predictions(folder)
     for name, lora, right in (("base", run.lora, 3), ("trained", adapters[5], 7)):
         part = predictions.Part(name, "emoji", "base", predictions.GREEDY)
