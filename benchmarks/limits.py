@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.workload import Options, Shape
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,13 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.image_tokens import mrope_positions
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import presets
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rl import advantages, optimizer
 from speciarl_jax.rl.losses import grpo, kl, token_weights
 from speciarl_jax.rl.rewards import best_prediction
@@ -124,7 +126,7 @@ def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State
     """Makes graphdef, adapters and base of a policy whose adapters are not zero."""
 
     def make():
-        return Qwen25VL(
+        return VisionLanguageModel(
             config,
             dtype=jnp.dtype(options.dtype),
             param_dtype=jnp.dtype(options.dtype),

@@ -33,7 +33,7 @@ from speciarl_jax.data import folder, images, label_tree, prompt_builder
 from speciarl_jax.evaluation import consensus
 from speciarl_jax.experiment.run import Run, open_sources, policy_run, verifier_options
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.models.checkpoints import peft
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding
 from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
@@ -241,7 +241,7 @@ def _on_base(policy: policy_sources.Policy, given: Any) -> policy_sources.Policy
         named = peft.read_adapter_config(given.model).base
         raise ValueError(
             f"the base {named!r} of the adapter {given.model} is no folder on this disk; give "
-            "--base=FOLDER, a Qwen2.5-VL checkpoint"
+            "--base=FOLDER, the folder of its checkpoint"
         )
     return policy
 

@@ -15,7 +15,7 @@ from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import evaluator, metrics, predictions, report, results
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.models.checkpoints import peft
 from speciarl_jax.runtime import compilation_cache, sharding
 from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers import taxonomy

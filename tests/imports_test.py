@@ -116,6 +116,6 @@ def test_jit_and_partition_specs_stay_where_they_belong():
             holders.add(module)
         leaf = package_of(module) in {"models", "rl", "rollout"}
         # Initialisation of fresh weights, and the cache, which runs the encoder by itself.
-        leaf &= module not in {"models.qwen2_5_vl.hf_checkpoint", "models.vision_feature_cache"}
+        leaf &= module not in {"models.checkpoints.hf_checkpoint", "models.vision_feature_cache"}
         assert not (leaf and "jit" in names), f"{module}: jax.jit belongs to the entry points"
     assert holders == {"runtime.sharding"}

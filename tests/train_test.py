@@ -14,7 +14,7 @@ import small_run
 
 from speciarl_jax import train
 from speciarl_jax.experiment.run import prepare
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import fingerprint
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.wall_clock import RunClock

@@ -25,12 +25,13 @@ from examples.pretrain import answers, fit, train_tokenizer
 from examples.pretrain import vision as vision_stage
 from speciarl_jax.data import emoji, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.load_policy import model_folder
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout.logprobs import answer_logprobs
 from speciarl_jax.runtime import exit_codes
 from speciarl_jax.runtime.checkpoint import quieten_orbax
@@ -152,7 +153,7 @@ def read_encoder(config: ml_collections.ConfigDict) -> VisionEncoder:
 
 def new_policy(
     config: ml_collections.ConfigDict, concepts: Sequence[emoji.Concept], folder: pathlib.Path
-) -> tuple[prompt_builder.PromptBuilder, Qwen25VL]:
+) -> tuple[prompt_builder.PromptBuilder, VisionLanguageModel]:
     """Trains a tokenizer on the prompt and all completions, and makes a policy for it.
 
     Args:
@@ -176,7 +177,7 @@ def new_policy(
     processor = prompt_builder.load_image_processor(folder)
     builder = prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
     rngs = nnx.Rngs(config.seed)
-    return builder, Qwen25VL(
+    return builder, VisionLanguageModel(
         model_config, dtype=jnp.float32, param_dtype=jnp.float32, scan_unroll=4, rngs=rngs
     )
 

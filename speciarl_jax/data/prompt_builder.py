@@ -12,21 +12,20 @@ from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from speciarl_jax.data import pipeline
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.models import safetensors_io
+from speciarl_jax.models import family, safetensors_io
+from speciarl_jax.models.image_tokens import Grid
+from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl import window_layout
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.runtime import multihost
 from speciarl_jax.runtime.messages import first_line
 
 # Prompt lengths of bucket sizes are multiples of this number of tokens.
 PROMPT_MULTIPLE = 8
 TEXTS = pathlib.Path(__file__).parent / "prompt_texts"
-# The names under which transformers has had the image processor of Qwen2-VL and Qwen2.5-VL.
+# The names under which transformers has had the image processor of Qwen's policies.
 _PROCESSORS = re.compile(r"Qwen2(VL|_5_VL|_5VL|\.5VL)ImageProcessor(Fast|Pil)?")
 _MEND_TEMPLATE = (
-    "put the chat_template.json or chat_template.jinja of the Qwen2.5-VL checkpoint beside the "
-    "tokenizer"
+    "put the chat_template.json or chat_template.jinja of the checkpoint beside the tokenizer"
 )
 
 
@@ -64,8 +63,8 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     kind = settings.get("image_processor_type")
     if not _PROCESSORS.fullmatch(str(kind)):
         raise ValueError(
-            f"{path} describes {f'a {kind}' if kind else 'no image processor'}; Qwen2.5-VL reads "
-            "images with Qwen2VLImageProcessor, so take the file of its checkpoint"
+            f"{path} describes {f'a {kind}' if kind else 'no image processor'}; images "
+            "are read with Qwen2VLImageProcessor, so take the file of the policy's checkpoint"
         )
     settings = _with_edges(path, settings)
     try:
@@ -75,7 +74,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
     except Exception as error:  # of many kinds
         raise ValueError(
             f"{path} makes no image processor ({first_line(error)}); take the file of the "
-            "Qwen2.5-VL checkpoint"
+            "checkpoint"
         ) from error
     if max_pixels is None or max_pixels >= processor.size["longest_edge"]:
         return processor
@@ -97,7 +96,7 @@ def _processor_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, A
     if not path.exists():
         raise ValueError(
             f"{folder} holds no preprocessor_config.json, and no processor_config.json with an "
-            "image_processor; copy the one of the Qwen2.5-VL checkpoint there"
+            "image_processor; copy the one of the checkpoint there"
         )
     return path, safetensors_io.read_json(path)
 
@@ -115,7 +114,7 @@ def _with_edges(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, An
     if not isinstance(size, Mapping):
         raise ValueError(
             f"{path} has size {size!r}, which must be an object with shortest_edge and "
-            "longest_edge; take the file of the Qwen2.5-VL checkpoint"
+            "longest_edge; take the file of the checkpoint"
         )
     edges = dict(Qwen2VLImageProcessorPil.size)
     for edge, pixels in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
@@ -124,12 +123,12 @@ def _with_edges(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, An
         if type(edges[edge]) is not int or edges[edge] < 1:
             raise ValueError(
                 f"{path} has {pixels} {edges[edge]!r}, which must be a whole number of pixels of "
-                "at least 1; take the file of the Qwen2.5-VL checkpoint"
+                "at least 1; take the file of the checkpoint"
             )
     if edges["shortest_edge"] > edges["longest_edge"]:
         raise ValueError(
             f"{path} has min_pixels {edges['shortest_edge']} above max_pixels "
-            f"{edges['longest_edge']}; take the file of the Qwen2.5-VL checkpoint"
+            f"{edges['longest_edge']}; take the file of the checkpoint"
         )
     return settings | {"size": edges}
 
@@ -152,7 +151,7 @@ def most_pixels(tokens: int, unit: int, aspect: int) -> int:
 class BatchSizes(NamedTuple):
     """Sizes of a batch that decide which compiled program it needs."""
 
-    windows: int  # W, slots of attention windows in a row
+    slots: int  # of the vision encoder's sequence, in a row
     image_tokens: int  # M, tokens of all images of a row
     prompt_tokens: int  # P, tokens of a prompt
 
@@ -167,7 +166,7 @@ class PromptBuilder:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: PolicyConfig,
         tokenizer: PreTrainedTokenizerBase,
         image_processor: Any,
         instruction: str,
@@ -202,6 +201,7 @@ class PromptBuilder:
                 "exact (1)"
             )
         self.config = config
+        self._family = family.of(config)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_prompt_tokens = max_prompt_tokens
@@ -264,12 +264,12 @@ class PromptBuilder:
         for row, ids in enumerate(prompts):
             tokens_BP[row, length - len(ids) :] = ids
             mask_BP[row, length - len(ids) :] = True
-        positions_3BP, next_position_B = window_layout.mrope_positions(
+        positions_3BP, next_position_B = self._family.positions(
             tokens_BP, mask_BP, grids, self.config
         )
         batch = PromptBatch(
             patches_BSC=patches,
-            layout=window_layout.vision_layout(grids, self.config.vision),
+            layout=self._family.vision_layout(grids, self.config.vision),
             tokens_BP=tokens_BP,
             mask_BP=mask_BP,
             positions_B3P=np.swapaxes(positions_3BP, 0, 1),
@@ -318,7 +318,7 @@ class PromptBuilder:
         starts, ends = [0, *(hole + 1 for hole in holes)], [*holes, len(ids)]
         return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
-    def _read(self, images: Sequence[Any]) -> tuple[list[list[window_layout.Grid]], np.ndarray]:
+    def _read(self, images: Sequence[Any]) -> tuple[list[list[Grid]], np.ndarray]:
         """Returns the grids of the images of each row, and their patches [B, S, C], zero-padded."""
         rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
         vision, flat = self.config.vision, [image for row in rows for image in row]
@@ -340,7 +340,7 @@ class PromptBuilder:
     def _bucket(self, grids, prompts) -> BatchSizes:
         """Returns the bucket sizes of a batch; the prompt length follows from the image tokens."""
         growth, length = self.bucket_growth, max(map(len, prompts))
-        windows, image_tokens = window_layout.vision_sizes(grids, self.config.vision, growth)
+        slots, image_tokens = self._family.vision_sizes(grids, self.config.vision, growth)
         if growth > 1:
             unit = self.config.vision.spatial_merge_size**2
             text = max(
@@ -349,13 +349,12 @@ class PromptBuilder:
             )
             length = -(-(text + image_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
             length = min(length, self.max_prompt_tokens)
-        return BatchSizes(windows, image_tokens, length)
+        return BatchSizes(slots, image_tokens, length)
 
 
 def batch_sizes(batch: PromptBatch) -> BatchSizes:
     """Returns the sizes of a batch."""
-    layout = batch.layout
-    return BatchSizes(layout.num_windows, layout.token_index_BM.shape[1], batch.tokens_BP.shape[1])
+    return BatchSizes(*batch.layout.sizes, batch.tokens_BP.shape[1])
 
 
 def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
@@ -376,5 +375,5 @@ def enlarge(batch: PromptBatch, sizes: BatchSizes, pad_id: int) -> PromptBatch:
     patches = (sizes.image_tokens - now.image_tokens) * per_token
     return batch.pad_left(sizes.prompt_tokens - now.prompt_tokens, pad_id, np.pad).replace(
         patches_BSC=np.pad(batch.patches_BSC, [(0, 0), (0, patches), (0, 0)]),
-        layout=window_layout.pad_layout(batch.layout, sizes.windows, sizes.image_tokens),
+        layout=batch.layout.pad(sizes.slots, sizes.image_tokens),
     )

@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.runtime.messages import first_line
 
-# The special tokens of Qwen2.5-VL.
+# The special tokens of Qwen's policies.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -31,7 +31,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
     """Reads the tokenizer of a checkpoint folder.
 
     The chat template comes from `chat_template.jinja`, else from `chat_template.json`, else from
-    `tokenizer_config.json`. Published Qwen2.5-VL folders have the last two: that of
+    `tokenizer_config.json`. Published folders have the last two: that of
     `chat_template.json` handles images, that of `tokenizer_config.json` text only.
 
     Args:
@@ -68,7 +68,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """Returns the id of a token that must exist. ValueError: the vocabulary lacks it."""
     found = tokenizer.get_vocab().get(token)
     if found is None:
-        raise ValueError(f"the tokenizer has no token {token!r}, which Qwen2.5-VL prompts need")
+        raise ValueError(f"the tokenizer has no token {token!r}, which prompts with images need")
     return found
 
 

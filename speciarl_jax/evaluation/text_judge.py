@@ -25,7 +25,7 @@ from speciarl_jax.evaluation import evaluator, predictions
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import make_verifier, verifier_options
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import sharding
 from speciarl_jax.verifiers.base import HostVerifier, InGraphVerdicts, Verdicts
 from speciarl_jax.verifiers.category import Category

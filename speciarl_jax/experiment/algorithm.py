@@ -47,7 +47,7 @@ class Algorithm:
     micro_batches: int  # parts of a mini-batch, for memory
     num_length_buckets: int  # lengths that a micro-batch is compiled for (`rollout.length_buckets`)
     logprob_chunk: int  # token positions a call of the language-model head
-    remat: str  # what the backward pass computes again, a key of `decoder.REMAT`
+    remat: str  # what the backward pass computes again, a key of `remat.KINDS`
     # Images whose rollouts a step hands back for people to look at; 0 for none.
     num_logged_images: int
 

@@ -20,10 +20,10 @@ from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment.validate_config import check, sampled_images
 from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
 from speciarl_jax.runtime import activation_sharding, plugins, sharding
 from speciarl_jax.runtime import fingerprint as fingerprint_lib
@@ -37,7 +37,7 @@ class Run:
 
     config: ml_collections.ConfigDict
     mesh: jax.sharding.Mesh
-    model_config: ModelConfig
+    model_config: PolicyConfig
     graphdef: nnx.GraphDef  # joins adapters and base
     lora: nnx.State  # fresh adapters
     base: nnx.State  # frozen weights
@@ -232,7 +232,7 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
 
 def make_prompt_builder(
     config: ml_collections.ConfigDict,
-    model_config: ModelConfig,
+    model_config: PolicyConfig,
     tokenizer: Any,
     image_processor: Any,
     prompt: str,
@@ -330,7 +330,7 @@ def make_verifier(
     tokenizer: Any,
     vocabulary: int,
     mesh: jax.sharding.Mesh,
-    policy: Qwen25VL | None,
+    policy: VisionLanguageModel | None,
 ) -> tuple[Any, Any]:
     """The labels and a verifier: on the mesh, or a `HostVerifier`.
 

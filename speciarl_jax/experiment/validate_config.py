@@ -5,7 +5,7 @@ import functools
 import jax
 import ml_collections
 
-from speciarl_jax.models.qwen2_5_vl import decoder
+from speciarl_jax.models.decoder import remat
 from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.runtime import sharding
 
@@ -78,7 +78,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             "config.rollout.merge_lora adds adapters to floating-point weights, but "
             "config.model.base_weights is 'int8'; switch one of them off"
         )
-    decoder.remat_policy(config.train.remat)
+    remat.policy(config.train.remat)
     check_loss(config.loss)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.policy_config import PolicyConfig
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import sharding
 
 SHIPPED = pathlib.Path(__file__).parent / "pretrained"
@@ -29,7 +29,7 @@ def model_folder(name_or_path: str | None) -> pathlib.Path:
     if not name_or_path or not pathlib.Path(name_or_path).is_dir():
         raise ValueError(
             f"config.model.path is {name_or_path!r}, which is no folder; give the folder of a "
-            f"Qwen2.5-VL checkpoint, or one of the policies that ship with the package: {known}"
+            f"Hugging Face checkpoint, or one of the policies that ship with the package: {known}"
         )
     safetensors_io.refuse_gguf(name_or_path)
     return pathlib.Path(name_or_path)
@@ -65,14 +65,14 @@ def base_folder(named: str) -> pathlib.Path | None:
 
 def load(
     config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
-) -> tuple[ModelConfig, Qwen25VL]:
+) -> tuple[PolicyConfig, VisionLanguageModel]:
     """Reads the policy of the configuration into its shards, with fresh adapters."""
     put = sharding.put_param(mesh)
     return hf_checkpoint.load(folder, **model_options(config, mesh), seed=config.seed, put=put)
 
 
 def model_options(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Returns the arguments of `Qwen25VL` that a configuration chooses."""
+    """Returns the arguments of `VisionLanguageModel` that a configuration chooses."""
     kept = ("lora_rank", "lora_alpha", "scan_unroll", "base_weights")
     chosen = {name: config.model[name] for name in kept}
     return {**dtypes(config), **chosen, "attention": attention_kind(config, mesh)}

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.models import safetensors_io
+from speciarl_jax.models.checkpoints import hf_checkpoint, hf_names
 from speciarl_jax.models.config_json import Section
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, hf_names
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig, text_sizes
-from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
+from speciarl_jax.models.decoder.decoder import Decoder
+from speciarl_jax.models.decoder.text_config import TextConfig, text_sizes
 
 _FAMILIES = ("qwen2", "qwen3")  # Qwen2.5 calls itself qwen2
 

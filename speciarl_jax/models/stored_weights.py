@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl.hf_names import published_name
+from speciarl_jax.models.checkpoints.hf_names import short_name
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Bytes of a tensor that are compared or read at once.
@@ -67,7 +67,7 @@ def _stamps(folder: pathlib.Path) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=16)
 def _has_own_head(stamps: tuple[Any, ...]) -> bool:
     reader = safetensors_io.Reader(stamps[0])
-    stored = {published_name(name): name for name in reader}
+    stored = {short_name(name): name for name in reader}
     if HEAD not in stored or EMBEDDING not in stored:
         return False
     head, embedding = (reader.header(stored[name]) for name in (HEAD, EMBEDDING))
@@ -85,7 +85,7 @@ def _has_own_head(stamps: tuple[Any, ...]) -> bool:
 @functools.lru_cache(maxsize=16)
 def _fingerprint(stamps: tuple[Any, ...]) -> str:
     reader = safetensors_io.Reader(stamps[0])
-    found = {published_name(name): _sample(reader, name) for name in reader}
+    found = {short_name(name): _sample(reader, name) for name in reader}
     head = found.pop(HEAD, None)
     # A head that is the embedding is no second tensor, under whichever name it is stored.
     if head is not None and found.setdefault(EMBEDDING, head) != head:

@@ -19,7 +19,6 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
 from speciarl_jax.runtime import activation_sharding, checksum, multihost, sharding
 from speciarl_jax.runtime.byte_store import DiskStore, HostStore
 
@@ -33,9 +32,7 @@ class VisionCache:
     as the one with the most missing images needs.
     """
 
-    def __init__(
-        self, store: HostStore | DiskStore, encoder: VisionEncoder, mesh: Any, images: int
-    ):
+    def __init__(self, store: HostStore | DiskStore, encoder: nnx.Module, mesh: Any, images: int):
         """Computes the fingerprint of the encoder.
 
         Args:
@@ -46,7 +43,7 @@ class VisionCache:
         self._store, self._mesh = store, mesh
         graphdef, self._weights = nnx.split(encoder)
         self._fingerprint = fingerprint(encoder)
-        self._dtype, self._width = np.dtype(encoder.dtype), encoder.config.out_hidden_size
+        self._dtype, self._width = np.dtype(encoder.dtype), encoder.config.feature_size
         self._rows = images * sharding.batch_parts(mesh) // jax.process_count()
 
         def encode(weights, patches_BSC, layout):
@@ -128,7 +125,7 @@ class VisionCache:
         return key.hexdigest()
 
 
-def fingerprint(encoder: VisionEncoder) -> bytes:
+def fingerprint(encoder: nnx.Module) -> bytes:
     """Hashes weights, dimensions, precision, kernels and kind of device of an encoder; 32 bytes.
 
     It is the same on any mesh.
@@ -147,9 +144,7 @@ def fingerprint(encoder: VisionEncoder) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=32).digest()
 
 
-def make(
-    options: ml_collections.ConfigDict, encoder: VisionEncoder, mesh: Any
-) -> VisionCache | None:
+def make(options: ml_collections.ConfigDict, encoder: nnx.Module, mesh: Any) -> VisionCache | None:
     """Makes the cache of `config.data.vision_cache`; None where there is none.
 
     Raises:

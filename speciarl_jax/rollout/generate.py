@@ -7,16 +7,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.models.decoder.cache import PrefixCache
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import sampling, slot_compaction
 from speciarl_jax.rollout.types import Rollout, is_end
 from speciarl_jax.runtime import activation_sharding
 
 
 def generate(
-    policy: Qwen25VL,
+    policy: VisionLanguageModel,
     batch: PromptBatch,
     features_BMD: jax.Array,
     key: jax.Array,

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.decoder.text_config import TextConfig
 
 
 def token_bytes(text: TextConfig, dtype: Any) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import sampling
 from speciarl_jax.runtime import activation_sharding
 
@@ -23,7 +23,7 @@ class AnswerScores(NamedTuple):
 
 
 def answer_logprobs(
-    policy: Qwen25VL,
+    policy: VisionLanguageModel,
     batch: PromptBatch,
     features_BMD: jax.Array,
     tokens_BNT: jax.Array,
@@ -50,7 +50,7 @@ def answer_logprobs(
       temperature: of the distribution; 0 means 1, as in `sampling.scaled_logits`.
       use_lora: False gives the reference policy.
       chunk_size: answer positions a call of the head.
-      remat: what the backward pass computes again of the layers, a key of `decoder.REMAT`.
+      remat: what the backward pass computes again of the layers, a key of `remat.KINDS`.
       frozen_head: the head is not trained. Then the backward pass does not run it again, and no
         gradient reaches it.
       reference: also score with LoRA off, in the same pass over the same weights.

@@ -41,7 +41,7 @@ from speciarl_jax.data import emoji, label_tree, tfds_images
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.experiment.run import make_verifier, open_sources, verifier_options
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import exit_codes, plugins, sharding
 from speciarl_jax.tools import audit_pairs
 from speciarl_jax.tools.audit_pairs import (

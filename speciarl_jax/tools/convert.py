@@ -41,9 +41,9 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.experiment.run import fingerprint, prepare
 from speciarl_jax.models import load_policy, safetensors_io, stored_weights
 from speciarl_jax.models import lora as lora_lib
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, one_or_all
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.checkpoints import hf_checkpoint, peft
+from speciarl_jax.models.policy_config import PolicyConfig, one_or_all
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import exit_codes, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.fingerprint import BASE_WEIGHTS
@@ -70,7 +70,7 @@ class Trained:
     """Holds adapters and describes the base that they belong to."""
 
     base: pathlib.Path
-    model_config: ModelConfig
+    model_config: PolicyConfig
     adapter: peft.AdapterConfig
     lora: nnx.State  # float32 adapters, as `nnx.state(policy, nnx.LoRAParam)`
     param_dtype: str  # dtype of the frozen weights in training; "bfloat16" if unknown
@@ -125,7 +125,7 @@ def _base_folder(named: str, source: pathlib.Path) -> pathlib.Path:
     if found is None:
         raise ValueError(
             f"the base {named!r} of {source} is no folder on this disk; give --model=FOLDER, a "
-            "Qwen2.5-VL checkpoint"
+            "Hugging Face checkpoint"
         )
     return load_policy.model_folder(str(found))
 
@@ -180,7 +180,7 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
         _check_merged(folder, dataclasses.replace(config, eos_token_id=ends), policy)
 
 
-def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -> None:
+def _check_merged(folder: pathlib.Path, config: PolicyConfig, policy: VisionLanguageModel) -> None:
     """Reads a merged checkpoint back, one layer at a time, and compares it with base + adapters."""
     weights = {path: v[...] for path, v in nnx.to_flat_state(nnx.state(policy))}
     different = []
@@ -216,7 +216,7 @@ def _check_merged(folder: pathlib.Path, config: ModelConfig, policy: Qwen25VL) -
 
 
 def _write_generation(
-    folder: pathlib.Path, base: pathlib.Path, config: ModelConfig
+    folder: pathlib.Path, base: pathlib.Path, config: PolicyConfig
 ) -> tuple[int, ...]:
     """Writes the `generation_config.json` of a merged checkpoint; returns what ends completions.
 
@@ -234,7 +234,7 @@ def _write_generation(
     return tuple(dict.fromkeys(ends + config.eos_token_id))
 
 
-def _exported(settings: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
+def _exported(settings: dict[str, Any], config: PolicyConfig, dtype: str) -> dict[str, Any]:
     """Changes the base's parsed `config.json` to that of a merged checkpoint.
 
     It says the dtype of the stored weights and whether they hold a head, and nothing about how text

@@ -30,7 +30,7 @@ from flax import nnx
 
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy, stored_weights
-from speciarl_jax.models.qwen2_5_vl import peft
+from speciarl_jax.models.checkpoints import peft
 from speciarl_jax.rl import optimizer
 from speciarl_jax.runtime import checkpoint, fingerprint, renamed
 from speciarl_jax.training import state as state_lib

@@ -20,8 +20,8 @@ from absl import logging
 
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import qwen_text, safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder.decoder import Decoder
 from speciarl_jax.verifiers import label_mentions, parsing, parsing_on_device, prefilter
 from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category

@@ -16,7 +16,8 @@ from configs import base, static_map
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.runtime import plugins, sharding
 from speciarl_jax.tools.plan import programs
 from speciarl_jax.training import rl_step

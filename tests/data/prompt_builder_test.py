@@ -18,9 +18,10 @@ from transformers import Qwen2VLImageProcessorPil
 from examples.pretrain import train_tokenizer
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.image_tokens import mrope_positions
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 from speciarl_jax.models.qwen2_5_vl.vision import VisionEncoder
-from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions
 
 PATCH, MERGE = 4, 2
 VISION = VisionConfig(
@@ -291,9 +292,7 @@ def test_more_padding_changes_no_number():
     small = prompt_builder.batch_sizes(batch)
     roomy = prompt_builder.enlarge(
         batch,
-        prompt_builder.BatchSizes(
-            small.windows + 3, small.image_tokens + 5, small.prompt_tokens + 7
-        ),
+        prompt_builder.BatchSizes(small.slots + 3, small.image_tokens + 5, small.prompt_tokens + 7),
         random_policy.PAD,
     )
     want, got = numbers_of(policy, batch), numbers_of(policy, roomy)

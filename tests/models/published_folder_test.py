@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.qwen2_5_vl import presets
 
 WIDTH, MLP, HEAD, VISION_WIDTH, VISION_MLP, ROWS = 256, 48, 128, 32, 40, 400
 LAYERS, BLOCKS, SHARDS = 28, 32, 5

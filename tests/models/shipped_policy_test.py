@@ -6,7 +6,7 @@ from configs import quickstart
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment.run import prepare
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 
 
 @pytest.fixture(scope="module")

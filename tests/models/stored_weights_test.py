@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from speciarl_jax.models import safetensors_io, stored_weights
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 
 RNG = np.random.default_rng(0)
 TENSORS = {

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.image_tokens import mrope_positions
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import sampling
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
@@ -49,7 +51,7 @@ MAX_TOKENS = 7
 
 
 def make_policy(seed=0):
-    policy = Qwen25VL(
+    policy = VisionLanguageModel(
         CONFIG,
         dtype=jnp.float32,
         param_dtype=jnp.float32,

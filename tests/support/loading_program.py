@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import sharding
 
 PATTERN = np.random.default_rng(0).normal(size=8191).astype(ml_dtypes.bfloat16)

@@ -2,14 +2,14 @@
 
 import jax
 
-from speciarl_jax.models.qwen2_5_vl import window_layout
+from speciarl_jax.models import family
 from speciarl_jax.tools.plan import abstract_run, programs
 
 
 def plan(config, model, mesh, grid, prompt_tokens):
     """The run of a configuration for images of `grid` patches and prompts of so many tokens."""
     run = abstract_run.make_run(config, model, mesh)
-    padded = window_layout.vision_sizes([[grid]], model.vision, 1)
+    padded = family.of(model).vision_sizes([[grid]], model.vision, 1)
     return programs.of_run(run, programs.Sizes(*grid, *padded, prompt_tokens))
 
 

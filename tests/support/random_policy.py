@@ -10,11 +10,13 @@ import torch
 import torch_policy
 from flax import nnx
 
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.image_tokens import mrope_positions
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
-from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.vision_language import VisionLanguageModel
 
 # Tiny programs spend their time in the compiler; skip what only makes them faster.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -49,7 +51,7 @@ class Case:
     """
 
     config: ModelConfig
-    policy: Qwen25VL
+    policy: VisionLanguageModel
     torch_model: torch.nn.Module
     batch: PromptBatch
     grids: list[list[tuple[int, int]]]
@@ -157,13 +159,13 @@ def random_batch(rng, config: ModelConfig, grids) -> PromptBatch:
     )
 
 
-def make_policy(config: ModelConfig, dtype=jnp.float32) -> Qwen25VL:
+def make_policy(config: ModelConfig, dtype=jnp.float32) -> VisionLanguageModel:
     return nnx.eval_shape(
-        lambda: Qwen25VL(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+        lambda: VisionLanguageModel(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
     )
 
 
-def random_weights(rng, policy: Qwen25VL) -> None:
+def random_weights(rng, policy: VisionLanguageModel) -> None:
     """Weights that keep activations near 1, with norms and biases that do something.
 
     Initial weights of a new model would let every logit lie near 0: a greedy choice would then be

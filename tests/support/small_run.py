@@ -28,7 +28,7 @@ from speciarl_jax import train
 from speciarl_jax.data import emoji
 from speciarl_jax.evaluation.evaluator import Evaluator, lines_of
 from speciarl_jax.experiment.run import Run, prepare
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import exit_codes, multihost, sharding
 from speciarl_jax.runtime.checkpoint import Checkpoints

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import torch
 from flax import nnx
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 
 def load(folder):
     """A checkpoint folder as transformers reads it, in float32."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
     return model.float().eval()
 
 

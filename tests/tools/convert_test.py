@@ -25,7 +25,7 @@ from configs import quickstart
 from speciarl_jax import train
 from speciarl_jax.experiment.run import prepare
 from speciarl_jax.models import load_policy
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
+from speciarl_jax.models.checkpoints import hf_checkpoint, peft
 from speciarl_jax.tools import convert
 from speciarl_jax.training import policy_sources
 

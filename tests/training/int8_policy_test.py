@@ -9,8 +9,8 @@ from flax import nnx
 from small_run import batch_of, small_run
 
 from speciarl_jax.models import int8
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.decoder import LINEARS
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder.decoder import LINEARS
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import steps

@@ -1,6 +1,7 @@
 """The published sizes of Qwen2.5-VL (arXiv 2502.13923, table 1), without weights."""
 
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied head, vision intermediate
 _DIMENSIONS = {

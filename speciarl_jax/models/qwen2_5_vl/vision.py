@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from speciarl_jax.models.decoder import attention_kernels, mrope
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl import attention_kernels, mrope
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.window_layout import VisionLayout
 from speciarl_jax.runtime import activation_sharding
@@ -95,7 +95,7 @@ class VisionEncoder(nnx.Module):
         )
         x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
         x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
-        rotary = _rotary(layout.hw_BS2, config)
+        rotary = mrope.rotary_2d(layout.hw_BS2, config.head_dim, config.rope_theta)
         same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
         same_BSS &= valid_BS[:, None, :]
         windows = layout.num_windows
@@ -159,13 +159,3 @@ def _block(x_BSD, params, attend, cos_sin, config, dtype):
     gate = jax.nn.silu(h_BSD @ params["gate"] + params["gate_bias"])
     up = h_BSD @ params["up"] + params["up_bias"]
     return x_BSD + ((gate * up) @ params["down"] + params["down_bias"])
-
-
-def _rotary(hw_BS2: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
-    """Computes cosine and sine [B, S, head size] of the 2-D rotary embedding, float32."""
-    half = config.head_dim // 2
-    frequency = 1.0 / config.rope_theta ** (jnp.arange(0, half, 2, dtype=jnp.float32) / half)
-    angle = hw_BS2.astype(jnp.float32)[..., None] * frequency
-    angle = rearrange(angle, "b s two f -> b s (two f)")
-    angle = jnp.concatenate([angle, angle], axis=-1)
-    return jnp.cos(angle), jnp.sin(angle)

@@ -1,7 +1,4 @@
-"""Geometry on the host: attention windows of images, rotary positions of prompts, static sizes.
-
-Everything here is numpy and depends on sizes and placeholder tokens only, never on pixels.
-"""
+"""Attention windows of images, on the host: numpy, from sizes only and never from pixels."""
 
 import functools
 import math
@@ -12,13 +9,8 @@ import flax.struct
 import jax
 import numpy as np
 
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
-
-# (height, width) of one image, in patches.
-Grid = tuple[int, int]
-
-# Image tokens of bucket sizes are multiples of this.
-_TOKEN_MULTIPLE = 16
+from speciarl_jax.models.image_tokens import Grid, bucket, check_grid, pad_columns, token_bucket
+from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 
 
 @flax.struct.dataclass
@@ -40,6 +32,30 @@ class VisionLayout:
     # padding.
     token_index_BM: jax.Array
     num_windows: int = flax.struct.field(pytree_node=False)  # W, static
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of slots W and of image tokens M, which decide which compiled program runs."""
+        return self.num_windows, self.token_index_BM.shape[1]
+
+    def pad(self, num_windows: int, num_tokens: int) -> "VisionLayout":
+        """Pads numpy arrays, so that images of many sizes share a compiled program.
+
+        Args:
+          num_windows: W to pad to, at least its own.
+          num_tokens: M to pad to, likewise.
+        """
+        tokens = self.token_index_BM.shape[1]
+        per_slot = self.patch_index_BS.shape[1] // self.num_windows
+        slots = (num_windows - self.num_windows) * per_slot
+        return VisionLayout(
+            patch_index_BS=pad_columns(self.patch_index_BS, slots),
+            image_BS=pad_columns(self.image_BS, slots),
+            window_BS=pad_columns(self.window_BS, slots),
+            hw_BS2=pad_columns(self.hw_BS2, slots, 0),
+            token_index_BM=pad_columns(self.token_index_BM, num_tokens - tokens),
+            num_windows=num_windows,
+        )
 
 
 class _Row(NamedTuple):
@@ -91,32 +107,6 @@ def vision_layout(grids: Sequence[Sequence[Grid]], config: VisionConfig) -> Visi
     )
 
 
-def pad_layout(layout: VisionLayout, num_windows: int, num_tokens: int) -> VisionLayout:
-    """Pads a layout of numpy arrays, so that images of many sizes share a compiled program.
-
-    Args:
-      layout: of numpy arrays.
-      num_windows: W to pad to, at least its own.
-      num_tokens: M to pad to, likewise.
-    """
-    tokens = layout.token_index_BM.shape[1]
-    per_slot = layout.patch_index_BS.shape[1] // layout.num_windows
-    slots = (num_windows - layout.num_windows) * per_slot
-
-    def pad(x, after, value=-1):
-        widths = [(0, 0), (0, after)] + [(0, 0)] * (x.ndim - 2)
-        return np.pad(x, widths, constant_values=value)
-
-    return VisionLayout(
-        patch_index_BS=pad(layout.patch_index_BS, slots),
-        image_BS=pad(layout.image_BS, slots),
-        window_BS=pad(layout.window_BS, slots),
-        hw_BS2=pad(layout.hw_BS2, slots, 0),
-        token_index_BM=pad(layout.token_index_BM, num_tokens - tokens),
-        num_windows=num_windows,
-    )
-
-
 def vision_sizes(
     grids: Sequence[Sequence[Grid]], config: VisionConfig, growth: float = 1.0
 ) -> tuple[int, int]:
@@ -131,7 +121,7 @@ def vision_sizes(
       ValueError: a grid that does not divide into merged tokens.
     """
     rows = [_row_layout(tuple(row), config) for row in grids]
-    tokens = bucket(max([1, *(len(row.place_M) for row in rows)]), growth, _TOKEN_MULTIPLE)
+    tokens = token_bucket(max([1, *(len(row.place_M) for row in rows)]), growth)
     windows = max([1, *(row.slots for row in rows)])
     if growth > 1:
         # So many tokens mostly fill `full` windows; small ones that do not pack well need more.
@@ -140,36 +130,13 @@ def vision_sizes(
     return windows, tokens
 
 
-def bucket(needed: int, growth: float, multiple: int = 1) -> int:
-    """Returns the smallest bucket size that holds `needed`.
-
-    Sizes start at `multiple`; each is `growth` times the one before, rounded up to a multiple. So
-    padding is less than `1 - 1 / growth` of a size, plus at most one rounding.
-
-    Args:
-      needed: at least 1.
-      growth: of the sizes; at 1 the result is `needed` itself.
-      multiple: that divides all sizes.
-    """
-    if growth <= 1:
-        return needed
-    step = multiple = max(1, multiple)
-    while step < needed:
-        step = max(step + multiple, math.ceil(step * growth / multiple) * multiple)
-    return step
-
-
 @functools.lru_cache(maxsize=1024)
 def _row_layout(row: tuple[Grid, ...], config: VisionConfig) -> _Row:
     merge, side = config.spatial_merge_size, config.window_units
     image, window, rank, rc = ([np.zeros((0, *end), np.int64)] for end in ((), (), (), (2,)))
     windows = 0
     for number, (height, width) in enumerate(row):
-        if height < merge or width < merge or height % merge or width % merge:
-            raise ValueError(
-                f"an image of {height} x {width} patches does not divide into merged tokens of "
-                f"{merge} x {merge}; resize it with the checkpoint's image processor"
-            )
+        check_grid(height, width, merge)
         rows, columns = height // merge, width // merge
         r, c = (axis.ravel() for axis in np.indices((rows, columns)))
         across = -(-columns // side)
@@ -205,59 +172,3 @@ def _pack(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int
         while first < len(used) and used[first] == capacity:
             first += 1
     return slot, offset, len(used)
-
-
-def mrope_positions(
-    tokens_BP: np.ndarray,
-    mask_BP: np.ndarray,
-    grids: Sequence[Sequence[Grid]],
-    config: ModelConfig,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Computes rotary positions of prompts with images (M-RoPE, arXiv 2409.12191, section 2.1).
-
-    Text counts up alike on the three axes. An image's tokens share one temporal position and count
-    rows and columns; the text after it goes on from the largest position so far.
-
-    Args:
-      tokens_BP: int32 tokens with the image placeholders already repeated.
-      mask_BP: bool, false at padding, on either side.
-      grids: for each row the grids (in patches) of its images.
-
-    Returns:
-      int32 positions [3, B, P] (1 at padding, as the published code has it), and int32 [B], the
-      position of the first token after the prompt.
-
-    Raises:
-      ValueError: placeholders and images do not match.
-    """
-    merge = config.vision.spatial_merge_size
-    positions_3BP = np.ones((3, *tokens_BP.shape), np.int32)
-    next_position_B = np.zeros(len(tokens_BP), np.int32)
-    for b, row in enumerate(grids):
-        tokens = tokens_BP[b][mask_BP[b]]
-        is_image = tokens == config.image_token_id
-        expected = sum((h // merge) * (w // merge) for h, w in row)
-        if is_image.sum() != expected:
-            raise ValueError(
-                f"row {b} holds {is_image.sum()} image placeholders, its images {row} (patches) "
-                f"need {expected}"
-            )
-        parts, start, position = [], 0, 0
-
-        def text(length, position):
-            return np.broadcast_to(position + np.arange(length), (3, length))
-
-        for height, width in row:
-            height, width = height // merge, width // merge
-            image = start + int(np.argmax(is_image[start:]))
-            parts.append(text(image - start, position))
-            position += image - start
-            r, c = (axis.ravel() for axis in np.indices((height, width)))
-            parts.append(position + np.stack([np.zeros_like(r), r, c]))
-            position += max(height, width)
-            start = image + height * width
-        parts.append(text(len(tokens) - start, position))
-        row_positions = np.concatenate(parts, axis=1)
-        positions_3BP[:, b, mask_BP[b]] = row_positions
-        next_position_B[b] = row_positions.max(initial=-1) + 1
-    return positions_3BP, next_position_B

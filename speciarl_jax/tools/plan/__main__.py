@@ -101,7 +101,7 @@ def make(
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x2, v6e:2x4, v4:2x2x2, cpu:8, ...")
-    flags.DEFINE_string("model", "", "3b, 7b, 32b or 72b; empty: config.model.path.")
+    flags.DEFINE_string("model", "", "7b, qwen3_vl_4b, ...; empty: config.model.path.")
     flags.DEFINE_string("pixels", "", f"HEIGHTxWIDTH of the largest image; default {_PIXELS}.")
     flags.DEFINE_integer("prompt_tokens", 0, "Of the text around an image; 0 for a guess.")
     flags.DEFINE_list("programs", [], "Some of step, rollout, verify, update, evaluate.")

@@ -11,11 +11,11 @@ from flax import nnx
 from speciarl_jax.data import emoji, tfds_images
 from speciarl_jax.experiment import algorithm, validate_config
 from speciarl_jax.experiment.run import Run, verifier_options
-from speciarl_jax.models import load_policy
+from speciarl_jax.models import family, load_policy
+from speciarl_jax.models.image_tokens import Grid
+from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl import window_layout
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout.types import Rollout
 from speciarl_jax.runtime import sharding
 from speciarl_jax.verifiers import taxonomy
@@ -25,12 +25,12 @@ _LONGEST_TOKEN = 128
 
 
 def make_run(
-    config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict, model_config: PolicyConfig, mesh: jax.sharding.Mesh
 ) -> Run:
     """Makes what `experiment.run.prepare` makes, without checkpoint, tokenizer and images.
 
     Args:
-      model_config: of a checkpoint, or of `presets.config`.
+      model_config: of a checkpoint, or of `family.preset`.
       mesh: of any devices, or a `jax.sharding.AbstractMesh`.
 
     Returns:
@@ -43,7 +43,7 @@ def make_run(
     validate_config.check(config, mesh)
     algorithm.check(config)
     options = load_policy.model_options(config, mesh)
-    policy = nnx.eval_shape(lambda: Qwen25VL(model_config, **options, rngs=nnx.Rngs(0)))
+    policy = nnx.eval_shape(lambda: VisionLanguageModel(model_config, **options, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     vocabulary = model_config.text.vocab_size
     labels = verifier = None
@@ -85,7 +85,7 @@ def tree_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
 def make_batch(
     run: Run,
     batch_size: int,
-    grid: window_layout.Grid,
+    grid: Grid,
     prompt_tokens: int,
     padded: tuple[int, int] | None = None,
 ) -> PromptBatch:
@@ -95,15 +95,15 @@ def make_batch(
       batch_size: B.
       grid: (height, width) of an image, in patches.
       prompt_tokens: P, the image's tokens included.
-      padded: windows and image tokens that the image is padded to; None for as many as it has.
+      padded: slots and image tokens that the image is padded to; None for as many as it has.
 
     Raises:
       ValueError: a grid that does not divide into merged tokens.
     """
     vision = run.model_config.vision
-    layout = window_layout.vision_layout([[grid]], vision)
+    layout = family.of(run.model_config).vision_layout([[grid]], vision)
     if padded is not None:
-        layout = window_layout.pad_layout(layout, *padded)
+        layout = layout.pad(*padded)
     patches = layout.token_index_BM.shape[1] * vision.spatial_merge_size**2
     one = PromptBatch(
         patches_BSC=np.zeros((1, patches, vision.patch_dim), np.float32),
@@ -118,7 +118,7 @@ def make_batch(
     )
     if run.config.data.vision_cache.place != "none":
         # The encoder is a program of its own.
-        shape = (1, layout.token_index_BM.shape[1], vision.out_hidden_size)
+        shape = (1, layout.token_index_BM.shape[1], vision.feature_size)
         features_BMD = np.zeros(shape, load_policy.dtypes(run.config)["dtype"])
         one = one.without_images(features_BMD)
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig, VisionConfig
+from speciarl_jax.models import family
+from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.rollout import kv_cache_budget
 from speciarl_jax.runtime import sharding
 from speciarl_jax.tools.plan.chips import Chip
@@ -105,25 +106,12 @@ def _decoder_layer(text: TextConfig, rank: int) -> _Layer:
     )
 
 
-def _vision(plan: Abstract, vision: VisionConfig) -> Phase:
+def _vision(plan: Abstract) -> Phase:
     """The encoder, for all images of a step, on one chip."""
-    sizes, width, mlp = plan.sizes, vision.hidden_size, vision.intermediate_size
-    merged = vision.spatial_merge_size**2
-    # Windows are padded to whole slots.
-    tokens = sizes.windows * vision.window_units**2 * merged
-    full = len(vision.full_attention_layers)
-    kernels = 4 * width**2 + 3 * width * mlp
-    pairs = full * tokens + (vision.depth - full) * tokens / sizes.windows
-    flops = tokens * 2 * (vision.patch_dim * width + vision.depth * kernels)
-    flops += 4 * tokens * pairs * width
-    merger = (width * merged) ** 2 + width * merged * vision.out_hidden_size
-    flops += 2 * sizes.image_tokens * merger
-    # Scores are written and read in float32, activations in two bytes.
-    moved = (
-        vision.depth * tokens * (8 * width + 5 * mlp) * 2 + 8 * tokens * pairs * vision.num_heads
-    )
+    model, sizes = plan.run.model_config, plan.sizes
+    cost = family.of(model).encoder_cost(model.vision, sizes.slots, sizes.image_tokens)
     images = plan.sampled / plan.run.mesh.size
-    return Phase("vision", flops * images, moved * images)
+    return Phase("vision", *(each * images for each in cost))
 
 
 def _rollout(plan: Abstract) -> list[Phase]:
@@ -153,7 +141,7 @@ def _rollout(plan: Abstract) -> list[Phase]:
         # Every step reads the weights, and the caches whole.
         steps * parts * (weights + cache_bytes(plan)) + steps * rows * text.vocab_size * 8 / chips,
     )
-    return [_vision(plan, model.vision), prefill, decode]
+    return [_vision(plan), prefill, decode]
 
 
 def _update(plan: Abstract) -> list[Phase]:
@@ -186,7 +174,7 @@ def _update(plan: Abstract) -> list[Phase]:
     images = config.train.batch_size * passes
     found = [Phase("update", images * flops / chips, images * moved / chips + weights)]
     if labels:
-        found.insert(0, _vision(plan, model.vision))
+        found.insert(0, _vision(plan))
     return found
 
 

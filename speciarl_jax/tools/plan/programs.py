@@ -12,10 +12,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.experiment import validate_config
 from speciarl_jax.experiment.run import Run, verifier_options
-from speciarl_jax.models import load_policy
+from speciarl_jax.models import family, load_policy
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, presets, window_layout
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
 from speciarl_jax.rl import optimizer
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import sharding
@@ -40,7 +40,7 @@ class Sizes:
 
     height: int  # of the image as the vision encoder sees it, in patches
     width: int  # likewise
-    windows: int  # W, slots of attention windows
+    slots: int  # of the vision encoder's sequence
     image_tokens: int  # M
     prompt_tokens: int  # P, those of the image included
 
@@ -78,24 +78,24 @@ class Program:
         return self.function.lower(*self.arguments)
 
 
-def model_config(name: str, path: str | None) -> ModelConfig:
-    """Dimensions of a published size ("7b"), or of the checkpoint in `config.model.path`.
+def model_config(name: str, path: str | None) -> PolicyConfig:
+    """Returns the dimensions of a published size (`family.preset`), or of `config.model.path`.
 
     Raises:
       ValueError: there is neither.
     """
     if name:
-        return presets.config(name.upper())
+        return family.preset(name)
     if not path:
         raise ValueError(
-            f"config.model.path is empty; give --model, one of {presets.SIZES}, to plan without a "
-            "checkpoint"
+            "config.model.path is empty; give --model, a published size such as 7b, to plan "
+            "without a checkpoint"
         )
     return hf_checkpoint.read_config(load_policy.model_folder(path))
 
 
 def sizes_of(
-    config: ml_collections.ConfigDict, model: ModelConfig, pixels: tuple[int, int], text: int
+    config: ml_collections.ConfigDict, model: PolicyConfig, pixels: tuple[int, int], text: int
 ) -> Sizes:
     """Sizes of a batch of images of one size, in the buckets that `config.data` asks for.
 
@@ -113,7 +113,7 @@ def sizes_of(
         max_pixels=config.data.max_pixels or _MOST_PIXELS,
     )
     grid = (height // vision.patch_size, width // vision.patch_size)
-    windows, image_tokens = window_layout.vision_sizes([[grid]], vision, growth)
+    slots, image_tokens = family.of(model).vision_sizes([[grid]], vision, growth)
     if not text:
         words = prompt_builder.read_prompt(config.data.prompt) + config.data.system
         text = _TEMPLATE_TOKENS + len(words.encode()) // _BYTES_A_TOKEN
@@ -126,11 +126,11 @@ def sizes_of(
             f"{length} tokens, config.data.max_prompt_tokens is {config.data.max_prompt_tokens}; "
             "lower --pixels, --prompt_tokens or config.data.max_pixels"
         )
-    return Sizes(*grid, windows, image_tokens, length)
+    return Sizes(*grid, slots, image_tokens, length)
 
 
 def abstract(
-    config: ml_collections.ConfigDict, model: ModelConfig, sizes: Sizes, devices: Any
+    config: ml_collections.ConfigDict, model: PolicyConfig, sizes: Sizes, devices: Any
 ) -> Abstract:
     """The run of a configuration on devices that need not exist.
 
@@ -232,7 +232,7 @@ def batch_of(plan: Abstract, images: int, target: bool = False) -> PromptBatch:
         images,
         (sizes.height, sizes.width),
         sizes.prompt_tokens,
-        padded=(sizes.windows, sizes.image_tokens),
+        padded=(sizes.slots, sizes.image_tokens),
     )
     if not target:
         return batch

@@ -14,7 +14,7 @@ _SPARE = 0.25
 
 def search(
     config: ml_collections.ConfigDict,
-    model: programs.ModelConfig,
+    model: programs.PolicyConfig,
     sizes: programs.Sizes,
     chip: chips.Chip,
     devices: Any,

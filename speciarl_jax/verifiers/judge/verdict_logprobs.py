@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.models import qwen_text
-from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
-from speciarl_jax.models.qwen2_5_vl.decoder import Decoder
+from speciarl_jax.models.decoder.cache import PrefixCache
+from speciarl_jax.models.decoder.decoder import Decoder
+from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.verifiers import parsing, prefilter
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.judge import calibration, judge_prompt

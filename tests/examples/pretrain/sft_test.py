@@ -12,7 +12,7 @@ from flax import nnx
 from configs import quickstart_sft
 from examples.pretrain import __main__ as pretrain
 from examples.pretrain import fit
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
+from speciarl_jax.models.checkpoints import hf_checkpoint
 
 
 @pytest.fixture

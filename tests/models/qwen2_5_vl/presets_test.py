@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import sharding
 
 # As the model hub shows them; 72B as transformers counts it from the published dimensions.
@@ -33,7 +33,7 @@ def parameters(size, lora_rank=0):
     """Path -> abstract parameter."""
 
     def make():
-        return Qwen25VL(presets.config(size), lora_rank=lora_rank, rngs=nnx.Rngs(0))
+        return VisionLanguageModel(presets.config(size), lora_rank=lora_rank, rngs=nnx.Rngs(0))
 
     return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
 

@@ -120,7 +120,7 @@ def test_larger_buckets_change_no_number():
     patches = pad(random_patches(grids, config), config.patch_dim)
     layout = window_layout.vision_layout(grids, config)
     tight = encoder(patches, layout)
-    roomy = encoder(patches, window_layout.pad_layout(layout, 11, 20))
+    roomy = encoder(patches, layout.pad(11, 20))
     assert roomy.shape[1] == 20
     np.testing.assert_allclose(roomy[:, : tight.shape[1]], tight, atol=1e-5)
     assert np.all(np.asarray(roomy[:, tight.shape[1] :]) == 0)

@@ -114,9 +114,7 @@ def test_bucket_sizes_hold_their_batches_and_are_few(side):
     for seed in range(100):
         grids = random_grids(np.random.default_rng(seed), 3, most=16)
         windows, tokens = window_layout.vision_sizes(grids, config, growth=1.25)
-        layout = window_layout.pad_layout(
-            window_layout.vision_layout(grids, config), windows, tokens
-        )
+        layout = window_layout.vision_layout(grids, config).pad(windows, tokens)
         assert layout.num_windows == windows and layout.token_index_BM.shape[1] == tokens
         found.add((windows, tokens))
     assert len(found) <= 16, sorted(found)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.models.qwen2_5_vl import attention
+from speciarl_jax.models.decoder import attention
 
 IMAGES, ANSWERS, GROUPS, HEADS, SIZE, PROMPT, LENGTH, LAYERS = 2, 3, 2, 4, 8, 5, 100, 3
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from speciarl_jax.models.qwen2_5_vl.hf_names import DECODER_LINEARS
+from speciarl_jax.models.checkpoints.hf_names import DECODER_LINEARS
 
 # Layers of the language model, as this package and transformers since 4.52 call them.
 PREFIX, LAYERS = "base_model.model.", "model.language_model.layers."

@@ -17,7 +17,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from speciarl_jax.models import stored_weights
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft
+from speciarl_jax.models.checkpoints import hf_checkpoint, peft
 
 RANK, ALPHA = 3, 6.0
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

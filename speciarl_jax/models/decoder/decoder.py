@@ -9,20 +9,19 @@ from einops import rearrange
 from flax import nnx
 
 from speciarl_jax.models import lora
+from speciarl_jax.models.decoder import (
+    attention,
+    attention_kernels,
+    decoder_weights,
+    deepstack,
+    mrope,
+)
+from speciarl_jax.models.decoder import remat as remat_lib
+from speciarl_jax.models.decoder.cache import PrefixCache, SuffixCache
+from speciarl_jax.models.decoder.decoder_weights import LINEARS, constant, normal
+from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl import attention, attention_kernels, decoder_weights, mrope
-from speciarl_jax.models.qwen2_5_vl.cache import PrefixCache, SuffixCache
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
-from speciarl_jax.models.qwen2_5_vl.decoder_weights import LINEARS, constant, normal
 from speciarl_jax.runtime import activation_sharding
-
-# What of each layer is kept for the backward pass, which computes the rest again. None: all.
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # Results of the linear layers; not the attention scores, which grow with the square.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Decoder(nnx.Module):
@@ -41,7 +40,7 @@ class Decoder(nnx.Module):
         attention: str = "xla",
         rngs: nnx.Rngs,
     ):
-        """Draws random weights; arguments that are not named here are as for `Qwen25VL`.
+        """Draws random weights; arguments that are not named here are as for `VisionLanguageModel`.
 
         Args:
           lora_rank: r of the adapters on all linear layers; 0 for none.
@@ -77,13 +76,19 @@ class Decoder(nnx.Module):
 
     def prefill(
         self,
-        x_BPD: jax.Array,
+        x_BPE: jax.Array,
         positions_3BP: jax.Array,
         mask_BP: jax.Array,
         *,
         use_lora: bool = True,
     ) -> tuple[jax.Array, PrefixCache]:
-        """Runs embedded prompts once; returns normed hidden states [B, P, D] and their cache."""
+        """Runs embedded prompts once; returns normed hidden states [B, P, D] and their cache.
+
+        Args:
+          x_BPE: embeddings, and beside them what layers add to them (`deepstack`); E is D if none.
+          positions_3BP: int32 rotary positions.
+          mask_BP: bool, false at padding.
+        """
         kernel = attention_kernels.KINDS[self.attention]
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
@@ -92,7 +97,8 @@ class Decoder(nnx.Module):
                 return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
             return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
-        x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend)
+        x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
+        x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend, added=added)
         return self._norm(x_BPD), PrefixCache.of(k, v, mask_BP)
 
     @property
@@ -233,7 +239,7 @@ class Decoder(nnx.Module):
 
     def forward_shared(
         self,
-        x_BPD: jax.Array,
+        x_BPE: jax.Array,
         positions_3BP: jax.Array,
         mask_BP: jax.Array,
         tokens_BNT: jax.Array,
@@ -246,18 +252,19 @@ class Decoder(nnx.Module):
         """Runs rows `[prompt | completion 1 ... completion N]`, teacher-forced and differentiable.
 
         Args:
-          x_BPD: embedded prompts.
+          x_BPE: embedded prompts, as for `prefill`.
           mask_BP: bool, false at padding.
           tokens_BNT: completions, padded on the right (nothing before the padding sees it).
           position_BT: rotary position of completion token t, the same for all N.
           use_lora: False runs the frozen base.
-          remat: what the backward pass computes again, a key of `REMAT`.
+          remat: what the backward pass computes again, a key of `remat.KINDS`.
           reference: run the frozen base as well, without gradient, in the same loop over layers.
 
         Returns:
           One pair, or with `reference` two: normed hidden states of the prompts [B, P, D] and of
           the completions [B, N, T, D].
         """
+        x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
         _, prompt, _ = x_BPD.shape
         _, answers, length = tokens_BNT.shape
         row = rearrange(self.embed(tokens_BNT), "b n t d -> b (n t) d")
@@ -287,7 +294,10 @@ class Decoder(nnx.Module):
 
         beside = jax.lax.stop_gradient(x) if reference else None
         *found, _, _ = self._run(
-            x, self._weights(use_lora), cos_sin, attend, remat=remat, reference=beside
+            *(x, self._weights(use_lora), cos_sin, attend),
+            remat=remat,
+            reference=beside,
+            added=added,
         )
 
         def parts(x):
@@ -309,12 +319,15 @@ class Decoder(nnx.Module):
         per_layer: Any = (),
         remat: str = "none",
         reference: jax.Array | None = None,
+        added: jax.Array | None = None,
     ) -> tuple[Any, ...]:
         """Runs all layers over `x` [..., D].
 
         Prefill, decoding and the shared forward pass differ only in
         `attend(q, k, v, carry, layer) -> (out, carry, kept)`. `reference` [..., D] goes through the
         same layers without LoRA, so that a layer's weights are read or gathered once for both.
+        `added` [count, B, P, D] is added to both behind the first `count` layers, at the first P
+        tokens. All layers stay one loop: behind the others it is zeros that are added.
 
         Returns:
           `x`, `reference` if there is one, `carry`, and `kept` of each layer, stacked.
@@ -322,21 +335,23 @@ class Decoder(nnx.Module):
 
         def step(state, layer):
             x, *beside, carry = state
-            params, adapters, layer = layer
+            params, adapters, layer, index = layer
             x, *beside = activation_sharding.constrain((x, *beside), "batch", ...)
             beside = [
                 self._layer(other, params, {}, cos_sin, attend, carry, layer)[0] for other in beside
             ]
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
+            if added is not None:
+                x, *beside = (deepstack.add(one, added, index) for one in (x, *beside))
             return (*activation_sharding.constrain((x, *beside), "batch", ...), carry), kept
 
         if remat != "none":
-            step = jax.checkpoint(step, policy=remat_policy(remat))
+            step = jax.checkpoint(step, policy=remat_lib.policy(remat))
         beside = () if reference is None else (reference,)
         state, kept = jax.lax.scan(
             step,
             (x, *beside, carry),
-            (*weights, per_layer),
+            (*weights, per_layer, None if added is None else jnp.arange(self.config.num_layers)),
             length=self.config.num_layers,
             unroll=min(self.scan_unroll, self.config.num_layers),
         )
@@ -373,14 +388,3 @@ class Decoder(nnx.Module):
 def _layer_of(tree: Any, index: int) -> Any:
     """Returns one layer of stacked weights."""
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def remat_policy(name: str) -> Callable | None:
-    """Returns the member of `jax.checkpoint_policies` that `REMAT` calls `name`.
-
-    Raises:
-      ValueError: no such name.
-    """
-    if name not in REMAT:
-        raise ValueError(f"config.train.remat is {name!r}; choose one of {tuple(REMAT)}")
-    return REMAT[name]

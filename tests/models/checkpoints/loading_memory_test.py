@@ -10,9 +10,10 @@ from flax import nnx
 from loading_program import weights
 from safetensors.numpy import save_file
 
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder.text_config import TextConfig
+from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from speciarl_jax.models.vision_language import VisionLanguageModel
 
 
 def dimensions(hidden, layers, vocabulary):
@@ -51,7 +52,9 @@ def nested(name):
 
 def write_checkpoint(folder, config, shard_bytes):
     """Writes shards one by one, with an index; returns the size of the largest file and of all."""
-    model = nnx.eval_shape(lambda: Qwen25VL(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: VisionLanguageModel(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    )
     shapes, sizes = dict(nnx.to_flat_state(nnx.state(model))), []
     names, tensors, used, weight_map = hf_checkpoint.sources(config), {}, 0, {}
     # Sorted by name, a layer's tensors lie in other files than the next layer's: "10" before "2".

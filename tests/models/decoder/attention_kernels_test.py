@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.models.qwen2_5_vl import attention, attention_kernels, cudnn, splash
+from speciarl_jax.models.decoder import attention, attention_kernels, cudnn, splash
 
 IMAGES, PROMPT, ANSWERS, LENGTH, HEADS, GROUPS, SIZE = 2, 13, 3, 9, 4, 2, 8
 MASK_BP = np.arange(PROMPT) >= np.array([[0], [5]])

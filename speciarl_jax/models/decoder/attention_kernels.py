@@ -2,7 +2,7 @@
 
 import types
 
-from speciarl_jax.models.qwen2_5_vl import cudnn, splash
+from speciarl_jax.models.decoder import cudnn, splash
 
 # Name -> the module whose `causal`, `full` and `shared` compute it; "xla" is `attention` itself.
 # "splash_interpret" and "cudnn_by_xla" compute the same anywhere, for tests.

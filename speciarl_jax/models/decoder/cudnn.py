@@ -8,7 +8,7 @@ row they are less than 4% of the row's FLOPs.
 import jax
 import jax.numpy as jnp
 
-from speciarl_jax.models.qwen2_5_vl import attention
+from speciarl_jax.models.decoder import attention
 from speciarl_jax.runtime import activation_sharding
 
 # Values of `kind`: cuDNN, and the same calls by XLA for tests and machines without GPU.

@@ -14,7 +14,7 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 
-from speciarl_jax.models.qwen2_5_vl import attention
+from speciarl_jax.models.decoder import attention
 from speciarl_jax.runtime import activation_sharding
 
 _LANES = 128

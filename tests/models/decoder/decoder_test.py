@@ -10,10 +10,11 @@ from flax import nnx
 from random_policy import QUICK
 
 from speciarl_jax.models import int8
-from speciarl_jax.models.qwen2_5_vl import decoder as decoder_lib
+from speciarl_jax.models.decoder import decoder as decoder_lib
+from speciarl_jax.models.decoder import remat as remat_lib
+from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.qwen2_5_vl import presets
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.vision_language import VisionLanguageModel
 
 CONFIG = TextConfig(
     vocab_size=64,
@@ -101,7 +102,7 @@ def test_the_more_is_computed_again_the_less_memory_is_in_use():
 
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="config.train.remat is True.*'none', 'full', 'dots'"):
-        decoder_lib.remat_policy(True)
+        remat_lib.policy(True)
 
 
 def relative(got, want):
@@ -128,7 +129,7 @@ def test_the_forward_pass_leaves_no_floating_point_copy_of_int8_weights():
 def test_int8_brings_the_weights_of_7b_from_17_gigabytes_below_11():
     def gigabytes(base_weights):
         model = nnx.eval_shape(
-            lambda: Qwen25VL(
+            lambda: VisionLanguageModel(
                 presets.config("7B"), lora_rank=64, base_weights=base_weights, rngs=nnx.Rngs(0)
             )
         )

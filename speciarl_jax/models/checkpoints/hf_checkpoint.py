@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of Qwen2.5-VL: read into the model, and written back."""
+"""Hugging Face checkpoints of policies: read into the model, and written back."""
 
 import dataclasses
 import functools
@@ -15,17 +15,16 @@ import qwix
 import tqdm
 from flax import nnx
 
-from speciarl_jax.models import int8, lora, safetensors_io, stored_weights
-from speciarl_jax.models.config_json import Section
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, end_tokens
-from speciarl_jax.models.qwen2_5_vl.hf_names import (
+from speciarl_jax.models import family, int8, lora, safetensors_io, stored_weights
+from speciarl_jax.models.checkpoints.hf_names import (
     Source,
     Sources,
-    published_name,
+    short_name,
     text_sources,
-    vision_sources,
 )
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.config_json import Section
+from speciarl_jax.models.policy_config import PolicyConfig, end_tokens
+from speciarl_jax.models.vision_language import VisionLanguageModel
 
 # (path, array, logical axes) -> array on its devices. Parameters of a checkpoint come as `Stored`,
 # whose `place` reads them; adapters come as numpy arrays.
@@ -37,17 +36,18 @@ _FLOATS = ("BF16", "F16", "F32", "F64")
 STACK_BYTES = 2**26
 
 
-def sources(config: ModelConfig) -> Sources:
+def sources(config: PolicyConfig) -> Sources:
     """Returns where every parameter of the frozen model lies in a checkpoint."""
-    return vision_sources(config.vision) | text_sources(config.text)
+    own = family.of(config)
+    return own.vision_sources(config.vision) | text_sources(config.text, own.text_prefix)
 
 
 def read_config(
-    folder: str | pathlib.Path, parse: Callable[[Any], Any] = ModelConfig.from_hf
-) -> ModelConfig:
+    folder: str | pathlib.Path, parse: Callable[[Any], Any] = family.config_from_hf
+) -> PolicyConfig:
     """Reads the dimensions in `config.json` with `parse`.
 
-    The end-of-sequence tokens of a `ModelConfig` are those of `generation_config.json` as well. The
+    The end-of-sequence tokens of a policy are those of `generation_config.json` as well. The
     head is not tied where the weights hold another one (`stored_weights.untied_if_stored`).
 
     Raises:
@@ -56,7 +56,7 @@ def read_config(
     folder = pathlib.Path(folder)
     config = parse(safetensors_io.read_json(folder / safetensors_io.CONFIG))
     path = folder / safetensors_io.GENERATION
-    if isinstance(config, ModelConfig) and path.is_file():
+    if isinstance(config, PolicyConfig) and path.is_file():
         listed = end_tokens(Section(safetensors_io.read_json(path), file=path.name))
         ends = tuple(dict.fromkeys(config.eos_token_id + listed))
         config = dataclasses.replace(config, eos_token_id=ends)
@@ -72,7 +72,7 @@ def load(
     seed: int = 0,
     put: Put | None = None,
     **of_model: Any,
-) -> tuple[ModelConfig, Qwen25VL]:
+) -> tuple[PolicyConfig, VisionLanguageModel]:
     """Reads a checkpoint folder into a model with fresh LoRA.
 
     Args:
@@ -80,7 +80,7 @@ def load(
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
       put: places a parameter on its devices (`Put`); the default device when None.
-      **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `Qwen25VL`.
+      **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `VisionLanguageModel`.
 
     Raises:
       ValueError: `config.json` describes another model, a tensor is missing, unexpected, of the
@@ -91,7 +91,9 @@ def load(
     reader = safetensors_io.Reader(folder)
     lora = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
     model = nnx.eval_shape(
-        lambda: Qwen25VL(config, param_dtype=param_dtype, rngs=nnx.Rngs(seed), **lora, **of_model)
+        lambda: VisionLanguageModel(
+            config, param_dtype=param_dtype, rngs=nnx.Rngs(seed), **lora, **of_model
+        )
     )
     state = dict(nnx.to_flat_state(nnx.state(model)))
     adapters = {path: x for path, x in state.items() if isinstance(x, nnx.LoRAParam)}
@@ -100,7 +102,9 @@ def load(
     if adapters:
         # Under jit the base, which nobody reads here, is never computed.
         fresh = jax.jit(
-            lambda: nnx.state(Qwen25VL(config, rngs=nnx.Rngs(seed), **lora), nnx.LoRAParam)
+            lambda: nnx.state(
+                VisionLanguageModel(config, rngs=nnx.Rngs(seed), **lora), nnx.LoRAParam
+            )
         )()
         fresh = dict(nnx.to_flat_state(fresh))
         for path, variable in adapters.items():
@@ -154,10 +158,15 @@ def fill(
 
 
 def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str, str]:
-    """Maps the published names to those in this checkpoint, which has exactly these tensors."""
-    stored = {}
+    """Maps the names in `sources` to those in this checkpoint, which has exactly these tensors.
+
+    Either may have the flat or the nested layout of names.
+    """
+    wanted = {name for source in sources.values() for name in source.names}
+    spelled, stored = {short_name(name): name for name in wanted}, {}
     for name in reader:
-        header, published = reader.header(name), published_name(name)
+        header, short = reader.header(name), short_name(name)
+        published = spelled.get(short, short)
         if published in stored:
             raise ValueError(
                 f"{reader.folder} has {name!r} and {stored[published]!r}, which are the same "
@@ -165,11 +174,12 @@ def _checked_names(reader: safetensors_io.Reader, sources: Sources) -> dict[str,
             )
         check_float(reader.folder / header.file, name, header.dtype)
         stored[published] = name
-    wanted, present = {name for source in sources.values() for name in source.names}, set(stored)
+    present = set(stored)
     if ("decoder", "head") not in sources and stored_weights.HEAD in present:
         # Some writers store the tied head a second time, and some under its own name alone.
-        stored.setdefault(stored_weights.EMBEDDING, stored[stored_weights.HEAD])
-        present = present - {stored_weights.HEAD} | {stored_weights.EMBEDDING}
+        embedding = spelled[stored_weights.EMBEDDING]
+        stored.setdefault(embedding, stored[stored_weights.HEAD])
+        present = present - {stored_weights.HEAD} | {embedding}
     question = "do config.json and the weights belong together?"
     safetensors_io.check_names(reader.folder, present, wanted, question)
     return stored
@@ -298,8 +308,8 @@ def _set_layers(stack, part, first, sharding):
 
 def save(
     folder: str | pathlib.Path,
-    config: ModelConfig,
-    model: Qwen25VL,
+    config: PolicyConfig,
+    model: VisionLanguageModel,
     *,
     dtype: Any = None,
     max_shard_bytes: int = safetensors_io.MAX_SHARD_BYTES,

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from speciarl_jax.models import safetensors_io
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, hf_names
-from speciarl_jax.models.qwen2_5_vl.window_layout import mrope_positions, vision_layout
+from speciarl_jax.models.checkpoints import hf_checkpoint, hf_names
+from speciarl_jax.models.image_tokens import mrope_positions
+from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
 from speciarl_jax.runtime import sharding
 
 IMAGE = 90
@@ -170,7 +171,7 @@ def test_what_is_saved_transformers_reads_with_the_same_logits(saved, tmp_path):
 
 def test_both_layouts_of_names_are_read(saved, tmp_path):
     tensors = load_file(saved[0] / "model.safetensors")
-    short = {hf_names.published_name(name): t for name, t in tensors.items()}
+    short = {hf_names.short_name(name): t for name, t in tensors.items()}
     long = {}
     for name, tensor in short.items():
         head, _, rest = name.partition(".")
@@ -256,7 +257,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name_before_it_is_read(
     saved, tmp_path, monkeypatch, damage, said
 ):
     tensors = {
-        hf_names.published_name(k): v for k, v in load_file(saved[0] / "model.safetensors").items()
+        hf_names.short_name(k): v for k, v in load_file(saved[0] / "model.safetensors").items()
     }
     damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors")

@@ -18,10 +18,10 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from speciarl_jax.models import load_policy, safetensors_io, stored_weights
-from speciarl_jax.models.qwen2_5_vl import hf_checkpoint, peft_names
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.qwen2_5_vl.hf_names import DECODER_LINEARS
-from speciarl_jax.models.qwen2_5_vl.model import Qwen25VL
+from speciarl_jax.models.checkpoints import hf_checkpoint, peft_names
+from speciarl_jax.models.checkpoints.hf_names import DECODER_LINEARS
+from speciarl_jax.models.policy_config import PolicyConfig
+from speciarl_jax.models.vision_language import VisionLanguageModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Key of the fingerprint of the base's weights in the metadata of the file with the tensors.
@@ -72,14 +72,14 @@ class AdapterConfig:
     base_weights: str = dataclasses.field(default="", compare=False)
 
 
-def abstract_lora(config: ModelConfig, rank: int) -> nnx.State:
+def abstract_lora(config: PolicyConfig, rank: int) -> nnx.State:
     """Returns the abstract adapters of a model: shapes, dtypes and axes, no numbers."""
-    model = nnx.eval_shape(lambda: Qwen25VL(config, lora_rank=rank, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, lora_rank=rank, rngs=nnx.Rngs(0)))
     return nnx.state(model, nnx.LoRAParam)
 
 
 def save_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, adapter: AdapterConfig, lora: nnx.State
+    folder: str | pathlib.Path, config: PolicyConfig, adapter: AdapterConfig, lora: nnx.State
 ) -> None:
     """Writes adapters so that `peft` puts them onto the base with the same logits.
 
@@ -165,7 +165,7 @@ def _refuse_options(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig
+    folder: str | pathlib.Path, config: PolicyConfig
 ) -> tuple[AdapterConfig, nnx.State]:
     """Reads a PEFT folder into adapters of this package.
 
@@ -261,7 +261,7 @@ def _check_modules(
     peft_names.check_targets(folder / CONFIG, settings, present, every)
 
 
-def _names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
+def _names(config: PolicyConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
     return {
         ("decoder", "lora", f"{linear}_{half.lower()}"): tuple(

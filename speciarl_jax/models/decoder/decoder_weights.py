@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speciarl_jax.models import int8, lora
-from speciarl_jax.models.qwen2_5_vl.config import TextConfig
+from speciarl_jax.models.decoder.text_config import TextConfig
 
 # Input and output axes of the linear layers, and whether `config.qkv_bias` gives them a bias.
 LINEARS = {

@@ -1,0 +1,1 @@
+"""The text decoder that the families share: layers, attention, rotary positions, caches."""
