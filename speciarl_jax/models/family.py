@@ -48,9 +48,7 @@ class Family:
 
 def names() -> list[str]:
     """Lists the families: the folders of `models` that define `FAMILY`."""
-    room = importlib.import_module("speciarl_jax.models")
-    folders = sorted(m.name for m in pkgutil.iter_modules(room.__path__) if m.ispkg)
-    return [name for name in folders if hasattr(_folder(name), "FAMILY")]
+    return [name for name in _folders() if hasattr(_folder(name), "FAMILY")]
 
 
 def find(model_type: Any) -> Family:
@@ -59,12 +57,13 @@ def find(model_type: Any) -> Family:
     Raises:
       ValueError: there is none; lists those that there are.
     """
-    known = names()
-    if model_type not in known:
+    found = getattr(_folder(model_type), "FAMILY", None) if model_type in _folders() else None
+    if found is None:
         raise ValueError(
-            f"config.json has model_type {model_type!r}; the policies that can be read are {known}"
+            f"config.json has model_type {model_type!r}; the policies that can be read are "
+            f"{names()}"
         )
-    return _folder(model_type).FAMILY
+    return found
 
 
 def of(config: PolicyConfig) -> Family:
@@ -99,6 +98,11 @@ def preset(name: str) -> PolicyConfig:
         if key in known:
             return known[key]
     raise ValueError(f"there is no published size {name!r}; choose one of {sorted(known)}")
+
+
+def _folders() -> list[str]:
+    room = importlib.import_module("speciarl_jax.models")
+    return sorted(m.name for m in pkgutil.iter_modules(room.__path__) if m.ispkg)
 
 
 def _folder(name: str) -> Any:

@@ -1,5 +1,7 @@
 """What lies beside the weights in the published folders of Qwen2.5-VL-Instruct."""
 
+import json
+
 _ROOT = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "attention_dropout": 0.0,
@@ -156,4 +158,139 @@ GENERATION = {
     "repetition_penalty": 1.05,
     "temperature": 0.000001,
     "transformers_version": "4.49.0",
+}
+
+
+def copy_of(settings):
+    """The same, to be changed."""
+    return json.loads(json.dumps(settings))
+
+
+def _qwen3_vl(text, vision, tied):
+    """The form of `config.json` in the published folders of dense Qwen3-VL."""
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": 151655,
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": 151643,
+            "dtype": "bfloat16",
+            "eos_token_id": 151645,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_vl_text",
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [24, 20, 20],
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000,
+            "use_cache": True,
+            "vocab_size": 151936,
+        }
+        | text,
+        "tie_word_embeddings": tied,
+        "video_token_id": 151656,
+        "vision_config": {
+            "hidden_act": "gelu_pytorch_tanh",
+            "in_channels": 3,
+            "initializer_range": 0.02,
+            "model_type": "qwen3_vl",
+            "num_heads": 16,
+            "num_position_embeddings": 2304,
+            "out_hidden_size": text["hidden_size"],
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
+        | vision,
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
+    }
+
+
+# Size -> `config.json` of Qwen3-VL-Instruct.
+QWEN3_VL_CONFIGS = {
+    "4B": _qwen3_vl(
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 36,
+            "tie_word_embeddings": True,
+        },
+        {
+            "deepstack_visual_indexes": [5, 11, 17],
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+        },
+        True,
+    ),
+    "8B": _qwen3_vl(
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 36,
+        },
+        {
+            "deepstack_visual_indexes": [8, 16, 24],
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+        },
+        False,
+    ),
+}
+
+
+def qwen3_vl_names(layers, blocks, deepstack):
+    """Names of the tensors in the index of a Qwen3-VL without a head."""
+    text, visual = "model.language_model", "model.visual"
+    names = {f"{text}.embed_tokens.weight", f"{text}.norm.weight", f"{visual}.pos_embed.weight"}
+    linears = [f"self_attn.{x}_proj" for x in "qkvo"] + ["self_attn.q_norm", "self_attn.k_norm"]
+    linears += [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+    linears += ["input_layernorm", "post_attention_layernorm"]
+    names |= {f"{text}.layers.{i}.{x}.weight" for i in range(layers) for x in linears}
+    parts = ["patch_embed.proj"]
+    for i in range(blocks):
+        parts += [f"blocks.{i}.{x}" for x in ("norm1", "norm2", "attn.qkv", "attn.proj")]
+        parts += [f"blocks.{i}.mlp.linear_fc{n}" for n in (1, 2)]
+    for merger in ("merger", *(f"deepstack_merger_list.{i}" for i in range(deepstack))):
+        parts += [f"{merger}.{x}" for x in ("norm", "linear_fc1", "linear_fc2")]
+    return names | {f"{visual}.{x}.{end}" for x in parts for end in ("weight", "bias")}
+
+
+# Of Qwen3-VL, without the branches of tools and of replies: no system turn of its own.
+QWEN3_VL_TEMPLATE = (
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' }}"
+    "{%- if messages[0].content is string %}{{- messages[0].content }}{%- endif %}"
+    "{{- '<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{{- '<|im_start|>user\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}{%- else %}"
+    "{%- for content in message.content %}"
+    "{%- if content.type == 'image' or 'image' in content %}"
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif 'text' in content %}{{- content.text }}{%- endif %}{%- endfor %}{%- endif %}"
+    "{{- '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+# `preprocessor_config.json` of Qwen3-VL.
+QWEN3_VL_PROCESSOR = {
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
 }

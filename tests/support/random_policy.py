@@ -10,12 +10,14 @@ import torch
 import torch_policy
 from flax import nnx
 
+from speciarl_jax.models import family
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.image_tokens import mrope_positions
+from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.qwen2_5_vl import config as qwen2_5_vl
+from speciarl_jax.models.qwen3_vl import config as qwen3_vl
 from speciarl_jax.models.vision_language import VisionLanguageModel
 
 # Tiny programs spend their time in the compiler; skip what only makes them faster.
@@ -36,8 +38,8 @@ VOCAB = 64
 # Special tokens at the end of the vocabulary; text is drawn from what is before them.
 IMAGE, VIDEO, START, END, EOS, PAD = range(VOCAB - 6, VOCAB)
 BANNED = np.arange(VOCAB) >= IMAGE
-# One in which no greedy choice of the first 20 seeds is nearly a tie.
-STREAM = 1
+# Family -> one in which no greedy choice of the first 20 seeds is nearly a tie.
+STREAMS = {"qwen2_5_vl": 1, "qwen3_vl": 3}
 GROUPINGS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 2), (6, 3))
 
 
@@ -50,7 +52,7 @@ class Case:
       batch: padded on the left.
     """
 
-    config: ModelConfig
+    config: PolicyConfig
     policy: VisionLanguageModel
     torch_model: torch.nn.Module
     batch: PromptBatch
@@ -77,18 +79,36 @@ class Case:
         return torch_policy.inputs(batch, IMAGE, self.grids)
 
 
-def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
+# Special tokens of a policy.
+TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+    "eos_token_id": (EOS,),
+}
+
+
+def random_config(rng: np.random.Generator, seed: int, model_type: str) -> PolicyConfig:
     """Dimensions in which every option turns up within a few seeds."""
+    return _CONFIGS[model_type](rng, seed)
+
+
+def _random_section(rng, half: int) -> tuple[int, ...]:
+    cuts = np.sort(rng.choice(np.arange(1, half), 2, replace=False))
+    return tuple(np.diff([0, *cuts, half]).tolist())
+
+
+def _qwen2_5_vl(rng: np.random.Generator, seed: int) -> PolicyConfig:
     heads, kv_heads = GROUPINGS[seed % len(GROUPINGS)]
     half = int(rng.integers(3, 9))
-    cuts = np.sort(rng.choice(np.arange(1, half), 2, replace=False))
-    section = np.diff([0, *cuts, half]).tolist()
+    section = _random_section(rng, half)
     depth, vision_heads = int(rng.integers(1, 5)), int(rng.integers(1, 4))
     full = {0: (), 1: tuple(range(depth))}.get(
         seed % 4, tuple(i for i in range(depth) if rng.random() < 0.5)
     )
     patch = int(rng.integers(2, 5))
-    return ModelConfig(
+    return qwen2_5_vl.ModelConfig(
         text=TextConfig(
             vocab_size=VOCAB,
             hidden_size=heads * 2 * half,
@@ -96,11 +116,11 @@ def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
             num_layers=int(rng.integers(1, 5)),
             num_heads=heads,
             num_kv_heads=kv_heads,
-            mrope_section=tuple(section),
+            mrope_section=section,
             rope_theta=float(rng.choice([1e4, 1e6])),
             tie_word_embeddings=bool(seed % 2),
         ),
-        vision=VisionConfig(
+        vision=qwen2_5_vl.VisionConfig(
             depth=depth,
             hidden_size=vision_heads * 4 * int(rng.integers(2, 5)),
             intermediate_size=int(rng.integers(12, 40)),
@@ -110,12 +130,50 @@ def random_config(rng: np.random.Generator, seed: int) -> ModelConfig:
             window_size=2 * patch * int(rng.integers(1, 5)),
             full_attention_layers=full,
         ),
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        eos_token_id=(EOS,),
+        **TOKENS,
     )
+
+
+def _qwen3_vl(rng: np.random.Generator, seed: int) -> PolicyConfig:
+    heads, kv_heads = GROUPINGS[seed % len(GROUPINGS)]
+    half, layers = int(rng.integers(3, 9)), int(rng.integers(1, 5))
+    # The width is not always heads x head size.
+    width = heads * 2 * half + (8 if seed % 3 == 0 else 0)
+    depth, vision_heads = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+    count = min(seed % 4, depth, layers)
+    deepstack = np.sort(rng.choice(depth, count, replace=False)).tolist()
+    return qwen3_vl.ModelConfig(
+        text=TextConfig(
+            vocab_size=VOCAB,
+            hidden_size=width,
+            intermediate_size=int(rng.integers(16, 64)),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            mrope_section=_random_section(rng, half),
+            rope_theta=float(rng.choice([1e4, 5e6])),
+            head_dim_override=None if width == heads * 2 * half else 2 * half,
+            tie_word_embeddings=bool(seed % 2),
+            qkv_bias=False,
+            qk_norm=True,
+            mrope_interleaved=True,
+        ),
+        vision=qwen3_vl.VisionConfig(
+            depth=depth,
+            hidden_size=vision_heads * 4 * int(rng.integers(2, 5)),
+            intermediate_size=int(rng.integers(12, 40)),
+            num_heads=vision_heads,
+            out_hidden_size=width,
+            patch_size=int(rng.integers(2, 5)),
+            # Smaller and larger than the grids of images.
+            num_position_embeddings=int(rng.integers(1, 21)) ** 2,
+            deepstack_layers=tuple(deepstack),
+        ),
+        **TOKENS,
+    )
+
+
+_CONFIGS = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
 
 
 def random_grids(rng: np.random.Generator, rows: int) -> list[list[tuple[int, int]]]:
@@ -127,7 +185,7 @@ def random_grids(rng: np.random.Generator, rows: int) -> list[list[tuple[int, in
     ]
 
 
-def random_batch(rng, config: ModelConfig, grids) -> PromptBatch:
+def random_batch(rng, config: PolicyConfig, grids) -> PromptBatch:
     """Text of random length around each image, padded on the left."""
     rows = []
     for row in grids:
@@ -148,7 +206,7 @@ def random_batch(rng, config: ModelConfig, grids) -> PromptBatch:
     positions_3BP, following_B = mrope_positions(tokens_BP, mask_BP, grids, config)
     return PromptBatch(
         patches_BSC=patches_BSC,
-        layout=vision_layout(grids, config.vision),
+        layout=family.of(config).vision_layout(grids, config.vision),
         tokens_BP=tokens_BP,
         mask_BP=mask_BP,
         positions_B3P=positions_3BP.swapaxes(0, 1),
@@ -159,7 +217,7 @@ def random_batch(rng, config: ModelConfig, grids) -> PromptBatch:
     )
 
 
-def make_policy(config: ModelConfig, dtype=jnp.float32) -> VisionLanguageModel:
+def make_policy(config: PolicyConfig, dtype=jnp.float32) -> VisionLanguageModel:
     return nnx.eval_shape(
         lambda: VisionLanguageModel(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
     )
@@ -185,18 +243,18 @@ def random_weights(rng, policy: VisionLanguageModel) -> None:
         p.set_value(value.astype(p.dtype))
 
 
-def draw(seed: int, rows: int = 3):
+def draw(seed: int, rows: int = 3, model_type: str = "qwen2_5_vl"):
     """Dimensions, a policy, a batch and its grids; `seed` decides everything."""
-    rng = np.random.default_rng([STREAM, seed])
-    config = random_config(rng, seed)
+    rng = np.random.default_rng([STREAMS[model_type], seed])
+    config = random_config(rng, seed, model_type)
     policy = make_policy(config)
     random_weights(rng, policy)
     grids = random_grids(rng, rows)
     return config, policy, random_batch(rng, config, grids), grids
 
 
-def make_case(seed: int, folder) -> Case:
+def make_case(seed: int, folder, model_type: str = "qwen2_5_vl") -> Case:
     """Everything of it is decided by `seed`; `folder` is for the checkpoint in between."""
-    config, policy, batch, grids = draw(seed)
+    config, policy, batch, grids = draw(seed, model_type=model_type)
     hf_checkpoint.save(folder, config, policy)
     return Case(config, policy, torch_policy.load(folder), batch, grids)

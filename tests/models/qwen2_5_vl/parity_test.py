@@ -15,14 +15,18 @@ import pytest
 import random_policy
 import torch
 from flax import nnx
-from random_policy import BANNED, EOS, PAD, quick_jit
-
-from speciarl_jax.rollout.generate import generate
+from parity import (
+    TOLERANCE,
+    assert_greedy_answers,
+    assert_positions,
+    bfloat16_distances,
+    relative_error,
+    run,
+    torch_logits,
+)
 
 SEEDS = range(20)
 sweep = pytest.mark.parametrize("seed", SEEDS)
-TOLERANCE = 1e-4  # of the largest value
-NEW_TOKENS = 64
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,39 +44,10 @@ def make_case(seed):
         return random_policy.make_case(seed, folder)
 
 
-@quick_jit
-def run(policy, batch):
-    """The whole model, and what happens inside of it."""
-    features = policy.encode_images(batch.patches_BSC, batch.layout)
-    x = policy.embed(batch.tokens_BP, features)
-    hidden, cache = policy.decoder.prefill(x, batch.positions_B3P.swapaxes(0, 1), batch.mask_BP)
-    return {
-        "features": features,
-        "embedded": x,
-        "hidden": hidden,
-        "keys": cache.k_LBGKP.swapaxes(-1, -2),
-        "values": cache.v_LBGPK,
-        "logits": policy.decoder.logits(hidden),
-    }
-
-
 @functools.cache
 def ours(seed):
     case = make_case(seed)
     return jax.tree.map(np.asarray, run(case.policy, case.batch))
-
-
-def torch_logits(case, model, batch):
-    inputs = case.torch_inputs(batch)
-    inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
-    with torch.no_grad():
-        return model(**inputs).logits.float().numpy()[batch.mask_BP]
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape and np.isfinite(got).all()
-    return np.abs(got - want).max() / np.abs(want).max()
 
 
 def test_the_sweep_draws_every_kind_of_model_and_row():
@@ -132,14 +107,7 @@ def test_merger(seed, record_error):
 def test_rotary_positions(seed, side):
     case = make_case(seed)
     batch = case.batch if side == "left" else case.padded_right()
-    inputs = case.torch_inputs(batch)
-    inputs.pop("pixel_values")
-    want, delta = case.torch_model.model.get_rope_index(**inputs)
-    mask_BP = batch.mask_BP
-    got = batch.positions_B3P.swapaxes(0, 1)
-    np.testing.assert_array_equal(got[:, mask_BP], want.numpy()[:, mask_BP])
-    following_B = delta.numpy().ravel() + mask_BP.sum(axis=1)
-    np.testing.assert_array_equal(batch.next_position_B, following_B)
+    assert_positions(case, batch)
 
 
 @sweep
@@ -203,52 +171,13 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(seed, record_err
     policy = random_policy.make_policy(case.config, jnp.bfloat16)
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(case.policy))
     nnx.update(policy, cast)
-    mask_BP = case.batch.mask_BP
-    want = torch_logits(case, case.torch_model, case.batch)
-    theirs = torch_logits(case, copy.deepcopy(case.torch_model).bfloat16(), case.batch)
-    got = np.asarray(run(policy, case.batch)["logits"])[mask_BP]
-
-    def distance(x):
-        return np.sqrt(np.mean((x - want) ** 2))
-
-    record_error("bfloat16 logits: ours", distance(got) / want.std(), "of their spread, rms")
-    record_error("bfloat16 logits: transformers'", distance(theirs) / want.std(), "likewise")
-    assert 0 < distance(got) < 1.5 * distance(theirs)
-
-
-@quick_jit
-def greedy(policy, batch):
-    return generate(
-        policy,
-        batch,
-        policy.encode_images(batch.patches_BSC, batch.layout),
-        jax.random.key(0),
-        num_rollouts=1,
-        max_tokens=NEW_TOKENS,
-        end_ids=(EOS,),
-        banned_V=BANNED,
-        temperature=0.0,
-    )
+    got, theirs = bfloat16_distances(case, policy, copy.deepcopy(case.torch_model).bfloat16())
+    record_error("bfloat16 logits: ours", got, "of their spread, rms")
+    record_error("bfloat16 logits: transformers'", theirs, "likewise")
+    assert 0 < got < 1.5 * theirs
 
 
 @sweep
-def test_greedy_answers_are_those_of_transformers(seed, record_error):
+def test_greedy_answers_are_those_of_transformers(seed):
     """All tokens, of all rows; answers may not end, so that all 64 tokens are compared."""
-    case = make_case(seed)
-    with torch.no_grad():
-        found = case.torch_model.generate(
-            **case.torch_inputs(case.batch),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            suppress_tokens=np.flatnonzero(BANNED).tolist(),
-            pad_token_id=PAD,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-    want = found.sequences[:, -NEW_TOKENS:].numpy()
-    got = np.asarray(greedy(case.policy, case.batch).tokens_BNT)[:, 0]
-    best = torch.stack(found.scores, 1).topk(2).values.numpy()
-    record_error("greedy tokens that differ", np.mean(got != want), "of all")
-    np.testing.assert_array_equal(got, want)
-    # Near ties would make the test a matter of luck.
-    assert np.min(best[..., 0] - best[..., 1]) > 1e-5 * np.abs(best).max()
+    assert_greedy_answers(make_case(seed))

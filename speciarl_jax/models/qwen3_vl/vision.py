@@ -1,0 +1,202 @@
+"""The vision encoder: patches in, a feature and its DeepStack parts per 2 x 2 patches out.
+
+DeepStack (arXiv 2406.04334): states of some blocks are merged too, and the decoder adds them behind
+its first layers.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from speciarl_jax.models.decoder import attention_kernels, mrope
+from speciarl_jax.models.norm import layer_norm
+from speciarl_jax.models.qwen3_vl.config import VisionConfig
+from speciarl_jax.models.qwen3_vl.layout import VisionLayout
+from speciarl_jax.runtime import activation_sharding
+
+# Logical axes of the linear layers of a block, and of a merger; each has a bias.
+_BLOCK = {
+    "qkv": ("vision_embed", "vision_heads"),
+    "proj": ("vision_heads", "vision_embed"),
+    "fc1": ("vision_embed", "vision_mlp"),
+    "fc2": ("vision_mlp", "vision_embed"),
+}
+_EMBED = {"patches": ("patch", "vision_embed")}
+_MERGER = {"fc1": ("vision_embed", "vision_mlp"), "fc2": ("vision_mlp", "embed")}
+
+
+class VisionEncoder(nnx.Module):
+    """Patch embedding, learned positions, blocks of full attention, and the mergers."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        dtype: Any = jnp.bfloat16,
+        param_dtype: Any = jnp.bfloat16,
+        scan_unroll: int = 1,
+        attention: str = "xla",
+        rngs: nnx.Rngs,
+    ):
+        """Draws random weights; arguments are as for `VisionLanguageModel`."""
+        self.config, self.attention = config, attention
+        self.dtype = dtype
+        self.scan_unroll = scan_unroll
+        width, mlp = config.hidden_size, config.intermediate_size
+        merged = width * config.spatial_merge_size**2
+        make = functools.partial(_parameters, param_dtype=param_dtype, rngs=rngs)
+        shapes = {"qkv": (width, 3 * width), "proj": (width, width)}
+        shapes |= {"fc1": (width, mlp), "fc2": (mlp, width)}
+        self.blocks = make(_BLOCK, shapes, {"norm1": width, "norm2": width}, (config.depth,))
+        shapes = {"fc1": (merged, merged), "fc2": (merged, config.out_hidden_size)}
+        self.merger = make(_MERGER, shapes, {"norm": width}, ())
+        self.deepstack = nnx.Dict()
+        if count := len(config.deepstack_layers):
+            self.deepstack = make(_MERGER, shapes, {"norm": merged}, (count,))
+        embed = make(_EMBED, {"patches": (config.patch_dim, width)}, {}, ())
+        self.patch_embed, self.patch_embed_bias = embed["patches"], embed["patches_bias"]
+        table = 0.02 * jax.random.normal(rngs.params(), (config.num_position_embeddings, width))
+        self.positions = nnx.Param(table.astype(param_dtype), axes=("patch", "vision_embed"))
+
+    def __call__(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
+        """Encodes images.
+
+        Args:
+          patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
+          layout: from `layout.vision_layout`.
+
+        Returns:
+          Features [B, M, `config.feature_size`] of the merged tokens in the processor's order;
+          zeros at padding. The last axis holds the feature that stands for the token, and then
+          those that the decoder adds behind its first, second, ... layer.
+        """
+        config, dtype = self.config, self.dtype
+        valid_BS = layout.patch_index_BS >= 0
+        size = layout.patch_index_BS.shape[1]
+        patches_BSC = _fit(patches_BSC.astype(dtype), size)
+        x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
+        x_BSD += self.patch_embed_bias[...].astype(dtype)
+        x_BSD += _interpolated(self.positions[...], layout, config).astype(dtype)
+        x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
+        cos_sin = mrope.rotary_2d(layout.hw_BS2, config.head_dim, config.rope_theta)
+        attend, count = self._attend(layout, valid_BS), len(config.deepstack_layers)
+        # Where the state behind a block is kept; the last place is for those that nobody reads.
+        place = {block: i for i, block in enumerate(config.deepstack_layers)}
+        place_L = jnp.array([place.get(i, count) for i in range(config.depth)], jnp.int32)
+
+        def step(carry, layer):
+            (x, kept), (params, index) = carry, layer
+            x = activation_sharding.constrain(x, "batch", ...)
+            x = _block(x, params, attend, cos_sin, config, dtype)
+            x = activation_sharding.constrain(x, "batch", ...)
+            if count:
+                kept = jax.lax.dynamic_update_index_in_dim(kept, x, index, axis=0)
+            return (x, kept), None
+
+        blocks = {name: param[...] for name, param in self.blocks.items()}
+        kept = jnp.zeros((count + 1, *x_BSD.shape), dtype) if count else ()
+        (x_BSD, kept), _ = jax.lax.scan(
+            step, (x_BSD, kept), (blocks, place_L), unroll=min(self.scan_unroll, config.depth)
+        )
+        return self._merge(x_BSD, kept, layout)
+
+    def _attend(self, layout: VisionLayout, valid_BS: jax.Array) -> Any:
+        """Returns attention of patches to those of their image."""
+        if kernel := attention_kernels.KINDS[self.attention]:
+            segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
+            return functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
+        same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
+        mask = (same_BSS & valid_BS[:, None, :])[:, None]
+        return functools.partial(jax.nn.dot_product_attention, mask=mask)
+
+    def _merge(self, x_BSD: jax.Array, kept: Any, layout: VisionLayout) -> jax.Array:
+        config, dtype = self.config, self.dtype
+        unit, eps = config.spatial_merge_size**2, config.norm_eps
+
+        def shuffle(x):
+            return rearrange(x, "b (u k) d -> b u (k d)", k=unit)
+
+        def norm(x, params):
+            return layer_norm(x, params["norm"], params["norm_bias"], eps)
+
+        params = {name: p[...] for name, p in self.merger.items()}
+        parts = [_project(shuffle(norm(x_BSD, params)), params, dtype)]
+        for i in range(len(config.deepstack_layers)):
+            params = {name: p[i] for name, p in self.deepstack.items()}
+            parts.append(_project(norm(shuffle(kept[i]), params), params, dtype))
+        features_BMD = jnp.concatenate(parts, axis=-1)
+        valid_BM1 = layout.token_index_BM[..., None] >= 0
+        return activation_sharding.constrain(jnp.where(valid_BM1, features_BMD, 0), "batch", ...)
+
+
+def _parameters(axes, shapes, norms, stack, *, param_dtype, rngs) -> nnx.Dict:
+    """Makes linear layers with biases, and layer norms, each stacked if `stack` has a number."""
+    linear, found, layers = nnx.initializers.lecun_normal(), nnx.Dict(), ("layers",) * len(stack)
+    for name, (inputs, outputs) in axes.items():
+        shape = shapes[name]
+        keys = jax.random.split(rngs.params(), stack)
+        make = functools.partial(linear, shape=shape, dtype=param_dtype)
+        value = jax.vmap(make)(keys) if stack else make(keys)
+        found[name] = nnx.Param(value, axes=(*layers, inputs, outputs))
+        bias = jnp.zeros((*stack, shape[1]), param_dtype)
+        found[f"{name}_bias"] = nnx.Param(bias, axes=(*layers, outputs))
+    for name, width in norms.items():
+        for part, fill in ((name, 1), (f"{name}_bias", 0)):
+            value = jnp.full((*stack, width), fill, param_dtype)
+            found[part] = nnx.Param(value, axes=(*layers, "vision_embed"))
+    return found
+
+
+def _fit(patches_BSC: jax.Array, size: int) -> jax.Array:
+    """Pads or cuts the patches of rows to the length of their sequence; only padding is cut."""
+    missing = size - patches_BSC.shape[1]
+    if missing <= 0:
+        return patches_BSC[:, :size]
+    return jnp.pad(patches_BSC, [(0, 0), (0, missing), (0, 0)])
+
+
+def _interpolated(table: jax.Array, layout: VisionLayout, config: VisionConfig) -> jax.Array:
+    """Computes learned positions [B, S, D], float32: the table is laid over each image's grid.
+
+    The corners of table and grid meet, and what lies between entries is interpolated on both axes.
+    """
+    side, width = config.position_side, config.hidden_size
+    at = layout.hw_BS2.astype(jnp.float32) * (side - 1)
+    at /= jnp.maximum(layout.grid_BS2 - 1, 1).astype(jnp.float32)
+    low = jnp.floor(at)
+    high_share = at - low
+    low = low.astype(jnp.int32)
+    high = jnp.minimum(low + 1, side - 1)
+    table = table.astype(jnp.float32)
+    total = jnp.zeros((*layout.image_BS.shape, width), jnp.float32)
+    for rows, row_share in ((low, 1 - high_share), (high, high_share)):
+        for columns, share in ((low, 1 - high_share), (high, high_share)):
+            entry = table[rows[..., 0] * side + columns[..., 1]]
+            total += entry * (row_share[..., 0] * share[..., 1])[..., None]
+    return total
+
+
+def _block(x_BSD, params, attend, cos_sin, config, dtype):
+    """Runs one pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
+    params = {name: p.astype(dtype) for name, p in params.items()}
+    h_BSD = layer_norm(x_BSD, params["norm1"], params["norm1_bias"], config.norm_eps)
+    qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
+    q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
+    q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
+    attended = rearrange(attend(q, k, v), "b s h k -> b s (h k)")
+    # Product and bias first: the residual stream is larger, and rounds more coarsely.
+    x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])
+    h_BSD = layer_norm(x_BSD, params["norm2"], params["norm2_bias"], config.norm_eps)
+    h_BSD = jax.nn.gelu(h_BSD @ params["fc1"] + params["fc1_bias"], approximate=True)
+    return x_BSD + (h_BSD @ params["fc2"] + params["fc2_bias"])
+
+
+def _project(x_BMD: jax.Array, params: dict[str, jax.Array], dtype: Any) -> jax.Array:
+    """Runs the two linear layers of a merger."""
+    params = {name: p.astype(dtype) for name, p in params.items()}
+    x_BMD = jax.nn.gelu(x_BMD @ params["fc1"] + params["fc1_bias"], approximate=False)
+    return x_BMD @ params["fc2"] + params["fc2_bias"]

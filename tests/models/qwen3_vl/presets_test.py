@@ -1,0 +1,161 @@
+"""The published sizes: parameters, tensors and files, and where a mesh wants them."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import published
+import pytest
+import torch
+from flax import nnx
+from jax.sharding import AbstractMesh
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from speciarl_jax.models import family
+from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.qwen3_vl import presets
+from speciarl_jax.models.qwen3_vl.config import ModelConfig
+from speciarl_jax.models.vision_language import VisionLanguageModel
+from speciarl_jax.runtime import sharding
+
+# As the model hub shows them.
+PUBLISHED = {
+    "2B": 2_127_532_032,
+    "4B": 4_437_815_808,
+    "8B": 8_767_123_696,
+    "32B": 33_357_390_064,
+}
+MESHES = ((1, 16, 1), (1, 4, 4), (2, 4, 2), (4, 1, 4))
+
+
+@functools.cache
+def parameters(size, lora_rank=0):
+    """Path -> abstract parameter."""
+
+    def make():
+        return VisionLanguageModel(presets.config(size), lora_rank=lora_rank, rngs=nnx.Rngs(0))
+
+    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
+
+
+def size_of(variable):
+    return math.prod(variable.shape)
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_a_size_has_as_many_parameters_as_the_published_weights(size):
+    assert sum(map(size_of, parameters(size).values())) == PUBLISHED[size]
+
+
+@pytest.mark.parametrize("size", ["2B", "8B"])
+def test_names_and_shapes_are_those_of_transformers(size):
+    """Tied and untied heads, and both encoders."""
+    config = presets.config(size)
+    with torch.device("meta"):
+        theirs = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config.to_hf()))
+    want = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+    got = {}
+    for path, source in hf_checkpoint.sources(config).items():
+        shape = parameters(size)[path].shape
+        shape = shape[1:] if source.stacked else shape
+        if source.layout == "patches":
+            sides = config.vision.temporal_patch_size, *[config.vision.patch_size] * 2
+            shape = (shape[1], config.vision.in_channels, *sides)
+        if source.layout == "transposed":
+            shape = shape[::-1]
+        assert len(source.names) == (parameters(size)[path].shape[0] if source.stacked else 1)
+        got |= dict.fromkeys(source.names, shape)
+    assert got == want and sources_count(size) == len(want)
+
+
+def sources_count(size):
+    return sum(len(s.names) for s in hf_checkpoint.sources(presets.config(size)).values())
+
+
+def test_the_published_index_of_the_8b_encoder_and_layers_has_749_tensors():
+    """Of a model without a head, as the embedding model of that size is published."""
+    names = {n for s in hf_checkpoint.sources(presets.config("8B")).values() for n in s.names}
+    assert names - {"lm_head.weight"} == published.qwen3_vl_names(layers=36, blocks=27, deepstack=3)
+    assert len(names) == 750
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_a_size_is_read_back_from_the_config_that_transformers_makes_of_it(size):
+    config = presets.config(size)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert ModelConfig.from_hf(Qwen3VLConfig(**config.to_hf()).to_dict()) == config
+
+
+@pytest.mark.parametrize("size", published.QWEN3_VL_CONFIGS)
+def test_the_published_config_gives_the_dimensions_of_its_size(size):
+    settings = published.QWEN3_VL_CONFIGS[size]
+    assert family.config_from_hf(settings) == presets.config(size)
+    assert family.preset(f"qwen3_vl_{size}") == presets.config(size)
+
+
+def test_what_a_vision_config_leaves_out_is_what_transformers_takes():
+    theirs = Qwen3VLConfig().vision_config
+    settings = published.QWEN3_VL_CONFIGS["8B"]
+    got = ModelConfig.from_hf(settings | {"vision_config": {"out_hidden_size": 4096}}).vision
+    for name in ("depth", "hidden_size", "intermediate_size", "num_heads", "patch_size"):
+        assert getattr(got, name) == getattr(theirs, name), name
+    for name in ("temporal_patch_size", "spatial_merge_size", "num_position_embeddings"):
+        assert getattr(got, name) == getattr(theirs, name), name
+    assert got.deepstack_layers == tuple(theirs.deepstack_visual_indexes)
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("model_type", "qwen3_vl_moe", "model_type 'qwen3_vl_moe'.*'qwen2_5_vl', 'qwen3_vl'"),
+        ("text_config.attention_bias", True, "attention_bias, which is not implemented"),
+        ("text_config.hidden_act", "gelu", "hidden_act 'gelu' is not implemented"),
+        ("text_config.rope_scaling.mrope_interleaved", False, "mrope_interleaved False"),
+        ("text_config.rope_scaling.mrope_section", [24, 20], "three numbers must sum to half"),
+        ("text_config.hidden_size", "48", "'48', which must be a whole number of at least 1"),
+        ("vision_config.hidden_act", "silu", "vision hidden_act 'silu' is not implemented"),
+        ("vision_config.num_position_embeddings", 2300, "2300 is not the square"),
+        ("vision_config.deepstack_visual_indexes", [8, 8], "ascending order and each once"),
+        ("vision_config.deepstack_visual_indexes", [8, 27], "some of the 27 blocks"),
+        ("vision_config.out_hidden_size", 3584, "3584 channels, the decoder reads 4096"),
+        ("text_config.num_hidden_layers", 2, "3 blocks.*as many decoder layers.*there are 2"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_by_its_key(key, value, said):
+    settings = published.copy_of(published.QWEN3_VL_CONFIGS["8B"])
+    *sections, name = key.split(".")
+    place = functools.reduce(lambda part, section: part[section], sections, settings)
+    place[name] = value
+    with pytest.raises(ValueError, match=said):
+        family.config_from_hf(settings)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("size", ["4B", "8B"])
+def test_every_parameter_lies_on_a_mesh_of_16_devices(size, sizes):
+    mesh = AbstractMesh(sizes, sharding.AXES)
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    whole, on_a_chip = 0, 0
+    for path, variable in parameters(size, 64).items():
+        name = ".".join(map(str, path))
+        where = sharding.param_sharding(mesh, name, variable.shape, variable.axes)
+        if not isinstance(variable, nnx.LoRAParam):
+            whole += size_of(variable)
+            on_a_chip += math.prod(where.shard_shape(variable.shape))
+    # Norms, biases and the table of positions are cut on one axis of the mesh only.
+    assert whole / parts <= on_a_chip < 1.01 * whole / parts
+
+
+def test_adapters_lie_on_every_linear_layer_of_the_decoder():
+    adapters = [p for p in parameters("4B", 64).values() if isinstance(p, nnx.LoRAParam)]
+    width, heads, kv, mlp = 2560, 32 * 128, 8 * 128, 9728
+    a_layer = 2 * (width + heads) + 2 * (width + kv) + 3 * (width + mlp)
+    assert sum(map(size_of, adapters)) == 36 * 64 * a_layer
+    assert {p.dtype for p in adapters} == {jnp.dtype("float32")}
+
+
+def test_an_unknown_size_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'7B'.*'2B', '4B', '8B', '32B'"):
+        presets.config("7B")
+    with pytest.raises(ValueError, match="'qwen3_vl_7b'.*'qwen3_vl_4b'"):
+        family.preset("qwen3_vl_7b")
