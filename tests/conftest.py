@@ -149,6 +149,16 @@ def policy_folder(tmp_path_factory, compilation_cache):
 
 
 @pytest.fixture(scope="session")
+def qwen3_folder(policy_folder, tmp_path_factory):
+    """A random Qwen3-VL in the Hugging Face layout."""
+    import qwen3_policy
+
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    qwen3_policy.make_policy(folder, policy_folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_config(policy_folder):
     """section__key=value, ... -> a configuration of a training run of seconds."""
     import small_run

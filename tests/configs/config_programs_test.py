@@ -6,6 +6,7 @@ The policy has the dimensions of the published checkpoint, and no weights.
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import plans
@@ -15,9 +16,8 @@ import configs
 from configs import base, static_map
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.experiment import algorithm, validate_config
-from speciarl_jax.models import load_policy
+from speciarl_jax.models import family, load_policy
 from speciarl_jax.models.checkpoints import hf_checkpoint
-from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.runtime import plugins, sharding
 from speciarl_jax.tools.plan import programs
 from speciarl_jax.training import rl_step
@@ -43,6 +43,11 @@ DEVICES = {
     "cub_3b_v5e4": 4,
     "cub_v5p8": 4,
     "cub_v6e8": 8,
+    "cub_qwen3_vl_2b": 4,
+    "cub_qwen3_vl_2b_one_chip": 1,
+    "cub_qwen3_vl_4b": 4,
+    "cub_qwen3_vl_4b_one_chip": 1,
+    "cub_qwen3_vl_8b_v6e8": 8,
 }
 # What decides the programs of a step, but for the size of the images.
 SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
@@ -63,7 +68,8 @@ def mesh_of(name, config):
 def dimensions(name):
     if of_quickstart(name):
         return hf_checkpoint.read_config(load_policy.model_folder("emoji_tiny"))
-    return presets.config("3B" if "3b" in name else "7B")
+    size = re.search(r"qwen3_vl_\d+b", name)
+    return family.preset(size.group() if size else "3b" if "3b" in name else "7b")
 
 
 @pytest.mark.parametrize("name", [*NAMES, *CHAINED])
@@ -130,5 +136,5 @@ def test_the_programs_have_the_shapes_of_the_configuration(name):
     assert samples is None or samples.reward_KN.shape == (config.train.num_logged_images, rollouts)
     assert all(value.shape == () for value in metrics.values())
     adapters = sum(x.size for x in jax.tree.leaves(state.lora))
-    if not of_quickstart(name) and "3b" not in name:
+    if dimensions(name) == family.preset("7b"):
         assert round(adapters / 1e6, 1) == 161.5  # the paper's figure for r = 64

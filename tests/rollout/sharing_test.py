@@ -1,5 +1,6 @@
 """What a group shares, and what decoding leaves out, against plain counterparts, in float32."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,17 +9,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from speciarl_jax.models import family
 from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.image_tokens import mrope_positions
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
-from speciarl_jax.models.qwen2_5_vl.window_layout import vision_layout
+from speciarl_jax.models.qwen3_vl import config as qwen3_vl
 from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import slot_compaction
 from speciarl_jax.rollout.generate import generate
 from speciarl_jax.rollout.logprobs import answer_logprobs
 
 VOCAB, IMAGE, EOS = 24, 20, 3
+TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": 21,
+    "vision_start_token_id": 22,
+    "vision_end_token_id": 23,
+    "eos_token_id": (EOS,),
+}
 CONFIG = ModelConfig(
     text=TextConfig(
         vocab_size=VOCAB,
@@ -39,12 +48,26 @@ CONFIG = ModelConfig(
         window_size=8,
         full_attention_layers=(0,),
     ),
-    image_token_id=IMAGE,
-    video_token_id=21,
-    vision_start_token_id=22,
-    vision_end_token_id=23,
-    eos_token_id=(EOS,),
+    **TOKENS,
 )
+# The same with features that the first of three layers adds, and the second.
+DEEPSTACK = qwen3_vl.ModelConfig(
+    text=dataclasses.replace(
+        CONFIG.text, num_layers=3, qkv_bias=False, qk_norm=True, mrope_interleaved=True
+    ),
+    vision=qwen3_vl.VisionConfig(
+        depth=2,
+        hidden_size=16,
+        intermediate_size=24,
+        num_heads=2,
+        out_hidden_size=32,
+        patch_size=2,
+        num_position_embeddings=9,
+        deepstack_layers=(0, 1),
+    ),
+    **TOKENS,
+)
+POLICIES = {"plain": CONFIG, "deepstack": DEEPSTACK}
 BANNED = np.arange(VOCAB) >= IMAGE
 # Tokens that may be sampled, by how often an answer ends then. "often": each group at many times.
 SAMPLED = {"often": [EOS, 4, 5], "rarely": range(EOS, IMAGE), "never": range(4, IMAGE)}
@@ -54,12 +77,12 @@ IMAGES = 3
 
 
 @functools.cache
-def make_policy(scan_unroll=1, dtype=jnp.float32):
+def make_policy(scan_unroll=1, dtype=jnp.float32, kind="plain"):
     """graphdef, adapters that do something, and base."""
 
     def make():
         return VisionLanguageModel(
-            CONFIG,
+            POLICIES[kind],
             dtype=dtype,
             param_dtype=dtype,
             lora_rank=3,
@@ -78,18 +101,19 @@ def make_policy(scan_unroll=1, dtype=jnp.float32):
 
 
 @functools.cache
-def make_batch():
+def make_batch(kind="plain"):
     """Prompts of three lengths, padded on the left, and a row that only pads the batch."""
+    config = POLICIES[kind]
     rng = np.random.default_rng(1)
     grids = [[(4, 4)]] * IMAGES
     rows = [[5, 22, *[IMAGE] * 4, 23, *rng.integers(4, 19, 2 + 2 * i)] for i in range(IMAGES)]
     length = max(map(len, rows))
     tokens = np.array([[0] * (length - len(r)) + list(r) for r in rows], np.int32)
     mask = np.array([[False] * (length - len(r)) + [True] * len(r) for r in rows])
-    positions, following = mrope_positions(tokens, mask, grids, CONFIG)
+    positions, following = mrope_positions(tokens, mask, grids, config)
     return PromptBatch(
-        patches_BSC=rng.normal(size=(IMAGES, 16, CONFIG.vision.patch_dim)).astype(np.float32),
-        layout=vision_layout(grids, CONFIG.vision),
+        patches_BSC=rng.normal(size=(IMAGES, 16, config.vision.patch_dim)).astype(np.float32),
+        layout=family.of(config).vision_layout(grids, config.vision),
         tokens_BP=tokens,
         mask_BP=mask,
         positions_B3P=positions.swapaxes(0, 1),
@@ -129,27 +153,30 @@ def whole_sequences(
 
 
 @pytest.mark.parametrize(
-    "answers, length, chunk, frozen_head",
+    "kind, answers, length, chunk, frozen_head",
     [
-        (4, 7, 3, True),
-        (4, 7, 3, False),
-        (1, 7, 100, True),
-        (3, 1, 16, True),
-        pytest.param(1, 7, 100, False, marks=pytest.mark.slow),
-        pytest.param(3, 1, 16, False, marks=pytest.mark.slow),
+        ("plain", 4, 7, 3, True),
+        ("plain", 4, 7, 3, False),
+        ("plain", 1, 7, 100, True),
+        ("plain", 3, 1, 16, True),
+        ("deepstack", 4, 7, 3, True),
+        pytest.param("plain", 1, 7, 100, False, marks=pytest.mark.slow),
+        pytest.param("plain", 3, 1, 16, False, marks=pytest.mark.slow),
+        pytest.param("deepstack", 3, 1, 16, False, marks=pytest.mark.slow),
     ],
 )
-def test_shared_rows_equal_whole_sequences(answers, length, chunk, frozen_head):
+def test_shared_rows_equal_whole_sequences(kind, answers, length, chunk, frozen_head):
     """Ragged answers, N = 1, answers of one token; values to 1e-5 and gradients to 1e-4."""
-    graphdef, lora, base = make_policy()
-    batch, rng = make_batch(), np.random.default_rng(2)
+    graphdef, lora, base = make_policy(kind=kind)
+    batch, rng = make_batch(kind), np.random.default_rng(2)
     lengths = rng.integers(1, length + 1, (IMAGES, answers, 1))
     # One answer never ends.
     lengths[0, 0] = length
     mask = np.arange(length) < lengths
     tokens = np.where(mask, rng.integers(4, IMAGE, mask.shape), EOS).astype(np.int32)
     weight = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
-    features = jnp.asarray(rng.normal(size=(IMAGES, 4, 32)), jnp.float32)
+    size = (IMAGES, 4, POLICIES[kind].vision.feature_size)
+    features = jnp.asarray(rng.normal(size=size), jnp.float32)
 
     def shared(lora, features):
         policy = nnx.merge(graphdef, lora, base)
@@ -237,8 +264,8 @@ def banned_if(ends):
 
 
 @functools.cache
-def sampler(num_rollouts, max_tokens, scan_unroll, **options):
-    graphdef, _, _ = make_policy(scan_unroll)
+def sampler(num_rollouts, max_tokens, scan_unroll, kind, **options):
+    graphdef, _, _ = make_policy(scan_unroll, kind=kind)
 
     def program(lora, base, batch, banned_V, temperature):
         policy = nnx.merge(graphdef, lora, base)
@@ -260,16 +287,24 @@ def sampler(num_rollouts, max_tokens, scan_unroll, **options):
 
 
 @functools.cache
-def sampled(num_rollouts=6, max_tokens=9, ends="often", scan_unroll=1, temperature=3.0, **options):
-    _, lora, base = make_policy(scan_unroll)
-    program = sampler(num_rollouts, max_tokens, scan_unroll, **options)
-    drawn = program(lora, base, make_batch(), banned_if(ends), np.float32(temperature))
+def sampled(
+    num_rollouts=6,
+    max_tokens=9,
+    ends="often",
+    scan_unroll=1,
+    temperature=3.0,
+    kind="plain",
+    **options,
+):
+    _, lora, base = make_policy(scan_unroll, kind=kind)
+    program = sampler(num_rollouts, max_tokens, scan_unroll, kind, **options)
+    drawn = program(lora, base, make_batch(kind), banned_if(ends), np.float32(temperature))
     return jax.tree.map(np.asarray, drawn)
 
 
-@quick
-def scores_of(lora, base, batch, tokens_BNT, banned_V):
-    policy = nnx.merge(make_policy()[0], lora, base)
+@functools.partial(jax.jit, static_argnames="kind", compiler_options=QUICK)
+def scores_of(lora, base, batch, tokens_BNT, banned_V, kind="plain"):
+    policy = nnx.merge(make_policy(kind=kind)[0], lora, base)
     features = policy.encode_images(batch.patches_BSC, batch.layout)
     return whole_sequences(policy, batch, features, tokens_BNT, 1.0, banned=banned_V)[0]
 
@@ -288,6 +323,11 @@ def scores_of(lora, base, batch, tokens_BNT, banned_V):
         pytest.param(2, 70, "never", {}, marks=pytest.mark.slow),
         pytest.param(5, 70, "rarely", {"num_compactions": 2}, marks=pytest.mark.slow),
         (5, 70, "rarely", {"num_compactions": 2, "merge_lora": True, "scan_unroll": 2}),
+        (6, 9, "often", {"num_compactions": 9, "kind": "deepstack"}),
+        pytest.param(
+            *(4, 9, "never", {"scan_unroll": 3, "merge_lora": True, "kind": "deepstack"}),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -296,8 +336,10 @@ def test_decoding_gives_the_log_probabilities_of_whole_sequences(
 ):
     """70 tokens are read in more than one number of columns; prompts are padded on the left."""
     rollout = sampled(num_rollouts, max_tokens, ends, temperature=1.0, **options)
-    _, lora, base = make_policy()
-    want = np.asarray(scores_of(lora, base, make_batch(), rollout.tokens_BNT, banned_if(ends)))
+    kind = options.get("kind", "plain")
+    _, lora, base = make_policy(kind=kind)
+    arguments = make_batch(kind), rollout.tokens_BNT, banned_if(ends)
+    want = np.asarray(scores_of(lora, base, *arguments, kind=kind))
     mask = rollout.mask_BNT
     lengths = mask[:2].sum(axis=-1)
     if ends == "never":

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from small_run import arrays
+from small_run import arrays, small_run
 
 from speciarl_jax.runtime import sharding
 from speciarl_jax.training import state as state_lib
@@ -16,20 +16,22 @@ ONE = (1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "mesh",
+    "folder, mesh",
     [
-        (2, 2, 2),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        ("policy_folder", (2, 2, 2)),
+        pytest.param("policy_folder", (8, 1, 1), marks=pytest.mark.slow),
+        pytest.param("policy_folder", (1, 8, 1), marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (1, 8, 1), marks=pytest.mark.slow),
     ],
 )
 def test_a_step_gives_the_same_numbers_on_every_mesh(
-    policy_folder, start_program, tmp_path, run, mesh
+    folder, mesh, request, start_program, tmp_path
 ):
     """One step on one device and on eight, in a process with eight devices."""
-    out = tmp_path / "found.npz"
+    out, folder = tmp_path / "found.npz", request.getfixturevalue(folder)
     process = start_program(
-        "mesh_program", devices=8, policy=str(policy_folder), out=str(out), meshes=[ONE, mesh]
+        "mesh_program", devices=8, policy=str(folder), out=str(out), meshes=[ONE, mesh]
     )
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
@@ -39,7 +41,7 @@ def test_a_step_gives_the_same_numbers_on_every_mesh(
         found.setdefault(tuple(map(int, on)), {})[name] = value
     got, want = found[mesh], found[ONE]
     assert got.keys() == want.keys()
-    before = {f"['lora']{name}": value for name, value in arrays(run.lora).items()}
+    before = {f"['lora']{name}": value for name, value in arrays(small_run(folder).lora).items()}
     moved = 0.0
     for name, value in want.items():
         if "tokens" in name or "mask" in name or "category" in name:
