@@ -58,7 +58,12 @@ def _model() -> ml_collections.ConfigDict:
     # Frozen linear layers of the decoder: "param_dtype", as above; or "int8" with a scale for each
     # output channel, which takes half of bfloat16's memory.
     model.base_weights = "param_dtype"
-    model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the decoder
+    model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the targets
+    # What has adapters: "decoder", the text decoder; "merger", the layers that merge the patches of
+    # an image token; "encoder", the blocks of the vision encoder. With one of the last two, images
+    # are encoded again in every update, and neither data.vision_cache nor dynamic sampling is
+    # possible.
+    model.lora_targets = ("decoder",)
     model.lora_alpha = 32.0  # the product of an adapter is scaled by lora_alpha / lora_rank
     model.scan_unroll = 1  # layers in each iteration of the loop over layers
     # Attention over whole sequences (prompts, images, completions in the update). "xla" stores the

@@ -5,6 +5,7 @@ import functools
 import jax
 import ml_collections
 
+from speciarl_jax.models import lora
 from speciarl_jax.models.decoder import remat
 from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.runtime import sharding
@@ -79,7 +80,24 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             "config.model.base_weights is 'int8'; switch one of them off"
         )
     remat.policy(config.train.remat)
+    check_targets(config)
     check_loss(config.loss)
+
+
+def check_targets(config: ml_collections.ConfigDict) -> None:
+    """Refuses adapters on the encoder beside what takes its features as fixed (ValueError)."""
+    if lora.check_targets(config.model.lora_targets) == ("decoder",):
+        return
+    for key, off in (
+        ("data.vision_cache.place", "none"),
+        ("train.dynamic_sampling.max_rounds", 0),
+    ):
+        if (value := _value(config, key)) != off:
+            raise ValueError(
+                f"config.model.lora_targets {tuple(config.model.lora_targets)} trains the vision "
+                f"encoder, but config.{key} {value!r} keeps features of images that it will have "
+                f"changed; set that to {off!r}, or the targets to ('decoder',)"
+            )
 
 
 def check_cuts(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -73,7 +73,7 @@ def load(
 
 def model_options(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Returns the arguments of `VisionLanguageModel` that a configuration chooses."""
-    kept = ("lora_rank", "lora_alpha", "scan_unroll", "base_weights")
+    kept = ("lora_rank", "lora_alpha", "lora_targets", "scan_unroll", "base_weights")
     chosen = {name: config.model[name] for name in kept}
     return {**dtypes(config), **chosen, "attention": attention_kind(config, mesh)}
 

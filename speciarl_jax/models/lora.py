@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on stacked linear layers."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,48 @@ import qwix
 from flax import nnx
 
 from speciarl_jax.models import int8
+
+# What of a policy may have adapters: all linear layers of the text decoder, those that merge the
+# patches of a token, and those of the vision encoder's blocks.
+TARGETS = ("decoder", "merger", "encoder")
+
+
+def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """Returns `config.model.lora_targets` in the order of `TARGETS`.
+
+    Raises:
+      ValueError: one is unknown, or there are none.
+    """
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown or not targets or isinstance(targets, str):
+        raise ValueError(
+            f"config.model.lora_targets is {targets!r}; name one or more of {TARGETS}, "
+            "('decoder',) for instance"
+        )
+    return tuple(target for target in TARGETS if target in targets)
+
+
+def target_of(kernel: tuple[str, ...]) -> str:
+    """Returns which of `TARGETS` a kernel of a linear layer belongs to, by its path in a policy."""
+    if kernel[0] == "decoder":
+        return "decoder"
+    return "encoder" if kernel[1] == "blocks" else "merger"
+
+
+def path_of(kernel: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns where the adapter of a kernel lies in a policy, without `_a` or `_b` at the end."""
+    if kernel[0] == "visual":
+        return ("visual", "lora", "_".join(kernel[1:]))
+    return (kernel[0], "lora", kernel[-1])
+
+
+def pair_of(
+    state: Mapping[tuple[str, ...], Any], kernel: tuple[str, ...]
+) -> tuple[Any, Any] | None:
+    """Returns both halves of the adapter of a kernel in a flat state, or None."""
+    *root, name = path_of(kernel)
+    halves = tuple(state.get((*root, f"{name}_{half}")) for half in "ab")
+    return None if halves[0] is None else halves
 
 
 def adapters(

@@ -1,12 +1,13 @@
 """A policy of any family: its vision encoder and the shared decoder, joined."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from speciarl_jax.models import family
+from speciarl_jax.models import family, lora
 from speciarl_jax.models.decoder.decoder import Decoder
 from speciarl_jax.models.policy_config import PolicyConfig
 
@@ -27,7 +28,10 @@ class VisionLanguageModel(nnx.Module):
         scan_unroll: int = 1,
         attention: str = "xla",
         rngs: nnx.Rngs,
-        **of_decoder: Any,
+        lora_rank: int = 0,
+        lora_alpha: float = 1.0,
+        lora_targets: Sequence[str] = ("decoder",),
+        base_weights: str = "param_dtype",
     ):
         """Draws random weights; `hf_checkpoint.load` fills them from a checkpoint.
 
@@ -37,7 +41,13 @@ class VisionLanguageModel(nnx.Module):
           scan_unroll: layers in one turn of the loop over layers.
           attention: kernel for whole sequences, one of `attention_kernels.KINDS`.
           rngs: with a `params` stream.
-          **of_decoder: `lora_rank`, `lora_alpha` and `base_weights` of `Decoder`.
+          lora_rank: r of the adapters; 0 for none.
+          lora_alpha: the adapters are scaled by alpha / r.
+          lora_targets: what has adapters, some of `lora.TARGETS`.
+          base_weights: of the decoder's linear layers, one of `decoder_weights.BASE_WEIGHTS`.
+
+        Raises:
+          ValueError: an option that is unknown.
         """
         self.config = config
         common = {
@@ -47,16 +57,38 @@ class VisionLanguageModel(nnx.Module):
             "attention": attention,
             "rngs": rngs,
         }
-        self.visual = family.of(config).encoder(config.vision, **common)
-        self.decoder = Decoder(config.text, **common, **of_decoder)
+        targets = lora.check_targets(lora_targets)
+        self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
+        vision_targets = tuple(t for t in targets if t != "decoder") if lora_rank else ()
+        self.visual = family.of(config).encoder(
+            config.vision,
+            **common,
+            lora_rank=lora_rank,
+            lora_scale=self.lora_scale,
+            lora_targets=vision_targets,
+        )
+        self.decoder = Decoder(
+            config.text,
+            **common,
+            lora_rank=lora_rank if "decoder" in targets else 0,
+            lora_alpha=lora_alpha,
+            base_weights=base_weights,
+        )
 
-    def encode_images(self, patches_BSC: jax.Array, layout: Any) -> jax.Array:
+    @property
+    def trains_encoder(self) -> bool:
+        """Says whether the vision encoder or its merger has adapters: features then change."""
+        return bool(self.visual.lora)
+
+    def encode_images(
+        self, patches_BSC: jax.Array, layout: Any, *, use_lora: bool = True
+    ) -> jax.Array:
         """Returns features [B, M, E] of the images' merged tokens, as the family's encoder does.
 
         E is `config.vision.feature_size`: D values that stand for a token, and perhaps more that
         the decoder's first layers add (`decoder.deepstack`).
         """
-        return self.visual(patches_BSC, layout)
+        return self.visual(patches_BSC, layout, use_lora=use_lora)
 
     def embed(self, tokens_BP: jax.Array, features_BME: jax.Array | None) -> jax.Array:
         """Embeds prompts; the k-th image placeholder of a row takes the row's k-th feature.

@@ -35,6 +35,7 @@ def answer_logprobs(
     remat: str = "none",
     frozen_head: bool = False,
     reference: bool = False,
+    reference_features_BMD: jax.Array | None = None,
 ) -> AnswerScores:
     """Log-probability and entropy at each token of N answers about each image.
 
@@ -54,8 +55,12 @@ def answer_logprobs(
       frozen_head: the head is not trained. Then the backward pass does not run it again, and no
         gradient reaches it.
       reference: also score with LoRA off, in the same pass over the same weights.
+      reference_features_BMD: of the frozen encoder, if the policy trains its own; else None.
     """
     x_BPD = policy.embed(batch.tokens_BP, features_BMD)
+    reference_x_BPD = x_BPD if reference else None
+    if reference and reference_features_BMD is not None:
+        reference_x_BPD = policy.embed(batch.tokens_BP, reference_features_BMD)
     positions_3BP = jnp.swapaxes(batch.positions_B3P, 0, 1)
     length = tokens_BNT.shape[-1]
     # Nothing is predicted from the last token of an answer, so it is not run.
@@ -68,7 +73,7 @@ def answer_logprobs(
         position_BT,
         use_lora=use_lora,
         remat=remat,
-        reference=reference,
+        reference_x_BPE=reference_x_BPD,
     )
     score = _frozen_score if frozen_head else jax.checkpoint(_score)
 

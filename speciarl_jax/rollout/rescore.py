@@ -31,7 +31,8 @@ def answer_logp(
       graphdef: joins `lora` and `base` into the policy.
       parts: the images are scored in so many parts, one after the other, as updates do; must
         divide B.
-      use_lora: False scores with the reference policy.
+      use_lora: False scores with the reference policy. If the policy trains its vision encoder,
+        `prompt` must then have its images.
       num_length_buckets: how many widths a part is compiled for (`rollout.widths`); above 1, images
         with answers of like length share one.
       **options: of `logprobs.answer_logprobs`.
@@ -43,6 +44,9 @@ def answer_logp(
     def score(part):
         prompt, features_BMD, rollout = part
         policy = nnx.merge(graphdef, lora, base)
+        if encodes:
+            images = prompt.patches_BSC, prompt.layout
+            features_BMD = policy.encode_images(*images, use_lora=False)
 
         def narrow(tokens_BNT):
             scores = logprobs.answer_logprobs(
@@ -55,8 +59,9 @@ def answer_logp(
             narrow, rollout.tokens_BNT, rollout.mask_BNT, num_length_buckets
         )
 
-    bare = prompt.without_images()
-    whole = bare, features_BMD, rollout
+    # Features are those of the policy that sampled; the reference has an encoder of its own.
+    encodes = not use_lora and nnx.merge(graphdef, lora, base).trains_encoder
+    whole = prompt if encodes else prompt.without_images(), features_BMD, rollout
     order_SR = (
         length_buckets.by_length(rollout.mask_BNT, parts)
         if min(parts, num_length_buckets) > 1

@@ -30,7 +30,7 @@ class Groups:
     """Holds the groups of rollouts of a batch with their verdicts."""
 
     prompt: PromptBatch  # images and prompts; a group with `weight_B` 0 is not learned from
-    features_BMD: jax.Array  # output of the frozen vision encoder
+    features_BMD: jax.Array  # output of the vision encoder that sampling saw
     rollout: Rollout
     category_BN: jax.Array  # int32 `Category`
     valid_BN: jax.Array  # bool, whether a verdict exists
@@ -55,7 +55,7 @@ class UpdateBatch:
     """Holds everything an update needs; no array depends on the policy that is updated."""
 
     prompt: PromptBatch
-    features_BMD: jax.Array  # output of the frozen vision encoder for `prompt`
+    features_BMD: jax.Array  # output of the vision encoder for `prompt` that sampling saw
     rollout: Rollout
     advantage_BN: jax.Array  # float32
     valid_BN: jax.Array  # bool, rollouts that take part in the update

@@ -69,6 +69,7 @@ ADDED = {
     "evaluation.images": 256,
     "evaluation.verifier.name": "",
     "evaluation.weights.preset": "",
+    "model.lora_targets": ["decoder"],
     "train.max_correctness_drop": 0.0,
     "train.stop_after": 0,
     "verifier.cascade.judge": "",

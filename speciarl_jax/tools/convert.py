@@ -91,11 +91,12 @@ def read_run(
     config = policy_sources.read_config(workdir)
     base = _base_folder(model or config.model.path, workdir)
     model_config = hf_checkpoint.read_config(base)
+    targets = lora_lib.check_targets(tuple(config.model.lora_targets))
     adapter = peft.AdapterConfig(
-        config.model.lora_rank, config.model.lora_alpha, str(base.resolve())
+        config.model.lora_rank, config.model.lora_alpha, str(base.resolve()), targets=targets
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-    fresh = peft.abstract_lora(model_config, adapter.rank)
+    fresh = peft.abstract_lora(model_config, adapter.rank, targets)
     lora = policy_sources.trained(mesh, fresh, epath.Path(workdir), step, base)
     adapter = dataclasses.replace(adapter, base_weights=stored_weights.fingerprint(base))
     return Trained(base, model_config, adapter, lora, config.model.param_dtype)
@@ -168,6 +169,7 @@ def write_merged(out: pathlib.Path, trained: Trained, *, dtype: str | None = Non
             param_dtype=jnp.dtype(dtype),
             lora_rank=trained.adapter.rank,
             lora_alpha=trained.adapter.alpha,
+            lora_targets=trained.adapter.targets,
         )
         nnx.update(policy, trained.lora)
         hf_checkpoint.save(folder, config, policy)
@@ -186,11 +188,13 @@ def _check_merged(folder: pathlib.Path, config: PolicyConfig, policy: VisionLang
     different = []
 
     def merged(path, layers):
-        a, b = (weights.get(("decoder", "lora", f"{path[-1]}_{half}")) for half in "ab")
-        if path[:2] != ("decoder", "layers") or a is None:
-            return weights[path][layers]
-        pair = (a[layers], b[layers])
-        return lora_lib.merge(weights[path][layers], pair, policy.decoder.lora_scale)
+        kernels, pair = weights[path][layers], lora_lib.pair_of(weights, path)
+        if pair is None:
+            return kernels
+        pair = tuple(half[layers] for half in pair)
+        if kernels.ndim == 3:
+            return lora_lib.merge(kernels, pair, policy.lora_scale)
+        return lora_lib.merge(kernels[None], pair, policy.lora_scale)[0]
 
     def compare(path, stored, axes):
         stacked = axes[0] == "layers"
@@ -263,9 +267,9 @@ def write_run(out: pathlib.Path, trained: Trained, config: ml_collections.Config
       ValueError: `out` is not empty, or the adapters do not fit the policy of `config`.
       RuntimeError: the written checkpoint reads back differently.
     """
-    for key in ("rank", "alpha"):
+    for key in ("rank", "alpha", "targets"):
         here, there = getattr(trained.adapter, key), config.model[f"lora_{key}"]
-        if here != there:
+        if here != (lora_lib.check_targets(there) if key == "targets" else there):
             raise ValueError(
                 f"the adapters have lora_{key} {here}, the configuration says {there}; give "
                 f"--config.model.lora_{key}={here}"

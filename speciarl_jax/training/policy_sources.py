@@ -169,6 +169,7 @@ def _of_folder(spec: str, name: str, place: str, step: int | None) -> Policy:
 def _adapter(name: str, folder: epath.Path) -> Policy:
     adapter = peft.read_adapter_config(folder)
     model = {"lora_rank": adapter.rank, "lora_alpha": float(adapter.alpha)}
+    model["lora_targets"] = adapter.targets
     if (base := load_policy.base_folder(adapter.base)) is not None:
         model["path"] = str(base)
 

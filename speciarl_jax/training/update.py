@@ -55,8 +55,10 @@ def update(
         policy = nnx.merge(graphdef, lora, base)
         return _loss(policy, *part, algorithm=algorithm, banned_V=banned_V)
 
-    # The images themselves are not read again: their features are there.
-    whole = batch.replace(prompt=batch.prompt.without_images()), *weights
+    # The images themselves are not read again, unless the encoder learns: their features are there.
+    trains_encoder = nnx.merge(graphdef, state.lora, base).trains_encoder
+    prompt = batch.prompt if trains_encoder else batch.prompt.without_images()
+    whole = batch.replace(prompt=prompt), *weights
     if min(parts, algorithm.num_length_buckets) > 1:
         order_SR = length_buckets.by_length(batch.rollout.mask_BNT, parts)
         whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
@@ -70,10 +72,15 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
 
     `weight_BNT` aggregates the loss; `mean_BNT` aggregates metrics.
     """
+    features_BMD, frozen_BMD = part.features_BMD, None
+    if policy.trains_encoder:
+        images = part.prompt.patches_BSC, part.prompt.layout
+        features_BMD = policy.encode_images(*images)
+        frozen_BMD = policy.encode_images(*images, use_lora=False) if algorithm.kl_in_loss else None
     scores = logprobs.answer_logprobs(
         policy,
         part.prompt,
-        part.features_BMD,
+        features_BMD,
         part.rollout.tokens_BNT,
         banned_V=banned_V,
         temperature=algorithm.temperature,
@@ -81,6 +88,7 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
         remat=algorithm.remat,
         frozen_head=True,
         reference=bool(algorithm.kl_in_loss),
+        reference_features_BMD=frozen_BMD,
     )
     mask_BNT, logp_BNT, sampler_BNT = mean_BNT > 0, scores.logp_BNT, part.rollout.logp_BNT
     trainer_BNT = part.old_logp_BNT

@@ -69,6 +69,7 @@ def load(
     param_dtype: Any = jnp.bfloat16,
     lora_rank: int = 0,
     lora_alpha: float = 1.0,
+    lora_targets: Sequence[str] = ("decoder",),
     seed: int = 0,
     put: Put | None = None,
     **of_model: Any,
@@ -79,6 +80,7 @@ def load(
       folder: holds `config.json` and safetensors, in either layout of names in circulation.
       lora_rank: r, 0 for none.
       lora_alpha: the adapters are scaled by alpha / r.
+      lora_targets: what has adapters, some of `lora.TARGETS`.
       put: places a parameter on its devices (`Put`); the default device when None.
       **of_model: `dtype`, `scan_unroll`, `attention` and `base_weights` of `VisionLanguageModel`.
 
@@ -89,7 +91,7 @@ def load(
     """
     config = read_config(folder)
     reader = safetensors_io.Reader(folder)
-    lora = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
+    lora = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": lora_targets}
     model = nnx.eval_shape(
         lambda: VisionLanguageModel(
             config, param_dtype=param_dtype, rngs=nnx.Rngs(seed), **lora, **of_model
@@ -332,8 +334,9 @@ def save(
         stack = state[path]
         int8.check_exportable(stack)
         kind = jnp.dtype(stack.dtype if dtype is None else dtype)
+        adapter = lora.pair_of(state, path), model.lora_scale
         for layer, name in enumerate(source.names):
-            make = functools.partial(_export, config, model, path, source, layer, stack, kind)
+            make = functools.partial(_export, config, source, layer, stack, adapter, kind)
             count = stack.size // len(source.names)
             tensors[name] = safetensors_io.Pending(count * kind.itemsize, make)
     safetensors_io.write(
@@ -349,13 +352,12 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in name.split(".")]
 
 
-def _export(config, model, path, source, layer, stack, dtype) -> np.ndarray:
-    """Returns one tensor as it is published."""
+def _export(config, source, layer, stack, adapter, dtype) -> np.ndarray:
+    """Returns one tensor as it is published; `adapter` is a pair of stacks or None, and a scale."""
     tensor = stack[layer] if source.stacked else stack
-    adapters = model.decoder.lora
-    if path[:2] == ("decoder", "layers") and f"{path[2]}_a" in adapters:
-        pair = [adapters[f"{path[2]}_{half}"][...][layer][None] for half in "ab"]
-        tensor = lora.merge(tensor[None], pair, model.decoder.lora_scale)[0]
+    pair, scale = adapter
+    if pair is not None:
+        tensor = lora.merge(tensor[None], [half[layer][None] for half in pair], scale)[0]
     tensor = tensor.astype(dtype)
     if source.layout != "same":
         tensor = tensor.T  # on the device, which is quicker

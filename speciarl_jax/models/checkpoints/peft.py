@@ -1,14 +1,14 @@
 """LoRA in the folder layout of Hugging Face PEFT: `adapter_config.json` and safetensors.
 
-Plain LoRA of one rank on linear layers of the language model can be read, none on the vision
-encoder; what is written is on all of these layers.
+Plain LoRA of one rank on linear layers of the language model, the merger and the vision encoder's
+blocks can be read; what is written is on all such layers of the parts that have adapters.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
@@ -17,19 +17,16 @@ from absl import logging
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from speciarl_jax.models import load_policy, safetensors_io, stored_weights
+from speciarl_jax.models import family, load_policy, safetensors_io, stored_weights
+from speciarl_jax.models import lora as lora_lib
 from speciarl_jax.models.checkpoints import hf_checkpoint, peft_names
-from speciarl_jax.models.checkpoints.hf_names import DECODER_LINEARS
+from speciarl_jax.models.checkpoints.hf_names import DECODER_LINEARS, short_name
 from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.vision_language import VisionLanguageModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Key of the fingerprint of the base's weights in the metadata of the file with the tensors.
 _BASE = "base_weights"
-# A regular expression over whole module names: the vision encoder has `gate_proj` and others too.
-_TARGETS = (
-    r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-)
 # Options that change what an adapter computes, unless they are unset or empty.
 _UNSUPPORTED = (
     "use_rslora",
@@ -70,11 +67,16 @@ class AdapterConfig:
     base: str  # path or hub name of the base; may be empty
     # Fingerprint of the base (`stored_weights`); empty if unknown.
     base_weights: str = dataclasses.field(default="", compare=False)
+    targets: tuple[str, ...] = ("decoder",)  # what has adapters, some of `lora.TARGETS`
 
 
-def abstract_lora(config: PolicyConfig, rank: int) -> nnx.State:
+def abstract_lora(
+    config: PolicyConfig, rank: int, targets: Sequence[str] = ("decoder",)
+) -> nnx.State:
     """Returns the abstract adapters of a model: shapes, dtypes and axes, no numbers."""
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, lora_rank=rank, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: VisionLanguageModel(config, lora_rank=rank, lora_targets=targets, rngs=nnx.Rngs(0))
+    )
     return nnx.state(model, nnx.LoRAParam)
 
 
@@ -92,7 +94,7 @@ def save_adapter(
     stacked = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(lora)}
     tensors = {
         name: np.ascontiguousarray(layer.T)
-        for path, names in _names(config).items()
+        for path, names in _names(config, adapter.targets).items()
         for name, layer in zip(names, stacked[path], strict=True)
     }
     known = {_BASE: adapter.base_weights} if adapter.base_weights else {}
@@ -106,20 +108,29 @@ def save_adapter(
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": _TARGETS,
+        "target_modules": peft_names.targets(
+            name for names in modules_of(config, adapter.targets).values() for name in names
+        ),
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def read_adapter_config(folder: str | pathlib.Path) -> AdapterConfig:
-    """Reads `adapter_config.json`.
+    """Reads `adapter_config.json`, and from the names of the tensors which parts are adapted.
 
     Raises:
       ValueError: it is missing or no JSON, describes no LoRA, or sets an option that changes what
         the adapter computes and is not implemented here.
     """
-    return _read_settings(pathlib.Path(folder))[0]
+    folder = pathlib.Path(folder)
+    adapter = _read_settings(folder)[0]
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            targets = peft_names.targets_of(file.keys())
+    except (SafetensorError, OSError):
+        return adapter  # the tensors are refused when they are read
+    return dataclasses.replace(adapter, targets=targets or adapter.targets)
 
 
 def _read_settings(folder: pathlib.Path) -> tuple[AdapterConfig, dict[str, Any]]:
@@ -184,9 +195,10 @@ def load_adapter(
     folder = pathlib.Path(folder)
     adapter, settings = _read_settings(folder)
     tensors, metadata = _read_tensors(folder)
-    _check_modules(folder, settings, set(tensors), config.text.num_layers)
-    names = _names(config)
-    lora = abstract_lora(config, adapter.rank)
+    targets = _check_modules(folder, settings, set(tensors), config)
+    adapter = dataclasses.replace(adapter, targets=targets)
+    names = _names(config, adapter.targets)
+    lora = abstract_lora(config, adapter.rank, adapter.targets)
     variables = dict(nnx.to_flat_state(lora))
     for path, variable in variables.items():
         array = np.zeros(variable.shape, np.float32)
@@ -244,32 +256,67 @@ def warn_of_other_base(adapter: AdapterConfig, source: pathlib.Path, base: pathl
             )
 
 
+def modules_of(
+    config: PolicyConfig, targets: Sequence[str] = lora_lib.TARGETS
+) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Maps the path of an adapter, without its half, to the names of its modules in PEFT.
+
+    Args:
+      targets: parts of the policy, some of `lora.TARGETS`.
+    """
+    found = {}
+    if "decoder" in targets:
+        for linear in DECODER_LINEARS:
+            layers = range(config.text.num_layers)
+            names = tuple(peft_names.decoder_module(layer, linear) for layer in layers)
+            found["decoder", "lora", linear] = names
+    for path, source in family.of(config).vision_sources(config.vision).items():
+        if source.layout == "transposed" and lora_lib.target_of(path) in targets:
+            names = (short_name(name).removesuffix(".weight") for name in source.names)
+            found[lora_lib.path_of(path)] = tuple(f"model.{name}" for name in names)
+    return found
+
+
+def _names(config: PolicyConfig, targets: Sequence[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
+    return {
+        (*root, f"{name}_{half.lower()}"): tuple(
+            peft_names.tensor_name(module, half) for module in modules
+        )
+        for (*root, name), modules in modules_of(config, targets).items()
+        for half in "AB"
+    }
+
+
 def _check_modules(
-    folder: pathlib.Path, settings: Mapping[str, Any], found: set[str], layers: int
-) -> None:
-    """Refuses tensors that belong to no layer, halves without their other half, and no tensors."""
-    every = {(i, module) for i in range(layers) for module in DECODER_LINEARS.values()}
-    halves = {one: {peft_names.tensor_name(*one, half) for half in "AB"} for one in every}
+    folder: pathlib.Path, settings: Mapping[str, Any], found: set[str], config: PolicyConfig
+) -> tuple[str, ...]:
+    """Refuses tensors that belong to no layer, halves without their other half, and no tensors.
+
+    Returns:
+      The parts of the policy that have adapters, as in `lora.TARGETS`.
+    """
+    modules = {
+        target: {name for names in modules_of(config, (target,)).values() for name in names}
+        for target in lora_lib.TARGETS
+    }
+    halves = {
+        one: {peft_names.tensor_name(one, half) for half in "AB"}
+        for names in modules.values()
+        for one in names
+    }
     present = {one for one, names in halves.items() if names & found}
     safetensors_io.check_names(
         folder / WEIGHTS,
         found,
-        {name for one in present or every for name in halves[one]},
-        "adapters must lie on linear layers of the base's language model, and nowhere else. Was it "
-        "trained on another base, or with target_modules of the vision encoder?",
+        {name for one in present or modules["decoder"] for name in halves[one]},
+        "adapters must lie on linear layers of the base's language model, of its merger or of its "
+        "vision encoder's blocks, and nowhere else. Was it trained on another base?",
     )
+    targets = tuple(target for target, names in modules.items() if names & present)
+    every = set().union(*(modules[target] for target in targets))
     peft_names.check_targets(folder / CONFIG, settings, present, every)
-
-
-def _names(config: PolicyConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Maps the path of each stacked half of an adapter to PEFT's name of each layer's tensor."""
-    return {
-        ("decoder", "lora", f"{linear}_{half.lower()}"): tuple(
-            peft_names.tensor_name(layer, module, half) for layer in range(config.text.num_layers)
-        )
-        for linear, module in DECODER_LINEARS.items()
-        for half in "AB"
-    }
+    return targets
 
 
 def _read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -247,7 +247,7 @@ class Decoder(nnx.Module):
         *,
         use_lora: bool = True,
         remat: str = "none",
-        reference: bool = False,
+        reference_x_BPE: jax.Array | None = None,
     ) -> list[tuple[jax.Array, jax.Array]]:
         """Runs rows `[prompt | completion 1 ... completion N]`, teacher-forced and differentiable.
 
@@ -258,17 +258,20 @@ class Decoder(nnx.Module):
           position_BT: rotary position of completion token t, the same for all N.
           use_lora: False runs the frozen base.
           remat: what the backward pass computes again, a key of `remat.KINDS`.
-          reference: run the frozen base as well, without gradient, in the same loop over layers.
+          reference_x_BPE: embedded prompts for the frozen base, which then runs as well, without
+            gradient, in the same loop over layers; or None.
 
         Returns:
-          One pair, or with `reference` two: normed hidden states of the prompts [B, P, D] and of
+          One pair, or with a reference two: normed hidden states of the prompts [B, P, D] and of
           the completions [B, N, T, D].
         """
-        x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
-        _, prompt, _ = x_BPD.shape
-        _, answers, length = tokens_BNT.shape
+        prompt, (_, answers, length) = mask_BP.shape[1], tokens_BNT.shape
         row = rearrange(self.embed(tokens_BNT), "b n t d -> b (n t) d")
-        x = jnp.concatenate([x_BPD, row], axis=1)
+
+        def whole(x_BPE):
+            x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
+            return jnp.concatenate([x_BPD, row], axis=1), added
+
         # Positions restart after the prompt for every completion.
         position = jnp.tile(position_BT, (1, answers))
         positions = jnp.broadcast_to(position, (3, *position.shape))
@@ -292,13 +295,10 @@ class Decoder(nnx.Module):
             own = rearrange(own, "b n t h k -> b (n t) h k")
             return jnp.concatenate([first, own], axis=1), carry, ()
 
-        beside = jax.lax.stop_gradient(x) if reference else None
-        *found, _, _ = self._run(
-            *(x, self._weights(use_lora), cos_sin, attend),
-            remat=remat,
-            reference=beside,
-            added=added,
-        )
+        x, added = whole(x_BPE)
+        beside = None if reference_x_BPE is None else jax.lax.stop_gradient(whole(reference_x_BPE))
+        weights, options = self._weights(use_lora), {"remat": remat, "reference": beside}
+        *found, _, _ = self._run(x, weights, cos_sin, attend, added=added, **options)
 
         def parts(x):
             x = self._norm(x)
@@ -318,16 +318,17 @@ class Decoder(nnx.Module):
         carry: Any = (),
         per_layer: Any = (),
         remat: str = "none",
-        reference: jax.Array | None = None,
+        reference: tuple[jax.Array, jax.Array | None] | None = None,
         added: jax.Array | None = None,
     ) -> tuple[Any, ...]:
         """Runs all layers over `x` [..., D].
 
         Prefill, decoding and the shared forward pass differ only in
-        `attend(q, k, v, carry, layer) -> (out, carry, kept)`. `reference` [..., D] goes through the
-        same layers without LoRA, so that a layer's weights are read or gathered once for both.
-        `added` [count, B, P, D] is added to both behind the first `count` layers, at the first P
-        tokens. All layers stay one loop: behind the others it is zeros that are added.
+        `attend(q, k, v, carry, layer) -> (out, carry, kept)`. `reference`, [..., D] and an `added`
+        of its own, goes through the same layers without LoRA, so that a layer's weights are read
+        or gathered once for both.
+        `added` [count, B, P, D] is added behind the first `count` layers, at the first P tokens.
+        All layers stay one loop: behind the others it is zeros that are added.
 
         Returns:
           `x`, `reference` if there is one, `carry`, and `kept` of each layer, stacked.
@@ -342,12 +343,13 @@ class Decoder(nnx.Module):
             ]
             x, carry, kept = self._layer(x, params, adapters, cos_sin, attend, carry, layer)
             if added is not None:
-                x, *beside = (deepstack.add(one, added, index) for one in (x, *beside))
+                x = deepstack.add(x, added, index)
+                beside = [deepstack.add(one, reference[1], index) for one in beside]
             return (*activation_sharding.constrain((x, *beside), "batch", ...), carry), kept
 
         if remat != "none":
             step = jax.checkpoint(step, policy=remat_lib.policy(remat))
-        beside = () if reference is None else (reference,)
+        beside = () if reference is None else (reference[0],)
         state, kept = jax.lax.scan(
             step,
             (x, *beside, carry),

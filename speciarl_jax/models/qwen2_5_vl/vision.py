@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from speciarl_jax.models import vision_lora
 from speciarl_jax.models.decoder import attention_kernels, mrope
 from speciarl_jax.models.norm import rms_norm
 from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
@@ -32,6 +33,9 @@ _BLOCK_AXES = {
 }
 
 
+_LINEARS = ("qkv", "proj", "gate", "up", "down")
+
+
 class VisionEncoder(nnx.Module):
     """Patch embedding, blocks of window and full attention, and the merger."""
 
@@ -43,9 +47,19 @@ class VisionEncoder(nnx.Module):
         param_dtype: Any = jnp.bfloat16,
         scan_unroll: int = 1,
         attention: str = "xla",
+        lora_rank: int = 0,
+        lora_scale: float = 0.0,
+        lora_targets: tuple[str, ...] = (),
         rngs: nnx.Rngs,
     ):
-        self.config, self.attention = config, attention
+        """Draws random weights.
+
+        Args:
+          lora_rank: r of the adapters.
+          lora_scale: alpha / r.
+          lora_targets: "encoder" for adapters on the blocks, "merger" for some on the merger.
+        """
+        self.config, self.attention, self.lora_scale = config, attention, lora_scale
         self.dtype = dtype
         self.scan_unroll = scan_unroll
         width, mlp = config.hidden_size, config.intermediate_size
@@ -76,13 +90,22 @@ class VisionEncoder(nnx.Module):
         self.merger_in_bias = param((merged,), ("vision_mlp",))
         self.merger_out = param((merged, config.out_hidden_size), ("vision_mlp", "embed"))
         self.merger_out_bias = param((config.out_hidden_size,), ("embed",))
+        adapted = {}
+        if "encoder" in lora_targets:
+            adapted |= {f"blocks_{name}": self.blocks[name] for name in _LINEARS}
+        if "merger" in lora_targets:
+            adapted |= {"merger_in": self.merger_in, "merger_out": self.merger_out}
+        self.lora = vision_lora.make(adapted, lora_rank, rngs)
 
-    def __call__(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
+    def __call__(
+        self, patches_BSC: jax.Array, layout: VisionLayout, *, use_lora: bool = True
+    ) -> jax.Array:
         """Encodes images.
 
         Args:
           patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
           layout: from `window_layout.vision_layout`.
+          use_lora: False runs the frozen base, if there are adapters.
 
         Returns:
           Features [B, M, `config.out_hidden_size`] of the merged tokens in the processor's order;
@@ -108,12 +131,13 @@ class VisionEncoder(nnx.Module):
         window_mask = window[:, None, :, None] == window[:, None, None, :]
         window_mask &= cut(valid_BS)[:, None, None, :]
         blocks = {name: param[...] for name, param in self.blocks.items()}
+        adapters = vision_lora.stacks(self.lora, "blocks_") if use_lora else {}
         first, kernel = 0, attention_kernels.KINDS[self.attention]
         # Neighbouring blocks of one kind run in one scan.
         kinds = [i in config.full_attention_layers for i in range(config.depth)]
         for full, run in itertools.groupby(kinds):
             count = len(list(run))
-            mine = {name: p[first : first + count] for name, p in blocks.items()}
+            mine = jax.tree.map(lambda p, i=first, n=count: p[i : i + n], (blocks, adapters))
             first += count
             mask = same_BSS[:, None] if full else window_mask
             attend = functools.partial(jax.nn.dot_product_attention, mask=mask)
@@ -122,40 +146,50 @@ class VisionEncoder(nnx.Module):
                 attend = functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
             cos_sin, x = (rotary, x_BSD) if full else (tuple(map(cut, rotary)), cut(x_BSD))
 
-            def step(x, params, attend=attend, cos_sin=cos_sin):
+            def step(x, layer, attend=attend, cos_sin=cos_sin):
                 x = activation_sharding.constrain(x, "batch", ...)
-                x = _block(x, params, attend, cos_sin, config, dtype)
+                linear = vision_lora.linears(*layer, self.lora_scale, dtype)
+                x = _block(x, layer[0], linear, attend, cos_sin, config)
                 return activation_sharding.constrain(x, "batch", ...), None
 
+            if adapters:
+                step = jax.checkpoint(step)
             x, _ = jax.lax.scan(step, x, mine, unroll=min(self.scan_unroll, count))
             x_BSD = x if full else rearrange(x, "(b w) s d -> b (w s) d", w=windows)
-        return self._merge(x_BSD, layout)
+        return self._merge(x_BSD, layout, use_lora)
 
-    def _merge(self, x_BSD: jax.Array, layout: VisionLayout) -> jax.Array:
-        dtype, unit = self.dtype, self.config.spatial_merge_size**2
+    def _merge(self, x_BSD: jax.Array, layout: VisionLayout, use_lora: bool = True) -> jax.Array:
+        unit = self.config.spatial_merge_size**2
+        adapters = vision_lora.stacks(self.lora, "merger_") if use_lora else {}
+        adapters = {name: p[0] for name, p in adapters.items()}
+        params = {
+            "in": self.merger_in[...],
+            "in_bias": self.merger_in_bias[...],
+            "out": self.merger_out[...],
+            "out_bias": self.merger_out_bias[...],
+        }
+        linear = vision_lora.linears(params, adapters, self.lora_scale, self.dtype)
         x_BSD = rms_norm(x_BSD, self.merger_norm[...], self.config.norm_eps)
         x_BUD = rearrange(x_BSD, "b (u k) d -> b u (k d)", k=unit)
         index_BM1 = layout.token_index_BM[..., None]
         x_BMD = jnp.take_along_axis(x_BUD, jnp.maximum(index_BM1, 0), axis=1)
-        x_BMD = x_BMD @ self.merger_in[...].astype(dtype) + self.merger_in_bias[...].astype(dtype)
-        x_BMD = jax.nn.gelu(x_BMD, approximate=False)
-        x_BMD = x_BMD @ self.merger_out[...].astype(dtype)
-        x_BMD = x_BMD + self.merger_out_bias[...].astype(dtype)
+        x_BMD = linear("out", jax.nn.gelu(linear("in", x_BMD), approximate=False))
         return activation_sharding.constrain(jnp.where(index_BM1 >= 0, x_BMD, 0), "batch", ...)
 
 
-def _block(x_BSD, params, attend, cos_sin, config, dtype):
-    """Runs one pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
-    params = {name: p.astype(dtype) for name, p in params.items()}
+def _block(x_BSD, params, linear, attend, cos_sin, config):
+    """Runs one pre-norm block.
+
+    `linear(name, x)` runs its linear layers, and `attend(q, k, v)` takes and returns
+    [B, S, heads, head size].
+    """
     h_BSD = rms_norm(x_BSD, params["norm1"], config.norm_eps)
-    qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
+    qkv = linear("qkv", h_BSD)
     q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
     q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
     attended = attend(q, k, v)
     attended = rearrange(attended, "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
-    x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])
+    x_BSD = x_BSD + linear("proj", attended)
     h_BSD = rms_norm(x_BSD, params["norm2"], config.norm_eps)
-    gate = jax.nn.silu(h_BSD @ params["gate"] + params["gate_bias"])
-    up = h_BSD @ params["up"] + params["up_bias"]
-    return x_BSD + ((gate * up) @ params["down"] + params["down_bias"])
+    return x_BSD + linear("down", jax.nn.silu(linear("gate", h_BSD)) * linear("up", h_BSD))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from speciarl_jax.models import vision_lora
 from speciarl_jax.models.decoder import attention_kernels, mrope
 from speciarl_jax.models.norm import layer_norm
 from speciarl_jax.models.qwen3_vl.config import VisionConfig
@@ -40,10 +41,19 @@ class VisionEncoder(nnx.Module):
         param_dtype: Any = jnp.bfloat16,
         scan_unroll: int = 1,
         attention: str = "xla",
+        lora_rank: int = 0,
+        lora_scale: float = 0.0,
+        lora_targets: tuple[str, ...] = (),
         rngs: nnx.Rngs,
     ):
-        """Draws random weights; arguments are as for `VisionLanguageModel`."""
-        self.config, self.attention = config, attention
+        """Draws random weights.
+
+        Args:
+          lora_rank: r of the adapters.
+          lora_scale: alpha / r.
+          lora_targets: "encoder" for adapters on the blocks, "merger" for some on all mergers.
+        """
+        self.config, self.attention, self.lora_scale = config, attention, lora_scale
         self.dtype = dtype
         self.scan_unroll = scan_unroll
         width, mlp = config.hidden_size, config.intermediate_size
@@ -61,13 +71,22 @@ class VisionEncoder(nnx.Module):
         self.patch_embed, self.patch_embed_bias = embed["patches"], embed["patches_bias"]
         table = 0.02 * jax.random.normal(rngs.params(), (config.num_position_embeddings, width))
         self.positions = nnx.Param(table.astype(param_dtype), axes=("patch", "vision_embed"))
+        adapted = {}
+        for target, parts in (("encoder", ("blocks",)), ("merger", ("merger", "deepstack"))):
+            for part in parts if target in lora_targets else ():
+                found = getattr(self, part)
+                adapted |= {f"{part}_{n}": found[n] for n in (*_BLOCK, *_MERGER) if n in found}
+        self.lora = vision_lora.make(adapted, lora_rank, rngs)
 
-    def __call__(self, patches_BSC: jax.Array, layout: VisionLayout) -> jax.Array:
+    def __call__(
+        self, patches_BSC: jax.Array, layout: VisionLayout, *, use_lora: bool = True
+    ) -> jax.Array:
         """Encodes images.
 
         Args:
           patches_BSC: [B, patches, `config.patch_dim`], in the image processor's order.
           layout: from `layout.vision_layout`.
+          use_lora: False runs the frozen base, if there are adapters.
 
         Returns:
           Features [B, M, `config.feature_size`] of the merged tokens in the processor's order;
@@ -84,25 +103,36 @@ class VisionEncoder(nnx.Module):
         x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
         cos_sin = mrope.rotary_2d(layout.hw_BS2, config.head_dim, config.rope_theta)
         attend, count = self._attend(layout, valid_BS), len(config.deepstack_layers)
+        adapters = vision_lora.stacks(self.lora, "blocks_") if use_lora else {}
         # Where the state behind a block is kept; the last place is for those that nobody reads.
         place = {block: i for i, block in enumerate(config.deepstack_layers)}
         place_L = jnp.array([place.get(i, count) for i in range(config.depth)], jnp.int32)
 
+        def block(x, params, adapters):
+            linear = vision_lora.linears(params, adapters, self.lora_scale, dtype)
+            return _block(x, params, linear, attend, cos_sin, config)
+
+        if adapters:  # the backward pass computes a block again
+            block = jax.checkpoint(block)
+
         def step(carry, layer):
-            (x, kept), (params, index) = carry, layer
-            x = activation_sharding.constrain(x, "batch", ...)
-            x = _block(x, params, attend, cos_sin, config, dtype)
+            (x, kept), (params, adapters, index) = carry, layer
+            x = block(activation_sharding.constrain(x, "batch", ...), params, adapters)
             x = activation_sharding.constrain(x, "batch", ...)
             if count:
                 kept = jax.lax.dynamic_update_index_in_dim(kept, x, index, axis=0)
+                kept = activation_sharding.constrain(kept, None, "batch", ...)
             return (x, kept), None
 
         blocks = {name: param[...] for name, param in self.blocks.items()}
         kept = jnp.zeros((count + 1, *x_BSD.shape), dtype) if count else ()
         (x_BSD, kept), _ = jax.lax.scan(
-            step, (x_BSD, kept), (blocks, place_L), unroll=min(self.scan_unroll, config.depth)
+            step,
+            (x_BSD, kept),
+            (blocks, adapters, place_L),
+            unroll=min(self.scan_unroll, config.depth),
         )
-        return self._merge(x_BSD, kept, layout)
+        return self._merge(x_BSD, kept, layout, use_lora)
 
     def _attend(self, layout: VisionLayout, valid_BS: jax.Array) -> Any:
         """Returns attention of patches to those of their image."""
@@ -113,8 +143,10 @@ class VisionEncoder(nnx.Module):
         mask = (same_BSS & valid_BS[:, None, :])[:, None]
         return functools.partial(jax.nn.dot_product_attention, mask=mask)
 
-    def _merge(self, x_BSD: jax.Array, kept: Any, layout: VisionLayout) -> jax.Array:
-        config, dtype = self.config, self.dtype
+    def _merge(
+        self, x_BSD: jax.Array, kept: Any, layout: VisionLayout, use_lora: bool
+    ) -> jax.Array:
+        config = self.config
         unit, eps = config.spatial_merge_size**2, config.norm_eps
 
         def shuffle(x):
@@ -123,11 +155,17 @@ class VisionEncoder(nnx.Module):
         def norm(x, params):
             return layer_norm(x, params["norm"], params["norm_bias"], eps)
 
+        def project(x, params, prefix, index):
+            adapters = vision_lora.stacks(self.lora, prefix) if use_lora else {}
+            adapters = {name: p[index] for name, p in adapters.items()}
+            linear = vision_lora.linears(params, adapters, self.lora_scale, self.dtype)
+            return linear("fc2", jax.nn.gelu(linear("fc1", x), approximate=False))
+
         params = {name: p[...] for name, p in self.merger.items()}
-        parts = [_project(shuffle(norm(x_BSD, params)), params, dtype)]
+        parts = [project(shuffle(norm(x_BSD, params)), params, "merger_", 0)]
         for i in range(len(config.deepstack_layers)):
             params = {name: p[i] for name, p in self.deepstack.items()}
-            parts.append(_project(norm(shuffle(kept[i]), params), params, dtype))
+            parts.append(project(norm(shuffle(kept[i]), params), params, "deepstack_", i))
         features_BMD = jnp.concatenate(parts, axis=-1)
         valid_BM1 = layout.token_index_BM[..., None] >= 0
         return activation_sharding.constrain(jnp.where(valid_BM1, features_BMD, 0), "batch", ...)
@@ -180,23 +218,18 @@ def _interpolated(table: jax.Array, layout: VisionLayout, config: VisionConfig) 
     return total
 
 
-def _block(x_BSD, params, attend, cos_sin, config, dtype):
-    """Runs one pre-norm block; `attend(q, k, v)` takes and returns [B, S, heads, head size]."""
-    params = {name: p.astype(dtype) for name, p in params.items()}
+def _block(x_BSD, params, linear, attend, cos_sin, config):
+    """Runs one pre-norm block.
+
+    `linear(name, x)` runs its linear layers, and `attend(q, k, v)` takes and returns
+    [B, S, heads, head size].
+    """
     h_BSD = layer_norm(x_BSD, params["norm1"], params["norm1_bias"], config.norm_eps)
-    qkv = h_BSD @ params["qkv"] + params["qkv_bias"]
+    qkv = linear("qkv", h_BSD)
     q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
     q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
     attended = rearrange(attend(q, k, v), "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
-    x_BSD = x_BSD + (attended @ params["proj"] + params["proj_bias"])
+    x_BSD = x_BSD + linear("proj", attended)
     h_BSD = layer_norm(x_BSD, params["norm2"], params["norm2_bias"], config.norm_eps)
-    h_BSD = jax.nn.gelu(h_BSD @ params["fc1"] + params["fc1_bias"], approximate=True)
-    return x_BSD + (h_BSD @ params["fc2"] + params["fc2_bias"])
-
-
-def _project(x_BMD: jax.Array, params: dict[str, jax.Array], dtype: Any) -> jax.Array:
-    """Runs the two linear layers of a merger."""
-    params = {name: p.astype(dtype) for name, p in params.items()}
-    x_BMD = jax.nn.gelu(x_BMD @ params["fc1"] + params["fc1_bias"], approximate=False)
-    return x_BMD @ params["fc2"] + params["fc2_bias"]
+    return x_BSD + linear("fc2", jax.nn.gelu(linear("fc1", h_BSD), approximate=True))

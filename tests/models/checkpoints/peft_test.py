@@ -382,7 +382,7 @@ def integers(tensors):
         (nothing, "lacks tensors"),
         (integers, "q_proj.lora_A.weight' in .* holds I32, but weights must be"),
         (without_one, r"lacks tensors \['base_model.*q_proj.lora_B.weight'\] \(1 in all\)"),
-        (with_vision, r"unexpected tensors \['base_model.model.model.visual.*target_modules"),
+        (with_vision, r"lacks tensors \['base_model.model.model.visual.*lora_B.*another base"),
         (one_of_another_rank, r"q_proj.lora_B.weight.* \(48, 2\), which is rank 2, .* r=3"),
         (wider, r"q_proj.lora_A.weight.* \(3, 96\), the base needs \(3, 48\)"),
     ],

@@ -72,7 +72,6 @@ def gradient(remat, base_weights="param_dtype"):
             position_BT,
             use_lora=True,
             remat=remat,
-            reference=False,
         )
         logits = decoder.logits(hidden)
         return jnp.mean(jnp.sin(logits)), logits
