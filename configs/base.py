@@ -55,21 +55,18 @@ def _model() -> ml_collections.ConfigDict:
     model.path = config_dict.placeholder(str)
     model.dtype = "bfloat16"  # of matrix products
     model.param_dtype = "bfloat16"  # of the frozen weights; LoRA is float32
-    # Frozen linear layers of the decoder: "param_dtype", as above; or "int8" with a scale for each
-    # output channel, which takes half of bfloat16's memory.
+    # Frozen linear layers of the decoder: "param_dtype"; or "int8", half the memory of bfloat16.
     model.base_weights = "param_dtype"
     model.lora_rank = 64  # of the adapters (LoRA) of every linear layer of the targets
-    # What has adapters: "decoder", the text decoder; "merger", the layers that merge the patches of
-    # an image token; "encoder", the blocks of the vision encoder. With one of the last two, images
-    # are encoded again in every update, and neither data.vision_cache nor dynamic sampling is
-    # possible.
+    # What has adapters: the text "decoder"; the "merger" of image patches; the vision "encoder".
+    # With one of the last two each update encodes its images anew, and neither data.vision_cache
+    # nor dynamic sampling is possible.
     model.lora_targets = ("decoder",)
     model.lora_alpha = 32.0  # the product of an adapter is scaled by lora_alpha / lora_rank
     model.scan_unroll = 1  # layers in each iteration of the loop over layers
     # Attention over whole sequences (prompts, images, completions in the update). "xla" stores the
-    # attention scores. "splash", the Pallas kernel for TPU, does not; on other devices it runs in a
-    # slow interpreter. "cudnn" does not on GPUs; on other devices XLA computes the same calls.
-    # "auto" is splash on TPU and xla elsewhere.
+    # scores. "splash", the Pallas kernel for TPU, does not; elsewhere it is interpreted, slowly.
+    # "cudnn" does not on GPUs; elsewhere XLA computes it. "auto": splash on TPU, or else xla.
     model.attention = "auto"
     return model
 
@@ -379,10 +376,9 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation.best_of_batch_size = 16  # images of a batch of best-of-N
     evaluation.best_of_temperature = 0.6  # of the samples of best-of-N
     evaluation.best_of_top_p = 0.95  # of the samples of best-of-N
-    # Weight of each correct category in specificity. The paper does not state its weights.
+    # Weight of each correct category in specificity; the paper does not state its own.
     evaluation.weights = ml_collections.ConfigDict()
-    # "thirds", "authors" (1/5, 3/5, 1, 1, as in the code that the authors released), or "" for the
-    # four numbers below.
+    # "thirds", "authors" (1/5, 3/5, 1, 1, as in their released code), or "" for the four below.
     evaluation.weights.preset = ""
     evaluation.weights.generic = 1 / 3  # the group of the label
     evaluation.weights.less_specific = 2 / 3  # a name between group and label
@@ -397,9 +393,8 @@ def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint.save_every = 10  # steps
     checkpoint.keep = 2  # number of the latest checkpoints to keep
     checkpoint.keep_best = 0  # number of the best to keep as well, by `best_metric`
-    # A metric of metrics.jsonl. Of a step's metrics, the mean since the checkpoint before counts; a
-    # metric of validation ("validation/NAME/hm", ".../correctness") counts as it is, and only
-    # checkpoints that were validated can be the best.
+    # A metric of metrics.jsonl. Of a step's, the mean since the checkpoint before counts; one of
+    # validation ("validation/NAME/hm", ".../correctness") counts as it is, where it was measured.
     checkpoint.best_metric = "reward/mean"
     checkpoint.best_mode = "max"  # or "min"
     return checkpoint
