@@ -348,7 +348,8 @@ def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     peft.save_adapter(tmp_path / "mine", run.model_config, peft.AdapterConfig(3, 12.0, base), lora)
     (policy,) = policy_sources.named([str(tmp_path / "mine")], tmp_path)
     assert policy.name == "mine"
-    assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0, "path": base}
+    model = {"lora_rank": 3, "lora_alpha": 12.0, "lora_targets": ("decoder",)}
+    assert policy.model == model | {"path": base}
     got, want = (small_run.arrays(x) for x in (policy.adapters(run), lora))
     assert got.keys() == want.keys()
     for name, value in want.items():
@@ -358,4 +359,4 @@ def test_a_folder_of_peft_is_a_policy_with_its_own_rank(run, tmp_path):
     named = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(named | {"base_model_name_or_path": ""}))
     (policy,) = policy_sources.named([str(tmp_path / "mine")], tmp_path)
-    assert policy.model == {"lora_rank": 3, "lora_alpha": 12.0}
+    assert policy.model == model
