@@ -193,6 +193,7 @@ def test_a_run_that_an_error_stops_goes_on_to_the_same_bits(
     assert_identical(got, {k: v for k, v in want.items() if k.startswith(".lora")})
 
 
+@pytest.mark.slow
 def test_one_program_and_three_programs_give_the_same_numbers(
     run, small_config, finished, tmp_path
 ):

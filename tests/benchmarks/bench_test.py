@@ -93,6 +93,7 @@ def test_the_plain_counterpart_runs_every_rollout_with_its_own_image():
     assert len(np.unique(plain.batch.image_id_B)) == 12
 
 
+@pytest.mark.slow
 def test_useful_flops_are_nearly_what_the_compiler_counts():
     """Layers in a row and one chunk, so no loop hides a second turn from the compiler's count."""
     w = measured(True).workload

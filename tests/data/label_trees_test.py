@@ -15,10 +15,12 @@ from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 ANSWERS = pathlib.Path(__file__).parent / "label_answers"
 NAMES = sorted(tfds_images.PUBLISHED)
+# The largest tree takes as long as all others together.
+QUICK = [pytest.param(n, marks=[pytest.mark.slow] * (n == "cars196")) for n in NAMES]
 RIGHT = (Category.SPECIFIC, Category.MORE_SPECIFIC)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=QUICK)
 def shipped(request):
     path = tfds_images.TREES / f"{request.param}.json"
     tree = json.loads(path.read_text("utf-8"))

@@ -156,6 +156,7 @@ def test_a_left_out_image_is_neither_learned_from_nor_scored(
     assert keys(judged.rows) == [e.key for e in run.train_source.entries if e.key != BROKEN]
 
 
+@pytest.mark.slow
 def test_a_run_on_other_images_does_not_go_on(folder, small_config, tmp_path):
     config = own(small_config, folder, train__steps=1)
     train.train(run_lib.prepare(config), tmp_path)

@@ -59,6 +59,7 @@ def test_other_adapters_give_other_answers(run, evaluator, judged):
     assert evaluator(other).responses != judged.responses
 
 
+@pytest.mark.slow
 def test_samples_are_many_and_the_first_of_them_does_not_depend_on_their_number(run):
     several = Evaluator(run, num_rollouts=3)(run.lora, temperature=1.0)
     assert several.category_BN.shape == (len(several.rows), 3)

@@ -74,7 +74,7 @@ def quick_to_compile(compilation_cache):
 
 # Those with programs of their own; the others differ from them or from the quickstart by a part
 # that is tested alone (losses/methods_test.py).
-QUICK = {"dapo", "reuse", "sft"}
+QUICK = {"dapo", "sft"}
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def calm(compilation_cache, small_tree, tmp_path_factory):
         return rows, lora, [judge_server.pair_of(body) for body in server.requests]
 
 
+@pytest.mark.slow
 def test_the_judge_is_asked_about_the_rest_alone(calm, small_tree):
     rows, _, asked = calm
     taxonomy = Taxonomy.from_file(small_tree)
@@ -78,6 +79,7 @@ def test_the_judge_is_asked_about_the_rest_alone(calm, small_tree):
         assert row["verify/unmatched"] == pytest.approx(1 - row["verify/by_tree"])
 
 
+@pytest.mark.slow
 def test_faults_of_the_judge_change_no_reward(calm, small_tree, tmp_path):
     rng = np.random.default_rng(0)
     faults = [judge_server.FAULTS[name] for name in ("429", "500", "503", "cut")]
@@ -92,6 +94,7 @@ def test_faults_of_the_judge_change_no_reward(calm, small_tree, tmp_path):
         np.testing.assert_array_equal(lora[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_the_parts(compilation_cache, small_tree):
     taxonomy = Taxonomy.from_file(small_tree)
     labels = label_mentions.index(taxonomy.leaf_names)

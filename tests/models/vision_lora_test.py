@@ -109,9 +109,8 @@ def test_fresh_adapters_change_nothing_and_the_default_has_none(case):
     np.testing.assert_array_equal(got, frozen)
 
 
-@pytest.mark.parametrize(
-    "folder", ["policy_folder", pytest.param("qwen3_folder", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["policy_folder", "qwen3_folder"])
 def test_a_step_moves_the_encoder_and_its_reference_stays(folder, request):
     """The update encodes images anew, and agrees with what sampling saw of them."""
     run = small_run.small_run(

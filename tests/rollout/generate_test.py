@@ -143,6 +143,7 @@ def naive_logp(policy, batch, rollout, temperature, use_lora=True):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_log_probabilities_equal_a_naive_forward_pass(temperature):
     policy, batch = make_policy(), make_batch()

@@ -313,7 +313,7 @@ def scores_of(lora, base, batch, tokens_BNT, banned_V, kind="plain"):
     "num_rollouts, max_tokens, ends, options",
     [
         (6, 9, "often", {}),
-        (6, 9, "often", {"num_compactions": 9}),
+        pytest.param(6, 9, "often", {"num_compactions": 9}, marks=pytest.mark.slow),
         (1, 9, "often", {"num_compactions": 3, "merge_lora": True}),
         (3, 1, "often", {"num_compactions": 3}),
         pytest.param(1, 1, "never", {"scan_unroll": 2}, marks=pytest.mark.slow),

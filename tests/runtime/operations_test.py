@@ -197,6 +197,7 @@ def test_the_best_checkpoints_stay_and_a_wrong_metric_is_refused(run, run_with, 
         train.train(other, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_goes_on_only_where_that_is_allowed(run_with, calm, tmp_path):
     shutil.copytree(calm, tmp_path, dirs_exist_ok=True)
     other = run_with(train__steps=5, loss__kl_coefficient=0.5)

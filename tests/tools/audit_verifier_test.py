@@ -125,6 +125,7 @@ def test_a_judge_behind_http_is_audited_beside_the_tree(config, tmp_path):
     assert said == ["less_specific", "less_specific", "wrong", "unverified", "abstain"]
 
 
+@pytest.mark.slow
 def test_outcomes_of_its_own_and_pairs_left_to_the_judge(config, tmp_path):
     rows = [
         ("wolf", "<answer>wolf</answer><answer>fox</answer>", "unparsed", "unparsed"),

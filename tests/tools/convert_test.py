@@ -126,6 +126,7 @@ def test_the_asked_checkpoint_is_read_bit_for_bit(workdir, adapters, step, polic
     assert trained.param_dtype == "float32"
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_peft_and_back_to_a_run_that_trains_on(
     workdir, run, adapters, small_config, tmp_path
 ):

@@ -124,7 +124,8 @@ def adapter(folder: pathlib.Path, base: str) -> pathlib.Path:
 )
 def test_an_adapter_goes_on_the_base_that_it_names_if_that_is_here(places, base, path):
     (policy,) = policy_sources.named([str(adapter(places / "adapter", base))], places)
-    want = {"lora_rank": 2, "lora_alpha": 4.0} | ({"path": path} if path else {})
+    want = {"lora_rank": 2, "lora_alpha": 4.0, "lora_targets": ("decoder",)}
+    want |= {"path": path} if path else {}
     assert policy.model == want
 
 

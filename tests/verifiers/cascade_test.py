@@ -69,7 +69,8 @@ class Constant:
         )
 
 
-@pytest.mark.parametrize("valid", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("valid", [True, False])
 def test_inside_a_program_the_tree_comes_first(valid):
     tree = TaxonomyVerifier(Taxonomy(TREE), VOCABULARY)
     both = cascade.Cascade(tree, Constant(jnp.asarray(valid)))

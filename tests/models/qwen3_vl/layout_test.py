@@ -54,6 +54,7 @@ def test_bucket_sizes_hold_their_batches_and_are_few():
     assert len(found) <= 16, sorted(found)
 
 
+@pytest.mark.slow
 def test_larger_buckets_change_no_number():
     encoder = VisionEncoder(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     patches = np.random.default_rng(0).normal(size=(3, 28, CONFIG.patch_dim)).astype(np.float32)

@@ -238,6 +238,7 @@ def test_a_search_goes_to_smaller_parts_and_then_to_other_meshes(monkeypatch):
     assert len(search.search(config, None, None, None, None, compile_, 2)["search"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_text_and_json(start, policy_folder, tmp_path):
     out = tmp_path / "plan.json"
     process = start(

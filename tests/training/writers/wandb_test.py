@@ -142,6 +142,7 @@ def test_rows_that_the_service_lacks_are_sent_at_the_next_start(config, data_dir
     same(run.metrics(), record(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_all_that_was_flushed(config, tmp_path):
     """The process dies by SIGKILL, without an end of the run."""
     program = f"""
