@@ -1,7 +1,9 @@
 """Runs of a tiny Qwen3-VL: training, meshes, kills, exports, predictions, judges."""
 
+import dataclasses
 import json
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,12 @@ import small_run
 import torch_policy
 from flax import nnx
 
+import configs
 from speciarl_jax import train
 from speciarl_jax.models import family, qwen_text
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.tools import convert
+from speciarl_jax.verifiers.category import Category
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -48,6 +52,18 @@ def workdir(run, adapters, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     small_run.leave_checkpoints(folder, run, {1: adapters})
     return folder
+
+
+@flax.struct.dataclass
+class Smooth:
+    """The more tokens are below `limit`, the better the category."""
+
+    limit: jax.Array
+
+    def verify(self, tokens_BNT, mask_BNT, label_index_B):
+        share_BN = jnp.sum(mask_BNT & (tokens_BNT < self.limit), axis=-1) / mask_BNT.sum(axis=-1)
+        category_BN = jnp.floor(share_BN * int(Category.SPECIFIC)).astype(jnp.int32)
+        return category_BN, jnp.ones(category_BN.shape, bool)
 
 
 def rewards_of(workdir):
@@ -145,9 +161,20 @@ def test_a_cache_keeps_features_with_their_deepstack_parts(run, qwen3_folder):
 
 @pytest.mark.slow
 def test_training_raises_the_reward(qwen3_folder, tmp_path):
-    """On the embedded benchmark, with the verdicts that a random policy can please."""
-    run = small_run.small_run(qwen3_folder, train__steps=40, checkpoint__save_every=40)
-    train.train(run, tmp_path)
+    """On the embedded benchmark, with verdicts that a random policy can learn to please."""
+    config = small_run.small_config(
+        qwen3_folder,
+        train__steps=40,
+        checkpoint__save_every=40,
+        optimizer__learning_rate=2e-2,
+        optimizer__epsilon=1e-8,
+    )
+    fixed = configs.load("static_map:1").reward
+    config.reward.name = fixed.name
+    with config.unlocked():
+        config.reward.options = fixed.options
+    run = small_run.prepared(config)
+    train.train(dataclasses.replace(run, verifier=Smooth(jnp.int32(200))), tmp_path)
     found = rewards_of(tmp_path)
     assert found[-10:].mean() > found[:10].mean() + 0.1
 
