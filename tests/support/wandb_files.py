@@ -3,6 +3,7 @@
 import json
 import pathlib
 import struct
+import time
 
 from wandb.proto import wandb_internal_pb2
 
@@ -21,15 +22,29 @@ def records(path):
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + _HEADER])
         part = data[at + _HEADER : at + _HEADER + length]
+        if len(part) < length:
+            return  # it is being written
         at += _HEADER + length
         whole = part if kind in (_FULL, _FIRST) else whole + part
         if kind in (_FULL, _LAST):
             yield wandb_internal_pb2.Record.FromString(whole)
 
 
-def runs(folder):
-    """Returns the content of each offline run in `folder`, in the order in which they began."""
-    return [Run(path) for path in sorted(pathlib.Path(folder).glob("wandb/offline-run-*/*.wandb"))]
+def runs(folder, finished=True):
+    """Returns the content of each offline run in `folder`, in the order in which they began.
+
+    A process of W&B's own writes it. If it was told the end of a run, it may write a little later.
+    """
+    paths = sorted(pathlib.Path(folder).glob("wandb/offline-run-*/*.wandb"))
+    until = time.monotonic() + 120
+    while finished and not all(map(_is_whole, paths)):
+        assert time.monotonic() < until, paths
+        time.sleep(0.2)
+    return [Run(path) for path in paths]
+
+
+def _is_whole(path):
+    return any(record.WhichOneof("record_type") == "exit" for record in records(path))
 
 
 class Run:

@@ -171,7 +171,7 @@ os.kill(os.getpid(), 9)
     assert done.returncode == -9, done.stderr
     # W&B's own process lives on until it has written what it was given.
     until, wanted = time.monotonic() + 200, record(tmp_path)
-    while len((run := wandb_files.runs(tmp_path)[0]).metrics()) < len(wanted):
+    while len((run := wandb_files.runs(tmp_path, finished=False)[0]).metrics()) < len(wanted):
         assert time.monotonic() < until
         time.sleep(0.5)
     same(run.metrics(), wanted)
