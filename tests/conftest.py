@@ -55,6 +55,9 @@ class Failures:
 def pytest_configure(config):
     config.pluginmanager.register(Sweeps())
     config.pluginmanager.register(Failures())
+    # In the background of a shell Ctrl-C is ignored, and the processes of tests would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -206,8 +209,6 @@ def start(compilation_cache):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # The tests may run in the background, where a shell has Ctrl-C ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
         return process
