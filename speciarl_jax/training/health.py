@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -188,7 +189,7 @@ class Watched:
 
 
 class Health:
-    """Watches the metrics of a run; all processes see the same and count alike."""
+    """Watches the metrics of a run; all processes count, and the first one warns."""
 
     def __init__(self, facts: Facts, state: Mapping[str, Any] | None = None):
         """Begins, or goes on.
@@ -271,7 +272,8 @@ class Health:
         now = self._watched.setdefault(name, Watched())
         now.in_a_row = now.in_a_row + 1 if said else 0
         if said and now.in_a_row >= patience and step >= now.next_step:
-            logging.warning("step %d, %s%s: %s", step, HEALTH, name, said)
+            if jax.process_index() == 0:
+                logging.warning("step %d, %s%s: %s", step, HEALTH, name, said)
             now.next_step = step + _AGAIN * 2**now.warned
             now.warned += 1
         return now.in_a_row
