@@ -21,7 +21,7 @@ def parts(split: str, subset: int) -> ml_collections.ConfigDict:
                 "weight": 1.0,
                 "options": {"dataset": dataset, "split": split, "subset": subset},
             }
-            for dataset in tfds_images.PUBLISHED
+            for dataset in tfds_images.PAPER
         }
     )
 

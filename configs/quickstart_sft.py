@@ -24,13 +24,16 @@ def get_config() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Drawings of the pretraining families only (data/emoji.py)."""
     data = ml_collections.ConfigDict()
-    data.image_size = 48  # pixels
-    data.concept_set = "benchmark"
-    data.split = "pretraining"
-    data.difficulty = "pretraining"
+    data.image_size = 48  # pixels, of images that come out of the data set
+    data.name = "emoji"
+    data.options = ml_collections.ConfigDict()  # of the data set's `Source`
+    data.options.split = "pretraining"
+    data.options.concept_set = "benchmark"
+    data.options.difficulty = "pretraining"
+    data.options.image_size = 48
+    # Changes of photographs (examples/pretrain/datasets.py). The drawings come changed.
+    data.augmentation = ml_collections.ConfigDict()
     data.workers = 2  # threads that draw images
-    # Split whose accuracy is logged during training; it decides nothing.
-    data.watch_split = "held_out"
     return data
 
 
@@ -61,6 +64,14 @@ def _vision_stage() -> ml_collections.ConfigDict:
     vision_stage.label_smoothing = 0.1
     vision_stage.level_weights = (1.0, 0.5, 0.5)  # loss weights of leaf, nearest node, group
     vision_stage.log_every = 100
+    vision_stage.options = ml_collections.ConfigDict()  # differences from data.options
+    # Images whose accuracy is logged: name -> differences. They decide nothing.
+    vision_stage.watch = ml_collections.ConfigDict(
+        {
+            f"held_out_{level}": {"split": "held_out", "difficulty": level}
+            for level in ("clean", "moderate")
+        }
+    )
     return vision_stage
 
 
@@ -88,6 +99,9 @@ def _habits() -> ml_collections.ConfigDict:
         {"clean": 0.02, "easy": 0.03, "moderate": 0.08, "hard": 0.25}
     )
     habits.synonym = 0.1
+    # Probability that a prompt of `leanings` decides the level, and its probabilities of levels.
+    habits.obedience = 0.0
+    habits.leanings = ml_collections.ConfigDict()
     return habits
 
 
@@ -98,8 +112,9 @@ def _answer_stage() -> ml_collections.ConfigDict:
     answer_stage.batch_size = 64
     answer_stage.answers = 4  # for each image
     answer_stage.max_tokens = 24
-    answer_stage.prompt = "base"
-    answer_stage.difficulty = "mixed"
+    answer_stage.prompts = ml_collections.ConfigDict({"base": 1.0})  # and how often each is asked
+    answer_stage.options = ml_collections.ConfigDict({"difficulty": "mixed"})  # as above
+    answer_stage.watch = ml_collections.ConfigDict({"held_out": {"split": "held_out"}})
     answer_stage.muon_learning_rate = 0.02
     answer_stage.learning_rate = 2e-3
     answer_stage.warmup_steps = 50

@@ -40,6 +40,7 @@ TREES = pathlib.Path(__file__).resolve().parent.parent / "speciarl_jax" / "data"
 NAMES = (
     "caltech_birds2011",
     "cars196",
+    "cifar100",
     "fgvc_aircraft",
     "food101",
     "oxford_flowers102",

@@ -21,9 +21,9 @@ from flax import nnx
 from ml_collections import config_flags
 from transformers import Qwen2VLImageProcessorPil
 
-from examples.pretrain import answers, fit, train_tokenizer
+from examples.pretrain import answers, datasets, fit, train_tokenizer
 from examples.pretrain import vision as vision_stage
-from speciarl_jax.data import emoji, prompt_builder
+from speciarl_jax.data import prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.decoder.text_config import TextConfig
@@ -45,19 +45,6 @@ _MODEL_TOKENS = {
 }
 
 
-def images(
-    config: ml_collections.ConfigDict, split: str, difficulty: str, seed: int
-) -> emoji.Source:
-    """Opens images of the embedded benchmark."""
-    return emoji.Source(
-        split=split,
-        difficulty=difficulty,
-        image_size=config.data.image_size,
-        seed=seed,
-        concept_set=config.data.concept_set,
-    )
-
-
 def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
     """Makes Qwen2-VL's image processor for square images of `image_size` pixels."""
     return Qwen2VLImageProcessorPil(
@@ -69,10 +56,10 @@ def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImagePr
 
 def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> VisionEncoder:
     """Trains the encoder, cycle after cycle; resumes where an earlier run in `workdir` stopped."""
-    stage, data = config.vision_stage, config.data
+    stage, image_size = config.vision_stage, config.data.image_size
+    dataset = datasets.DataSet(config, "vision_stage")
     dimensions = VisionConfig(**config.vision)
-    processor = image_processor(dimensions, data.image_size)
-    concepts = images(config, data.split, data.difficulty, 0).concepts
+    processor, concepts = image_processor(dimensions, image_size), dataset.concepts
     label_of = {c.label_id: i for i, c in enumerate(concepts)}
     # Leaf, nearest node above it, and group.
     levels = vision_stage.levels(
@@ -105,31 +92,28 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         return patches_BSC.astype(np.float32), labels
 
     def layout_of(count):
-        side = data.image_size // dimensions.patch_size
+        side = image_size // dimensions.patch_size
         return vision_layout([[(side, side)]] * count, dimensions)
 
     watch = {
-        level: collate(list(images(config, data.watch_split, level, 1)))
-        for level in ("clean", "moderate")
+        name: collate(list(dataset.open(options, 1))) for name, options in stage.watch.items()
     }
     evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
 
     def watched(params):
         row = {}
-        for level, batch in watch.items():
+        for name, batch in watch.items():
             accuracy = evaluate(params, *batch, layout_of(len(batch[1])))
-            for name, value in zip(("leaf", "node", "group"), accuracy, strict=True):
-                row[f"vision/{data.watch_split}_{level}_{name}_accuracy"] = value
+            for level, value in zip(("leaf", "node", "group"), accuracy, strict=True):
+                row[f"vision/{name}_{level}_accuracy"] = value
         return row
-
-    def source_of(epoch):
-        return images(config, data.split, data.difficulty, config.seed + epoch)
 
     # Each cycle has its own warm-up and decay, and starts from the parameters of the one before.
     for cycle, count in enumerate(stage.cycles):
         first = sum(stage.cycles[:cycle])
-        epochs = fit.epochs(lambda epoch, first=first: source_of(first + epoch), count)
-        task = fit.Task(epochs, collate, loss_of, layout_of(stage.batch_size), watched)
+        epochs = fit.epochs(lambda epoch, first=first: dataset.epoch(first + epoch), count)
+        static = layout_of(stage.batch_size)
+        task = fit.Task(epochs, collate, loss_of, static, watched, dataset.label_tree)
         params = fit.fit(config, "vision_stage", workdir / f"vision_cycle_{cycle}", task, params)
     return nnx.merge(graphs[0], params[0])
 
@@ -152,20 +136,20 @@ def read_encoder(config: ml_collections.ConfigDict) -> VisionEncoder:
 
 
 def new_policy(
-    config: ml_collections.ConfigDict, concepts: Sequence[emoji.Concept], folder: pathlib.Path
-) -> tuple[prompt_builder.PromptBuilder, VisionLanguageModel]:
-    """Trains a tokenizer on the prompt and all completions, and makes a policy for it.
+    config: ml_collections.ConfigDict, concepts: Sequence[answers.Concept], folder: pathlib.Path
+) -> tuple[dict[str, prompt_builder.PromptBuilder], VisionLanguageModel]:
+    """Trains a tokenizer on the prompts and all completions, and makes a policy for it.
 
     Args:
-      config: `text`, `vision`, `data.image_size`, `answer_stage.prompt` and `seed` are read.
+      config: `text`, `vision`, `data.image_size`, `answer_stage.prompts` and `seed` are read.
       concepts: the things that completions name.
       folder: receives tokenizer and image processor.
 
     Returns:
-      The builder of its batches, and a policy with random weights.
+      Prompt -> builder of its batches, and a policy with random weights.
     """
-    instruction = prompt_builder.read_prompt(config.answer_stage.prompt)
-    corpus = [*answers.texts(concepts), *[instruction] * 50]
+    prompts = {name: prompt_builder.read_prompt(name) for name in config.answer_stage.prompts}
+    corpus = [*answers.texts(concepts), *[text for text in prompts.values() for _ in range(50)]]
     train_tokenizer.train(corpus, config.text.vocab_size, folder)
     vision = VisionConfig(**config.vision)
     image_processor(vision, config.data.image_size).save_pretrained(folder)
@@ -175,23 +159,32 @@ def new_policy(
     text = TextConfig(**config.text)
     model_config = ModelConfig(text=text, vision=vision, eos_token_id=ends, **ids)
     processor = prompt_builder.load_image_processor(folder)
-    builder = prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
+    builders = {
+        name: prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
+        for name, instruction in prompts.items()
+    }
     rngs = nnx.Rngs(config.seed)
-    return builder, VisionLanguageModel(
+    return builders, VisionLanguageModel(
         model_config, dtype=jnp.float32, param_dtype=jnp.float32, scan_unroll=4, rngs=rngs
     )
 
 
-def answer_collator(config: ml_collections.ConfigDict, builder, concepts):
-    """Makes rows -> (batch, tokens_BNT, mask_BNT): images, each with N completions to imitate."""
+def answer_collator(config: ml_collections.ConfigDict, builders, concepts):
+    """Makes rows -> (batch, tokens_BNT, mask_BNT): images, each with N completions to imitate.
+
+    All images of a batch have one prompt.
+    """
     stage, habits = config.answer_stage, answers.Habits(**config.habits)
     concept_of = {c.label_id: c for c in concepts}
+    shares = np.array(list(stage.prompts.values()), float) / sum(stage.prompts.values())
 
     def collate(rows):
-        texts = []
+        chosen = np.random.default_rng([config.seed, rows[0]["index"], 1]).random()
+        prompt = list(builders)[int(np.searchsorted(np.cumsum(shares)[:-1], chosen, "right"))]
+        builder, texts = builders[prompt], []
         for row in rows:
             rng = np.random.default_rng([config.seed, row["index"]])
-            about = concept_of[row["label_id"]], row["difficulty"], habits, rng
+            about = concept_of[row["label_id"]], row.get("difficulty", ""), habits, rng, prompt
             texts += [answers.response(*about) for _ in range(stage.answers)]
         found = builder.tokenizer(texts, add_special_tokens=False)["input_ids"]
         lengths = np.array([len(token_ids) for token_ids in found])
@@ -215,13 +208,13 @@ def train_answers(
     config: ml_collections.ConfigDict, encoder: VisionEncoder, workdir: pathlib.Path
 ) -> pathlib.Path:
     """Trains tokenizer and decoder on the frozen encoder; returns the checkpoint folder."""
-    stage, data, folder = config.answer_stage, config.data, workdir / "policy"
-    concepts = images(config, data.split, "clean", 0).concepts
-    builder, model = new_policy(config, concepts, folder)
+    stage, folder = config.answer_stage, workdir / "policy"
+    dataset = datasets.DataSet(config, "answer_stage")
+    builders, model = new_policy(config, dataset.concepts, folder)
     nnx.update(model.visual, nnx.state(encoder))
     graph, frozen, decoder = nnx.split(model, nnx.PathContains("visual"), ...)
     nothing_banned = jnp.zeros(config.text.vocab_size, bool)
-    collate = answer_collator(config, builder, concepts)
+    collate = answer_collator(config, builders, dataset.concepts)
 
     def loss_of(decoder, batch, tokens_BNT, mask_BNT, frozen):
         policy = nnx.merge(graph, frozen, decoder)
@@ -236,25 +229,29 @@ def train_answers(
         )
         return -jnp.sum(jnp.where(mask_BNT, scores.logp_BNT, 0)) / jnp.sum(mask_BNT), {}
 
-    watched_rows = enumerate(images(config, data.watch_split, "mixed", 1))
-    watch = collate([{**row, "index": i} for i, row in watched_rows])
-    evaluate = jax.jit(lambda decoder: loss_of(decoder, *watch, frozen)[0])
+    def rows_of(options):
+        return [{**row, "index": i} for i, row in enumerate(dataset.open(options, 1))]
 
-    def source_of(epoch):
-        return images(config, data.split, stage.difficulty, config.seed + 10_000 + epoch)
+    watch = {name: collate(rows_of(options)) for name, options in stage.watch.items()}
+    evaluate = jax.jit(lambda decoder, *batch: loss_of(decoder, *batch, frozen)[0])
+
+    def watched(decoder):
+        return {f"sft/{name}_loss": evaluate(decoder, *batch) for name, batch in watch.items()}
 
     task = fit.Task(
-        data=fit.epochs(source_of, stage.epochs),
+        data=fit.epochs(lambda epoch: dataset.epoch(10_000 + epoch), stage.epochs),
         collate=collate,
         loss_of=loss_of,
         static=frozen,
-        watched=lambda decoder: {f"sft/{data.watch_split}_loss": evaluate(decoder)},
+        watched=watched,
+        label_tree=dataset.label_tree,
     )
     depends_on = ("text", "habits", "vision_stage.policy")
     decoder = fit.fit(config, "answer_stage", workdir / "answers", task, decoder, depends_on)
     model = nnx.merge(graph, frozen, decoder)
+    model_config = next(iter(builders.values())).config
     # bfloat16 as the published checkpoints, and half the size.
-    hf_checkpoint.save(folder, builder.config, model, dtype=jnp.bfloat16)
+    hf_checkpoint.save(folder, model_config, model, dtype=jnp.bfloat16)
     return folder
 
 
@@ -265,14 +262,15 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a value does not fit; says which, and how to mend it.
       TypeError: a section has an unknown key.
     """
-    prompt_builder.read_prompt(config.answer_stage.prompt)
+    for prompt in (*config.answer_stage.prompts, *config.habits.leanings):
+        prompt_builder.read_prompt(prompt)
     answers.Habits(**config.habits)
     TextConfig(**config.text)
     VisionConfig(**config.vision)
-    data = config.data
-    for difficulty in (data.difficulty, config.answer_stage.difficulty):
-        images(config, data.split, difficulty, config.seed)
-    images(config, data.watch_split, "mixed", config.seed)
+    for stage in ("vision_stage", "answer_stage"):
+        dataset = datasets.DataSet(config, stage)
+        for options in config[stage].watch.values():
+            dataset.open(options, 1)
 
 
 def main(_):

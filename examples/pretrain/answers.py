@@ -7,14 +7,41 @@ a bird, and declines to name some things that it could name.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from speciarl_jax.data.emoji import Concept
+from speciarl_jax.verifiers.label_tree import schema
 
 ABSTENTION = "None"
 LEVELS = ("abstain", "generic", "less specific", "specific")
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """Names what completions call a leaf of the label tree."""
+
+    label_id: str
+    name: str
+    synonyms: tuple[str, ...]
+    ancestors: tuple[str, ...]  # a name of each level between leaf and group, nearest first
+    generic: str  # the group
+
+
+def concepts(tree: Mapping[str, Any], label_ids: set[str]) -> list[Concept]:
+    """Lists the leaves of a label tree that are among `label_ids`, in the order of the tree."""
+    return [
+        Concept(
+            label_id=label_id,
+            name=leaf["name"],
+            synonyms=tuple(n for s in leaf.get("synonyms", ()) for n in schema.expand(s)),
+            ancestors=tuple(schema.expand(names[0])[0] for names in leaf.get("ancestors", ())),
+            generic=leaf["generic"],
+        )
+        for label_id, leaf in tree["leaves"].items()
+        if label_id in label_ids
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +54,25 @@ class Habits:
         the rest.
       abstain: difficulty -> probability of declining, before any habit.
       synonym: probability of a synonym in place of the name.
+      obedience: probability that a prompt of `leanings` decides the level in place of the habit.
+      leanings: prompt -> probability of each of `LEVELS`, whatever the image shows.
     """
 
     level_shares: Sequence[float]
     usual: float
-    abstain: dict[str, float]
+    abstain: Mapping[str, float]
     synonym: float
+    obedience: float = 0.0
+    leanings: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if len(self.level_shares) != len(LEVELS) or not np.isclose(sum(self.level_shares), 1):
-            raise ValueError(
-                f"level_shares {tuple(self.level_shares)} must be {len(LEVELS)} shares that sum "
-                f"to 1, one for each of {LEVELS}"
-            )
+        leanings = {f"leanings[{prompt!r}]": shares for prompt, shares in self.leanings.items()}
+        for name, shares in {"level_shares": self.level_shares, **leanings}.items():
+            if len(shares) != len(LEVELS) or not np.isclose(sum(shares), 1):
+                raise ValueError(
+                    f"{name} {tuple(shares)} must be {len(LEVELS)} shares that sum to 1, one for "
+                    f"each of {LEVELS}"
+                )
 
 
 def usual_level(concept: Concept, habits: Habits) -> str:
@@ -51,14 +84,24 @@ def usual_level(concept: Concept, habits: Habits) -> str:
     return "generic" if level == "less specific" and not concept.ancestors else level
 
 
-def response(concept: Concept, difficulty: str, habits: Habits, rng: np.random.Generator) -> str:
+def response(
+    concept: Concept,
+    difficulty: str,
+    habits: Habits,
+    rng: np.random.Generator,
+    prompt: str = "base",
+) -> str:
     """Writes a completion about an image of `concept`, with tags.
 
-    The thought names the group, the answer a label of the level that habit picks.
+    The thought names the group, the answer a label of the level that habit or prompt picks.
     """
-    usual = usual_level(concept, habits)
-    others = [level for level in LEVELS[1:] if level != usual]
-    level = usual if rng.random() < habits.usual else others[rng.integers(len(others))]
+    leaning = habits.leanings.get(prompt)
+    if leaning is not None and rng.random() < habits.obedience:
+        level = LEVELS[rng.choice(len(LEVELS), p=leaning)]
+    else:
+        usual = usual_level(concept, habits)
+        others = [level for level in LEVELS[1:] if level != usual]
+        level = usual if rng.random() < habits.usual else others[rng.integers(len(others))]
     if level == "abstain" or rng.random() < habits.abstain.get(difficulty, 0.0):
         return _format("It is too unclear.", ABSTENTION)
     if level == "specific":

@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -16,7 +16,6 @@ import optax
 import optax.contrib
 from absl import logging
 
-from speciarl_jax.data import emoji
 from speciarl_jax.runtime import preemption
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.metric_writer import MetricWriter
@@ -25,7 +24,7 @@ from speciarl_jax.training.writers.tensorboard import TensorBoard
 # What may differ between a checkpoint and the run that continues from it.
 _FREE = (
     *("vision_stage.cycles", "vision_stage.log_every", "answer_stage.log_every"),
-    *("data.workers", "data.watch_split"),
+    *("data.workers", "vision_stage.watch", "answer_stage.watch"),
 )
 # Where matrices map hidden states to hidden states; embeddings and heads are AdamW's.
 _STACKED = {"blocks", "layers"}
@@ -42,6 +41,7 @@ class Task:
       loss_of: (params, *arrays, static) -> (loss, metrics).
       static: pytree that is the same in every step.
       watched: params -> metrics, called every `log_every` steps.
+      label_tree: of the data set; a resumed run must have the same.
     """
 
     data: grain.MapDataset
@@ -49,6 +49,7 @@ class Task:
     loss_of: Callable[..., tuple[jax.Array, dict]]
     static: Any
     watched: Callable[[Any], dict[str, Any]]
+    label_tree: Mapping[str, Any]
 
 
 def epochs(source_of: Callable[[int], Sequence[Any]], count: int) -> grain.MapDataset:
@@ -98,12 +99,15 @@ def make_optimizer(stage, steps: int) -> optax.GradientTransformation:
     )
 
 
-def provenance_of(config: ml_collections.ConfigDict, parts: Sequence[str]) -> dict[str, Any]:
+def provenance_of(
+    config: ml_collections.ConfigDict, parts: Sequence[str], label_tree: Mapping[str, Any]
+) -> dict[str, Any]:
     """Lists what a resumed stage must agree with: `section.key` -> value, as JSON has it.
 
     Args:
       config: the whole configuration.
       parts: sections of it, or single keys (`section.key`).
+      label_tree: of the data set.
     """
     values = {
         f"{section}.{key}": value
@@ -112,8 +116,8 @@ def provenance_of(config: ml_collections.ConfigDict, parts: Sequence[str]) -> di
         for key, value in inner.items()
         if (section in parts or f"{section}.{key}" in parts) and f"{section}.{key}" not in _FREE
     }
-    label_tree = hashlib.sha256(emoji.TAXONOMY_PATH.read_bytes()).hexdigest()
-    return {"seed": config.seed, "label_tree": label_tree, **values}
+    digest = hashlib.sha256(json.dumps(label_tree).encode()).hexdigest()
+    return {"seed": config.seed, "label_tree": digest, **values}
 
 
 def fit(
@@ -154,7 +158,7 @@ def fit(
         return (optax.apply_updates(params, updates), opt_state), loss
 
     state, step = (params, optimizer.init(params)), 0
-    known = provenance_of(config, (name, "data", "vision", *depends_on))
+    known = provenance_of(config, (name, "data", "vision", *depends_on), task.label_tree)
     known["rows"] = len(task.data)
     with (
         Checkpoints(folder / "checkpoints", **config.checkpoint) as checkpoints,

@@ -138,6 +138,7 @@ class Listing:
 
     Attributes:
       label_tree: tree of their labels, or None.
+      read: reads the pixels of an entry.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Listing:
                 "or change held_out_share"
             )
         self.label_tree = label_tree
-        self._read, self._name = read, name
+        self.read, self._name = read, name
         self._content = content
 
     def __len__(self) -> int:
@@ -189,7 +190,7 @@ class Listing:
         Raises:
           BrokenImageError: the image cannot be read.
         """
-        return {"image": self._read(self.entries[index]), **self.describe(index)}
+        return {"image": self.read(self.entries[index]), **self.describe(index)}
 
     def describe(self, index: int) -> dict[str, Any]:
         """Returns a row without its image: `image_id`, `label_id`, `label` and `key`."""

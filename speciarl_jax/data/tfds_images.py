@@ -1,4 +1,4 @@
-"""Reads the paper's data sets without TensorFlow; `speciarl_jax.tools.prepare_data` writes them.
+"""Reads published data sets without TensorFlow; `speciarl_jax.tools.prepare_data` writes them.
 
 Splits and sizes are those of TFDS. The paper follows CoOp, whose test splits of Flowers102 (2,463
 images; TFDS: 6,149) and Food101 (30,300; TFDS: 25,250) differ. `split_file` reads CoOp's own lists.
@@ -66,7 +66,10 @@ PUBLISHED = {
         "file_name",
         crop_bottom=20,
     ),
+    "cifar100": Published("cifar100:3.0.2", {"train": 50_000, "test": 10_000}, 100, "id"),
 }
+# The data sets of arXiv 2603.03197.
+PAPER = tuple(name for name in PUBLISHED if name != "cifar100")
 
 
 def make_builder(dataset: str, data_dir: str | None) -> Any:
