@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     stage = config.vision_stage
     stage.options = ml_collections.ConfigDict({"part": "training"})
     stage.watch = ml_collections.ConfigDict({"validation": {**held_out, "part": "all"}})
-    stage.cycles = (30,)
+    stage.cycles = (14,)
     stage.warmup_steps = 200
     stage.log_every = 266
     stage = config.answer_stage

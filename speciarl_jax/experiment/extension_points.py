@@ -88,7 +88,7 @@ def verdicts(found: Any, verifier: Any, shape: tuple[int, int]) -> InGraphVerdic
             "InGraphVerdicts (speciarl_jax/verifiers/base.py)"
         )
     found = InGraphVerdicts(*found)
-    kinds = ("int", "bool", "float", "bool", "int")
+    kinds = ("int", "bool", "float", "bool", "int", "float")
     for field, value, kind in zip(found._fields, found, kinds, strict=True):
         if value is not None or field not in found._field_defaults:
             _check(where, field, value, kind, shape)

@@ -28,6 +28,8 @@ class InGraphVerdicts(NamedTuple):
         cannot be read. None if no tree was asked.
       answer_BN: uint32, equal for answers that say the same; 0 where none can be read. None if this
         verifier does not tell; then completions are compared as they are.
+      base_rate_BN: float32, the share of the training images for which the answer would be right,
+        whatever this image shows. None if the verifier was not told the labels of training.
     """
 
     category_BN: jax.Array
@@ -35,6 +37,7 @@ class InGraphVerdicts(NamedTuple):
     probability_BN: jax.Array | None = None
     matched_BN: jax.Array | None = None
     answer_BN: jax.Array | None = None
+    base_rate_BN: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

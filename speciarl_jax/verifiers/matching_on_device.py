@@ -186,21 +186,31 @@ def _rows(names: Names, text: _Text, begin: jax.Array, end: jax.Array) -> jax.Ar
     return found
 
 
-def _look_up(
-    names: Names,
-    text: _Text,
-    kind_P: jax.Array,
-    end: jax.Array,
-    leaf: jax.Array,
-) -> _Verdict:
-    """`matching.look_up` of a part of a phrase.
+class _Parts(NamedTuple):
+    """The parts of a phrase, looked up; the same whatever the true label is.
+
+    Attributes:
+      tail_E2: int32 rows of the words at the end that may be left out; without the first place E,
+        at which nothing is.
+      kind_S: int32, what may be left out before each place.
+      row_SE2: int32 rows of the parts.
+      allowed_SE: bool, there is such a part.
+    """
+
+    tail_E2: jax.Array
+    kind_S: jax.Array
+    row_SE2: jax.Array
+    allowed_SE: jax.Array
+
+
+def _look_up(names: Names, text: _Text, kind_P: jax.Array, end: jax.Array) -> _Parts:
+    """Looks up the parts of a part of a phrase, as `matching.look_up` does.
 
     Args:
       names: of the tree.
       text: the phrase.
       kind_P: int32 [P], what may be left out before each place; 0 where no name may begin.
       end: int32, of the part.
-      leaf: int32, the true one.
     """
     size = kind_P.shape[0]
     place_P = jnp.arange(size)
@@ -218,23 +228,28 @@ def _look_up(
         ends.append(last)
     # Where there is no further word, the end is 0, before every start.
     end_E = jnp.stack(ends)
-    tail_2 = _rows(names, text, end_E[1:] + 1, jnp.full(matching.MAX_TAIL, end))
-    category_2 = jnp.where(
-        tail_2 >= 0, names.category_MF[names.meaning_C[tail_2], leaf], Category.WRONG
+    tail_E2 = _rows(names, text, end_E[1:] + 1, jnp.full(matching.MAX_TAIL, end))
+    begin_SE, end_SE = jnp.broadcast_arrays(start_S[:, None], end_E)
+    allowed_SE = begin_SE < end_SE
+    row_SE2 = _rows(names, text, jnp.minimum(begin_SE, end_SE), end_SE)
+    return _Parts(tail_E2, kind_S, row_SE2, allowed_SE)
+
+
+def _decide(names: Names, parts: _Parts, leaf: jax.Array) -> _Verdict:
+    """The verdict of `matching.look_up` on parts, for int32 `leaf`, the true one."""
+    tail_E2, kind_S, row_SE2, allowed_SE = parts
+    category_E2 = jnp.where(
+        tail_E2 >= 0, names.category_MF[names.meaning_C[tail_E2], leaf], Category.WRONG
     )
-    first = jnp.where(category_2[:, 0] > Category.WRONG, category_2[:, 0], category_2[:, 1])
-    used_2 = jnp.where(tail_2 >= 0, names.use_C[tail_2], 0)
-    modifies = jnp.any(used_2 & _MODIFIER > 0, axis=1)
+    first = jnp.where(category_E2[:, 0] > Category.WRONG, category_E2[:, 0], category_E2[:, 1])
+    used_E2 = jnp.where(tail_E2 >= 0, names.use_C[tail_E2], 0)
+    modifies = jnp.any(used_E2 & _MODIFIER > 0, axis=1)
     modifies_E = jnp.pad(modifies, (1, 0))
     # `matching._least`: behind which parts the words at the end may be left out.
     least = jnp.where(first == Category.LESS_SPECIFIC, Category.SPECIFIC, _NEVER)
-    any_part = jnp.any(used_2 & (_MODIFIER | _FRAME) > 0, axis=1) | (first == Category.GENERIC)
+    any_part = jnp.any(used_E2 & (_MODIFIER | _FRAME) > 0, axis=1) | (first == Category.GENERIC)
     least_E = jnp.pad(jnp.where(any_part, Category.WRONG, least), (1, 0))
 
-    begin_SE, end_SE = jnp.broadcast_arrays(start_S[:, None], end_E)
-    allowed_SE = begin_SE < end_SE
-    begin_SE = jnp.minimum(begin_SE, end_SE)
-    row_SE2 = _rows(names, text, begin_SE, end_SE)
     category_SE2 = names.category_MF[names.meaning_C[row_SE2], leaf].astype(jnp.int32)
     known_SE2 = allowed_SE[..., None] & (row_SE2 >= 0) & (names.use_C[row_SE2] & _NAME > 0)
     known_SE2 &= category_SE2 >= least_E[:, None]
@@ -252,19 +267,32 @@ def _more_specific(category: jax.Array) -> jax.Array:
     return jnp.where(category == Category.SPECIFIC, Category.MORE_SPECIFIC, category)
 
 
-def judge(names: Names, phrase: Phrase, leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The category of an answer that holds a word, and whether the tree decided.
+class Reading(NamedTuple):
+    """An answer that was looked up in the tree, before it is compared with a label.
+
+    Attributes:
+      parts_3: `_Parts` of the whole phrase, of what stands before parentheses, and within them.
+      has_parts: bool, there are parentheses.
+      inner_kind: int32, what the words in parentheses are if they are no name.
+      abstains: bool.
+      fits: bool, it is short enough.
+    """
+
+    parts_3: _Parts
+    has_parts: jax.Array
+    inner_kind: jax.Array
+    abstains: jax.Array
+    fits: jax.Array
+
+
+def read(names: Names, phrase: Phrase) -> Reading:
+    """Looks up an answer that holds a word.
 
     Args:
       names: of the tree.
       phrase: of at least `abstention.MAX_BYTES`.
-      leaf: int32, the true one.
-
-    Returns:
-      int32 `Category`; and bool, False where the answer is WRONG because the tree knows no better.
     """
     size = phrase.bytes_A.shape[0]
-    fits = phrase.length <= size
     length = jnp.minimum(phrase.length, size)
     place_P = jnp.arange(size + 1)
     # A space behind the end: the inner part may consist of modifiers alone.
@@ -289,21 +317,62 @@ def judge(names: Names, phrase: Phrase, leaf: jax.Array) -> tuple[jax.Array, jax
     outer_end = jnp.where(phrase.has_parts, phrase.outer_end, length)
     kinds_3P = jnp.stack([kind_P, kind_P, inner_kind_P])[:, :-1]
     ends_3 = jnp.stack([length, outer_end, length])
-    over_parts = jax.vmap(_look_up, in_axes=(None, None, 0, 0, None))
-    found_3 = over_parts(names, text, kinds_3P, ends_3, leaf)
+    over_parts = jax.vmap(_look_up, in_axes=(None, None, 0, 0))
+    return Reading(
+        parts_3=over_parts(names, text, kinds_3P, ends_3),
+        has_parts=phrase.has_parts,
+        inner_kind=label_MP[1, -1],
+        abstains=(label_MP[2, -1] > 0) & (length <= abstention.MAX_BYTES),
+        fits=phrase.length <= size,
+    )
+
+
+def compare(names: Names, reading: Reading, leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The category of an answer, and whether the tree decided.
+
+    Args:
+      names: of the tree.
+      reading: of the answer.
+      leaf: int32, the true one.
+
+    Returns:
+      int32 `Category`; and bool, False where the answer is WRONG because the tree knows no better.
+    """
+    found_3 = jax.vmap(_decide, in_axes=(None, 0, None))(names, reading.parts_3, leaf)
     whole, outer, second = (_Verdict(found_3.known[i], found_3.category[i]) for i in range(3))
 
-    inner_kind = label_MP[1, -1]
     holds = jnp.minimum(outer.category, second.category) > Category.WRONG
     both = jnp.where(holds, jnp.maximum(outer.category, second.category), Category.WRONG)
     both = jnp.where(second.known, both, outer.category)
-    modifies = inner_kind == matching.MODIFIER
+    modifies = reading.inner_kind == matching.MODIFIER
     both = jnp.where(modifies, _more_specific(outer.category), both)
-    both_known = phrase.has_parts & outer.known & ((inner_kind > 0) | second.known)
+    both_known = reading.has_parts & outer.known & ((reading.inner_kind > 0) | second.known)
 
-    abstains = (label_MP[2, -1] > 0) & (length <= abstention.MAX_BYTES)
-    category = jnp.where(abstains, Category.ABSTAIN, Category.WRONG)
+    category = jnp.where(reading.abstains, Category.ABSTAIN, Category.WRONG)
     category = jnp.where(both_known, both, category)
     category = jnp.where(whole.known, whole.category, category)
-    known = fits & (whole.known | both_known | abstains)
-    return jnp.where(fits, category, Category.WRONG).astype(jnp.int32), known
+    known = reading.fits & (whole.known | both_known | reading.abstains)
+    return jnp.where(reading.fits, category, Category.WRONG).astype(jnp.int32), known
+
+
+def base_rate(
+    names: Names, reading: Reading, leaf_K: jax.Array, share_K: jax.Array
+) -> jax.Array:
+    """The share of images for which an answer would be right: generic or better.
+
+    Args:
+      names: of the tree.
+      reading: of the answer.
+      leaf_K: int32, labels that images have.
+      share_K: float32, shares of the images that have them; sums to 1.
+
+    Returns:
+      A float32 scalar in [0, 1].
+    """
+
+    def add(total, one):
+        leaf, share = one
+        category, _ = compare(names, reading, leaf)
+        return total + jnp.where(category >= Category.GENERIC, share, 0.0), None
+
+    return jax.lax.scan(add, jnp.float32(0), (leaf_K, share_K))[0]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from speciarl_jax.verifiers import (
     abstention,
@@ -214,6 +215,19 @@ def _same(relation: Mapping[bytes, tuple[Category, str]], one: bytes, other: byt
 
 
 @flax.struct.dataclass
+class _LabelShares:
+    """How often each label is right, for base rates.
+
+    Attributes:
+      leaf_K: int32, the leaves that images have.
+      share_K: float32, the shares of these images; sums to 1.
+    """
+
+    leaf_K: jax.Array
+    share_K: jax.Array
+
+
+@flax.struct.dataclass
 class _Tables:
     """What the device needs.
 
@@ -221,6 +235,7 @@ class _Tables:
       tokens: bytes of the vocabulary.
       typography: for phrases.
       names: of the tree.
+      label_shares: of `with_label_shares`, or None.
       max_response_bytes: static, or None for as many as the tokens can have.
       tags: static.
     """
@@ -228,6 +243,7 @@ class _Tables:
     tokens: parsing_on_device.TokenBytes
     typography: parsing_on_device.Typography
     names: matching_on_device.Names
+    label_shares: "_LabelShares | None"
     max_response_bytes: int | None = flax.struct.field(pytree_node=False)
     tags: str = flax.struct.field(pytree_node=False)
 
@@ -273,9 +289,32 @@ class TaxonomyVerifier:
                 max_answer_bytes=max_answer_bytes,
                 phrase_bytes=taxonomy.phrase_bytes,
             ),
+            label_shares=None,
             max_response_bytes=max_response_bytes,
             tags=tags,
         )
+
+    def with_label_shares(self, share_F: np.ndarray) -> "TaxonomyVerifier":
+        """Returns a verifier that also tells base rates (`InGraphVerdicts.base_rate_BN`).
+
+        Args:
+          share_F: float, the share of the training images that has each leaf; sums to 1.
+
+        Raises:
+          ValueError: these are no shares of the leaves of the tree.
+        """
+        share_F = np.asarray(share_F, np.float32)
+        leaves = self._tables.names.category_MF.shape[1]
+        if share_F.shape != (leaves,) or np.any(share_F < 0) or abs(share_F.sum() - 1) > 1e-3:
+            raise ValueError(
+                f"label shares have shape {share_F.shape} and sum to {share_F.sum()}; give one "
+                f"share of the training images for each of the {leaves} leaves"
+            )
+        (leaf_K,) = np.nonzero(share_F)
+        shares = _LabelShares(jnp.asarray(leaf_K, jnp.int32), jnp.asarray(share_F[leaf_K]))
+        new = object.__new__(type(self))
+        new._tables = self._tables.replace(label_shares=shares)
+        return new
 
     def tree_flatten(self):
         return (self._tables,), None
@@ -321,17 +360,13 @@ class TaxonomyVerifier:
             )
         over_n = jax.vmap(_verify_one, in_axes=(None, 0, 0, None))
         over_b = jax.vmap(over_n, in_axes=(None, 0, 0, 0))
-        category_BN, valid_BN, matched_BN, answer_BN = over_b(
-            self._tables, tokens_BNT, mask_BNT.astype(bool), leaf_index_B
-        )
-        return InGraphVerdicts(category_BN, valid_BN, matched_BN=matched_BN, answer_BN=answer_BN)
+        return over_b(self._tables, tokens_BNT, mask_BNT.astype(bool), leaf_index_B)
 
 
 def _verify_one(
     tables: _Tables, tokens_T: jax.Array, mask_T: jax.Array, leaf_index: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Category (int32), validity (bool), whether the tree decided (bool), and what is compared as
-    the answer (uint32), of one response."""
+) -> InGraphVerdicts:
+    """The verdict on one response; all fields are scalars."""
     size = tokens_T.shape[0] * tables.tokens.longest
     if tables.max_response_bytes is not None:
         size = min(size, tables.max_response_bytes)
@@ -343,12 +378,24 @@ def _verify_one(
     leaves = tables.names.category_MF.shape[1]
     valid = (leaf_index >= 0) & (leaf_index < leaves)
     leaf = jnp.clip(leaf_index, 0, leaves - 1)
-    category, known = matching_on_device.judge(tables.names, phrase, leaf)
+    reading = matching_on_device.read(tables.names, phrase)
+    category, known = matching_on_device.compare(tables.names, reading, leaf)
     parsed = found & (total <= size) & (phrase.length > 0) & valid
     category = jnp.where(parsed, category, Category.UNPARSED)
     within_A = jnp.arange(phrase.bytes_A.size) < phrase.length
     answer = parsing_on_device.text_hash(phrase.bytes_A, within_A & parsed)
-    return category.astype(jnp.int32), valid, known | ~parsed, answer
+    base_rate = None
+    if (shares := tables.label_shares) is not None:
+        of_labels = shares.leaf_K, shares.share_K
+        base_rate = matching_on_device.base_rate(tables.names, reading, *of_labels)
+        base_rate = jnp.where(parsed, base_rate, 0.0)
+    return InGraphVerdicts(
+        category_BN=category.astype(jnp.int32),
+        valid_BN=valid,
+        matched_BN=known | ~parsed,
+        answer_BN=answer,
+        base_rate_BN=base_rate,
+    )
 
 
 def create(
