@@ -281,6 +281,7 @@ class Workload:
         return Algorithm(
             reward=best_prediction.reward,
             noise=None,
+            information=None,
             overlong=None,
             min_judged_fraction=1.0,
             advantages=advantages.group_advantages,

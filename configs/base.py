@@ -254,6 +254,12 @@ def _reward() -> ml_collections.ConfigDict:
     reward.options = ml_collections.ConfigDict()
     reward.options.mode = "all"  # or "single": only the first of the best rollouts earns 1
     reward.options.unparsed_reward = -1.0  # the format penalty
+    # Credit by information: a positive reward is multiplied by 1 - strength * (1 - information). An
+    # answer that is right for every training image has no information (rl/rewards/information.py).
+    # Needs a label tree: config.verifier.name "taxonomy", or "cascade" with a judge in the program.
+    reward.information = ml_collections.ConfigDict()
+    reward.information.strength = 0.0  # 0: full credit everywhere; 1: none without information
+    reward.information.kind = "share"  # of the training images that are ruled out; or "bits"
     # Penalty of a rollout of `max_tokens`; it rises linearly over the last `overlong_buffer`
     # tokens. 0 for none.
     reward.overlong_penalty = 0.0

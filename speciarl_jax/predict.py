@@ -31,7 +31,8 @@ from ml_collections import config_flags
 
 from speciarl_jax.data import folder, images, label_tree, prompt_builder
 from speciarl_jax.evaluation import consensus
-from speciarl_jax.experiment.run import Run, open_sources, policy_run, verifier_options
+from speciarl_jax.experiment.make_verifier import verifier_options
+from speciarl_jax.experiment.run import Run, open_sources, policy_run
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.checkpoints import peft
 from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding

@@ -95,9 +95,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
         side = image_size // dimensions.patch_size
         return vision_layout([[(side, side)]] * count, dimensions)
 
-    watch = {
-        name: collate(list(dataset.open(options, 1))) for name, options in stage.watch.items()
-    }
+    watch = {name: collate(list(dataset.open(options, 1))) for name, options in stage.watch.items()}
     evaluate = jax.jit(lambda params, *batch: loss_of(params, *batch)[1]["accuracy"])
 
     def watched(params):

@@ -12,7 +12,7 @@ from speciarl_jax.evaluation import image_index, predictions, provenance, text_j
 from speciarl_jax.evaluation.answer_file import File, Line, short
 from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.evaluation.text_judge import Answered
-from speciarl_jax.experiment.run import verifier_options
+from speciarl_jax.experiment.make_verifier import verifier_options
 from speciarl_jax.verifiers import parsing
 
 _SHOWN = 5  # images or lines that a message names

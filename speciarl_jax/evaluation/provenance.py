@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 
 from speciarl_jax.evaluation import predictions
 from speciarl_jax.evaluation.predictions import GIVEN, GREEDY
-from speciarl_jax.experiment.run import Run, verifier_options
+from speciarl_jax.experiment.make_verifier import verifier_options
+from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy
 from speciarl_jax.runtime import checksum
 from speciarl_jax.verifiers.judge import judge_prompt

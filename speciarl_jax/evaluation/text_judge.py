@@ -22,8 +22,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from speciarl_jax.data import label_tree
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.evaluation import evaluator, predictions
-from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import make_verifier, verifier_options
+from speciarl_jax.experiment import host_verification, make_verifier
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import sharding
@@ -80,7 +79,7 @@ def make(config: ml_collections.ConfigDict, sources: Callable[[], Sequence[Any]]
       ValueError: an option of the verifier, its label tree, or the policy's folder does not fit.
     """
     name = config.verifier.name
-    options = verifier_options(config)
+    options = make_verifier.verifier_options(config)
     tree = None if options.get("path") else label_tree.path_of(sources())
     if _reads_text(config):
         # One token for each byte, so no policy is needed.
@@ -91,7 +90,9 @@ def make(config: ml_collections.ConfigDict, sources: Callable[[], Sequence[Any]]
         tokenizer = tokenizer_lib.load(folder)
         vocabulary = hf_checkpoint.read_config(folder).text.vocab_size
         mesh = sharding.make_mesh(**config.mesh)
-    labels, verifier = make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
+    labels, verifier = make_verifier.make(
+        config, name, options, tree, tokenizer, vocabulary, mesh, None
+    )
     on_text = verifier
     if isinstance(verifier, TaxonomyVerifier) and isinstance(labels, Taxonomy):
         on_text = TreeOnHost(

@@ -12,7 +12,7 @@ import ml_collections
 from speciarl_jax.experiment import extension_points
 from speciarl_jax.rl import advantages, optimizer, verdict_noise
 from speciarl_jax.rl.losses import kl, likelihood, token_weights
-from speciarl_jax.rl.rewards import overlong
+from speciarl_jax.rl.rewards import information, overlong
 from speciarl_jax.runtime import plugins
 
 Function = Callable[..., Any]
@@ -26,6 +26,8 @@ class Algorithm:
     # (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the study of
     # verifiers that err (`rl.verdict_noise`); None without noise.
     noise: Function | None
+    # base_rate_BN -> factor of positive rewards (`rl.rewards.information`); None for full credit.
+    information: Function | None
     # length_BN -> what long completions lose of their reward; None without penalty.
     overlong: Function | None
     # Share of a group that must have a verdict (`rl_step.judged_groups`).
@@ -81,8 +83,11 @@ class Algorithm:
         )
 
 
-def from_config(config: ml_collections.ConfigDict) -> Algorithm:
+def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -> Algorithm:
     """Finds the functions that a configuration names and binds their options.
+
+    Args:
+      label_entropy: of the labels of training, nats (`rl.rewards.information`).
 
     Raises:
       ValueError: an unknown name.
@@ -101,10 +106,14 @@ def from_config(config: ml_collections.ConfigDict) -> Algorithm:
         buffer=config.reward.overlong_buffer,
         weight=config.reward.overlong_penalty,
     )
+    credit = functools.partial(
+        information.credit, entropy=label_entropy, **config.reward.information
+    )
     noise = functools.partial(verdict_noise.noisy, **config.label_noise)
     return Algorithm(
         reward=extension_points.reward(reward, config.reward.name),
         noise=noise if config.label_noise.rate else None,
+        information=credit if config.reward.information.strength else None,
         overlong=penalty if config.reward.overlong_penalty else None,
         min_judged_fraction=config.verifier.min_judged_fraction,
         advantages=functools.partial(advantages.group_advantages, **config.advantage),
@@ -143,6 +152,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     algorithm.token_weights(mask_BNT)
     zeros_BNT = jnp.zeros(mask_BNT.shape)
     algorithm.policy_loss(zeros_BNT, zeros_BNT, algorithm.advantages(reward_BN, valid_BN), mask_BNT)
+    information.credit(reward_BN, **config.reward.information)
     if algorithm.overlong is not None:
         algorithm.overlong(jnp.ones(valid_BN.shape))
     verdict_noise.noisy(category_BN, jnp.zeros(2, int), 0, **config.label_noise)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +16,15 @@ from speciarl_jax.data import images, label_tree, pipeline, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
+from speciarl_jax.experiment import make_verifier
 from speciarl_jax.experiment.validate_config import check, sampled_images
 from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
-from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
-from speciarl_jax.runtime import activation_sharding, plugins, sharding
+from speciarl_jax.runtime import activation_sharding, sharding
 from speciarl_jax.runtime import fingerprint as fingerprint_lib
-from speciarl_jax.verifiers import flax_judge
-from speciarl_jax.verifiers.base import HostVerifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +47,12 @@ class Run:
     eval_source: Any = None  # images of evaluation
     labels: Any = None  # names of the labels on the host; its `leaf_index` numbers them
     verifier: Any = None  # a pytree, or a `HostVerifier` that no program takes
+    label_entropy: float = 1.0  # of the labels of training, nats; only credit by information asks
 
     @functools.cached_property
     def algorithm(self) -> algorithm_lib.Algorithm:
         """Reward, advantages, loss and how a step updates, as the configuration chooses them."""
-        return algorithm_lib.from_config(self.config)
+        return algorithm_lib.from_config(self.config, self.label_entropy)
 
     def train_source_of(self, seed: int) -> Any:
         """Returns the training images as another seed orders or augments them."""
@@ -266,19 +263,25 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
     """
     config = run.config
     sources = [source for source in (train_source, eval_source) if source is not None]
-    labels, verifier = make_verifier(
+    labels, verifier = make_verifier.make(
         config,
         config.verifier.name,
-        verifier_options(config),
+        make_verifier.verifier_options(config),
         label_tree.path_of(sources),
         run.tokenizer,
         run.model_config.text.vocab_size,
         run.mesh,
         nnx.merge(run.graphdef, run.lora, run.base),
     )
-    return dataclasses.replace(
+    run = dataclasses.replace(
         run, train_source=train_source, eval_source=eval_source, labels=labels, verifier=verifier
     )
+    if config.reward.information.strength and train_source is not None:
+        share_F = make_verifier.label_shares(labels, train_source)
+        verifier = make_verifier.with_label_shares(config, verifier, share_F, run.mesh)
+        entropy = -float(np.sum(share_F * np.log(np.where(share_F > 0, share_F, 1.0))))
+        run = dataclasses.replace(run, verifier=verifier, label_entropy=entropy)
+    return run
 
 
 def evaluation_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -292,6 +295,7 @@ def evaluation_config(config: ml_collections.ConfigDict) -> ml_collections.Confi
     with changed.unlocked():
         changed.verifier = config.evaluation.verifier.copy_and_resolve_references()
         changed.evaluation.verifier.name = ""
+        changed.reward.information.strength = 0.0  # evaluation rewards nothing
     return changed
 
 
@@ -306,64 +310,6 @@ def evaluation_run(run: Run) -> Run:
         return run
     judged = dataclasses.replace(run, config=config)
     return with_data(judged, run.train_source, run.eval_source)
-
-
-def verifier_options(
-    config: ml_collections.ConfigDict, name: str | None = None
-) -> Mapping[str, Any]:
-    """Returns the options of a verifier, by default the chosen one.
-
-    They are the section of its name or, where there is none, `options`. A cascade has both.
-    """
-    name = config.verifier.name if name is None else name
-    options = config.verifier.options.to_dict()
-    if name == "cascade":
-        return options | config.verifier.cascade.to_dict()
-    return config.verifier[name].to_dict() if name in config.verifier else options
-
-
-def make_verifier(
-    config: ml_collections.ConfigDict,
-    name: str,
-    options: Mapping[str, Any],
-    tree: str | os.PathLike | None,
-    tokenizer: Any,
-    vocabulary: int,
-    mesh: jax.sharding.Mesh,
-    policy: VisionLanguageModel | None,
-) -> tuple[Any, Any]:
-    """The labels and a verifier: on the mesh, or a `HostVerifier`.
-
-    Args:
-      tree: file with the labels of the data, if there is one.
-      vocabulary: rows of the policy's head.
-      policy: whose encoder a judge may use; None reads it if the verifier's `create` asks for it.
-    """
-    create = plugins.find("verifiers", name, "create")
-    extra = {}
-    if "policy" in inspect.signature(create).parameters:
-        if policy is None:
-            _, policy = load_policy.load(config, load_policy.model_folder(config.model.path), mesh)
-        places = (sharding.put_param(one) for one in (mesh, sharding.mesh_alone(mesh)))
-        extra["policy"] = flax_judge.Policy(
-            policy.decoder, tokenizer, *places, load_policy.dtypes(config)
-        )
-    if "make" in inspect.signature(create).parameters:
-
-        def make(other):
-            options = verifier_options(config, other)
-            return make_verifier(config, other, options, tree, tokenizer, vocabulary, mesh, policy)
-
-        extra["make"] = make
-    labels, verifier = create(
-        tokenizer_lib.token_bytes(tokenizer, vocabulary),
-        tree,
-        **extra,
-        **options,
-    )
-    if not isinstance(verifier, HostVerifier):
-        verifier = sharding.place(mesh, verifier)
-    return labels, verifier
 
 
 def fingerprint(run: Run) -> dict[str, Any]:

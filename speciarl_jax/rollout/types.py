@@ -34,6 +34,7 @@ class Groups:
     rollout: Rollout
     category_BN: jax.Array  # int32 `Category`
     valid_BN: jax.Array  # bool, whether a verdict exists
+    base_rate_BN: jax.Array | None = None  # float32, `verifiers.base.InGraphVerdicts`
 
 
 @flax.struct.dataclass

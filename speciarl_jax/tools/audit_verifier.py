@@ -39,7 +39,8 @@ from ml_collections import config_flags
 
 from speciarl_jax.data import emoji, label_tree, tfds_images
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.experiment.run import make_verifier, open_sources, verifier_options
+from speciarl_jax.experiment import make_verifier
+from speciarl_jax.experiment.run import open_sources
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.runtime import exit_codes, plugins, sharding
@@ -82,9 +83,9 @@ def build(
 
     def make(options):
         tree = None if options.get("path") else label_tree.path_of(open_sources(config))
-        return make_verifier(config, name, options, tree, tokenizer, vocabulary, mesh, None)
+        return make_verifier.make(config, name, options, tree, tokenizer, vocabulary, mesh, None)
 
-    options = dict(verifier_options(config, name))
+    options = dict(make_verifier.verifier_options(config, name))
     longest = max(len(response_of(row, "think").encode()) for row in rows)
     if "max_response_bytes" in options:
         options["max_response_bytes"] = max(options["max_response_bytes"], longest)
@@ -175,7 +176,7 @@ def audit(
     for name in names:
         plugins.find("verifiers", name, "create")
         verifier, label = build(config, name, tokenizer, rows)
-        tags = verifier_options(config, name)["tags"]
+        tags = make_verifier.verifier_options(config, name)["tags"]
         found[name] = judge(verifier, tokenizer, rows, label, tags)
         if isinstance(verifier, HostVerifier):
             lines += [f"{name}: {said}" for said in [verifier.errors()] if said]

@@ -76,6 +76,9 @@ def reward_groups(groups: Groups, step: jax.Array, algorithm: Algorithm) -> Rewa
     if algorithm.noise is not None:
         category_BN = algorithm.noise(category_BN, groups.prompt.image_id_B, step)
     reward_BN = algorithm.reward(category_BN, taken_BN)
+    if algorithm.information is not None:
+        credit_BN = algorithm.information(groups.base_rate_BN)
+        reward_BN = jnp.where(reward_BN > 0, reward_BN * credit_BN, reward_BN)
     found = Rewarded(reward_BN, taken_BN, category_BN, jnp.zeros_like(taken_BN))
     return found.less(0.0, algorithm.min_judged_fraction)
 
@@ -129,6 +132,10 @@ def make_update_batch(
     )
     metrics = describe(groups, taken_BN, reward_BN, advantage_BN, end_ids)
     metrics["reward/not_finite"] = rewarded.share_not_finite(groups.valid_BN)
+    if groups.base_rate_BN is not None:
+        right_BN = taken_BN & (rewarded.category_BN >= Category.GENERIC)
+        base_rate = jnp.sum(jnp.where(right_BN, groups.base_rate_BN, 0.0))
+        metrics["reward/base_rate"] = base_rate / jnp.maximum(jnp.sum(right_BN), 1)
     if algorithm.noise is not None:
         moved_BN = groups.valid_BN & (rewarded.category_BN != groups.category_BN)
         metrics["verify/noise"] = jnp.sum(moved_BN) / jnp.maximum(jnp.sum(groups.valid_BN), 1)

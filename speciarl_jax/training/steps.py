@@ -31,7 +31,8 @@ class Stages(NamedTuple):
     """Holds the stages of a step as pure, traceable functions."""
 
     rollout: Callable[..., Any]  # (lora, base, batch, number) -> features [B, M, D] and `Rollout`
-    verify: Callable[..., Any]  # (verifier, batch, rollout) -> category_BN, valid_BN, metrics
+    # (verifier, batch, rollout) -> category_BN, valid_BN, base_rate_BN (or None), metrics
+    verify: Callable[..., Any]
     # (state, base, groups) -> (state, metrics): reward, advantage and policy update.
     update: Callable[..., Any]
 
@@ -60,7 +61,9 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
 
     def verify(verifier, batch, rollout):
         found = in_graph_verification.verify(verifier, batch, rollout)
-        return found.category_BN, found.valid_BN, in_graph_verification.describe(found)
+        base_rate_BN = found.base_rate_BN if algorithm.information is not None else None
+        metrics = in_graph_verification.describe(found)
+        return found.category_BN, found.valid_BN, base_rate_BN, metrics
 
     def learn(state: TrainState, base, groups: Groups):
         batch, metrics = rl_step.make_update_batch(
@@ -96,15 +99,15 @@ def programs(run: Run, optimizer: Optimizer, state_sharding: TrainState) -> dict
 
         def whole(state, base, verifier, batch, number):
             features_BMD, sampled = rollout(state.lora, base, batch, number)
-            category_BN, valid_BN, metrics = verify(verifier, batch, sampled)
-            groups = Groups(batch, features_BMD, sampled, category_BN, valid_BN)
+            *verdicts, metrics = verify(verifier, batch, sampled)
+            groups = Groups(batch, features_BMD, sampled, *verdicts)
             state, updated = update(state, base, groups)
             return state, updated | metrics
 
         return {"step": jax.jit(whole, **to_state)}
     found = {"rollout": jax.jit(rollout, out_shardings=batch_sharding)}
     if not on_host:
-        shardings = (batch_sharding, batch_sharding, replicated)
+        shardings = (batch_sharding, batch_sharding, batch_sharding, replicated)
         found["verify"] = jax.jit(verify, out_shardings=shardings)
     return found | {"update": jax.jit(update, **to_state)}
 
@@ -136,9 +139,9 @@ def train_step(
         def judge(state, base, verifier, batch, number):
             features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
             stage_done("rollout", rollout.mask_BNT)
-            category_BN, valid_BN, metrics = compiled["verify"](verifier, batch, rollout)
-            stage_done("verify", valid_BN)
-            return Groups(batch, features_BMD, rollout, category_BN, valid_BN), metrics
+            *verdicts, metrics = compiled["verify"](verifier, batch, rollout)
+            stage_done("verify", verdicts)
+            return Groups(batch, features_BMD, rollout, *verdicts), metrics
 
     if dynamic_sampling.is_on(run):
         return dynamic_sampling.train_step(run, judge, summarise, compiled["update"])

@@ -15,11 +15,11 @@ from flax import nnx
 from speciarl_jax.evaluation import constant_answer, metrics
 from speciarl_jax.evaluation.evaluator import Evaluator
 from speciarl_jax.experiment import host_verification
+from speciarl_jax.experiment.make_verifier import verifier_options
 from speciarl_jax.experiment.run import (
     Run,
     evaluation_config,
     evaluation_run,
-    verifier_options,
 )
 from speciarl_jax.runtime import exit_codes, preemption, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints

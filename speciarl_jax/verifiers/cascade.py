@@ -48,14 +48,23 @@ class Cascade:
         batch = tokens_BNT, mask_BNT, label_index_B
         tree = self.tree.verify_in_detail(*batch)
         judge = self.fallback.verify_in_detail(*batch)
-        first_BN = tree.matched_BN
+        first_BN, base_rate_BN = tree.matched_BN, tree.base_rate_BN
+        if base_rate_BN is not None:
+            # Nobody asked the judge about other labels; what it accepts is as broad as can be.
+            broadest_BN = self.tree.broadest_rate(judge.category_BN, label_index_B)
+            base_rate_BN = jnp.where(first_BN, base_rate_BN, broadest_BN)
         return InGraphVerdicts(
             category_BN=jnp.where(first_BN, tree.category_BN, judge.category_BN),
             valid_BN=jnp.where(first_BN, tree.valid_BN, judge.valid_BN),
             probability_BN=jnp.where(first_BN, jnp.nan, judge.probability_BN),
             matched_BN=first_BN,
             answer_BN=tree.answer_BN,
+            base_rate_BN=base_rate_BN,
         )
+
+    def with_label_shares(self, share_F: np.ndarray) -> "Cascade":
+        """Returns a verifier that also tells base rates (`TaxonomyVerifier.with_label_shares`)."""
+        return self.replace(tree=self.tree.with_label_shares(share_F))
 
 
 class HostCascade(HostVerifier):

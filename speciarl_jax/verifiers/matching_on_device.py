@@ -353,26 +353,3 @@ def compare(names: Names, reading: Reading, leaf: jax.Array) -> tuple[jax.Array,
     category = jnp.where(whole.known, whole.category, category)
     known = reading.fits & (whole.known | both_known | reading.abstains)
     return jnp.where(reading.fits, category, Category.WRONG).astype(jnp.int32), known
-
-
-def base_rate(
-    names: Names, reading: Reading, leaf_K: jax.Array, share_K: jax.Array
-) -> jax.Array:
-    """The share of images for which an answer would be right: generic or better.
-
-    Args:
-      names: of the tree.
-      reading: of the answer.
-      leaf_K: int32, labels that images have.
-      share_K: float32, shares of the images that have them; sums to 1.
-
-    Returns:
-      A float32 scalar in [0, 1].
-    """
-
-    def add(total, one):
-        leaf, share = one
-        category, _ = compare(names, reading, leaf)
-        return total + jnp.where(category >= Category.GENERIC, share, 0.0), None
-
-    return jax.lax.scan(add, jnp.float32(0), (leaf_K, share_K))[0]

@@ -20,6 +20,7 @@ import numpy as np
 
 from speciarl_jax.verifiers import (
     abstention,
+    base_rate,
     matching,
     matching_on_device,
     parsing,
@@ -27,7 +28,7 @@ from speciarl_jax.verifiers import (
 )
 from speciarl_jax.verifiers.base import InGraphVerdicts
 from speciarl_jax.verifiers.category import Category
-from speciarl_jax.verifiers.label_tree import schema, word_forms
+from speciarl_jax.verifiers.label_tree import relations, schema
 
 # Bytes of an answer beyond the longest name: frames, modifiers, a second name in parentheses.
 _SPARE_BYTES = 32
@@ -108,8 +109,8 @@ class Taxonomy:
             for name, _, _ in names:
                 leaf_of.setdefault(name, leaf_id)
         for name, leaf_id in leaf_of.items():
-            _check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
-        self.relations = _relations(entries, word_forms_too)
+            relations.check_name(name, max_words, f"{source}: leaf {leaf_id!r}")
+        self.relations = relations.of_leaves(entries, word_forms_too)
         self._keys = frozenset().union(*self.relations)
         self.names = tuple(key.decode("utf-8", "surrogatepass") for key in sorted(self._keys))
         longest = max(map(len, self._keys))
@@ -156,77 +157,6 @@ class Taxonomy:
         return Category.UNPARSED if content is None else self.category(content, leaf_id)
 
 
-def _check_name(name: str, max_words: int, where: str) -> None:
-    phrase = parsing.phrase(name)
-    words = parsing.key(name).count(b" ") + 1
-    if words > max_words:
-        raise ValueError(
-            f"{where}: the name {name!r} has {words} words, and max_words is {max_words}; "
-            "raise max_words or remove the name"
-        )
-    if abstention.abstains(phrase):
-        raise ValueError(f"{where}: the name {name!r} is also an abstention; rename one of them")
-
-
-def _relations(
-    entries: Sequence[Sequence[tuple[str, Category, str]]], word_forms_too: bool
-) -> list[dict[bytes, tuple[Category, str]]]:
-    """Returns each leaf's dict from key to (category, description): names, then their forms.
-
-    Names are spelt as they are. Their forms are squeezed, as answers are compared in this way too;
-    but where the squeezed name itself is a name of something else, they are not.
-    """
-    keys_of = {}
-    for name in {name for names in entries for name, _, _ in names}:
-        keys_of[name] = tuple(dict.fromkeys((parsing.key(name), parsing.phrase(name))))
-    relations, holders = [], {}
-    for leaf, names in enumerate(entries):
-        relation = {}
-        for name, category, match in names:
-            for key in keys_of[name]:
-                relation.setdefault(key, (category, match))
-        for key in relation:
-            holders.setdefault(key, []).append(leaf)
-        relations.append(relation)
-    if not word_forms_too:
-        return relations
-    written = [dict(relation) for relation in relations]
-
-    def means_the_same(form, key):
-        """Whether a form is no name, or means the same as the name to each leaf that has it."""
-        return all(_same(written[leaf], form, key) for leaf in holders.get(form, ()))
-
-    forms_of = {}
-    for name, (key, *_) in keys_of.items():
-        forms = word_forms.forms(name)
-        if means_the_same(word_forms.squeezed(key), key):
-            forms = set(map(word_forms.squeezed, forms))
-        forms_of[name] = [form for form in forms if means_the_same(form, key)]
-    for names, relation in zip(entries, relations, strict=True):
-        for name, category, match in names:
-            found = category, f"form of {match}"
-            for form in forms_of[name]:
-                relation.setdefault(form, found)
-    return relations
-
-
-def _same(relation: Mapping[bytes, tuple[Category, str]], one: bytes, other: bytes) -> bool:
-    return other in relation and relation[one][0] == relation[other][0]
-
-
-@flax.struct.dataclass
-class _LabelShares:
-    """How often each label is right, for base rates.
-
-    Attributes:
-      leaf_K: int32, the leaves that images have.
-      share_K: float32, the shares of these images; sums to 1.
-    """
-
-    leaf_K: jax.Array
-    share_K: jax.Array
-
-
 @flax.struct.dataclass
 class _Tables:
     """What the device needs.
@@ -235,7 +165,7 @@ class _Tables:
       tokens: bytes of the vocabulary.
       typography: for phrases.
       names: of the tree.
-      label_shares: of `with_label_shares`, or None.
+      label_shares: for base rates, or None.
       max_response_bytes: static, or None for as many as the tokens can have.
       tags: static.
     """
@@ -243,7 +173,7 @@ class _Tables:
     tokens: parsing_on_device.TokenBytes
     typography: parsing_on_device.Typography
     names: matching_on_device.Names
-    label_shares: "_LabelShares | None"
+    label_shares: base_rate.LabelShares | None
     max_response_bytes: int | None = flax.struct.field(pytree_node=False)
     tags: str = flax.struct.field(pytree_node=False)
 
@@ -303,18 +233,15 @@ class TaxonomyVerifier:
         Raises:
           ValueError: these are no shares of the leaves of the tree.
         """
-        share_F = np.asarray(share_F, np.float32)
-        leaves = self._tables.names.category_MF.shape[1]
-        if share_F.shape != (leaves,) or np.any(share_F < 0) or abs(share_F.sum() - 1) > 1e-3:
-            raise ValueError(
-                f"label shares have shape {share_F.shape} and sum to {share_F.sum()}; give one "
-                f"share of the training images for each of the {leaves} leaves"
-            )
-        (leaf_K,) = np.nonzero(share_F)
-        shares = _LabelShares(jnp.asarray(leaf_K, jnp.int32), jnp.asarray(share_F[leaf_K]))
         new = object.__new__(type(self))
+        shares = base_rate.LabelShares.create(self._tables.names, share_F)
         new._tables = self._tables.replace(label_shares=shares)
         return new
+
+    def broadest_rate(self, category_BN: jax.Array, leaf_index_B: jax.Array) -> jax.Array | None:
+        """`base_rate.LabelShares.broadest`; None without label shares."""
+        shares = self._tables.label_shares
+        return None if shares is None else shares.broadest(category_BN, leaf_index_B)
 
     def tree_flatten(self):
         return (self._tables,), None
@@ -384,17 +311,15 @@ def _verify_one(
     category = jnp.where(parsed, category, Category.UNPARSED)
     within_A = jnp.arange(phrase.bytes_A.size) < phrase.length
     answer = parsing_on_device.text_hash(phrase.bytes_A, within_A & parsed)
-    base_rate = None
-    if (shares := tables.label_shares) is not None:
-        of_labels = shares.leaf_K, shares.share_K
-        base_rate = matching_on_device.base_rate(tables.names, reading, *of_labels)
-        base_rate = jnp.where(parsed, base_rate, 0.0)
+    rate = None
+    if tables.label_shares is not None:
+        rate = jnp.where(parsed, tables.label_shares.rate(tables.names, reading), 0.0)
     return InGraphVerdicts(
         category_BN=category.astype(jnp.int32),
         valid_BN=valid,
         matched_BN=known | ~parsed,
         answer_BN=answer,
-        base_rate_BN=base_rate,
+        base_rate_BN=rate,
     )
 
 

@@ -222,7 +222,7 @@ def mesh_program(policy, out, meshes):
         step = steps.programs(run, optimizer, state_sharding)
         batch = batch_of(run)
         features, rollout = step["rollout"](state.lora, run.base, batch, np.uint32(7))
-        category, valid, _ = step["verify"](run.verifier, batch, rollout)
+        category, valid, *_ = step["verify"](run.verifier, batch, rollout)
         groups = Groups(batch, features, rollout, category, valid)
         state, metrics = step["update"](state, run.base, groups)
         found |= {

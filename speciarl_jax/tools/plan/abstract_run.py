@@ -10,7 +10,8 @@ from flax import nnx
 
 from speciarl_jax.data import emoji, tfds_images
 from speciarl_jax.experiment import algorithm, validate_config
-from speciarl_jax.experiment.run import Run, verifier_options
+from speciarl_jax.experiment.make_verifier import verifier_options
+from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import family, load_policy
 from speciarl_jax.models.image_tokens import Grid
 from speciarl_jax.models.policy_config import PolicyConfig

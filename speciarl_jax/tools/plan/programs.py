@@ -11,7 +11,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from speciarl_jax.data import prompt_builder
 from speciarl_jax.experiment import validate_config
-from speciarl_jax.experiment.run import Run, verifier_options
+from speciarl_jax.experiment.make_verifier import verifier_options
+from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import family, load_policy
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.policy_config import PolicyConfig
