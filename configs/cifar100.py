@@ -1,0 +1,35 @@
+"""SpeciaRL on photographs: CIFAR-100 and a tiny policy that ships, minutes on two CPU cores.
+
+python -m speciarl_jax.tools.prepare_data --dataset=cifar100 --data_dir=DATA
+python -m speciarl_jax.train --config=configs/cifar100.py:narrow --workdir=runs/cifar100 \\
+    --config.data.options.data_dir=DATA
+"""
+
+import ml_collections
+
+from configs import quickstart
+
+
+def get_config(design: str = "broad") -> ml_collections.ConfigDict:
+    """Changes policy, data and steps of `quickstart.py`.
+
+    Args:
+      design: "broad", reinforcement on 15 of 20 superclasses; or "narrow", on those of animals.
+    """
+    config = quickstart.get_config()
+    config.model.path = "cifar100_tiny"
+    config.data.name = "cifar100"
+    config.data.options = ml_collections.ConfigDict()
+    config.data.options.split = "reinforcement"
+    config.data.options.design = design
+    config.data.options.side = "in_domain"
+    config.data.options.subset = 3000  # images, as in the paper
+    config.data.options.data_dir = ""  # of data sets prepared by speciarl_jax.tools.prepare_data
+    config.data.options.path = ""  # folder of Parquet files instead
+    config.train.steps = 120
+    config.optimizer.decay_steps = 121
+    config.evaluation.options = ml_collections.ConfigDict()
+    config.evaluation.options.split = "test"
+    config.evaluation.options.subset = 2500  # images
+    config.evaluation.batch_size = 250
+    return config
