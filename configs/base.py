@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     # How the rewards of a group become advantages.
     config.advantage = ml_collections.ConfigDict()
     config.advantage.baseline = "mean"  # or "leave_one_out": mean of the other rollouts
-    config.advantage.normalize_by_std = True  # divide by the group's standard deviation
+    config.advantage.normalize_by_std = True  # divide by the standard deviation of `std_over`
+    config.advantage.std_over = "group"  # or "batch": of all valid rollouts of the step
     config.advantage.epsilon = 1e-6  # added to that deviation
     config.loss = _loss()
     config.optimizer = _optimizer()

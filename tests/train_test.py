@@ -390,6 +390,7 @@ REFUSED = {
         "config.loss.old_logprobs is 'judge'; choose one of .*recomputed",
     ),
     "loss__tis_cap": (2.0, "cap above 0 corrects the recomputed ratio, so set old_logprobs"),
+    "advantage__std_over": ("step", "std_over 'step' is unknown; choose one of .*batch"),
     "advantage__baseline": ("median", "baseline 'median' is unknown; choose one of .*leave_one"),
     "reward__overlong_penalty": (1.0, "overlong_buffer is 512 .*between 0 and .*max_tokens, 8,"),
     "train__objective": ("fun", "config.train.objective is 'fun'; choose 'rl', or 'sft'"),

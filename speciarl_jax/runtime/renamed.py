@@ -63,6 +63,7 @@ VALUES = {
 }
 # Key that earlier versions lacked -> the value as which they behaved.
 ADDED = {
+    "advantage.std_over": "group",
     "data.options.label_path_separator": "",
     "data.options.split": "",
     "evaluation.every": 0,
