@@ -286,6 +286,18 @@ def _loss() -> ml_collections.ConfigDict:
     # With "recomputed": upper bound of the importance weight that corrects for the difference
     # between sampler and trainer; 0 for no correction.
     loss.tis_cap = 0.0
+    # What that weight is computed of: each "token", or the whole rollout ("sequence").
+    loss.tis_level = "token"
+    # With "recomputed": what leaves the policy loss if the ratio of trainer to sampler lies outside
+    # of [mismatch_low, mismatch_high]. "none"; each "token"; or rollouts, by the ratio of the whole
+    # "sequence" or by the "geometric" mean over its tokens. KL and entropy keep them, and the
+    # denominator counts them.
+    loss.mismatch_mask = "none"
+    loss.mismatch_low = 0.5  # least ratio; 0: no lower bound
+    loss.mismatch_high = 5.0  # largest ratio; for "geometric" choose one near 1
+    # Of the entropy of the distribution that tokens are sampled from, which the loss then rewards;
+    # 0 leaves it out.
+    loss.entropy_coefficient = 0.0
     return loss
 
 

@@ -35,6 +35,7 @@ METHODS = {
     "gmpo": (),
     "reinforce_pp": (),
     "reuse": ("update/importance", "update/importance_capped"),
+    "icepop": ("update/importance", "update/mismatch_masked"),
     "sft": (),
 }
 ALL = {

@@ -22,7 +22,7 @@ from speciarl_jax.rl.losses import importance
 B, N, T = 3, 4, 6
 LENGTH = 2048  # Dr.GRPO's constant
 METHODS = ("base", "grpo_sequence_mean", "dr_grpo", "dapo", "gspo", "rloo", "reuse", "binary")
-METHODS += ("static_map:1", "single", "cispo", "sapo", "gmpo", "reinforce_pp")
+METHODS += ("static_map:1", "single", "cispo", "sapo", "gmpo", "reinforce_pp", "icepop")
 
 
 @functools.cache
@@ -64,11 +64,13 @@ def ours(name, case):
     advantage = parts.advantages(reward, case["valid"])
     mask = case["mask"] & case["valid"][..., None]
     weight = parts.token_weights(mask)
-    corrected = weight
+    corrected, gap = weight, (case["recomputed"], case["rollout"], mask)
     if parts.tis_cap:
-        corrected = weight * importance.truncated_weight(
-            case["recomputed"], case["rollout"], cap=parts.tis_cap
+        corrected = weight * importance.truncated_weights(
+            *gap, cap=parts.tis_cap, level=parts.tis_level
         )
+    if parts.kept is not None:
+        corrected = np.where(parts.kept(*gap), corrected, 0)
 
     def loss(logp):
         loss_BNT, _ = parts.policy_loss(logp, old, advantage, mask)
@@ -151,7 +153,7 @@ def theirs(name, case, advantage):
         torch.tensor(case[key], dtype=torch.float64)
         for key in ("rollout", "recomputed", "reference")
     )
-    old = trainer if name == "reuse" else sampler
+    old = trainer if name in ("reuse", "icepop") else sampler
     answers = []  # (losses of tokens) of each answer that takes part
     for b, n in np.ndindex(B, N):
         length = int(case["mask"][b, n].sum())
@@ -164,6 +166,9 @@ def theirs(name, case, advantage):
             loss = token_loss(name, torch.exp(one), a, logp[b, n, t])
             if name == "reuse":
                 loss = loss * min(math.exp(float(trainer[b, n, t] - sampler[b, n, t])), 2.0)
+            if name == "icepop":
+                k = math.exp(float(trainer[b, n, t] - sampler[b, n, t]))
+                loss = loss * (k if 0.5 <= k <= 5 else 0)
             if name == "reinforce_pp":
                 gap = reference[b, n, t] - logp[b, n, t]
                 loss = loss + 0.01 * (gap**2 / 2).clamp(max=10)

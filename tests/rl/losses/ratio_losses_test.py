@@ -136,9 +136,7 @@ def test_metrics_say_what_was_clipped_and_gated():
     gate = np.where(mask, np.cosh(tau * (ratio - 1) / 2) ** -2.0, 1.0)
     np.testing.assert_allclose(found["sapo"]["gate"], gate, rtol=1e-4)
     for metrics in found.values():
-        np.testing.assert_allclose(
-            metrics["approx_kl"], np.where(mask, old - logp, 0.0), atol=1e-6
-        )
+        np.testing.assert_allclose(metrics["approx_kl"], np.where(mask, old - logp, 0.0), atol=1e-6)
 
 
 def test_a_gate_without_a_temperature_is_refused():
