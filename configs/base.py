@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     # How the rewards of a group become advantages.
     config.advantage = ml_collections.ConfigDict()
     config.advantage.baseline = "mean"  # or "leave_one_out": mean of the other rollouts
-    config.advantage.normalize_by_std = True  # divide by the group's standard deviation
+    config.advantage.normalize_by_std = True  # divide by the standard deviation of `std_over`
+    config.advantage.std_over = "group"  # or "batch": of all valid rollouts of the step
     config.advantage.epsilon = 1e-6  # added to that deviation
     config.loss = _loss()
     config.optimizer = _optimizer()
@@ -291,6 +292,18 @@ def _loss() -> ml_collections.ConfigDict:
     # With "recomputed": upper bound of the importance weight that corrects for the difference
     # between sampler and trainer; 0 for no correction.
     loss.tis_cap = 0.0
+    # What that weight is computed of: each "token", or the whole rollout ("sequence").
+    loss.tis_level = "token"
+    # With "recomputed": what leaves the policy loss if the ratio of trainer to sampler lies outside
+    # of [mismatch_low, mismatch_high]. "none"; each "token"; or rollouts, by the ratio of the whole
+    # "sequence" or by the "geometric" mean over its tokens. KL and entropy keep them, and the
+    # denominator counts them.
+    loss.mismatch_mask = "none"
+    loss.mismatch_low = 0.5  # least ratio; 0: no lower bound
+    loss.mismatch_high = 5.0  # largest ratio; for "geometric" choose one near 1
+    # Of the entropy of the distribution that tokens are sampled from, which the loss then rewards;
+    # 0 leaves it out.
+    loss.entropy_coefficient = 0.0
     return loss
 
 

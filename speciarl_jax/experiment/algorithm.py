@@ -11,7 +11,7 @@ import ml_collections
 
 from speciarl_jax.experiment import extension_points
 from speciarl_jax.rl import advantages, optimizer, verdict_noise
-from speciarl_jax.rl.losses import kl, likelihood, token_weights
+from speciarl_jax.rl.losses import importance, kl, likelihood, token_weights
 from speciarl_jax.rl.rewards import information, overlong
 from speciarl_jax.runtime import plugins
 
@@ -43,6 +43,11 @@ class Algorithm:
     kl_in: str  # "loss", or "reward"
     old_logprobs: str  # what the ratio is taken against, one of `importance.OLD_LOGPROBS`
     tis_cap: float  # with "recomputed", bound of the truncated importance weight; 0 leaves it out
+    tis_level: str  # what that weight is computed of, one of `importance.LEVELS`
+    # (trainer_logp_BNT, sampler_logp_BNT, mask_BNT) -> bool, the tokens that stay in the policy
+    # loss (`importance.kept`); None keeps them all.
+    kept: Function | None
+    entropy_coefficient: float  # of the entropy that the loss rewards; 0 leaves it out
     temperature: float  # the rollouts are sampled and scored at
     mini_batches: int  # optimizer updates an epoch over the step's rollouts
     ppo_epochs: int  # how often a step goes through its rollouts
@@ -80,6 +85,8 @@ class Algorithm:
             temperature=1.0,
             old_logprobs="recomputed",
             tis_cap=0.0,
+            kept=None,
+            entropy_coefficient=0.0,
         )
 
 
@@ -109,6 +116,9 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
     credit = functools.partial(
         information.credit, entropy=label_entropy, **config.reward.information
     )
+    kept = functools.partial(
+        importance.kept, of=loss.mismatch_mask, low=loss.mismatch_low, high=loss.mismatch_high
+    )
     noise = functools.partial(verdict_noise.noisy, **config.label_noise)
     return Algorithm(
         reward=extension_points.reward(reward, config.reward.name),
@@ -124,6 +134,9 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         kl_in=loss.kl_in,
         old_logprobs=loss.old_logprobs,
         tis_cap=loss.tis_cap,
+        tis_level=loss.tis_level,
+        kept=kept if loss.mismatch_mask != "none" else None,
+        entropy_coefficient=loss.entropy_coefficient,
         temperature=config.rollout.temperature,
         mini_batches=train.mini_batches,
         ppo_epochs=train.ppo_epochs,

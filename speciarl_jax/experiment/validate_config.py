@@ -158,6 +158,8 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
         ("kl_estimator", kl.ESTIMATORS),
         ("kl_in", ("loss", "reward")),
         ("old_logprobs", importance.OLD_LOGPROBS),
+        ("tis_level", importance.LEVELS),
+        ("mismatch_mask", importance.MASKS),
     ):
         if loss[key] not in choices:
             raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
@@ -172,6 +174,29 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
             f"{loss.old_logprobs!r}; a cap above 0 corrects the recomputed ratio, so set "
             "old_logprobs to 'recomputed', and with 'rollout' the cap to 0, where the ratio holds "
             "the mismatch itself"
+        )
+    if loss.mismatch_mask != "none":
+        check_mismatch(loss)
+    if loss.entropy_coefficient < 0:
+        raise ValueError(
+            f"config.loss.entropy_coefficient is {loss.entropy_coefficient}; the loss rewards "
+            "entropy, so set it above 0, or to 0 to leave it out"
+        )
+
+
+def check_mismatch(loss: ml_collections.ConfigDict) -> None:
+    """Refuses a mask of what sampler and trainer disagree about that keeps nothing (ValueError)."""
+    if loss.old_logprobs != "recomputed":
+        raise ValueError(
+            f"config.loss.mismatch_mask {loss.mismatch_mask!r} compares the sampler with "
+            f"recomputed log-probabilities, but config.loss.old_logprobs is "
+            f"{loss.old_logprobs!r}; set that to 'recomputed', or the mask to 'none'"
+        )
+    if not 0 <= loss.mismatch_low <= 1 <= loss.mismatch_high:
+        raise ValueError(
+            f"config.loss.mismatch_low is {loss.mismatch_low} and mismatch_high "
+            f"{loss.mismatch_high}; where sampler and trainer agree the ratio is 1, so choose a "
+            "lower bound from 0 to 1 and an upper one of 1 or more"
         )
 
 

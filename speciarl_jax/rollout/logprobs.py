@@ -16,7 +16,7 @@ class AnswerScores(NamedTuple):
     """What a policy makes of given answers, in nats; outside the answers finite and meaningless."""
 
     logp_BNT: jax.Array  # float32 log-probability of each token
-    # float32, of the distribution it was drawn from; no gradient flows through it.
+    # float32, of the distribution it was drawn from; without gradient unless that is asked for.
     entropy_BNT: jax.Array
     # float32 log-probability under the frozen base, without gradient; or None.
     reference_BNT: jax.Array | None
@@ -34,6 +34,7 @@ def answer_logprobs(
     chunk_size: int = 16,
     remat: str = "none",
     frozen_head: bool = False,
+    entropy_gradient: bool = False,
     reference: bool = False,
     reference_features_BMD: jax.Array | None = None,
 ) -> AnswerScores:
@@ -54,6 +55,8 @@ def answer_logprobs(
       remat: what the backward pass computes again of the layers, a key of `remat.KINDS`.
       frozen_head: the head is not trained. Then the backward pass does not run it again, and no
         gradient reaches it.
+      entropy_gradient: the entropy is differentiable too. With a frozen head this keeps one more
+        vector of size D a token.
       reference: also score with LoRA off, in the same pass over the same weights.
       reference_features_BMD: of the frozen encoder, if the policy trains its own; else None.
     """
@@ -75,7 +78,9 @@ def answer_logprobs(
         remat=remat,
         reference_x_BPE=reference_x_BPD,
     )
-    score = _frozen_score if frozen_head else jax.checkpoint(_score)
+    score = jax.checkpoint(_score)
+    if frozen_head:
+        score = _frozen_score_and_entropy if entropy_gradient else _frozen_score
 
     # Gathered once, and not for every chunk.
     head_DV = activation_sharding.constrain(policy.decoder.head_kernel(), None, "vocab")
@@ -89,7 +94,7 @@ def answer_logprobs(
     logp_BNT, entropy_BNT, *other = _map_chunks(score_chunk, (tokens_BNT, *streams), chunk_size)
     return AnswerScores(
         logp_BNT,
-        jax.lax.stop_gradient(entropy_BNT),
+        entropy_BNT if entropy_gradient else jax.lax.stop_gradient(entropy_BNT),
         jax.lax.stop_gradient(other[0]) if other else None,
     )
 
@@ -155,11 +160,22 @@ def _frozen_score(hidden, tokens, head_DV, banned_V, temperature):
 
 def _frozen_score_forward(hidden, tokens, head_DV, banned_V, temperature):
     logp, entropy, probability = _distribution(hidden, tokens, head_DV, banned_V, temperature)
-    is_token = jnp.arange(head_DV.shape[1]) == tokens[..., None]
-    ascent = jnp.where(is_token, 1 - probability, -probability).astype(head_DV.dtype)
+    ascent = _ascent(tokens, probability)
+    return (logp, entropy), _of_hidden(ascent, hidden, head_DV, temperature)
+
+
+def _ascent(tokens, probability):
+    """The gradient of log-probabilities of `tokens` [...] to the scaled logits, [..., V]."""
+    is_token = jnp.arange(probability.shape[-1]) == tokens[..., None]
+    return jnp.where(is_token, 1 - probability, -probability)
+
+
+def _of_hidden(ascent, hidden, head_DV, temperature):
+    """Turns a gradient to the scaled logits [..., V] into one to the hidden states [..., D]."""
+    ascent = ascent.astype(head_DV.dtype)
     gradient = jnp.matmul(ascent, head_DV.T, preferred_element_type=jnp.float32)
     gradient /= jnp.where(temperature > 0, temperature, 1.0)
-    return (logp, entropy), gradient.astype(hidden.dtype)
+    return gradient.astype(hidden.dtype)
 
 
 def _frozen_score_backward(gradient, cotangents):
@@ -168,3 +184,34 @@ def _frozen_score_backward(gradient, cotangents):
 
 
 _frozen_score.defvjp(_frozen_score_forward, _frozen_score_backward)
+
+
+@jax.custom_vjp
+def _frozen_score_and_entropy(hidden, tokens, head_DV, banned_V, temperature):
+    """`_frozen_score` whose entropy is differentiable in `hidden` as well."""
+    return _score(hidden, tokens, head_DV, banned_V, temperature)
+
+
+def _frozen_score_and_entropy_forward(hidden, tokens, head_DV, banned_V, temperature):
+    logp, entropy, probability = _distribution(hidden, tokens, head_DV, banned_V, temperature)
+    # dH / dlogit = -p (log p + H); a probability that underflows to 0 adds nothing.
+    log_probability = jnp.log(jnp.where(probability > 0, probability, 1.0))
+    flatter = -probability * (log_probability + entropy[..., None])
+    gradients = (
+        _of_hidden(ascent, hidden, head_DV, temperature)
+        for ascent in (_ascent(tokens, probability), flatter)
+    )
+    return (logp, entropy), tuple(gradients)
+
+
+def _frozen_score_and_entropy_backward(gradients, cotangents):
+    d_hidden = sum(
+        cotangent[..., None] * gradient
+        for cotangent, gradient in zip(cotangents, gradients, strict=True)
+    )
+    return d_hidden.astype(gradients[0].dtype), None, None, None, None
+
+
+_frozen_score_and_entropy.defvjp(
+    _frozen_score_and_entropy_forward, _frozen_score_and_entropy_backward
+)

@@ -63,12 +63,18 @@ VALUES = {
 }
 # Key that earlier versions lacked -> the value as which they behaved.
 ADDED = {
+    "advantage.std_over": "group",
     "data.options.label_path_separator": "",
     "data.options.split": "",
     "evaluation.every": 0,
     "evaluation.images": 256,
     "evaluation.verifier.name": "",
     "evaluation.weights.preset": "",
+    "loss.entropy_coefficient": 0.0,
+    "loss.mismatch_high": 5.0,
+    "loss.mismatch_low": 0.5,
+    "loss.mismatch_mask": "none",
+    "loss.tis_level": "token",
     "model.lora_targets": ["decoder"],
     "train.max_correctness_drop": 0.0,
     "train.stop_after": 0,

@@ -87,6 +87,7 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
         chunk_size=algorithm.logprob_chunk,
         remat=algorithm.remat,
         frozen_head=True,
+        entropy_gradient=bool(algorithm.entropy_coefficient),
         reference=bool(algorithm.kl_in_loss),
         reference_features_BMD=frozen_BMD,
     )
@@ -98,13 +99,21 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
     loss_BNT, metrics = algorithm.policy_loss(logp_BNT, old_BNT, part.advantage_BN, mask_BNT)
     metrics |= {"entropy": scores.entropy_BNT}
     metrics |= importance.mismatch(trainer_BNT, sampler_BNT, mask_BNT)
+    gap = trainer_BNT, sampler_BNT, mask_BNT
     corrected_BNT = weight_BNT
     if algorithm.tis_cap:
-        tis_BNT = importance.truncated_weight(trainer_BNT, sampler_BNT, cap=algorithm.tis_cap)
-        tis_BNT = jnp.where(mask_BNT, tis_BNT, 0.0)
+        cap, level = algorithm.tis_cap, algorithm.tis_level
+        tis_BNT = importance.truncated_weights(*gap, cap=cap, level=level)
         corrected_BNT = weight_BNT * tis_BNT
-        metrics |= {"importance": tis_BNT, "importance_capped": tis_BNT >= algorithm.tis_cap}
+        metrics |= {"importance": tis_BNT, "importance_capped": tis_BNT >= cap}
+    if algorithm.kept is not None:
+        # The denominator in `weight_BNT` still counts what is left out.
+        kept_BNT = algorithm.kept(*gap)
+        corrected_BNT = jnp.where(kept_BNT, corrected_BNT, 0.0)
+        metrics["mismatch_masked"] = mask_BNT & ~kept_BNT
     loss = jnp.sum(corrected_BNT * loss_BNT)
+    if algorithm.entropy_coefficient:
+        loss -= algorithm.entropy_coefficient * jnp.sum(weight_BNT * scores.entropy_BNT)
     if algorithm.kl_in_loss:
         kl_BNT = algorithm.kl(
             jnp.where(mask_BNT, logp_BNT, 0), jnp.where(mask_BNT, scores.reference_BNT, 0)

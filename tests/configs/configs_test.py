@@ -217,3 +217,11 @@ def test_the_main_experiments_dapo_and_dr_grpo_are_the_papers():
     assert (sampling.batch_size, sampling.max_rounds, dapo.train.batch_size) == (768, 10, 256)
     assert dr_grpo.loss.token_weights_options.length == 2048
     assert not dr_grpo.advantage.normalize_by_std and dr_grpo.loss.kl_coefficient == 0
+
+
+def test_bounds_that_would_mask_what_agrees_are_refused():
+    loss = configs.load("icepop").loss
+    for low, high in ((1.2, 5.0), (0.5, 0.9), (-0.1, 5.0)):
+        loss.mismatch_low, loss.mismatch_high = low, high
+        with pytest.raises(ValueError, match=f"mismatch_low is {low} and mismatch_high {high}; "):
+            validate_config.check_loss(loss)

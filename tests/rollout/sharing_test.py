@@ -215,6 +215,36 @@ def test_shared_rows_equal_whole_sequences(kind, answers, length, chunk, frozen_
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("frozen_head", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_entropys_gradient_is_that_of_whole_distributions(frozen_head):
+    """Of a sum of entropies and log-probabilities, whose gradients must not mix."""
+    graphdef, lora, base = make_policy()
+    batch, rng = make_batch(), np.random.default_rng(5)
+    tokens = rng.integers(4, IMAGE, (IMAGES, 3, 5)).astype(np.int32)
+    weights = rng.normal(size=(2, *tokens.shape)).astype(np.float32)
+    features = jnp.asarray(rng.normal(size=(IMAGES, 4, 32)), jnp.float32)
+
+    def shared(policy, features):
+        options = {"banned_V": BANNED, "temperature": 0.7, "chunk_size": 2}
+        options |= {"frozen_head": frozen_head, "entropy_gradient": True}
+        return answer_logprobs(policy, batch, features, tokens, **options)[:2]
+
+    def plain(policy, features):
+        return whole_sequences(policy, batch, features, tokens, 0.7)
+
+    def gradient(function):
+        def loss(lora, features):
+            scores = function(nnx.merge(graphdef, lora, base), features)
+            return sum(jnp.sum(w * x) for w, x in zip(weights, scores, strict=True))
+
+        return quick(jax.grad(loss, argnums=(0, 1)))(lora, features)
+
+    pairs = zip(jax.tree.leaves(gradient(shared)), jax.tree.leaves(gradient(plain)), strict=True)
+    for a, b in pairs:
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
 def test_shared_rows_in_bfloat16_are_as_near_to_float32_as_whole_sequences():
     """The weights are the same; an operation in the wrong precision costs a multiple."""
     low, high = make_policy(dtype=jnp.bfloat16), make_policy()

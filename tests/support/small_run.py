@@ -217,6 +217,8 @@ def mesh_program(policy, out, meshes):
     for data, fsdp, tensor in meshes:
         sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
         sizes |= {"train__fused": False, "rollout__temperature": 1.0}
+        # Of all devices together.
+        sizes |= {"advantage__normalize_by_std": True, "advantage__std_over": "batch"}
         run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
         optimizer, state, state_sharding = state_lib.start(run)
         step = steps.programs(run, optimizer, state_sharding)

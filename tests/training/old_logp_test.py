@@ -12,7 +12,7 @@ import optax
 import pytest
 from small_run import batch_of
 
-from speciarl_jax.rl.losses import kl, token_weights
+from speciarl_jax.rl.losses import importance, kl, token_weights
 from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups, UpdateBatch
@@ -145,6 +145,41 @@ def test_importance_weights_multiply_the_loss_of_a_token(batch, score, gradient_
     assert float(metrics["update/importance"]) == pytest.approx(kept.mean(), rel=1e-3)
     capped = float(metrics["update/importance_capped"])
     assert capped == pytest.approx((ratio[mask] >= 1.5).mean(), abs=0.02) and 0 < capped < 1
+
+
+def test_a_rollouts_weight_and_its_mask_multiply_the_loss(batch, score, gradient_of):
+    mask = np.asarray(batch.rollout.mask_BNT)
+    gap = np.where(mask, np.asarray(score(True)) - np.asarray(batch.rollout.logp_BNT), 0)
+    total = gap.sum(-1, keepdims=True)
+    mean = total / mask.sum(-1, keepdims=True)
+    kept = np.broadcast_to(mask & (np.abs(mean) < 0.2), mask.shape)
+    weight = jnp.asarray(np.where(kept, np.minimum(np.exp(total), 1.5), 0))
+    bounds = {"of": "geometric", "low": math.exp(-0.2), "high": math.exp(0.2)}
+
+    def weighted(mask_BNT):
+        return token_weights.token_mean(mask_BNT) * weight
+
+    want, _ = gradient_of(batch, old_logprobs="recomputed", token_weights=weighted)
+    got, metrics = gradient_of(
+        batch,
+        old_logprobs="recomputed",
+        tis_cap=1.5,
+        tis_level="sequence",
+        kept=functools.partial(importance.kept, **bounds),
+    )
+    assert largest(got, want) < 1e-5
+    share = (~kept)[mask].mean()
+    assert float(metrics["update/mismatch_masked"]) == pytest.approx(share, abs=1e-6)
+    capped = (np.broadcast_to(total, mask.shape)[mask] >= math.log(1.5)).mean()
+    assert float(metrics["update/importance_capped"]) == pytest.approx(capped, abs=1e-6)
+    assert 0 < share < 1 and 0 < capped < 1
+
+
+def test_the_loss_rewards_entropy(batch, gradient_of):
+    still = dataclasses.replace(batch, advantage_BN=jnp.zeros_like(batch.advantage_BN))
+    _, metrics = gradient_of(still, entropy_coefficient=0.5)
+    assert float(metrics["update/loss"]) == pytest.approx(-0.5 * float(metrics["update/entropy"]))
+    assert float(metrics["update/grad_norm"]) > 1e-3
 
 
 def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers, score):

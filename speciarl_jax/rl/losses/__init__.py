@@ -10,6 +10,10 @@ tokens (`token_weights`) and an advantage (`advantages.py`):
 | DAPO | `grpo` | .2 / .28 | `token_mean` | mean, std | none |
 | GSPO | `gspo` | 3e-4 / 4e-4 | `sequence_mean` | mean, std | none |
 | RLOO | `grpo` | .2 / .2 | any | leave one out | any |
+| CISPO | `cispo` | 1 / 4 | `token_mean` | mean, std | none |
+| SAPO | `sapo` | a gate | `sequence_mean` | mean, std | none |
+| GMPO | `gmpo` | .4 / .4 nats | `sequence_mean` | mean, std | none |
+| REINFORCE++ with baseline | `grpo` | .2 / .2 | `token_mean` | mean, std of the batch | k2 |
 
 Supervised training uses `likelihood`.
 """

@@ -165,7 +165,9 @@ def _update(plan: Abstract) -> list[Phase]:
     policy += 4 * pairs * layer.heads * attention
     frozen = 2 * tokens * layer.kernels + 4 * pairs * layer.heads
     head = 2 * answers * (run + 1) * text.hidden_size * text.vocab_size
-    flops = text.num_layers * (policy + reference * frozen) + head * (2 + reference)
+    # The gradient of the entropy is one more product with the head.
+    heads = 2 + reference + (config.loss.entropy_coefficient > 0 and not labels)
+    flops = text.num_layers * (policy + reference * frozen) + head * heads
     turns = config.train.mini_batches * config.train.micro_batches * passes
     moved = text.num_layers * tokens * layer.traffic * size * (linear + reference)
     moved += 8 * text.num_layers * pairs * text.num_heads * (attention + reference)

@@ -38,6 +38,38 @@ def test_without_truncation_it_turns_samples_of_one_policy_into_those_of_another
     )
 
 
+def ratios(trainer, sampler, mask, of):
+    """Rollout by rollout: of each token, of the product over its tokens, or of their mean."""
+    found = np.ones(trainer.shape)
+    for bn in np.ndindex(trainer.shape[:2]):
+        gap = (trainer[bn].astype(np.float64) - sampler[bn])[mask[bn]]
+        whole = {"token": gap, "sequence": gap.sum(), "geometric": gap.sum() / max(len(gap), 1)}
+        found[bn][mask[bn]] = np.exp(whole[of])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_of_rollouts_and_masks_equal_loops(seed):
+    trainer, sampler = logps(seed)
+    mask = np.arange(6) < np.random.default_rng(seed).integers(0, 7, (3, 4, 1))
+    # Nothing is known of the sampler behind the end of a rollout.
+    known = trainer, np.where(mask, sampler, -np.inf), mask
+    for level in importance.LEVELS:
+        got = importance.truncated_weights(*known, cap=1.5, level=level)
+        want = np.minimum(ratios(trainer, sampler, mask, level), 1.5)
+        np.testing.assert_allclose(got, np.where(mask, want, 0), rtol=1e-5)
+    for of in importance.MASKS[1:]:
+        ratio = ratios(trainer, sampler, mask, of)
+        for low, high in ((0.7, 1.3), (0.0, 1.3), (0.7, np.inf)):
+            got = importance.kept(*known, of=of, low=low, high=high)
+            np.testing.assert_array_equal(got, mask & (ratio >= low) & (ratio <= high))
+        assert (mask & (ratio < 0.7)).any() and (mask & (ratio > 1.3)).any()
+        # Sampler and trainer that agree lose nothing, however narrow the bounds are.
+        np.testing.assert_array_equal(
+            importance.kept(trainer, trainer, mask, of=of, low=1.0, high=1.0), mask
+        )
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_a_corrected_loss_is_corrected_token_by_token(seed):
     trainer, sampler = logps(seed)

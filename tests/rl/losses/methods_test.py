@@ -22,7 +22,7 @@ from speciarl_jax.rl.losses import importance
 B, N, T = 3, 4, 6
 LENGTH = 2048  # Dr.GRPO's constant
 METHODS = ("base", "grpo_sequence_mean", "dr_grpo", "dapo", "gspo", "rloo", "reuse", "binary")
-METHODS += ("static_map:1", "single")
+METHODS += ("static_map:1", "single", "cispo", "sapo", "gmpo", "reinforce_pp", "icepop")
 
 
 @functools.cache
@@ -64,11 +64,13 @@ def ours(name, case):
     advantage = parts.advantages(reward, case["valid"])
     mask = case["mask"] & case["valid"][..., None]
     weight = parts.token_weights(mask)
-    corrected = weight
+    corrected, gap = weight, (case["recomputed"], case["rollout"], mask)
     if parts.tis_cap:
-        corrected = weight * importance.truncated_weight(
-            case["recomputed"], case["rollout"], cap=parts.tis_cap
+        corrected = weight * importance.truncated_weights(
+            *gap, cap=parts.tis_cap, level=parts.tis_level
         )
+    if parts.kept is not None:
+        corrected = np.where(parts.kept(*gap), corrected, 0)
 
     def loss(logp):
         loss_BNT, _ = parts.policy_loss(logp, old, advantage, mask)
@@ -118,15 +120,24 @@ def advantages_of(name, case):
             if name == "rloo":
                 others = [rewards[m] for m in kept if m != n]
                 found[b, n] = rewards[n] - sum(others) / len(others)
-            elif name == "dr_grpo":
+            elif name in ("dr_grpo", "reinforce_pp"):
                 found[b, n] = rewards[n] - mean
             else:
                 found[b, n] = (rewards[n] - mean) / (deviation + 1e-6)
+    if name == "reinforce_pp" and case["valid"].sum() > 1:
+        found[case["valid"]] /= found[case["valid"]].std(ddof=1) + 1e-6
     return found
 
 
-def token_loss(name, ratio, a):
-    """Of one token (GSPO: of one answer)."""
+def token_loss(name, ratio, a, logp):
+    """Of one token (GSPO: of one answer; GMPO: its clipped log-ratio)."""
+    if name == "cispo":
+        return -ratio.detach().clamp(0, 5) * a * logp
+    if name == "sapo":
+        tau = 1.0 if a > 0 else 1.05
+        return -a * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+    if name == "gmpo":
+        return torch.log(ratio.clamp(max=math.exp(0.4)) if a > 0 else ratio.clamp(math.exp(-0.4)))
     low, high, dual = {"dapo": (0.2, 0.28, 10.0), "gspo": (3e-4, 4e-4, math.inf)}.get(
         name, (0.2, 0.2, 3.0)
     )
@@ -142,7 +153,7 @@ def theirs(name, case, advantage):
         torch.tensor(case[key], dtype=torch.float64)
         for key in ("rollout", "recomputed", "reference")
     )
-    old = trainer if name == "reuse" else sampler
+    old = trainer if name in ("reuse", "icepop") else sampler
     answers = []  # (losses of tokens) of each answer that takes part
     for b, n in np.ndindex(B, N):
         length = int(case["mask"][b, n].sum())
@@ -152,17 +163,25 @@ def theirs(name, case, advantage):
         difference = (logp[b, n, :length] - old[b, n, :length]).clamp(-20, 20)
         for t in range(length):
             one = difference.mean() if name == "gspo" else difference[t]
-            loss = token_loss(name, torch.exp(one), a)
+            loss = token_loss(name, torch.exp(one), a, logp[b, n, t])
             if name == "reuse":
                 loss = loss * min(math.exp(float(trainer[b, n, t] - sampler[b, n, t])), 2.0)
-            if name not in ("dr_grpo", "dapo", "gspo", "rloo"):
+            if name == "icepop":
+                k = math.exp(float(trainer[b, n, t] - sampler[b, n, t]))
+                loss = loss * (k if 0.5 <= k <= 5 else 0)
+            if name == "reinforce_pp":
+                gap = reference[b, n, t] - logp[b, n, t]
+                loss = loss + 0.01 * (gap**2 / 2).clamp(max=10)
+            elif name not in ("dr_grpo", "dapo", "gspo", "rloo", "cispo", "sapo", "gmpo"):
                 gap = reference[b, n, t] - logp[b, n, t]
                 loss = loss + 0.01 * (torch.exp(gap) - gap - 1).clamp(-10, 10)
             tokens.append(loss)
-        answers.append(torch.stack(tokens))
+        tokens = torch.stack(tokens)
+        mean = -a * torch.exp(tokens.mean()).expand(length)
+        answers.append(mean if name == "gmpo" else tokens)
     if not answers:
         return 0.0, np.zeros((B, N, T))
-    if name in ("grpo_sequence_mean", "gspo"):
+    if name in ("grpo_sequence_mean", "gspo", "sapo", "gmpo"):
         loss = torch.stack([answer.mean() for answer in answers]).mean()
     elif name == "dr_grpo":
         loss = torch.stack([answer.sum() / LENGTH for answer in answers]).mean()
