@@ -65,8 +65,11 @@ VALUES = {
 ADDED = {
     "data.options.label_path_separator": "",
     "data.options.split": "",
+    "evaluation.before": True,
     "evaluation.every": 0,
     "evaluation.images": 256,
+    "evaluation.in_training": "own",
+    "evaluation.report": True,
     "evaluation.verifier.name": "",
     "evaluation.weights.preset": "",
     "model.lora_targets": ["decoder"],
