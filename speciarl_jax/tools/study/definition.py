@@ -109,7 +109,7 @@ def check(study: Study) -> None:
     names = [row.name for row in study.rows]
     folders = [folder_of(name) for name in names]
     if len(set(folders)) < len(names) or not all(folders):
-        raise ValueError(f"two rows have one folder, or a row has none: {dict(zip(names, folders))}")
+        raise ValueError(f"two rows have one folder, or a row has none: {folders}")
     if study.row(study.base).train:
         raise ValueError(f"the base {study.base!r} is trained; set train=False in its row")
     study.row(study.reference)
@@ -120,10 +120,13 @@ def check(study: Study) -> None:
         raise ValueError(
             f"sets are {list(study.sets)}; give at least one, named with letters, digits and _.+-"
         )
-    for name, overrides in (("the study", study.overrides), *((r.name, r.overrides) for r in study.rows)):
+    for name, overrides in (
+        ("the study", study.overrides),
+        *((r.name, r.overrides) for r in study.rows),
+    ):
         if own := sorted(set(overrides) & set(_OWN)):
             raise ValueError(
-                f"{name} overrides {own}, which a study sets itself; give `seeds` and `sets` instead"
+                f"{name} overrides {own}, which a study sets itself; give `seeds` and `sets`"
             )
     for row in study.rows:
         if row.search and (study.search is None or not row.train):

@@ -62,7 +62,7 @@ class Planned:
 
     def shown(self) -> list[str]:
         """Returns the commands as a person would type them."""
-        return [f"python -m speciarl_jax.{shlex.join(command)}" for command in self.commands]
+        return [f"python -m speciarl_jax.{' '.join(map(_quoted, one))}" for one in self.commands]
 
 
 class Planner:
@@ -161,6 +161,12 @@ class Planner:
         )
 
 
+def _quoted(text: str) -> str:
+    """Quotes an argument for a shell so that a mapping with quotes in it stays legible."""
+    is_plain = "'" in text and not set(text) & set('"$`\\!')
+    return f'"{text}"' if is_plain else shlex.quote(text)
+
+
 def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the keys that decide about results, "section.key" -> JSON-able value."""
     found: dict[str, Any] = {}
@@ -250,7 +256,9 @@ def _text(value: Any) -> str:
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        raise ValueError(f"{value!r} is no plain value; use numbers, texts, tuples, dicts") from None
+        raise ValueError(
+            f"{value!r} is no plain value; use numbers, texts, tuples, dicts"
+        ) from None
     return text
 
 
