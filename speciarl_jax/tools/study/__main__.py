@@ -35,7 +35,6 @@ from speciarl_jax.tools.study import (
 )
 from speciarl_jax.tools.study.plan import Planner
 
-
 # Of the bootstrap while runs are missing, so that writing the results costs little.
 _INTERIM = 1_000
 

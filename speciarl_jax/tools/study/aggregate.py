@@ -102,16 +102,23 @@ def _methods(
                     shown = best_of(row, count) if part.decoding == SAMPLES else row
                     lines[shown, planned.seed] = found
     images, category = seeds.aligned(lines)
-    if not images:
-        return {}
-    grouped: dict[str, dict[int | None, np.ndarray]] = {}
-    for (shown, seed), category_BN in category.items():
-        grouped.setdefault(shown, {})[seed] = category_BN.max(axis=1)
+    return grouped(category) if images else {}
+
+
+def grouped(category: Mapping[tuple[str, int | None], np.ndarray]) -> dict[str, seeds.Runs]:
+    """Brings the seeds of each method together; of N samples an image the best counts.
+
+    Args:
+      category: (method, seed or None) -> int `Category` [B, N].
+    """
+    found: dict[str, dict[int | None, np.ndarray]] = {}
+    for (method, seed), category_BN in category.items():
+        found.setdefault(method, {})[seed] = category_BN.max(axis=1)
     return {
-        shown: seeds.Runs(
+        method: seeds.Runs(
             tuple(seed for seed in runs if seed is not None), np.stack(list(runs.values()))
         )
-        for shown, runs in grouped.items()
+        for method, runs in found.items()
     }
 
 

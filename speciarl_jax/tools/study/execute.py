@@ -45,6 +45,11 @@ def log_of(folder: pathlib.Path, planned: Planned) -> pathlib.Path:
     return folder / "logs" / f"{planned.folder}.log"
 
 
+def process_of(program: str, *arguments: str) -> list[str]:
+    """Returns the command of the process that runs a program of this package."""
+    return [sys.executable, "-m", f"speciarl_jax.{program}", *arguments]
+
+
 def run(folder: pathlib.Path, planned: Planned) -> Result:
     """Runs what is missing of a run, and notes what became of it.
 
@@ -94,10 +99,9 @@ def _run(folder: pathlib.Path, planned: Planned, children: list[subprocess.Popen
         with log.open("ab") as file:
             file.write(f"$ {shown}\n".encode())
             file.flush()
-            program, *arguments = command
             # In a session of its own: a Ctrl-C reaches it once, through this program.
             child = subprocess.Popen(
-                [sys.executable, "-m", f"speciarl_jax.{program}", *arguments],
+                process_of(*command),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

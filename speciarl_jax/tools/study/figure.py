@@ -143,7 +143,7 @@ def _free_place(
       The box, and how far it is from the point, both in pixels.
     """
     best, least = (Bbox.from_bounds(*point, width, height), 0.0), np.inf
-    for radius in (10 * scale, 16 * scale, 26 * scale, 38 * scale, 52 * scale, 70 * scale):
+    for radius in (12 * scale, 16 * scale, 26 * scale, 38 * scale, 52 * scale, 70 * scale):
         for angle in np.deg2rad((0, 180, 90, 270, 45, 135, 315, 225, 22, 158, 202, 338, 68, 112)):
             x, y = point + radius * np.array([np.cos(angle), np.sin(angle)])
             # The side of the box that looks at the point touches the circle.

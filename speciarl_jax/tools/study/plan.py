@@ -20,6 +20,8 @@ from speciarl_jax.runtime import fingerprint
 from speciarl_jax.tools.study.definition import Row, Study, folder_of, settings
 
 CACHE = "compilation_cache"
+# Number of the evaluation of the base, which no setting is tried in.
+BASE_TRIAL = -1
 # Name of the images of `Search.images` in results.
 VALIDATION = "validation"
 # Keys, or beginnings of keys, that change no result: a finished run stays valid with others.
@@ -39,7 +41,7 @@ class Planned:
 
     row: str
     seed: int | None  # None for a row that is not trained
-    trial: int | None  # None for what is reported
+    trial: int | None  # of the search; None for what is reported
     folder: str  # its workdir, relative to the folder of the study
     commands: tuple[tuple[str, ...], ...]  # programs with flags, one after the other
     config: Mapping[str, Any]  # all keys that decide about its results, "train.steps" -> value
@@ -49,10 +51,11 @@ class Planned:
     @property
     def name(self) -> str:
         """Returns the name, for people."""
-        what = [] if self.trial is None else [f"trial {self.trial}"]
-        if self.seed is not None and self.trial is None:
-            what.append(f"seed {self.seed}")
-        return ", ".join([self.row, *what])
+        if self.trial == BASE_TRIAL:
+            return f"{self.row} on the images of the search"
+        if self.trial is not None:
+            return f"{self.row}, trial {self.trial}"
+        return self.row if self.seed is None else f"{self.row}, seed {self.seed}"
 
     @property
     def digest(self) -> str:
@@ -115,7 +118,9 @@ class Planner:
         """Returns the evaluation of the base on the images of the search."""
         row = dataclasses.replace(self.study.row(self.study.base), best_of=0)
         sets = {VALIDATION: self._images(self.study.search.images)}
-        return self._planned(row, {}, sets, None, f"search/{folder_of(row.name)}/evaluation", -1)
+        return self._planned(
+            row, {}, sets, None, f"search/{folder_of(row.name)}/evaluation", BASE_TRIAL
+        )
 
     def _planned(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 from speciarl_jax.evaluation import metrics, seeds
 from speciarl_jax.tools.study import collect, state
 from speciarl_jax.tools.study.definition import Row
-from speciarl_jax.tools.study.plan import Planned, Planner
+from speciarl_jax.tools.study.plan import BASE_TRIAL, Planned, Planner
 
 
 def needed(planner: Planner, row: Row) -> list[Planned]:
@@ -44,10 +44,10 @@ def choose(planner: Planner, row: Row, answers: collect.Answers) -> dict[str, An
     finished = [one for one in runs if state.status(folder, one) == state.FINISHED]
     collect.check(answers, finished)
     scores = _scores(answers, finished)
-    base = next((scores[one.folder] for one in finished if one.trial == -1), None)
+    base = next((scores[one.folder] for one in finished if one.trial == BASE_TRIAL), None)
     trials = []
     for planned in runs:
-        if planned.trial == -1:
+        if planned.trial == BASE_TRIAL:
             continue
         found = scores.get(planned.folder)
         how = state.read(folder, planned)["status"]
