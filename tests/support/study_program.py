@@ -24,6 +24,7 @@ def category(place: str, image: int) -> str:
         return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6
 
     value = 0.5 * chance(f"image {image}") + 0.3 * chance(f"{place} {image}") + 0.2 * chance(place)
+    value += 0.2 * ("/samples" in place)
     return NAMES[min(int(value * 6), 4)]
 
 
@@ -57,7 +58,10 @@ def main(behaviour: str, program: str, *arguments: str) -> int:
         for decoding, count in decodings.items():
             part = f"{policy}/{name}/{prompt}/{decoding}"
             provenance[part] = {
-                "policy": {"weights": "w", "adapters": str(workdir)},
+                "policy": {
+                    "weights": "w",
+                    "adapters": "none" if policy == "base" else str(workdir),
+                },
                 **{"data": name, "images": name, "seed": 1, "verifier": "v", "labels": "l"},
             }
             for image in range(IMAGES):

@@ -25,7 +25,7 @@ class Result(NamedTuple):
     seconds: float = 0.0
     exit_code: int | None = None  # of the process that failed; negative: the signal that ended it
     lines: Sequence[str] = ()  # the last that it wrote; or who is busy with it
-    log: str = ""
+    log: str = ""  # "" if nothing was run
 
 
 class Terminated(SystemExit):
@@ -170,7 +170,8 @@ def describe(planned: Planned, result: Result) -> str:
     if result.status == BUSY:
         return f"{planned.name}: another program works on it"
     if result.status == state.FINISHED:
-        return f"{planned.name}: finished in {result.seconds:.0f} s"
+        how = f"in {result.seconds:.0f} s" if result.log else "by another program"
+        return f"{planned.name}: finished {how}"
     code = result.exit_code or 0
     how = (
         f"exit code {code}"

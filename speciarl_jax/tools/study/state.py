@@ -13,7 +13,7 @@ from typing import Any
 
 from speciarl_jax.evaluation import predictions, results
 from speciarl_jax.evaluation.pairs import run_key
-from speciarl_jax.runtime import jsonl
+from speciarl_jax.runtime import jsonl, renamed
 from speciarl_jax.tools.study import plan
 from speciarl_jax.tools.study.plan import Planned
 
@@ -37,7 +37,11 @@ def read(folder: pathlib.Path, planned: Planned) -> dict[str, Any]:
                 "that folder, or give another --workdir"
             )
         return {}
-    if changed := plan.differences(noted["config"], json.loads(json.dumps(planned.config))):
+    now = json.loads(json.dumps(planned.config))
+    # Keys that this package has got since then count as what it did before.
+    was = renamed.flat_config(noted["config"])
+    was = {key: value for key, value in was.items() if key in now or key in noted["config"]}
+    if changed := plan.differences(was, now):
         raise ValueError(
             f"{planned.name}: {workdir} was made with another configuration (there -> now):\n"
             f"{changed}\nput the old values back; or delete that folder, and it runs anew; or give "
