@@ -377,6 +377,10 @@ def _evaluation() -> ml_collections.ConfigDict:
     # Data sets that `python -m speciarl_jax.evaluate` uses instead: name -> `name` of a module of
     # `speciarl_jax/data` and `options` of its `Source`.
     evaluation.sets = ml_collections.ConfigDict()
+    # By `train`. Many runs of one base need to evaluate it only once (speciarl_jax/tools/study).
+    evaluation.before = True  # also the base policy, before the first step
+    evaluation.in_training = "own"  # the images of `options`; or "sets", those of `sets`
+    evaluation.report = True  # also write report.md, report.html and figures
     # Validation while training: before the first step, after every so many steps, and after the
     # last one. 0: none, only the evaluation before and after. A checkpoint is written each time.
     evaluation.every = 0  # steps

@@ -34,12 +34,11 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax.data import images
 from speciarl_jax.data.prompt_builder import read_prompt
-from speciarl_jax.data.sources import open_source
 from speciarl_jax.evaluation import (
     answer_file,
     constant_answer,
+    evaluation_sets,
     given_answers,
     metrics,
     open_world,
@@ -58,7 +57,6 @@ from speciarl_jax.experiment.run import (
     Run,
     evaluation_config,
     make_prompt_builder,
-    open_sources,
     policy_run,
     with_data,
 )
@@ -151,14 +149,9 @@ def data_sets(
     for file in files:
         other = policy_sources.config_from_file(epath.Path(file))
         options = {**other.data.options.to_dict(), **other.evaluation.options.to_dict()}
-        found[epath.Path(file).stem] = _with_data(config, other.data.name, options)
-    for name, part in config.evaluation.sets.items() if not files else ():
-        if set(part) != {"name", "options"}:
-            raise ValueError(
-                f"config.evaluation.sets.{name} has the keys {sorted(part)}; it needs 'name', a "
-                "module of speciarl_jax/data, and 'options' of its Source"
-            )
-        found[name] = _with_data(config, part.name, part.options.to_dict())
+        stem = epath.Path(file).stem
+        found[stem] = evaluation_sets.with_images(config, other.data.name, options)
+    found |= {} if files else evaluation_sets.of_config(config)
     return found or {config.data.name: config}
 
 
@@ -170,18 +163,6 @@ def _check_names(flag: str, files: Sequence[str]) -> None:
                 f"{flag} has {count} of the name {name!r} in {list(files)}; results go by the "
                 "names of the files, so rename one"
             )
-
-
-def _with_data(
-    config: ml_collections.ConfigDict, name: str, options: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.data.name = name
-        changed.data.options = ml_collections.ConfigDict(options)
-        changed.evaluation.options = ml_collections.ConfigDict()
-        changed.evaluation.sets = ml_collections.ConfigDict()
-    return changed
 
 
 def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any]:
@@ -205,7 +186,7 @@ def evaluate(plan: Plan, store: predictions.Predictions | None) -> dict[str, Any
                 config.model.update(model)
         policy, loaded = _load(next(iter(sets.values())), members, plan.best_of)
         for name, config in sets.items():
-            sources = _sources(config, with_training=plan.own_data)
+            sources = evaluation_sets.sources(config, with_training=plan.own_data)
             run = with_data(dataclasses.replace(policy, config=config), *sources)
             labels[name] = run.labels
             for prompt in plan.prompts:
@@ -229,7 +210,9 @@ def _given(plan: Plan) -> Callable[[predictions.Predictions | None], Mapping[str
     if not plan.answers:
         return lambda store: {}
     text_judge.refuse_several_processes("--answers")
-    sets = {name: (one, _sources(one, plan.own_data)) for name, one in plan.sets.items()}
+    sets = {
+        name: (one, evaluation_sets.sources(one, plan.own_data)) for name, one in plan.sets.items()
+    }
     evaluated = {name: sources[-1] for name, (_, sources) in sets.items()}
     matched = given_answers.match(plan.answers, evaluated, partial=plan.partial_answers)
     prompt = epath.Path(plan.prompts[0]).stem
@@ -252,20 +235,6 @@ def _load(
     base = provenance.of_base(run)
     known = {name: base | provenance.of_adapters(run, lora) for name, lora in loras.items()}
     return run, {name: (lora, known[name]) for name, lora in loras.items()}
-
-
-def _sources(config: ml_collections.ConfigDict, with_training: bool) -> tuple[Any, Any]:
-    """Opens the images of training, or None instead of them, and of evaluation.
-
-    With the training images, the verdicts are those that the training run got.
-    """
-    if with_training:
-        return open_sources(config)
-    source = open_source(config, config.evaluation.seed)
-    if config.data.on_decode_error == "raise":
-        images.check_files(source)
-    images.check_first_row(source, config.data.name)
-    return None, source
 
 
 def _answer(

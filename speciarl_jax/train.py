@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from speciarl_jax.evaluation import (
     constant_answer,
+    evaluation_sets,
     metrics,
     predictions,
     provenance,
@@ -30,7 +31,7 @@ from speciarl_jax.evaluation import (
 from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
-from speciarl_jax.experiment.run import Run, evaluation_run, fingerprint, prepare
+from speciarl_jax.experiment.run import fingerprint, prepare
 from speciarl_jax.runtime import commands, compilation_cache, exit_codes, jsonl, multihost
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.wall_clock import RunClock
@@ -43,31 +44,39 @@ from speciarl_jax.training.writers import target as writers
 SUMMARY = "summary.json"
 
 
-def greedy_part(config: ml_collections.ConfigDict, policy: str) -> predictions.Part:
-    """Names the greedy answers of a policy in `predictions.jsonl`."""
+def greedy_part(config: ml_collections.ConfigDict, policy: str, data: str) -> predictions.Part:
+    """Names the greedy answers of a policy about a data set in `predictions.jsonl`."""
     prompt = epath.Path(config.data.prompt).stem
-    return predictions.Part(policy, config.data.name, prompt, predictions.GREEDY)
+    return predictions.Part(policy, data, prompt, predictions.GREEDY)
 
 
-def greedy_score(
-    evaluator: Evaluator, lora: nnx.State, name: str, store: predictions.Predictions | None
-) -> metrics.Score | None:
+def greedy_scores(
+    asked: Mapping[str, Evaluator],
+    lora: nnx.State,
+    policy: str,
+    store: predictions.Predictions | None,
+) -> dict[predictions.Part, metrics.Score]:
     """Scores a policy's greedy answers, which go to `predictions.jsonl` unless they are there.
 
     Answers of another configuration are replaced: a run that was prolonged has another policy.
 
+    Args:
+      asked: of `evaluation_sets.evaluators`.
+
     Returns:
-      None in all processes but the first, which alone has the answers.
+      Nothing in all processes but the first, which alone has the answers.
     """
-    run = evaluator.run
-    part = greedy_part(run.config, name)
-    policy = provenance.of_base(run) | provenance.of_adapters(run, lora)
-    known = provenance.of_part(run, evaluator.source, policy)
-    answer_part(evaluator, lora, store, part, known, overwrite=True)
-    if store is None:
-        return None
-    judged = predictions.verified(store.lines(part))
-    return evaluator.score(predictions.categories(judged))
+    found, weights = {}, None
+    for data, evaluator in asked.items():
+        run = evaluator.run
+        part = greedy_part(run.config, policy, data)
+        weights = weights or provenance.of_base(run) | provenance.of_adapters(run, lora)
+        known = provenance.of_part(run, evaluator.source, weights)
+        answer_part(evaluator, lora, store, part, known, overwrite=True)
+        if store is not None:
+            judged = predictions.verified(store.lines(part))
+            found[part] = evaluator.score(predictions.categories(judged))
+    return found
 
 
 def write_summary(
@@ -89,31 +98,41 @@ def write_summary(
 
 
 def write_results(
-    run: Run,
+    asked: Mapping[str, Evaluator],
     workdir: epath.Path,
-    scores: Mapping[str, metrics.Score],
+    scores: Mapping[predictions.Part, metrics.Score],
     clock: RunClock,
     store: predictions.Predictions,
     validation: Validation,
 ) -> None:
     """Writes `summary.json`, `metrics.json` and the report, and prints where they are.
 
+    Args:
+      asked: of `evaluation_sets.evaluators`.
+      scores: of `greedy_scores`. They are called by their policies and, where there are several
+        data sets, by these.
+
     Raises:
       ValueError: a summary that is there already is damaged.
     """
-    ended = validation.summary()
-    steps = validation.progress.step if validation.stopped else run.config.train.steps
-    write_summary(workdir / SUMMARY, scores, steps, clock, ended)
+    config, ended = next(iter(asked.values())).run.config, validation.summary()
+    steps = validation.progress.step if validation.stopped else config.train.steps
+    named = {
+        part.policy if len(asked) == 1 else f"{part.policy}/{part.data}": score
+        for part, score in scores.items()
+    }
+    write_summary(workdir / SUMMARY, named, steps, clock, ended)
     commands.note(workdir, "train")
-    weights = metrics.configured_weights(run.config.evaluation.weights)
-    data = run.config.data.name
-    found = results.update(workdir, store, weights, labels={data: run.labels})
-    report.write(workdir)
+    weights = metrics.configured_weights(config.evaluation.weights)
+    labels = {data: evaluator.run.labels for data, evaluator in asked.items()}
+    found = results.update(workdir, store, weights, labels=labels)
+    if config.evaluation.report:
+        report.write(workdir)
     # The folder may also hold evaluations of other data sets and prompts.
-    mine = {greedy_part(run.config, name)[:3] for name in scores}
+    mine = {part[:3] for part in scores}
     runs = [row for row in found["runs"] if run_key(row) in mine]
     tests = [row for row in found["comparisons"] if {run_key(row[side]) for side in "ab"} <= mine]
-    print(report.table(scores | constant_answer.scores(runs)))
+    print(report.table(named | constant_answer.scores(runs)))
     history = report.read_history(workdir)
     said = [*remarks.compared(tests), *remarks.unknown(runs), *remarks.warned(history)]
     print(f"\n{metrics.describe_weights(weights)}", *said, sep="\n")
@@ -121,10 +140,9 @@ def write_results(
         print(f"{what.replace('_', ' ') + ':':13} {value}")
     for what, name in (
         ("summary", SUMMARY),
-        ("report", "report.md"),
-        ("page", "report.html"),
+        *([("report", "report.md"), ("page", "report.html")] if config.evaluation.report else []),
         ("checkpoints", "checkpoints"),
-        *([("TensorBoard", "tensorboard")] if "tensorboard" in run.config.logging.writers else []),
+        *([("TensorBoard", "tensorboard")] if "tensorboard" in config.logging.writers else []),
     ):
         print(f"{what + ':':13} {workdir / name}")
 
@@ -162,22 +180,26 @@ def train_between_evaluations(
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
         refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
-    evaluator = Evaluator(evaluation_run(run))
-    for one in {id(one.verifier): one for one in (run, evaluator.run)}.values():
+    asked = evaluation_sets.evaluators(run)
+    judges = [run, *(evaluator.run for evaluator in asked.values())]
+    for one in {id(one.verifier): one for one in judges}.values():
         if host_verification.is_host(one):
             one.verifier.check()
     alone = jax.process_index() == 0
     if alone:
         jsonl.replace(workdir / "config.json", config.to_json(indent=2) + "\n")
     store = predictions.Predictions(workdir) if alone else None
-    validation = Validation(run, evaluator)
-    scores = {"base": greedy_score(evaluator, run.lora, "base", store)}
+    own = asked[config.data.name] if config.evaluation.in_training == "own" else None
+    validation = Validation(run, own)
+    scores = {}
+    if config.evaluation.before:
+        scores |= greedy_scores(asked, run.lora, "base", store)
     lora, _ = train(
         run, workdir, clock=clock, allow_config_change=allow_change, validation=validation
     )
-    scores["trained"] = greedy_score(evaluator, lora, "trained", store)
+    scores |= greedy_scores(asked, lora, "trained", store)
     if alone:
-        write_results(evaluator.run, workdir, scores, clock, store, validation)
+        write_results(asked, workdir, scores, clock, store, validation)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_fewer_steps_than_are_done_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match=said):
         train.train(short, tmp_path)
     monkeypatch.setattr(train, "prepare", lambda config: short)
-    monkeypatch.delattr(train, "Evaluator")
+    monkeypatch.delattr(train.evaluation_sets, "evaluators")
     with pytest.raises(ValueError, match=said):
         train.train_between_evaluations(short.config, tmp_path, RunClock(), False)
     assert rows_of(tmp_path) == rows_of(finished)

@@ -35,11 +35,18 @@ def intervals(
     counts_K = histogram(categories_B)
     rng = np.random.default_rng(seed)
     drawn_RK = rng.multinomial(counts_K.sum(), counts_K / counts_K.sum(), size=RESAMPLES)
-    return {name: _ends(x, level) for name, x in measures(drawn_RK, weights).items()}
+    return {name: ends(x, level) for name, x in measures(drawn_RK, weights).items()}
 
 
-def _ends(values: np.ndarray, level: float) -> list[float]:
-    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+def ends(values_R: np.ndarray, level: float = LEVEL) -> list[float]:
+    """Returns [low, high] of the percentile interval of resampled values."""
+    return np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def two_sided(differences_R: np.ndarray) -> float:
+    """Computes the two-sided p of resampled differences, as `paired` says."""
+    tails = (np.sum(differences_R <= 0), np.sum(differences_R >= 0))
+    return min(1.0, 2 * (int(min(tails)) + 1) / (len(differences_R) + 1))
 
 
 def paired(
@@ -87,11 +94,10 @@ def paired(
         # Rounding, as equal sums in another order differ in the last bits.
         differences = np.round(after[name] - before[name], 12)
         value = measures(joint_KK.sum(0), weights)[name] - measures(joint_KK.sum(1), weights)[name]
-        tails = (np.sum(differences <= 0), np.sum(differences >= 0))
         found[name] = {
             "value": float(value),
-            "interval": _ends(differences, LEVEL),
-            "p": min(1.0, 2 * (int(min(tails)) + 1) / (resamples + 1)),
+            "interval": ends(differences),
+            "p": two_sided(differences),
         }
     return found
 

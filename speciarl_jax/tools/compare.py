@@ -6,6 +6,13 @@ The arguments are folders that `speciarl_jax.train` or `speciarl_jax.evaluate` w
 is the reference: a policy of another run is compared with its namesake in the first run, or, if
 there is none, with all policies there. --policies selects policies. Writes `comparison.json`,
 `comparison.md` and figures.
+
+    python -m speciarl_jax.tools.compare runs/binary/seed_* runs/speciarl/seed_*
+    python -m speciarl_jax.tools.compare binary=runs/binary_* speciarl=runs/speciarl_*
+
+Folders seed_0, seed_1, ... of one folder, or all that fit the pattern of a NAME, are seeds of one
+method: their scores are averaged, and intervals and tests are over seeds and images
+(docs/results.md). --nogroup_seeds takes each folder for itself.
 """
 
 import json
@@ -29,6 +36,7 @@ from speciarl_jax.evaluation.predictions import GREEDY, Part
 from speciarl_jax.evaluation.report import figures, markdown, templates
 from speciarl_jax.evaluation.report.folder import read_history
 from speciarl_jax.runtime import exit_codes
+from speciarl_jax.tools.study import figure, groups, tables
 
 
 def read_run(
@@ -191,20 +199,46 @@ def write(
     return [numbers, text, *figures.write_png(out, named, kept)]
 
 
+def write_groups(out: epath.Path, found: Mapping[str, Any]) -> list[epath.Path]:
+    """Writes the files of groups of seeds to `out`; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "comparison.json": (json.dumps(found, indent=1) + "\n").encode(),
+        "comparison.md": tables.markdown(found).encode(),
+        "comparison.csv": tables.to_csv(found).encode(),
+        **figure.files(found),
+    }
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return [out / name for name in files]
+
+
 def main(argv: Sequence[str]) -> None:
-    given, folders = flags.FLAGS, [epath.Path(name) for name in argv[1:]]
-    if not folders:
+    given = flags.FLAGS
+    if not argv[1:]:
         raise app.UsageError("give the folders of evaluations")
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    chosen = {name: [epath.Path(name)] for name in argv[1:]}
+    if given.group_seeds:
+        chosen = groups.find(argv[1:])
+    folders = [folder for group in chosen.values() for folder in group]
+    if len({folder.resolve() for folder in folders}) < len(argv[1:]):
         raise app.UsageError("a folder was given twice")
-    runs = {str(folder): read_run(folder, given.policies) for folder in folders}
-    found = compare(runs, read_weights(folders))
-    print(to_markdown(found))
-    for path in write(epath.Path(given.out), found, folders):
+    runs = {folder: read_run(folder, given.policies) for folder in folders}
+    weights, out = read_weights(folders), epath.Path(given.out)
+    if any(len(group) > 1 for group in chosen.values()):
+        found = groups.compare(chosen, runs, weights)
+        print(tables.markdown(found))
+        written = write_groups(out, found)
+    else:
+        found = compare({name: runs[group[0]] for name, group in chosen.items()}, weights)
+        print(to_markdown(found))
+        written = write(out, found, folders)
+    for path in written:
         print(path)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/comparison", "Folder for the results.")
     flags.DEFINE_list("policies", [], "Only these policies.")
+    flags.DEFINE_bool("group_seeds", True, "Take seed_0, seed_1, ... for seeds of one method.")
     exit_codes.run_tool("compare", main)

@@ -7,9 +7,9 @@ import pytest
 from own_images import BATCH, LABELS, fill, own
 from PIL import Image
 
-from speciarl_jax import evaluate, train
+from speciarl_jax import train
 from speciarl_jax.data import emoji, pipeline
-from speciarl_jax.evaluation import evaluator
+from speciarl_jax.evaluation import evaluation_sets, evaluator
 from speciarl_jax.experiment import run as run_lib
 from speciarl_jax.tools import prepare_data
 from speciarl_jax.training import train_data
@@ -131,7 +131,7 @@ def test_rows_without_a_label_are_refused_before_the_policy_is_loaded(small_conf
 
     monkeypatch.setattr(emoji.Source, "__getitem__", unnamed)
     config = small_config()
-    for sources in (run_lib.open_sources, lambda config: evaluate._sources(config, False)):
+    for sources in (run_lib.open_sources, lambda config: evaluation_sets.sources(config, False)):
         with pytest.raises(ValueError, match=r"data set 'emoji' lack \['label'\]"):
             sources(config)
     assert read == [0, 0]

@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 from speciarl_jax import evaluate
-from speciarl_jax.evaluation import predictions, rejudge, results
+from speciarl_jax.evaluation import evaluation_sets, predictions, rejudge, results
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.runtime import compilation_cache
 
@@ -45,7 +45,7 @@ def command(monkeypatch):
 def answers(tmp_path):
     """A file with answers about all images of evaluation, in another order."""
     config = small_config()
-    _, source = evaluate._sources(config, with_training=True)
+    _, source = evaluation_sets.sources(config, with_training=True)
     lines = [{"image_id": source[i]["image_id"], "answer": SAID[i % 3]} for i in range(len(source))]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))

@@ -13,6 +13,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from speciarl_jax.evaluation import pairs
@@ -66,8 +67,8 @@ def trade_off(runs: Mapping[str, Run]) -> Panel:
 
     def draw(axes):
         ends = [[(run.get("intervals") or {}).get(key, ()) for run in entries] for key in keys]
-        limits = [_limits([*points[:, i], *sum(map(tuple, ends[i]), ())]) for i in (0, 1)]
-        _contours(axes, *limits)
+        limits = [limits_of([*points[:, i], *sum(map(tuple, ends[i]), ())]) for i in (0, 1)]
+        contours(axes, *limits)
         for number, (name, run) in enumerate(runs.items()):
             x, y = points[number]
             base = pairs.base_of(run, entries)
@@ -104,8 +105,14 @@ def trade_off(runs: Mapping[str, Run]) -> Panel:
     return Panel(f"Specificity against correctness. {spoken}", 440, 376, draw)
 
 
-def _contours(axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, float]) -> None:
-    """Draws lines of equal harmonic mean, each with its value at its lower right end."""
+def contours(
+    axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, float]
+) -> list[Text]:
+    """Draws lines of equal harmonic mean, each with its value at its lower right end.
+
+    Returns:
+      The values.
+    """
     levels = np.arange(0.05, 1, 0.05)
     x, y = np.meshgrid(np.linspace(*limits_x, 60), np.linspace(*limits_y, 60))
     style = {"colors": INK_3, "linewidths": 1, "linestyles": "dotted"}
@@ -116,10 +123,10 @@ def _contours(axes: Axes, limits_x: tuple[float, float], limits_y: tuple[float, 
     x = np.minimum(right, levels * bottom / np.maximum(2 * bottom - levels, 1e-9))
     y = levels * x / np.maximum(2 * x - levels, 1e-9)
     places = [place for place in zip(x, y, strict=True) if place[0] > left and place[1] < top]
-    axes.clabel(lines, fmt="HM %.2f", fontsize=10.5, manual=places)
+    return axes.clabel(lines, fmt="HM %.2f", fontsize=10.5, manual=places)
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def limits_of(values: Sequence[float]) -> tuple[float, float]:
     """Finds limits of an axis around shares: multiples of .05, at least .2 apart, in [0, 1]."""
     low, high = min(values), max(values)
     spare = max(0.02, (0.2 - (high - low)) / 2)
@@ -233,7 +240,7 @@ def _best_of(runs, key, title):
         counts = sorted({n for rows in sampled.values() for n in rows})
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, map(str, counts), minor=False)
-        axes.set_ylim(_limits([value for rows in sampled.values() for value in rows.values()]))
+        axes.set_ylim(limits_of([value for rows in sampled.values() for value in rows.values()]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         axes.set(xlabel="samples", title=title)
 

@@ -18,7 +18,7 @@ PAPER, INK, INK_2, INK_3, RULE, ACCENT = (
     palette.LIGHT[name] for name in ("paper", "ink", "ink-2", "ink-3", "rule-2", "accent")
 )
 STEPS = (1, 2, 5, 10)  # from tick to tick, times a power of ten
-_STYLE = {
+STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK_3,
     "axes.grid": True,
@@ -65,7 +65,7 @@ def compose(panels: Sequence[Panel], per_row: int = 3) -> Figure:
     columns = min(len(panels), per_row)
     rows = -(-len(panels) // columns)
     size = columns * panels[0].width / 72, rows * panels[0].height / 72
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, panel in zip(all_axes, panels, strict=False):
@@ -82,7 +82,7 @@ def save_png(panels: Sequence[Panel], file: BinaryIO) -> None:
     figure = compose(panels)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     legend = dict(zip(labels, handles, strict=True))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if len(legend) > 1:
             figure.legend(legend.values(), legend, loc="outside upper left", ncols=4)
         figure.savefig(file, format="png", dpi=144)
@@ -91,7 +91,7 @@ def save_png(panels: Sequence[Panel], file: BinaryIO) -> None:
 def to_svg(panel: Panel, salt: str) -> bytes:
     """Returns a panel as an SVG document; `salt` decides about its ids."""
     file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
         compose([panel]).savefig(file, format="svg", transparent=True)
     return file.getvalue()
 
