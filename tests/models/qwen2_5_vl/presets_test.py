@@ -1,21 +1,19 @@
 """The published sizes: every parameter is there, and lies where a mesh of 16 devices wants it."""
 
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import published
 import pytest
 import torch
 from flax import nnx
 from jax.sharding import AbstractMesh
+from published_sizes import adapter_size, parameters, size_of, whole_and_share
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import sharding
 
 # As the model hub shows them; 72B as transformers counts it from the published dimensions.
@@ -28,27 +26,13 @@ PUBLISHED = {
 MESHES = ((1, 16, 1), (1, 8, 2), (1, 4, 4), (2, 4, 2), (4, 4, 1), (4, 1, 4))
 
 
-@functools.cache
-def parameters(size, lora_rank=0):
-    """Path -> abstract parameter."""
-
-    def make():
-        return VisionLanguageModel(presets.CONFIGS[size], lora_rank=lora_rank, rngs=nnx.Rngs(0))
-
-    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
-
-
-def size_of(variable):
-    return math.prod(variable.shape)
-
-
 @pytest.mark.parametrize("size", presets.CONFIGS)
 def test_a_size_has_as_many_parameters_as_the_published_weights(size):
     config = Qwen2_5_VLConfig(**presets.CONFIGS[size].to_hf())
     with torch.device("meta"):
         theirs = Qwen2_5_VLForConditionalGeneration(config)
     assert sum(p.numel() for p in theirs.parameters()) == PUBLISHED[size]
-    assert sum(map(size_of, parameters(size).values())) == PUBLISHED[size]
+    assert sum(map(size_of, parameters(presets.CONFIGS[size]).values())) == PUBLISHED[size]
 
 
 @pytest.mark.parametrize("size", presets.CONFIGS)
@@ -155,25 +139,16 @@ def test_what_transformers_takes_for_granted_agrees():
 
 
 def test_lora_of_the_paper_has_the_parameters_of_every_linear_layer():
-    adapters = [p for p in parameters("7B", 64).values() if isinstance(p, nnx.LoRAParam)]
     hidden, kv, mlp = 3584, 512, 18944
     a_layer = 2 * 64 * (hidden + hidden) + 2 * 64 * (hidden + kv) + 3 * 64 * (hidden + mlp)
-    assert sum(map(size_of, adapters)) == 28 * a_layer == 161_480_704
-    assert {p.dtype for p in adapters} == {jnp.dtype("float32")}
+    assert adapter_size(presets.CONFIGS["7B"], 64) == 28 * a_layer == 161_480_704
 
 
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("size", presets.CONFIGS)
 def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes):
-    mesh = AbstractMesh(sizes, sharding.AXES)
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    whole, on_a_chip = 0, 0
-    for path, variable in parameters(size, 64).items():
-        name = ".".join(map(str, path))
-        where = sharding.param_sharding(mesh, name, variable.shape, variable.axes)
-        if not isinstance(variable, nnx.LoRAParam):
-            whole += size_of(variable)
-            on_a_chip += math.prod(where.shard_shape(variable.shape))
+    parts = math.prod(sizes[1:])
+    whole, on_a_chip = whole_and_share(presets.CONFIGS[size], sizes)
     # Norms and biases are cut on one axis of the mesh only.
     assert whole / parts <= on_a_chip < 1.005 * whole / parts
 
@@ -181,7 +156,7 @@ def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes)
 @pytest.mark.parametrize("sizes", MESHES)
 def test_int8_weights_lie_where_their_kernels_would(sizes):
     mesh = AbstractMesh(sizes, sharding.AXES)
-    state = nnx.State({"q": parameters("7B")["decoder", "layers", "q"]})
+    state = nnx.State({"q": parameters(presets.CONFIGS["7B"])["decoder", "layers", "q"]})
     [want] = jax.tree.leaves(sharding.shardings_of(mesh, state))
     quantized = jax.eval_shape(lambda state: jax.tree.map(int8.quantize, state), state)
     values, scales = jax.tree.leaves(sharding.shardings_of(mesh, quantized))

@@ -3,20 +3,16 @@
 import functools
 import math
 
-import jax.numpy as jnp
 import published
 import pytest
 import torch
-from flax import nnx
-from jax.sharding import AbstractMesh
+from published_sizes import adapter_size, parameters, size_of, whole_and_share
 from transformers import Qwen2_5_VLConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from speciarl_jax.models import family
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.qwen3_vl import presets
 from speciarl_jax.models.qwen3_vl.config import ModelConfig
-from speciarl_jax.models.vision_language import VisionLanguageModel
-from speciarl_jax.runtime import sharding
 
 # As the model hub shows them.
 PUBLISHED = {
@@ -28,23 +24,9 @@ PUBLISHED = {
 MESHES = ((1, 16, 1), (1, 4, 4), (2, 4, 2), (4, 1, 4))
 
 
-@functools.cache
-def parameters(size, lora_rank=0):
-    """Path -> abstract parameter."""
-
-    def make():
-        return VisionLanguageModel(presets.CONFIGS[size], lora_rank=lora_rank, rngs=nnx.Rngs(0))
-
-    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
-
-
-def size_of(variable):
-    return math.prod(variable.shape)
-
-
 @pytest.mark.parametrize("size", presets.CONFIGS)
 def test_a_size_has_as_many_parameters_as_the_published_weights(size):
-    assert sum(map(size_of, parameters(size).values())) == PUBLISHED[size]
+    assert sum(map(size_of, parameters(presets.CONFIGS[size]).values())) == PUBLISHED[size]
 
 
 @pytest.mark.parametrize("size", ["2B", "8B"])
@@ -56,14 +38,16 @@ def test_names_and_shapes_are_those_of_transformers(size):
     want = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     got = {}
     for path, source in hf_checkpoint.sources(config).items():
-        shape = parameters(size)[path].shape
+        shape = parameters(presets.CONFIGS[size])[path].shape
         shape = shape[1:] if source.stacked else shape
         if source.layout == "patches":
             sides = config.vision.temporal_patch_size, *[config.vision.patch_size] * 2
             shape = (shape[1], config.vision.in_channels, *sides)
         if source.layout == "transposed":
             shape = shape[::-1]
-        assert len(source.names) == (parameters(size)[path].shape[0] if source.stacked else 1)
+        assert len(source.names) == (
+            parameters(presets.CONFIGS[size])[path].shape[0] if source.stacked else 1
+        )
         got |= dict.fromkeys(source.names, shape)
     assert got == want and sources_count(size) == len(want)
 
@@ -174,25 +158,16 @@ def test_tokens_that_a_file_leaves_out_are_those_of_transformers():
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("size", ["4B", "8B"])
 def test_every_parameter_lies_on_a_mesh_of_16_devices(size, sizes):
-    mesh = AbstractMesh(sizes, sharding.AXES)
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    whole, on_a_chip = 0, 0
-    for path, variable in parameters(size, 64).items():
-        name = ".".join(map(str, path))
-        where = sharding.param_sharding(mesh, name, variable.shape, variable.axes)
-        if not isinstance(variable, nnx.LoRAParam):
-            whole += size_of(variable)
-            on_a_chip += math.prod(where.shard_shape(variable.shape))
+    parts = math.prod(sizes[1:])
+    whole, on_a_chip = whole_and_share(presets.CONFIGS[size], sizes)
     # Norms, biases and the table of positions are cut on one axis of the mesh only.
     assert whole / parts <= on_a_chip < 1.01 * whole / parts
 
 
 def test_adapters_lie_on_every_linear_layer_of_the_decoder():
-    adapters = [p for p in parameters("4B", 64).values() if isinstance(p, nnx.LoRAParam)]
     width, heads, kv, mlp = 2560, 32 * 128, 8 * 128, 9728
     a_layer = 2 * (width + heads) + 2 * (width + kv) + 3 * (width + mlp)
-    assert sum(map(size_of, adapters)) == 36 * 64 * a_layer
-    assert {p.dtype for p in adapters} == {jnp.dtype("float32")}
+    assert adapter_size(presets.CONFIGS["4B"], 64) == 36 * 64 * a_layer
 
 
 def test_an_unknown_size_is_refused_with_those_there_are():
