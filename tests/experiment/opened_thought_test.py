@@ -55,9 +55,9 @@ def test_a_run_is_refused_before_it_starts(qwen3_folder, tmp_path):
     folder = tmp_path / "thinking"
     shutil.copytree(qwen3_folder, folder)
     template = tokenizer_lib.load(folder).chat_template
-    opener = "<|im_start|>assistant\n"
+    opener = "<|im_start|>assistant\\n"  # as the template spells it
     assert template.count(opener) == 1
-    (folder / "chat_template.jinja").write_text(template.replace(opener, f"{opener}<think>\n"))
+    (folder / "chat_template.jinja").write_text(template.replace(opener, f"{opener}<think>\\n"))
     with pytest.raises(ValueError, match="ends a prompt with <think>.*set it to 'answer'"):
         prepare(small_run.small_config(folder))
     run = prepare(small_run.small_config(folder, verifier__options__tags="answer"))

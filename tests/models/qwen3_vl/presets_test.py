@@ -38,16 +38,14 @@ def test_names_and_shapes_are_those_of_transformers(size):
     want = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     got = {}
     for path, source in hf_checkpoint.sources(config).items():
-        shape = parameters(presets.CONFIGS[size])[path].shape
+        shape = parameters(config)[path].shape
         shape = shape[1:] if source.stacked else shape
         if source.layout == "patches":
             sides = config.vision.temporal_patch_size, *[config.vision.patch_size] * 2
             shape = (shape[1], config.vision.in_channels, *sides)
         if source.layout == "transposed":
             shape = shape[::-1]
-        assert len(source.names) == (
-            parameters(presets.CONFIGS[size])[path].shape[0] if source.stacked else 1
-        )
+        assert len(source.names) == (parameters(config)[path].shape[0] if source.stacked else 1)
         got |= dict.fromkeys(source.names, shape)
     assert got == want and sources_count(size) == len(want)
 
