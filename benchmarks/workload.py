@@ -112,13 +112,12 @@ def model_config(name: str) -> ModelConfig:
     """
     if name == "small":
         return SMALL
-    if name in presets.SIZES:
-        return presets.config(name)
+    if name in presets.CONFIGS:
+        return presets.CONFIGS[name]
     path = pathlib.Path(name)
     if not path.is_file():
-        raise ValueError(
-            f"--model={name} is neither 'small', nor one of {presets.SIZES}, nor a config.json"
-        )
+        sizes = ["small", *presets.CONFIGS]
+        raise ValueError(f"--model={name} is neither one of {sizes}, nor a config.json")
     return ModelConfig.from_hf(json.loads(path.read_text()))
 
 

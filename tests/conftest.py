@@ -99,6 +99,17 @@ def _program_key(run):
     return *known, isinstance(run.verifier, HostVerifier), run.banned_V.tobytes()
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Threads that wait for each other over small matrices cost more than they save."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 _programs = collections.OrderedDict()
 
 

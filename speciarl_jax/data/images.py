@@ -68,6 +68,23 @@ def decode(data: bytes, where: str) -> np.ndarray:
     return pixels
 
 
+def check_pixels(image: Any) -> None:
+    """Refuses what is no image of three channels in bytes.
+
+    The image processor would take it all the same, and make other numbers of it: values from 0 to 1
+    would all be black, and transparent parts not white.
+
+    Raises:
+      ValueError: says its shape and dtype.
+    """
+    shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
+    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+        raise ValueError(
+            f"an image is {dtype} {list(shape)}; it must be uint8 [height, width, 3], as "
+            "speciarl_jax.data.images.decode makes it of any file"
+        )
+
+
 def read(path: str) -> np.ndarray:
     """Reads the pixels of an image file, as `decode`.
 
@@ -128,7 +145,8 @@ def check_first_row(source: Any, name: str) -> None:
       name: name of the data set in error messages.
 
     Raises:
-      ValueError: there is no row, a field is missing, or `image_id` does not fit into 32 bits.
+      ValueError: there is no row, a field is missing, `image` has not three channels of bytes, or
+        `image_id` does not fit into 32 bits.
       BrokenImageError: the image cannot be read.
     """
     if not len(source):
@@ -139,6 +157,9 @@ def check_first_row(source: Any, name: str) -> None:
             f"rows of the data set {name!r} lack {lacking}; its class Source must give rows with "
             f"{list(_FIELDS)}"
         )
+    image = row["image"]
+    for one in image if isinstance(image, list | tuple) else [image]:
+        check_pixels(one)
     image_id = row["image_id"]
     if not isinstance(image_id, int) or not 0 <= image_id < 2**32:
         raise ValueError(

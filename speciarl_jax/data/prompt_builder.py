@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
+from speciarl_jax.data import images as images_lib
 from speciarl_jax.data import pipeline
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import family, safetensors_io
@@ -207,6 +208,8 @@ class PromptBuilder:
         self.max_prompt_tokens = max_prompt_tokens
         self.bucket_growth = bucket_growth
         self._instruction, self._system = instruction, system
+        for key, words in (("prompt", instruction), ("system", system)):
+            self._check_words(f"config.data.{key}", words)
         self._pad_id = tokenizer_lib.token_id(tokenizer, "<|endoftext|>")
         self._pieces: dict[int, list[list[int]]] = {}
         self.text = self._text(images=1)
@@ -292,6 +295,15 @@ class PromptBuilder:
         sizes = BatchSizes(*map(max, zip(*all_sizes, strict=True)))
         return enlarge(batch, sizes, self._pad_id)
 
+    def _check_words(self, key: str, words: str) -> None:
+        """Refuses placeholders of images and videos in the user's own words (ValueError)."""
+        held = set(self.tokenizer(words, add_special_tokens=False)["input_ids"])
+        if found := held & {self.config.image_token_id, self.config.video_token_id}:
+            raise ValueError(
+                f"{key} holds {self.tokenizer.convert_ids_to_tokens(sorted(found))}; leave it out: "
+                "the chat template puts the image before the text, and videos are not read"
+            )
+
     def _text(self, images: int) -> str:
         messages = [{"role": "system", "content": self._system}] if self._system else []
         content = [{"type": "image"}] * images + [{"type": "text", "text": self._instruction}]
@@ -322,6 +334,8 @@ class PromptBuilder:
         """Returns the grids of the images of each row, and their patches [B, S, C], zero-padded."""
         rows = [list(image) if isinstance(image, list | tuple) else [image] for image in images]
         vision, flat = self.config.vision, [image for row in rows for image in row]
+        for pixels in flat:
+            images_lib.check_pixels(pixels)
         thw, pixels = np.zeros((0, 3), int), np.zeros((0, vision.patch_dim), np.float32)
         if flat:
             found = self.image_processor(

@@ -17,7 +17,7 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment import make_verifier
-from speciarl_jax.experiment.validate_config import check, sampled_images
+from speciarl_jax.experiment.validate_config import check, check_opened_thought, sampled_images
 from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.policy_config import PolicyConfig
@@ -262,6 +262,7 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
       ValueError: an option of the verifier, or a label tree, does not fit.
     """
     config = run.config
+    check_opened_thought(config, run.builder.text)
     sources = [source for source in (train_source, eval_source) if source is not None]
     labels, verifier = make_verifier.make(
         config,

@@ -9,6 +9,7 @@ from speciarl_jax.models import lora
 from speciarl_jax.models.decoder import remat
 from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.runtime import sharding
+from speciarl_jax.verifiers import parsing
 
 # Key -> the least that it may be.
 _LEAST = {
@@ -204,3 +205,35 @@ def sampled_images(config: ml_collections.ConfigDict) -> int:
     """Images that are sampled at once: a step's batch, or a round of dynamic sampling."""
     dynamic = config.train.dynamic_sampling
     return dynamic.batch_size if dynamic.max_rounds else config.train.batch_size
+
+
+def check_opened_thought(config: ml_collections.ConfigDict, prompt: str) -> None:
+    """Refuses to ask completions for a thought that the prompt has opened already.
+
+    The chat template of a model that always thinks ends a prompt with `<think>`, and a completion
+    then holds the closing tag alone.
+
+    Args:
+      prompt: text of a prompt, as the chat template writes it.
+
+    Raises:
+      ValueError: the verifier wants both tags, or supervised training would write a second one.
+    """
+    opened = parsing.THINK_OPEN
+    if not prompt.rstrip().endswith(opened):
+        return
+    why = f"the chat template of the policy ends a prompt with {opened}, so completions lack it"
+    verifier = config.verifier
+    names = [verifier.name, *([verifier.cascade.judge] if verifier.name == "cascade" else [])]
+    for name in names:
+        section = name if name in verifier and "tags" in verifier[name] else "options"
+        if "tags" in verifier[section] and verifier[section].tags == "think":
+            raise ValueError(
+                f"{why}, and with config.verifier.{section}.tags 'think' none could be parsed; set "
+                "it to 'answer'"
+            )
+    if config.train.objective == "sft" and config.train.target.lstrip().startswith(opened):
+        raise ValueError(
+            f"{why}, but config.train.target begins with it; take the tag off "
+            f"({config.train.target.lstrip().removeprefix(opened)!r})"
+        )

@@ -59,9 +59,10 @@ def find(model_type: Any) -> Family:
     """
     found = getattr(_folder(model_type), "FAMILY", None) if model_type in _folders() else None
     if found is None:
+        experts = str(model_type).endswith("_moe")
         raise ValueError(
             f"config.json has model_type {model_type!r}; the policies that can be read are "
-            f"{names()}"
+            f"{names()}" + (", none of them a mixture of experts" if experts else "")
         )
     return found
 

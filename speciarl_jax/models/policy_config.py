@@ -1,11 +1,12 @@
 """What the dimensions of every family's policy hold, and how they are read from `config.json`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from speciarl_jax.models.config_json import Section
 from speciarl_jax.models.decoder.text_config import TextConfig, text_to_hf
+from speciarl_jax.models.vision_config import VisionConfig
 
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -14,20 +15,22 @@ _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_
 class PolicyConfig:
     """Dimensions of a policy, and the tokens that join decoder and vision encoder.
 
-    A family makes a subclass of it, which reads and writes its `config.json`.
+    A family makes a subclass of it, which says how its `config.json` differs. The tokens that are
+    given here are those of Qwen's vocabulary.
     """
 
     model_type: ClassVar[str]  # in `config.json`; the name of the family's folder
+    architecture: ClassVar[str]  # likewise, the class in transformers
+    vision_type: ClassVar[type[VisionConfig]]
 
     text: TextConfig
-    # Dimensions of the family's encoder. Each has `patch_size`, `temporal_patch_size`,
-    # `spatial_merge_size`, `patch_dim`, `out_hidden_size` and `feature_size`.
-    vision: Any
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    eos_token_id: tuple[int, ...]  # tokens that end a completion; empty if the files name none
+    vision: VisionConfig  # of `vision_type`
+    image_token_id: int = 151_655
+    video_token_id: int = 151_656
+    vision_start_token_id: int = 151_652
+    vision_end_token_id: int = 151_653
+    # Tokens that end a completion; empty if the files name none.
+    eos_token_id: tuple[int, ...] = (151_645,)
 
     def __post_init__(self):
         if self.vision.out_hidden_size != self.text.hidden_size:
@@ -38,29 +41,15 @@ class PolicyConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        """Reads a parsed `config.json`.
+        """Reads a parsed `config.json`, with the text part nested (`text_config`) or flat.
+
+        Keys that a `vision_config` lacks, and tokens of images, have the defaults of transformers.
+        The head is tied if the root or the text part says so. The end-of-sequence tokens are those
+        of the root, then those that only the text part has.
 
         Raises:
           ValueError: another architecture, a missing key, a value of the wrong kind, or an option
             that is not implemented.
-        """
-        raise NotImplementedError
-
-    def to_hf(self) -> dict[str, Any]:
-        """Returns the `config.json` that `transformers` and this package read back."""
-        raise NotImplementedError
-
-    @classmethod
-    def _read(
-        cls,
-        config: Mapping[str, Any],
-        text_of: Callable[[Section, Section], TextConfig],
-        vision_of: Callable[[Section], Any],
-    ) -> Self:
-        """Reads what all families have; `text_of(text, root)` and `vision_of(vision)` the rest.
-
-        The text part is nested (`text_config`) or flat. The end-of-sequence tokens are those of the
-        root, then those that only the text part has.
         """
         if config.get("model_type") != cls.model_type:
             raise ValueError(
@@ -71,26 +60,33 @@ class PolicyConfig:
         text = root if config.get("text_config") is None else root.section("text_config")
         try:
             return cls(
-                text=text_of(text, root),
-                vision=vision_of(Section(config["vision_config"], "vision_config")),
+                text=cls._read_text(text, root),
+                vision=cls.vision_type.from_hf(Section(config["vision_config"], "vision_config")),
                 eos_token_id=tuple(dict.fromkeys(end_tokens(root) + end_tokens(text))),
-                **{key: root.whole(key, least=0) for key in _TOKENS},
+                **{key: root.whole(key, getattr(cls, key), least=0) for key in _TOKENS},
             )
         except KeyError as error:
             raise ValueError(
                 f"config.json lacks {error}; is it a checkpoint of {cls.model_type}?"
             ) from None
 
-    def _written(
-        self, architecture: str, text: Mapping[str, Any], vision: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Returns `config.json`, given what a family adds to the parts of text and vision."""
+    @classmethod
+    def _read_text(cls, text: Section, root: Section) -> TextConfig:
+        """Reads the decoder's dimensions (`text_config.text_from_hf`)."""
+        raise NotImplementedError
+
+    def _own_text(self) -> dict[str, Any]:
+        """Returns the keys of `text_config` that the family adds."""
+        raise NotImplementedError
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the `config.json` that `transformers` and this package read back."""
         shared = {
             "eos_token_id": one_or_all(self.eos_token_id),
             "tie_word_embeddings": self.text.tie_word_embeddings,
         }
         return {
-            "architectures": [architecture],
+            "architectures": [self.architecture],
             "model_type": self.model_type,
             **{key: getattr(self, key) for key in _TOKENS},
             **shared,
@@ -98,9 +94,9 @@ class PolicyConfig:
                 "model_type": f"{self.model_type}_text",
                 **text_to_hf(self.text),
                 **shared,
-                **text,
+                **self._own_text(),
             },
-            "vision_config": {"model_type": f"{self.model_type}_vision", **vision},
+            "vision_config": {"model_type": f"{self.model_type}_vision", **self.vision.to_hf()},
         }
 
 

@@ -194,7 +194,7 @@ def test_the_small_model_has_the_published_number_of_parameters():
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(ValueError, match="--model=8B is neither 'small'"):
+    with pytest.raises(ValueError, match="--model=8B is neither one of .'small'"):
         workload.model_config("8B")
 
 

@@ -176,6 +176,14 @@ def test_an_image_id_that_does_not_fit_is_refused(image_id):
         images.check_first_row(OneRow({**GOOD_ROW, "image_id": image_id}), "own")
 
 
+@pytest.mark.parametrize(
+    "image", [PIXELS[..., :1], PIXELS / 255, [PIXELS, PIXELS[..., 0]], "a.png"]
+)
+def test_a_first_image_of_another_kind_is_refused(image):
+    with pytest.raises(ValueError, match=r"it must be uint8 \[height, width, 3\]"):
+        images.check_first_row(OneRow({**GOOD_ROW, "image": image}), "own")
+
+
 def test_a_set_without_images_is_refused():
     with pytest.raises(ValueError, match="the data set 'own' has no images"):
         images.check_first_row(OneRow({}), "own")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -363,11 +364,25 @@ def test_an_image_processor_of_another_model_is_refused(config, tokenizer):
             prompt_builder.PromptBuilder(config, tokenizer, processor, INSTRUCTION)
 
 
-def test_an_instruction_that_holds_a_placeholder_is_refused(config, tokenizer):
-    with pytest.raises(ValueError, match="2 image placeholders"):
-        prompt_builder.PromptBuilder(
-            config, tokenizer, make_processor(), "Is <|image_pad|> a bird?"
-        )
+@pytest.mark.parametrize("placeholder", ["<|image_pad|>", "<|video_pad|>"])
+def test_words_that_hold_a_placeholder_are_refused_by_their_key(config, tokenizer, placeholder):
+    words, own = f"What is {placeholder}?", {"system": f"<|vision_start|>{placeholder}"}
+    for key, instruction, options in (("prompt", words, {}), ("system", INSTRUCTION, own)):
+        with pytest.raises(ValueError, match=f"config.data.{key} holds .*{re.escape(placeholder)}"):
+            prompt_builder.PromptBuilder(
+                config, tokenizer, make_processor(), instruction, **options
+            )
+
+
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [((9, 9), np.uint8), ((9, 9, 1), np.uint8), ((9, 9, 4), np.uint8), ((9, 9, 3), np.float32)],
+)
+def test_arrays_that_are_no_image_in_bytes_are_refused(builder, shape, dtype):
+    row = example() | {"image": [example()["image"], np.zeros(shape, dtype)]}
+    said = re.escape(f"an image is {np.dtype(dtype)} {list(shape)}; it must be uint8")
+    with pytest.raises(ValueError, match=said):
+        builder([row], 1)
 
 
 def test_the_image_processor_of_a_folder_is_read_back(tmp_path):

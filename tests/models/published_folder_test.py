@@ -82,7 +82,7 @@ def tensors_of(layers, blocks):
 def test_the_index_of_the_published_7b_has_the_tensors_of_its_dimensions():
     names = tensors_of(LAYERS, BLOCKS).keys()
     assert len(names) == 729
-    sources = hf_checkpoint.sources(presets.config("7B"))
+    sources = hf_checkpoint.sources(presets.CONFIGS["7B"])
     assert names == {name for source in sources.values() for name in source.names}
 
 

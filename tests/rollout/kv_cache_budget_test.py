@@ -17,7 +17,7 @@ from speciarl_jax.runtime import sharding
 
 def test_the_papers_rollouts_take_what_they_are_known_to_take():
     """2,560 answers of 2,048 tokens about 256 images by the 7B model, prompts shared: 331 GB."""
-    token = kv_cache_budget.token_bytes(presets.config("7B").text, "bfloat16")
+    token = kv_cache_budget.token_bytes(presets.CONFIGS["7B"].text, "bfloat16")
     assert token == 57_344
     one = kv_cache_budget.image_bytes(
         token, prompt=2048, answers=10, tokens=2048, num_compactions=0

@@ -1,7 +1,12 @@
 """What parity tests of every family do: run a policy and its twin in torch, and compare."""
 
+import functools
+import tempfile
+
 import jax
 import numpy as np
+import pytest
+import random_policy
 import torch
 from random_policy import BANNED, EOS, PAD, quick_jit
 
@@ -9,6 +14,38 @@ from speciarl_jax.rollout.generate import generate
 
 TOLERANCE = 1e-4  # of the largest value
 NEW_TOKENS = 64
+SEEDS = range(20)
+# Family -> seeds of the fast suite; all others are slow. Between them they draw tied and untied
+# heads, groups of two heads and more, and rows of several images. Of Qwen2.5-VL they draw all sizes
+# of windows, and no, some and only layers of full attention; of Qwen3-VL two and three DeepStack
+# layers, and heads that together are not as wide as the model.
+QUICK = {"qwen2_5_vl": (3, 6, 8, 17), "qwen3_vl": (6, 7)}
+
+
+def seed_params(model_type, seeds=SEEDS):
+    """A parameter of each seed, slow unless it is of `QUICK`."""
+    quick = QUICK[model_type]
+    return [pytest.param(s, marks=[] if s in quick else [pytest.mark.slow]) for s in seeds]
+
+
+@functools.cache
+def make_case(model_type, seed):
+    """`random_policy.make_case`, once in a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return random_policy.make_case(seed, folder, model_type)
+
+
+@functools.cache
+def drawn(model_type):
+    """What `random_policy.draw` gives for every seed."""
+    return [random_policy.draw(seed, model_type=model_type) for seed in SEEDS]
+
+
+@functools.cache
+def ours(model_type, seed):
+    """What `run` gives for that case, as numpy arrays."""
+    case = make_case(model_type, seed)
+    return jax.tree.map(np.asarray, run(case.policy, case.batch))
 
 
 @quick_jit

@@ -33,6 +33,20 @@ def stacked(path: str, pattern: str, count: int, layout: str = "same") -> Source
     return {tuple(path.split(".")): Source(names, True, layout)}
 
 
+def with_bias(path: str, name: str, layout: str = "same", count: int | None = None) -> Sources:
+    """Says that a parameter is NAME.weight, and the one at `path`_bias NAME.bias.
+
+    Args:
+      layout: of the weight, as in `Source`; "transposed" for linear layers.
+      count: of a stack, whose number stands in `name`; None for one tensor each.
+    """
+    if count is None:
+        found = single(path, f"{name}.weight", layout)
+        return found | single(f"{path}_bias", f"{name}.bias")
+    found = stacked(path, f"{name}.weight", count, layout)
+    return found | stacked(f"{path}_bias", f"{name}.bias", count)
+
+
 def text_sources(config: TextConfig, prefix: str = "model.") -> Sources:
     """Lists the tensors of the decoder, whose root in the model is `decoder`.
 

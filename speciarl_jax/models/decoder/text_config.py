@@ -90,6 +90,11 @@ def text_from_hf(
       KeyError: a key is missing.
       ValueError: a value of the wrong kind, or an option that is not implemented.
     """
+    if experts := text.get("num_experts", text.get("num_local_experts")):
+        raise ValueError(
+            f"config.json has {experts} experts; mixtures of experts are not implemented, give a "
+            "dense checkpoint"
+        )
     if text.get("use_sliding_window"):
         raise ValueError("config.json asks for sliding-window attention, which is not implemented")
     if text.get("hidden_act", "silu") != "silu":

@@ -10,20 +10,9 @@ _DIMENSIONS = {
     "32B": (5120, 64, 40, 8, 27648, 152_064, False, 3456),
     "72B": (8192, 80, 64, 8, 29568, 152_064, False, 3456),
 }
-SIZES = tuple(_DIMENSIONS)
 
 
-def config(size: str) -> ModelConfig:
-    """Returns the dimensions of a published size, one of `SIZES`, as in its `config.json`.
-
-    They serve plans and abstract programs (`nnx.eval_shape`); a checkpoint brings its own.
-
-    Raises:
-      ValueError: no such size.
-    """
-    if size not in _DIMENSIONS:
-        raise ValueError(f"Qwen2.5-VL was not published as {size!r}; choose one of {SIZES}")
-    hidden, layers, heads, kv_heads, mlp, vocabulary, tied, vision_mlp = _DIMENSIONS[size]
+def _config(hidden, layers, heads, kv_heads, mlp, vocabulary, tied, vision_mlp) -> ModelConfig:
     return ModelConfig(
         text=TextConfig(
             vocab_size=vocabulary,
@@ -41,9 +30,9 @@ def config(size: str) -> ModelConfig:
             num_heads=16,
             out_hidden_size=hidden,
         ),
-        image_token_id=151_655,
-        video_token_id=151_656,
-        vision_start_token_id=151_652,
-        vision_end_token_id=151_653,
-        eos_token_id=(151_645,),
     )
+
+
+# Size -> dimensions, as in its `config.json`. They serve plans and abstract programs
+# (`nnx.eval_shape`); a checkpoint brings its own.
+CONFIGS = {size: _config(*row) for size, row in _DIMENSIONS.items()}

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import vision_lora
-from speciarl_jax.models.decoder import attention_kernels, mrope
+from speciarl_jax.models import vision_encoder, vision_lora
+from speciarl_jax.models.decoder import mrope
 from speciarl_jax.models.norm import rms_norm
-from speciarl_jax.models.qwen2_5_vl.config import VisionConfig
 from speciarl_jax.models.qwen2_5_vl.window_layout import VisionLayout
 from speciarl_jax.runtime import activation_sharding
 
@@ -36,32 +35,11 @@ _BLOCK_AXES = {
 _LINEARS = ("qkv", "proj", "gate", "up", "down")
 
 
-class VisionEncoder(nnx.Module):
+class VisionEncoder(vision_encoder.VisionEncoder):
     """Patch embedding, blocks of window and full attention, and the merger."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        dtype: Any = jnp.bfloat16,
-        param_dtype: Any = jnp.bfloat16,
-        scan_unroll: int = 1,
-        attention: str = "xla",
-        lora_rank: int = 0,
-        lora_scale: float = 0.0,
-        lora_targets: tuple[str, ...] = (),
-        rngs: nnx.Rngs,
-    ):
-        """Draws random weights.
-
-        Args:
-          lora_rank: r of the adapters.
-          lora_scale: alpha / r.
-          lora_targets: "encoder" for adapters on the blocks, "merger" for some on the merger.
-        """
-        self.config, self.attention, self.lora_scale = config, attention, lora_scale
-        self.dtype = dtype
-        self.scan_unroll = scan_unroll
+    def _make_parameters(self, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        config = self.config
         width, mlp = config.hidden_size, config.intermediate_size
         merged = width * config.spatial_merge_size**2
         linear = nnx.initializers.lecun_normal()
@@ -90,12 +68,11 @@ class VisionEncoder(nnx.Module):
         self.merger_in_bias = param((merged,), ("vision_mlp",))
         self.merger_out = param((merged, config.out_hidden_size), ("vision_mlp", "embed"))
         self.merger_out_bias = param((config.out_hidden_size,), ("embed",))
-        adapted = {}
-        if "encoder" in lora_targets:
-            adapted |= {f"blocks_{name}": self.blocks[name] for name in _LINEARS}
-        if "merger" in lora_targets:
-            adapted |= {"merger_in": self.merger_in, "merger_out": self.merger_out}
-        self.lora = vision_lora.make(adapted, lora_rank, rngs)
+
+    def _kernels(self, target: str) -> dict[str, nnx.Param]:
+        if target == "merger":
+            return {"merger_in": self.merger_in, "merger_out": self.merger_out}
+        return {f"blocks_{name}": self.blocks[name] for name in _LINEARS}
 
     def __call__(
         self, patches_BSC: jax.Array, layout: VisionLayout, *, use_lora: bool = True
@@ -119,8 +96,7 @@ class VisionEncoder(nnx.Module):
         x_BSD = patches_BSC @ self.patch_embed[...].astype(dtype)
         x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
         rotary = mrope.rotary_2d(layout.hw_BS2, config.head_dim, config.rope_theta)
-        same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
-        same_BSS &= valid_BS[:, None, :]
+        whole = vision_encoder.attend_within_images(self.attention, layout.image_BS, valid_BS)
         windows = layout.num_windows
 
         def cut(x):
@@ -130,23 +106,19 @@ class VisionEncoder(nnx.Module):
         window = cut(layout.window_BS)
         window_mask = window[:, None, :, None] == window[:, None, None, :]
         window_mask &= cut(valid_BS)[:, None, None, :]
+        inside = functools.partial(jax.nn.dot_product_attention, mask=window_mask)
         blocks = {name: param[...] for name, param in self.blocks.items()}
         adapters = vision_lora.stacks(self.lora, "blocks_") if use_lora else {}
-        first, kernel = 0, attention_kernels.KINDS[self.attention]
+        first = 0
         # Neighbouring blocks of one kind run in one scan.
         kinds = [i in config.full_attention_layers for i in range(config.depth)]
         for full, run in itertools.groupby(kinds):
             count = len(list(run))
             mine = jax.tree.map(lambda p, i=first, n=count: p[i : i + n], (blocks, adapters))
             first += count
-            mask = same_BSS[:, None] if full else window_mask
-            attend = functools.partial(jax.nn.dot_product_attention, mask=mask)
-            if full and kernel:
-                segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
-                attend = functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
             cos_sin, x = (rotary, x_BSD) if full else (tuple(map(cut, rotary)), cut(x_BSD))
 
-            def step(x, layer, attend=attend, cos_sin=cos_sin):
+            def step(x, layer, attend=whole if full else inside, cos_sin=cos_sin):
                 x = activation_sharding.constrain(x, "batch", ...)
                 linear = vision_lora.linears(*layer, self.lora_scale, dtype)
                 x = _block(x, layer[0], linear, attend, cos_sin, config)
@@ -184,12 +156,7 @@ def _block(x_BSD, params, linear, attend, cos_sin, config):
     [B, S, heads, head size].
     """
     h_BSD = rms_norm(x_BSD, params["norm1"], config.norm_eps)
-    qkv = linear("qkv", h_BSD)
-    q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
-    q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
-    attended = attend(q, k, v)
-    attended = rearrange(attended, "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
-    x_BSD = x_BSD + linear("proj", attended)
+    x_BSD = x_BSD + vision_encoder.self_attention(h_BSD, linear, attend, cos_sin, config.num_heads)
     h_BSD = rms_norm(x_BSD, params["norm2"], config.norm_eps)
     return x_BSD + linear("down", jax.nn.silu(linear("gate", h_BSD)) * linear("up", h_BSD))

@@ -15,5 +15,5 @@ FAMILY = Family(
     encoder_cost=encoder_cost,
     vision_sources=vision_sources,
     text_prefix="model.language_model.",
-    presets={size: presets.config(size) for size in presets.SIZES},
+    presets=presets.CONFIGS,
 )

@@ -3,31 +3,19 @@
 from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.qwen3_vl.config import ModelConfig, VisionConfig
 
-# hidden, layers, heads, intermediate, tied head
-_DIMENSIONS = {
-    "2B": (2048, 28, 16, 6144, True),
-    "4B": (2560, 36, 32, 9728, True),
-    "8B": (4096, 36, 32, 12288, False),
-    "32B": (5120, 64, 64, 25600, False),
-}
-SIZES = tuple(_DIMENSIONS)
 # depth, width, intermediate, blocks whose states become features
 _SMALL_ENCODER = (24, 1024, 4096, (5, 11, 17))
 _LARGE_ENCODER = (27, 1152, 4304, (8, 16, 24))
+# hidden, layers, heads, intermediate, tied head, encoder
+_DIMENSIONS = {
+    "2B": (2048, 28, 16, 6144, True, _SMALL_ENCODER),
+    "4B": (2560, 36, 32, 9728, True, _SMALL_ENCODER),
+    "8B": (4096, 36, 32, 12288, False, _LARGE_ENCODER),
+    "32B": (5120, 64, 64, 25600, False, _LARGE_ENCODER),
+}
 
 
-def config(size: str) -> ModelConfig:
-    """Returns the dimensions of a published size, one of `SIZES`, as in its `config.json`.
-
-    They serve plans and abstract programs (`nnx.eval_shape`); a checkpoint brings its own.
-
-    Raises:
-      ValueError: no such size.
-    """
-    if size not in _DIMENSIONS:
-        raise ValueError(f"Qwen3-VL was not published as {size!r}; choose one of {SIZES}")
-    hidden, layers, heads, mlp, tied = _DIMENSIONS[size]
-    encoder = _SMALL_ENCODER if size in ("2B", "4B") else _LARGE_ENCODER
+def _config(hidden, layers, heads, mlp, tied, encoder) -> ModelConfig:
     depth, width, vision_mlp, deepstack = encoder
     return ModelConfig(
         text=TextConfig(
@@ -54,9 +42,9 @@ def config(size: str) -> ModelConfig:
             out_hidden_size=hidden,
             deepstack_layers=deepstack,
         ),
-        image_token_id=151_655,
-        video_token_id=151_656,
-        vision_start_token_id=151_652,
-        vision_end_token_id=151_653,
-        eos_token_id=(151_645,),
     )
+
+
+# Size -> dimensions, as in its `config.json`. They serve plans and abstract programs
+# (`nnx.eval_shape`); a checkpoint brings its own.
+CONFIGS = {size: _config(*row) for size, row in _DIMENSIONS.items()}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from speciarl_jax.models import vision_lora
-from speciarl_jax.models.decoder import attention_kernels, mrope
+from speciarl_jax.models import vision_encoder, vision_lora
+from speciarl_jax.models.decoder import mrope
 from speciarl_jax.models.norm import layer_norm
 from speciarl_jax.models.qwen3_vl.config import VisionConfig
 from speciarl_jax.models.qwen3_vl.layout import VisionLayout
@@ -30,32 +30,11 @@ _EMBED = {"patches": ("patch", "vision_embed")}
 _MERGER = {"fc1": ("vision_embed", "vision_mlp"), "fc2": ("vision_mlp", "embed")}
 
 
-class VisionEncoder(nnx.Module):
+class VisionEncoder(vision_encoder.VisionEncoder):
     """Patch embedding, learned positions, blocks of full attention, and the mergers."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        dtype: Any = jnp.bfloat16,
-        param_dtype: Any = jnp.bfloat16,
-        scan_unroll: int = 1,
-        attention: str = "xla",
-        lora_rank: int = 0,
-        lora_scale: float = 0.0,
-        lora_targets: tuple[str, ...] = (),
-        rngs: nnx.Rngs,
-    ):
-        """Draws random weights.
-
-        Args:
-          lora_rank: r of the adapters.
-          lora_scale: alpha / r.
-          lora_targets: "encoder" for adapters on the blocks, "merger" for some on all mergers.
-        """
-        self.config, self.attention, self.lora_scale = config, attention, lora_scale
-        self.dtype = dtype
-        self.scan_unroll = scan_unroll
+    def _make_parameters(self, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        config = self.config
         width, mlp = config.hidden_size, config.intermediate_size
         merged = width * config.spatial_merge_size**2
         make = functools.partial(_parameters, param_dtype=param_dtype, rngs=rngs)
@@ -71,12 +50,13 @@ class VisionEncoder(nnx.Module):
         self.patch_embed, self.patch_embed_bias = embed["patches"], embed["patches_bias"]
         table = 0.02 * jax.random.normal(rngs.params(), (config.num_position_embeddings, width))
         self.positions = nnx.Param(table.astype(param_dtype), axes=("patch", "vision_embed"))
-        adapted = {}
-        for target, parts in (("encoder", ("blocks",)), ("merger", ("merger", "deepstack"))):
-            for part in parts if target in lora_targets else ():
-                found = getattr(self, part)
-                adapted |= {f"{part}_{n}": found[n] for n in (*_BLOCK, *_MERGER) if n in found}
-        self.lora = vision_lora.make(adapted, lora_rank, rngs)
+
+    def _kernels(self, target: str) -> dict[str, nnx.Param]:
+        found = {}
+        for part in ("merger", "deepstack") if target == "merger" else ("blocks",):
+            params = getattr(self, part)
+            found |= {f"{part}_{n}": params[n] for n in (*_BLOCK, *_MERGER) if n in params}
+        return found
 
     def __call__(
         self, patches_BSC: jax.Array, layout: VisionLayout, *, use_lora: bool = True
@@ -102,7 +82,8 @@ class VisionEncoder(nnx.Module):
         x_BSD += _interpolated(self.positions[...], layout, config).astype(dtype)
         x_BSD = activation_sharding.constrain(x_BSD, "batch", ...)
         cos_sin = mrope.rotary_2d(layout.hw_BS2, config.head_dim, config.rope_theta)
-        attend, count = self._attend(layout, valid_BS), len(config.deepstack_layers)
+        attend = vision_encoder.attend_within_images(self.attention, layout.image_BS, valid_BS)
+        count = len(config.deepstack_layers)
         adapters = vision_lora.stacks(self.lora, "blocks_") if use_lora else {}
         # Where the state behind a block is kept; the last place is for those that nobody reads.
         place = {block: i for i, block in enumerate(config.deepstack_layers)}
@@ -133,15 +114,6 @@ class VisionEncoder(nnx.Module):
             unroll=min(self.scan_unroll, config.depth),
         )
         return self._merge(x_BSD, kept, layout, use_lora)
-
-    def _attend(self, layout: VisionLayout, valid_BS: jax.Array) -> Any:
-        """Returns attention of patches to those of their image."""
-        if kernel := attention_kernels.KINDS[self.attention]:
-            segment_BS = jnp.where(valid_BS, layout.image_BS + 1, 0)
-            return functools.partial(kernel.full, segment_BS=segment_BS, kind=self.attention)
-        same_BSS = layout.image_BS[:, :, None] == layout.image_BS[:, None, :]
-        mask = (same_BSS & valid_BS[:, None, :])[:, None]
-        return functools.partial(jax.nn.dot_product_attention, mask=mask)
 
     def _merge(
         self, x_BSD: jax.Array, kept: Any, layout: VisionLayout, use_lora: bool
@@ -225,11 +197,7 @@ def _block(x_BSD, params, linear, attend, cos_sin, config):
     [B, S, heads, head size].
     """
     h_BSD = layer_norm(x_BSD, params["norm1"], params["norm1_bias"], config.norm_eps)
-    qkv = linear("qkv", h_BSD)
-    q, k, v = rearrange(qkv, "b s (three h k) -> three b s h k", three=3, h=config.num_heads)
-    q, k = mrope.rotate(q, *cos_sin), mrope.rotate(k, *cos_sin)
-    attended = rearrange(attend(q, k, v), "b s h k -> b s (h k)")
     # Product and bias first: the residual stream is larger, and rounds more coarsely.
-    x_BSD = x_BSD + linear("proj", attended)
+    x_BSD = x_BSD + vision_encoder.self_attention(h_BSD, linear, attend, cos_sin, config.num_heads)
     h_BSD = layer_norm(x_BSD, params["norm2"], params["norm2_bias"], config.norm_eps)
     return x_BSD + linear("fc2", jax.nn.gelu(linear("fc1", h_BSD), approximate=True))

@@ -1,6 +1,7 @@
-"""FLOPs and bytes of the vision encoder, for plans; a multiply-add is two."""
+"""FLOPs and bytes of the vision encoder, for plans."""
 
 from speciarl_jax.models.qwen3_vl.config import VisionConfig
+from speciarl_jax.models.vision_cost import transformer_cost
 
 
 def encoder_cost(vision: VisionConfig, slots: int, tokens: int) -> tuple[float, float]:
@@ -10,14 +11,13 @@ def encoder_cost(vision: VisionConfig, slots: int, tokens: int) -> tuple[float, 
       slots: merged tokens of the sequence, padding included.
       tokens: M, image tokens; the same number.
     """
-    width, mlp, unit = vision.hidden_size, vision.intermediate_size, vision.spatial_merge_size**2
-    patches = slots * unit
-    kernels = 4 * width**2 + 2 * width * mlp
-    pairs = vision.depth * patches
-    flops = patches * 2 * (vision.patch_dim * width + vision.depth * kernels)
-    flops += 4 * patches * pairs * width
-    merger = (width * unit) ** 2 + width * unit * vision.out_hidden_size
-    flops += 2 * tokens * merger * (1 + len(vision.deepstack_layers))
-    # Scores are written and read in float32, activations in two bytes.
-    moved = vision.depth * patches * (8 * width + 3 * mlp) * 2
-    return flops, moved + 8 * patches * pairs * vision.num_heads
+    patches = slots * vision.spatial_merge_size**2
+    return transformer_cost(
+        vision,
+        patches=patches,
+        pairs=vision.depth * patches,
+        mlp_kernels=2,
+        mlp_values=3,
+        tokens=tokens,
+        mergers=1 + len(vision.deepstack_layers),
+    )

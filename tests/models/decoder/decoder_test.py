@@ -129,7 +129,7 @@ def test_int8_brings_the_weights_of_7b_from_17_gigabytes_below_11():
     def gigabytes(base_weights):
         model = nnx.eval_shape(
             lambda: VisionLanguageModel(
-                presets.config("7B"), lora_rank=64, base_weights=base_weights, rngs=nnx.Rngs(0)
+                presets.CONFIGS["7B"], lora_rank=64, base_weights=base_weights, rngs=nnx.Rngs(0)
             )
         )
         leaves = jax.tree.leaves(nnx.state(model))

@@ -1,21 +1,19 @@
 """The published sizes: every parameter is there, and lies where a mesh of 16 devices wants it."""
 
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import published
 import pytest
 import torch
 from flax import nnx
 from jax.sharding import AbstractMesh
+from published_sizes import adapter_size, parameters, size_of, whole_and_share
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from speciarl_jax.models import int8
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.models.qwen2_5_vl.config import ModelConfig
-from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import sharding
 
 # As the model hub shows them; 72B as transformers counts it from the published dimensions.
@@ -28,40 +26,26 @@ PUBLISHED = {
 MESHES = ((1, 16, 1), (1, 8, 2), (1, 4, 4), (2, 4, 2), (4, 4, 1), (4, 1, 4))
 
 
-@functools.cache
-def parameters(size, lora_rank=0):
-    """Path -> abstract parameter."""
-
-    def make():
-        return VisionLanguageModel(presets.config(size), lora_rank=lora_rank, rngs=nnx.Rngs(0))
-
-    return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(make))))
-
-
-def size_of(variable):
-    return math.prod(variable.shape)
-
-
-@pytest.mark.parametrize("size", presets.SIZES)
+@pytest.mark.parametrize("size", presets.CONFIGS)
 def test_a_size_has_as_many_parameters_as_the_published_weights(size):
-    config = Qwen2_5_VLConfig(**presets.config(size).to_hf())
+    config = Qwen2_5_VLConfig(**presets.CONFIGS[size].to_hf())
     with torch.device("meta"):
         theirs = Qwen2_5_VLForConditionalGeneration(config)
     assert sum(p.numel() for p in theirs.parameters()) == PUBLISHED[size]
-    assert sum(map(size_of, parameters(size).values())) == PUBLISHED[size]
+    assert sum(map(size_of, parameters(presets.CONFIGS[size]).values())) == PUBLISHED[size]
 
 
-@pytest.mark.parametrize("size", presets.SIZES)
+@pytest.mark.parametrize("size", presets.CONFIGS)
 def test_a_size_is_read_back_from_the_config_that_transformers_makes_of_it(size):
-    config = presets.config(size)
+    config = presets.CONFIGS[size]
     assert ModelConfig.from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
 
 
 @pytest.mark.parametrize("size", published.CONFIGS)
 def test_the_published_config_gives_the_dimensions_of_its_size(size):
     settings = published.CONFIGS[size]
-    assert ModelConfig.from_hf(settings) == presets.config(size)
-    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**settings).to_dict()) == presets.config(size)
+    assert ModelConfig.from_hf(settings) == presets.CONFIGS[size]
+    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**settings).to_dict()) == presets.CONFIGS[size]
 
 
 def test_what_a_vision_config_leaves_out_is_what_transformers_takes():
@@ -77,7 +61,7 @@ def test_what_a_vision_config_leaves_out_is_what_transformers_takes():
 
 @pytest.mark.parametrize("root, text, tied", [(1, 0, True), (0, 1, True), (0, 0, False)])
 def test_the_head_is_tied_if_either_part_says_so(root, text, tied):
-    settings = presets.config("7B").to_hf() | {"tie_word_embeddings": bool(root)}
+    settings = presets.CONFIGS["7B"].to_hf() | {"tie_word_embeddings": bool(root)}
     settings["text_config"]["tie_word_embeddings"] = bool(text)
     assert ModelConfig.from_hf(settings).text.tie_word_embeddings is tied
     assert Qwen2_5_VLConfig(**settings).tie_word_embeddings is tied
@@ -88,16 +72,16 @@ def test_the_head_is_tied_if_either_part_says_so(root, text, tied):
     [(None, 7, (7,)), ([5, 6], 7, (5, 6, 7)), (None, [8, 9], (8, 9)), (7, 7, (7,))],
 )
 def test_every_token_that_either_part_lists_ends_an_answer(root, text, found):
-    settings = presets.config("7B").to_hf() | {"eos_token_id": root}
+    settings = presets.CONFIGS["7B"].to_hf() | {"eos_token_id": root}
     settings["text_config"]["eos_token_id"] = text
     assert ModelConfig.from_hf(settings).eos_token_id == found
 
 
 def test_an_empty_place_for_rotary_settings_leaves_them_to_the_older_one():
-    settings = presets.config("7B").to_hf()
+    settings = presets.CONFIGS["7B"].to_hf()
     text = settings["text_config"]
     text["rope_scaling"], text["rope_parameters"] = text["rope_parameters"], {}
-    assert ModelConfig.from_hf(settings) == presets.config("7B")
+    assert ModelConfig.from_hf(settings) == presets.CONFIGS["7B"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +102,7 @@ def test_an_empty_place_for_rotary_settings_leaves_them_to_the_older_one():
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_its_key(key, value, said):
-    settings = presets.config("7B").to_hf()
+    settings = presets.CONFIGS["7B"].to_hf()
     *sections, name = key.split(".")
     (settings[sections[0]] if sections else settings)[name] = value
     with pytest.raises(ValueError, match=f"config.json has {key} {said}"):
@@ -134,7 +118,7 @@ def test_a_key_without_a_sound_default_must_be_there(key):
 
 def test_what_transformers_takes_for_granted_agrees():
     """Its defaults are those of 72B, but for a few that the published files set."""
-    theirs, config = Qwen2_5_VLConfig(), presets.config("72B")
+    theirs, config = Qwen2_5_VLConfig(), presets.CONFIGS["72B"]
     text, vision = theirs.text_config, theirs.vision_config
     for mine, name in {
         "vocab_size": "vocab_size",
@@ -155,25 +139,16 @@ def test_what_transformers_takes_for_granted_agrees():
 
 
 def test_lora_of_the_paper_has_the_parameters_of_every_linear_layer():
-    adapters = [p for p in parameters("7B", 64).values() if isinstance(p, nnx.LoRAParam)]
     hidden, kv, mlp = 3584, 512, 18944
     a_layer = 2 * 64 * (hidden + hidden) + 2 * 64 * (hidden + kv) + 3 * 64 * (hidden + mlp)
-    assert sum(map(size_of, adapters)) == 28 * a_layer == 161_480_704
-    assert {p.dtype for p in adapters} == {jnp.dtype("float32")}
+    assert adapter_size(presets.CONFIGS["7B"], 64) == 28 * a_layer == 161_480_704
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("size", presets.SIZES)
+@pytest.mark.parametrize("size", presets.CONFIGS)
 def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes):
-    mesh = AbstractMesh(sizes, sharding.AXES)
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    whole, on_a_chip = 0, 0
-    for path, variable in parameters(size, 64).items():
-        name = ".".join(map(str, path))
-        where = sharding.param_sharding(mesh, name, variable.shape, variable.axes)
-        if not isinstance(variable, nnx.LoRAParam):
-            whole += size_of(variable)
-            on_a_chip += math.prod(where.shard_shape(variable.shape))
+    parts = math.prod(sizes[1:])
+    whole, on_a_chip = whole_and_share(presets.CONFIGS[size], sizes)
     # Norms and biases are cut on one axis of the mesh only.
     assert whole / parts <= on_a_chip < 1.005 * whole / parts
 
@@ -181,14 +156,9 @@ def test_every_parameter_of_every_size_lies_on_a_mesh_of_16_devices(size, sizes)
 @pytest.mark.parametrize("sizes", MESHES)
 def test_int8_weights_lie_where_their_kernels_would(sizes):
     mesh = AbstractMesh(sizes, sharding.AXES)
-    state = nnx.State({"q": parameters("7B")["decoder", "layers", "q"]})
+    state = nnx.State({"q": parameters(presets.CONFIGS["7B"])["decoder", "layers", "q"]})
     [want] = jax.tree.leaves(sharding.shardings_of(mesh, state))
     quantized = jax.eval_shape(lambda state: jax.tree.map(int8.quantize, state), state)
     values, scales = jax.tree.leaves(sharding.shardings_of(mesh, quantized))
     assert values == want and values.shard_shape((28, 3584, 3584)) != (28, 3584, 3584)
     assert scales.shard_shape((28, 1, 3584)) == (28, 1, 3584 // mesh.shape["tensor"])
-
-
-def test_an_unknown_size_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="'13B'.*'3B', '7B', '32B', '72B'"):
-        presets.config("13B")

@@ -87,7 +87,9 @@ def test_flops_are_those_of_the_products_in_the_traced_program(name):
 
 
 def test_parameters_and_optimizer_by_hand():
-    made = tiny_plan(model=presets.config("7B"), model__lora_rank=64, model__param_dtype="bfloat16")
+    made = tiny_plan(
+        model=presets.CONFIGS["7B"], model__lora_rank=64, model__param_dtype="bfloat16"
+    )
     bf16, adapters = 2, 161_480_704
     assert cost.shard_bytes(made.run.base) == presets_size("7B") * bf16
     assert cost.shard_bytes(made.state.lora) == adapters * 4
@@ -101,7 +103,7 @@ def presets_size(size):
 
 def test_the_cache_by_hand():
     made = tiny_plan(
-        model=presets.config("7B"),
+        model=presets.CONFIGS["7B"],
         model__dtype="bfloat16",
         rollout__max_tokens=2048,
         rollout__num_rollouts=10,
@@ -109,7 +111,7 @@ def test_the_cache_by_hand():
     tokens = made.sizes.prompt_tokens + 10 * 2048
     assert cost.cache_bytes(made) == 8 * tokens * 57_344
     halved = tiny_plan(
-        model=presets.config("7B"),
+        model=presets.CONFIGS["7B"],
         model__dtype="bfloat16",
         rollout__max_tokens=2048,
         rollout__num_rollouts=10,
@@ -168,13 +170,13 @@ def test_a_program_that_does_not_fit_comes_with_keys_to_change():
 
 def test_the_published_shape_of_an_image_and_prompt():
     config = cub.get_config()
-    sizes = programs.sizes_of(config, presets.config("7B"), (500, 500), 30)
+    sizes = programs.sizes_of(config, presets.CONFIGS["7B"], (500, 500), 30)
     # 18 x 18 image tokens, a bucket size among multiples of 16, each a quarter more than the last.
     assert (sizes.height, sizes.width) == (36, 36)
     assert 324 <= sizes.image_tokens <= 1.25 * 324 + 16
     assert sizes.image_tokens + 30 <= sizes.prompt_tokens < sizes.image_tokens + 38
     with pytest.raises(ValueError, match="lower --pixels"):
-        programs.sizes_of(config, presets.config("7B"), (500, 500), 2000)
+        programs.sizes_of(config, presets.CONFIGS["7B"], (500, 500), 2000)
 
 
 @pytest.mark.parametrize(
