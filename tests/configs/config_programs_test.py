@@ -25,12 +25,13 @@ from speciarl_jax.training import rl_step
 FOLDER = pathlib.Path(base.__file__).parent
 # What stands behind the colon of a file that needs an argument.
 ARGUMENTS = {
+    "information": ("1.0", "bits:0.5"),
     "label_noise": ("0.05", "0.10", "0.25"),
     "prompt": sorted(path.stem for path in prompt_builder.TEXTS.glob("*.txt")),
     "static_map": sorted(static_map.MAPS),
 }
 # Of `examples.pretrain`, which has keys of its own (tests/sft_test.py).
-OTHER_PROGRAM = {"__init__", "quickstart_sft"}
+OTHER_PROGRAM = {"__init__", "cifar100_sft", "quickstart_sft"}
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OTHER_PROGRAM)
 METHODS = [f for f in FILES if "(parent: str" in (FOLDER / f"{f}.py").read_text()]
 NAMES = [f"{f}:{a}" for f in ARGUMENTS for a in ARGUMENTS[f]]
@@ -53,12 +54,13 @@ DEVICES = {
 SECTIONS = "model mesh rollout verifier label_noise reward advantage loss optimizer train".split()
 
 
-def of_quickstart(name):
-    return name.split(":")[-1] == "quickstart"
+def is_tiny(name):
+    """Whether the policy is one that ships."""
+    return configs.load(name).model.path is not None
 
 
 def mesh_of(name, config):
-    devices = DEVICES.get(name, 1 if of_quickstart(name) else 16)
+    devices = DEVICES.get(name, 1 if is_tiny(name) else 16)
     data, fsdp, tensor = (config.mesh[axis] for axis in sharding.AXES)
     fsdp = devices // (data * tensor) if fsdp == -1 else fsdp
     assert data * fsdp * tensor == devices
@@ -66,8 +68,8 @@ def mesh_of(name, config):
 
 
 def dimensions(name):
-    if of_quickstart(name):
-        return hf_checkpoint.read_config(load_policy.model_folder("emoji_tiny"))
+    if is_tiny(name):
+        return hf_checkpoint.read_config(load_policy.model_folder(configs.load(name).model.path))
     size = re.search(r"qwen3_vl_\d+b", name)
     return family.preset(size.group() if size else "3b" if "3b" in name else "7b")
 
@@ -111,7 +113,7 @@ def distinct():
 def programs_of(name):
     config = configs.load(name)
     # 640 x 640 pixels and about a hundred tokens of text; the drawings of the quickstart.
-    grid, prompt_tokens = ((8, 8), 80) if of_quickstart(name) else ((46, 46), 648)
+    grid, prompt_tokens = ((8, 8), 80) if is_tiny(name) else ((46, 46), 648)
     plan = plans.plan(config, dimensions(name), mesh_of(name, config), grid, prompt_tokens)
     trained = list(programs.programs(plan))
     return config, {p.name: p for p in [*trained, *programs.programs(plan, ("evaluate",))]}

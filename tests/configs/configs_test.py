@@ -135,6 +135,26 @@ def test_a_prompt_and_a_static_map_are_chosen_by_name():
         configs.load("static_map:4")
 
 
+@pytest.mark.parametrize("parent", ["base", "quickstart"])
+@pytest.mark.parametrize(
+    "argument, kind, strength", [("0.5", "share", 0.5), ("bits:1", "bits", 1.0)]
+)
+def test_credit_by_information_takes_kind_and_strength_from_its_name(
+    argument, kind, strength, parent
+):
+    plain, weighed = (
+        flat(configs.load(parent)),
+        flat(configs.load(f"information:{argument}:{parent}")),
+    )
+    changed = {key: weighed[key] for key in weighed if weighed[key] != plain[key]}
+    assert changed.pop("reward.information.kind", "share") == kind
+    assert changed == {"reward.information.strength": strength}
+    assert plain["reward.information.strength"] == 0.0
+    assert flat(configs.load(f"information:{argument}")) == flat(
+        configs.load(f"information:{argument}:base")
+    )
+
+
 DATA_CONFIGS = """cub cub_128 cub_1024 cub_2048 flowers food pets cars aircraft mixture own_folder
 own_table""".split()
 

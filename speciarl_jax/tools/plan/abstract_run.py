@@ -54,6 +54,9 @@ def make_run(
             tree_of(config) or emoji.TAXONOMY_PATH,
             **verifier_options(config, "taxonomy") | {"path": ""},
         )
+        if config.reward.information.strength:
+            labels_F = len(labels.leaf_ids)
+            verifier = verifier.with_label_shares(np.full(labels_F, 1 / labels_F))
         verifier = sharding.placed(verifier, sharding.replicated(mesh))
     return Run(
         config=config,

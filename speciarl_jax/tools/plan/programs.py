@@ -218,7 +218,8 @@ def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[
     if name == "verify":
         return (run.verifier, batch, rollout), (state, run.base, batch.patches_BSC, features_BMD)
     shape = (learned, config.rollout.num_rollouts)
-    verdicts = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
+    kinds = [jnp.int32, bool] + [jnp.float32] * bool(config.reward.information.strength)
+    verdicts = tuple(jax.ShapeDtypeStruct(shape, kind) for kind in kinds)
     if config.train.dynamic_sampling.max_rounds:
         batch = batch.without_images()
     groups = Groups(batch, features_BMD, rollout, *sharding.placed(verdicts, rows))
