@@ -96,3 +96,17 @@ def test_a_configuration_may_import_its_neighbours(tmp_path):
 def test_the_package_installs_the_command():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"speciarl": f"{command.__name__}:{command.main.__name__}"}
+
+
+def test_a_refusal_waits_for_no_library_that_only_a_run_needs():
+    heavy = {"transformers", "torch", "matplotlib", "grain", "scipy", "pyarrow"}
+    code = "import sys, speciarl_jax.train, speciarl_jax.evaluate, speciarl_jax.predict\n"
+    code += f"print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

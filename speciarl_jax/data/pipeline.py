@@ -3,11 +3,12 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import grain.python as grain
+from typing import TYPE_CHECKING, Any
 
 from speciarl_jax.data import file_dataset
+
+if TYPE_CHECKING:
+    import grain.python as grain
 
 # Field of a row whose image was in the same batch before: how often.
 REPEAT = "repeat_in_batch"
@@ -44,7 +45,7 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     buffer: int = 4,
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """Returns an endless iterator of batches; `get_state` and `set_state` resume it exactly.
 
     Every epoch holds each image once, in an order of its own. All processes see the same batches;
@@ -63,6 +64,8 @@ def training_batches(
     Raises:
       ValueError: fewer images than a batch, or a batch that does not divide over the processes.
     """
+    import grain.python as grain  # a second that no refusal should wait for
+
     length = len(source_of_epoch(0))
     check_length(length, batch_size)
     if batch_size % processes:

@@ -3,12 +3,11 @@
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from speciarl_jax.data import images as images_lib
 from speciarl_jax.data import pipeline
@@ -19,6 +18,9 @@ from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.runtime import multihost
 from speciarl_jax.runtime.messages import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Prompt lengths of bucket sizes are multiples of this number of tokens.
 PROMPT_MULTIPLE = 8
@@ -47,6 +49,13 @@ def read_prompt(name_or_path: str) -> str:
     return path.read_text().strip()
 
 
+def _processor_class() -> Any:
+    # It imports torch where that is installed: seconds that no refusal should wait for.
+    from transformers import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil
+
+
 def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = None) -> Any:
     """Loads the image processor of a checkpoint folder, in the variant that needs no torch.
 
@@ -69,7 +78,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
         )
     settings = _with_edges(path, settings)
     try:
-        processor = Qwen2VLImageProcessorPil.from_dict(settings)
+        processor = _processor_class().from_dict(settings)
         # Most settings are looked at when an image is.
         processor(images=[np.zeros((8, 8, 3), np.uint8)], input_data_format="channels_last")
     except Exception as error:  # of many kinds
@@ -85,7 +94,7 @@ def load_image_processor(folder: str | pathlib.Path, max_pixels: int | None = No
             f"config.data.max_pixels is {max_pixels}, but the image processor of {folder} enlarges "
             f"images to {fewest} pixels (min_pixels); raise max_pixels to at least that"
         )
-    return Qwen2VLImageProcessorPil.from_dict(settings, max_pixels=max_pixels)
+    return _processor_class().from_dict(settings, max_pixels=max_pixels)
 
 
 def _processor_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -117,7 +126,7 @@ def _with_edges(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, An
             f"{path} has size {size!r}, which must be an object with shortest_edge and "
             "longest_edge; take the file of the checkpoint"
         )
-    edges = dict(Qwen2VLImageProcessorPil.size)
+    edges = dict(_processor_class().size)
     for edge, pixels in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         for value in (size.get(edge), size.get(pixels), settings.pop(pixels, None)):
             edges[edge] = edges[edge] if value is None else value
@@ -168,7 +177,7 @@ class PromptBuilder:
     def __init__(
         self,
         config: PolicyConfig,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         image_processor: Any,
         instruction: str,
         *,

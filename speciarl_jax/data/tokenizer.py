@@ -2,15 +2,17 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 from absl import logging
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.runtime.messages import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The special tokens of Qwen's policies.
 SPECIAL_TOKENS = (
@@ -27,7 +29,7 @@ SPECIAL_TOKENS = (
 _BESIDE = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
-def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrainedTokenizerBase:
+def load(folder: str | pathlib.Path, key: str = "config.model.path") -> "PreTrainedTokenizerBase":
     """Reads the tokenizer of a checkpoint folder.
 
     The chat template comes from `chat_template.jinja`, else from `chat_template.json`, else from
@@ -41,6 +43,9 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
     Raises:
       ValueError: the folder holds no tokenizer, a damaged one, or one without a chat template.
     """
+    # Seconds that no refusal of a configuration should wait for.
+    from transformers import AutoTokenizer
+
     folder = pathlib.Path(folder)
     remedy = f"point {key} at a checkpoint folder with weights, tokenizer and image processor"
     safetensors_io.read_json(folder / "tokenizer.json", remedy)
@@ -64,7 +69,7 @@ def load(folder: str | pathlib.Path, key: str = "config.model.path") -> PreTrain
     return tokenizer
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+def token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     """Returns the id of a token that must exist. ValueError: the vocabulary lacks it."""
     found = tokenizer.get_vocab().get(token)
     if found is None:
@@ -72,7 +77,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return found
 
 
-def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
+def token_bytes(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> list[bytes]:
     """Returns the bytes of each token of a byte-level BPE; special tokens have none.
 
     Args:
@@ -85,6 +90,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
     Raises:
       ValueError: the tokenizer has more tokens than `vocab_size`, or is not byte-level.
     """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     special = set(tokenizer.all_special_ids)
     added = tokenizer.get_added_vocab()
@@ -111,7 +118,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
 
 
 def end_ids(
-    tokenizer: PreTrainedTokenizerBase, listed: Sequence[int], vocab_size: int
+    tokenizer: "PreTrainedTokenizerBase", listed: Sequence[int], vocab_size: int
 ) -> tuple[int, ...]:
     """Lists the tokens that end a completion: the chat template's own, then those of the files.
 
@@ -147,12 +154,14 @@ def end_ids(
             "eos_token_id in config.json or generation_config.json; add one"
         )
     if end is not None and end not in tokenizer.all_special_ids:
+        from transformers import AddedToken
+
         token = AddedToken(tokenizer.convert_ids_to_tokens(end), special=True, normalized=False)
         tokenizer.add_special_tokens({"additional_special_tokens": [token]}, False)
     return tuple(dict.fromkeys([*([] if end is None else [end]), *listed]))
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int]) -> int | None:
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", listed: Sequence[int]) -> int | None:
     """Returns the token with which the chat template ends an answer; None if it writes no end.
 
     Raises:
@@ -178,7 +187,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int]) -> i
     return None
 
 
-def _text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+def _text_after_answer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Returns what the chat template writes behind an answer; "" where it writes no answers."""
     question, answer = "What is this?", "A most peculiar answer"
     for content in (question, [{"type": "text", "text": question}]):
@@ -192,7 +201,7 @@ def _text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def banned_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_ids: Sequence[int]
+    tokenizer: "PreTrainedTokenizerBase", vocab_size: int, end_ids: Sequence[int]
 ) -> np.ndarray:
     """Marks the tokens that a completion may never hold.
 

@@ -17,7 +17,6 @@ import jax
 import ml_collections
 import numpy as np
 from tqdm import tqdm
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from speciarl_jax.data import label_tree
 from speciarl_jax.data import tokenizer as tokenizer_lib
@@ -121,6 +120,8 @@ class Bytes:
 
     def get_vocab(self) -> dict[str, int]:
         """Returns the tokens, as byte-level BPE spells bytes, and their ids."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         return {character: byte for byte, character in bytes_to_unicode().items()}
 
     def get_added_vocab(self) -> dict[str, int]:

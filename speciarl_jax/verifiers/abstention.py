@@ -127,12 +127,17 @@ _WHY = (
     "(blurry|dark|unclear|small|far away|not clear|low quality|obscured)))?"
 )
 GRAMMAR = f"((a|an|the) )?{_SORRY}{_AS}{_CLAUSE}{_WHY}"
-_MATCHER = re.compile(GRAMMAR.encode())
 
 
 def abstains(phrase: bytes) -> bool:
     """Whether an answer declines; `phrase` is its `parsing.phrase`."""
-    return len(phrase) <= MAX_BYTES and _MATCHER.fullmatch(phrase) is not None
+    return len(phrase) <= MAX_BYTES and _matcher().fullmatch(phrase) is not None
+
+
+@functools.cache
+def _matcher() -> re.Pattern[bytes]:
+    # Compiled when it is needed: that takes as long as importing JAX.
+    return re.compile(GRAMMAR.encode())
 
 
 def text_abstains(text: str) -> bool:

@@ -16,21 +16,12 @@ from speciarl_jax.evaluation.report import figures, folder, markdown, page, page
 from speciarl_jax.runtime import jsonl
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
-THUMBNAIL_BYTES = 8_000_000
 # Verifiers that judge by the label tree of `config.verifier.options`.
 _WITH_TREE = ("taxonomy", "cascade")
 
 
-def write(workdir: epath.Path, thumbnail_bytes: int = THUMBNAIL_BYTES) -> list[epath.Path]:
-    """Writes `report.md`, `report.html` and `figures/*.png` of a folder; returns their paths.
-
-    Args:
-      workdir: the folder, or a URL (gs://...).
-      thumbnail_bytes: limit for all evaluation images of the page together; 0: no images.
-
-    Raises:
-      ValueError: the folder holds nothing to report on, or a damaged file.
-    """
+def write(workdir: epath.Path, thumbnail_bytes: int) -> list[epath.Path]:
+    """`report.write`."""
     content = folder.read(workdir)
     text, html = workdir / "report.md", workdir / "report.html"
     sources = _sources(content)
