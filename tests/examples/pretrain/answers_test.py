@@ -11,8 +11,8 @@ from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.category import Category
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
-CONCEPTS = emoji.concepts("all")
 TAXONOMY = Taxonomy.from_file(emoji.TAXONOMY_PATH)
+CONCEPTS = answers.concepts(TAXONOMY.data, set(TAXONOMY.leaf_ids))
 LEVELS = (Category.ABSTAIN, Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC)
 
 
@@ -35,9 +35,8 @@ def concept(**changes):
         synonyms=("erne", "aquila"),
         ancestors=("raptor", "bird"),
         generic="animal",
-        keys=(),
     )
-    return emoji.Concept(**{**options, **changes})
+    return answers.Concept(**{**options, **changes})
 
 
 def content(text):
@@ -131,3 +130,32 @@ def test_the_same_generator_gives_the_same_responses():
 def test_shares_that_are_no_shares_are_refused(shares):
     with pytest.raises(ValueError, match="level_shares.*4 shares that sum to 1"):
         habits(level_shares=shares)
+
+
+def test_concepts_have_the_names_of_the_tree_in_its_order():
+    emojis = {concept.label_id: concept for concept in emoji.concepts("all")}
+    assert [one.label_id for one in CONCEPTS] == list(emojis)
+    for one in CONCEPTS:
+        other = emojis[one.label_id]
+        assert (one.name, one.synonyms, one.generic) == (other.name, other.synonyms, other.generic)
+        assert one.ancestors == other.ancestors
+    some = {CONCEPTS[5].label_id, CONCEPTS[2].label_id}
+    assert answers.concepts(TAXONOMY.data, some) == [CONCEPTS[2], CONCEPTS[5]]
+    leaf = {"name": "jet", "synonyms": ["[Boeing |]747"], "generic": "g", "ancestors": [["a", "b"]]}
+    (found,) = answers.concepts({"leaves": {"x": leaf}}, {"x"})
+    assert (found.synonyms, found.ancestors) == (("Boeing 747", "747"), ("a",))
+
+
+def test_a_prompt_shifts_levels_as_often_as_told():
+    changes = {"leanings": {"specific": (0, 0, 0, 1)}, "synonym": 0.0, "level_shares": (0, 1, 0, 0)}
+    chosen = habits(**changes, usual=1.0, obedience=0.7)
+    rng = np.random.default_rng(0)
+    said = {
+        prompt: Counter(
+            content(answers.response(concept(), "", chosen, rng, prompt)) for _ in range(4000)
+        )
+        for prompt in ("base", "specific")
+    }
+    assert said["base"] == {"animal": 4000}
+    assert abs(said["specific"]["eagle"] / 4000 - 0.7) < 0.03
+    assert set(said["specific"]) == {"eagle", "animal"}

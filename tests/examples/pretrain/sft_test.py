@@ -5,13 +5,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs import quickstart_sft
 from examples.pretrain import __main__ as pretrain
-from examples.pretrain import fit
+from examples.pretrain import datasets, fit
 from speciarl_jax.models.checkpoints import hf_checkpoint
 
 
@@ -64,7 +65,7 @@ def test_a_policy_from_nothing_and_again_from_its_checkpoints(config, from_nothi
         np.testing.assert_allclose(loaded[...], trained[...], rtol=1e-2, atol=1e-6)
     rows = (workdir / "answers" / "metrics.jsonl").read_text().splitlines()
     stage = config.answer_stage
-    images = len(pretrain.images(config, config.data.split, "clean", 0))
+    images = len(datasets.DataSet(config, "answer_stage").epoch(0))
     steps = images * stage.epochs // stage.batch_size
     logged = [n for n in range(1, steps + 1) if n % stage.log_every == 0 or n == steps]
     assert [json.loads(row)["step"] for row in rows] == logged and len(logged) >= 2
@@ -110,28 +111,32 @@ def test_the_matrices_go_to_muon_and_biases_and_norms_do_not(config):
 @pytest.mark.parametrize(
     "section, key, value, said",
     [
-        ("answer_stage", "prompt", "bass", "bass"),
-        ("answer_stage", "difficulty", "hardest", "'hardest' is unknown; choose one of"),
+        ("answer_stage", "prompts", {"bass": 1.0}, "bass"),
+        ("answer_stage", "options", {"difficulty": "hardest"}, "'hardest' is unknown; choose one"),
         ("habits", "level_shares", (0.5, 0.5, 0.5, 0.5), "sum to 1"),
-        ("data", "watch_split", "held-out", "held-out"),
+        ("habits", "leanings", {"specific": (0.5, 0.6, 0.0, 0.0)}, "leanings.*sum to 1"),
+        ("vision_stage", "watch", {"watched": {"split": "held-out"}}, "held-out"),
+        ("data", "image_size", 56, "have 48 x 48 pixels and config.data.image_size is 56"),
     ],
 )
 def test_what_a_later_stage_reads_is_checked_before_the_first(config, section, key, value, said):
     pretrain.check(config)
-    config[section][key] = value
+    with config.unlocked():
+        config[section][key] = ml_collections.ConfigDict(value) if type(value) is dict else value
     with pytest.raises(ValueError, match=said):
         pretrain.check(config)
 
 
 def test_sections_with_equal_keys_do_not_hide_each_other(config):
     parts = ("answer_stage", "data", "vision", "text", "vision_stage.policy")
-    known = fit.provenance_of(config, parts)
+    known = fit.provenance_of(config, parts, {})
     assert known["vision_stage.policy"] == config.vision_stage.policy
     config.data.workers = 7
-    assert fit.provenance_of(config, parts) == known
-    for section, key, value in (("answer_stage", "difficulty", "hard"), ("vision", "depth", 9)):
+    assert fit.provenance_of(config, parts, {}) == known
+    assert fit.provenance_of(config, parts, {"leaves": {}})["label_tree"] != known["label_tree"]
+    for section, key, value in (("answer_stage", "batch_size", 9), ("vision", "depth", 9)):
         config[section][key] = value
-        changed = {k for k, v in fit.provenance_of(config, parts).items() if known[k] != v}
+        changed = {k for k, v in fit.provenance_of(config, parts, {}).items() if known[k] != v}
         assert f"{section}.{key}" in changed
 
 
