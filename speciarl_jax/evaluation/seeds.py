@@ -22,6 +22,7 @@ from speciarl_jax.verifiers.category import Category
 _KINDS = len(Category)
 # Images drawn at once, to limit memory.
 _CHUNK = 4_000_000
+_IMAGES: dict[tuple[comparisons.ImageKey, ...], tuple[comparisons.ImageKey, ...]] = {}
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -32,22 +33,44 @@ class Runs(NamedTuple):
     category_SB: np.ndarray  # int `Category`; [1, B] for a method without seeds
 
 
+class Verdicts(NamedTuple):
+    """What one run said about images that it has a verdict for."""
+
+    images: tuple[comparisons.ImageKey, ...]  # B different ones
+    category_BN: np.ndarray  # int8 `Category`, N answers an image
+
+
+def verdicts_of(lines: comparisons.Lines) -> Verdicts:
+    """Returns the verdicts of lines; those without one are left out."""
+    found = comparisons.by_image(lines)
+    # Runs about the same images share one tuple: less memory, and quick to compare.
+    images = _IMAGES.setdefault(tuple(found), tuple(found))
+    return Verdicts(images, categories(list(found.values())).astype(np.int8))
+
+
 def aligned(
-    lines: Mapping[Key, comparisons.Lines],
+    verdicts: Mapping[Key, Verdicts],
 ) -> tuple[list[comparisons.ImageKey], dict[Key, np.ndarray]]:
     """Brings the verdicts of several runs about one image set into the same order of images.
 
     Args:
-      lines: key of a run -> its lines.
+      verdicts: key of a run -> its verdicts.
 
     Returns:
-      The images that every run has a verdict for, and for each run int `Category` [B, N] of these,
-      N answers an image.
+      The images that every run has a verdict for, in the order of the first run, and for each run
+      int `Category` [B, N] of these, N answers an image.
     """
-    found = {key: comparisons.by_image(one) for key, one in lines.items()}
-    shared = set.intersection(*(set(one) for one in found.values())) if found else set()
-    images = sorted(shared, key=repr)
-    return images, {key: categories([one[image] for image in images]) for key, one in found.items()}
+    if not verdicts:
+        return [], {}
+    first, *others = dict.fromkeys(one.images for one in verdicts.values())
+    shared = set(first).intersection(*others)
+    images = [image for image in first if image in shared]
+    rows = {
+        known: np.array([place[image] for image in images], int)
+        for known in (first, *others)
+        for place in [{image: i for i, image in enumerate(known)}]
+    }
+    return images, {key: one.category_BN[rows[one.images]] for key, one in verdicts.items()}
 
 
 class SeedBootstrap:

@@ -161,7 +161,7 @@ def test_runs_are_aligned_by_image_and_only_where_all_have_a_verdict():
 
     first = [line(1, "wrong"), line(2, "specific"), line(3, "generic")]
     second = [line(3, "abstain"), line(1, "unverified"), line(2, "wrong")]
-    images, found = seeds.aligned({"a": first, "b": second})
+    images, found = seeds.aligned({"a": seeds.verdicts_of(first), "b": seeds.verdicts_of(second)})
     assert [image for image, *_ in images] == [2, 3]
     assert found["a"].tolist() == [[Category.SPECIFIC], [Category.GENERIC]]
     assert found["b"].tolist() == [[Category.WRONG], [Category.ABSTAIN]]

@@ -93,15 +93,15 @@ def _methods(
 
     All are about the images that every finished run has a verdict for.
     """
-    lines: dict[tuple[str, int | None], Any] = {}
+    verdicts: dict[tuple[str, int | None], seeds.Verdicts] = {}
     for row, runs in finished.items():
         for planned in runs:
             for part, found in plan.answers.of_run(planned).items():
                 if part.data == name:
                     count = plan.planner.study.row(row).best_of
                     shown = best_of(row, count) if part.decoding == SAMPLES else row
-                    lines[shown, planned.seed] = found
-    images, category = seeds.aligned(lines)
+                    verdicts[shown, planned.seed] = found
+    images, category = seeds.aligned(verdicts)
     return grouped(category) if images else {}
 
 

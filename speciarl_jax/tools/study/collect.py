@@ -6,27 +6,23 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speciarl_jax.evaluation import comparisons, metrics, predictions, results
+from speciarl_jax.evaluation import comparisons, metrics, predictions, results, seeds
 from speciarl_jax.evaluation.predictions import Part
 from speciarl_jax.runtime import jsonl
 from speciarl_jax.tools.study.plan import Planned
 
-Lines = Sequence[Mapping[str, Any]]
-# Of a line; answers are not kept in memory.
-_KEPT = ("image_id", "label", "categories")
-
 
 class Answers:
-    """The lines of the runs of a study; each file is read once, unless it changes."""
+    """The verdicts of the runs of a study; each file is read once, unless it changes."""
 
     def __init__(self, folder: pathlib.Path):
         """Reads nothing yet."""
         self._folder = folder
 
-    def of_run(self, planned: Planned) -> dict[Part, Lines]:
-        """Returns the lines of each part of a finished run."""
+    def of_run(self, planned: Planned) -> dict[Part, seeds.Verdicts]:
+        """Returns the verdicts of each part of a finished run."""
         path = self._folder / planned.folder / predictions.LINES
-        found = _lines(path, path.stat().st_mtime_ns, path.stat().st_size)
+        found = _verdicts(path, path.stat().st_mtime_ns, path.stat().st_size)
         return {part: found[part] for part in planned.parts}
 
     def provenance(self, planned: Planned) -> dict[Part, Mapping[str, Any]]:
@@ -41,11 +37,10 @@ class Answers:
 
 
 @functools.lru_cache(maxsize=4096)
-def _lines(path: pathlib.Path, changed: int, size: int) -> dict[Part, Lines]:
+def _verdicts(path: pathlib.Path, changed: int, size: int) -> dict[Part, seeds.Verdicts]:
+    """Reads a file. `changed` and `size` are only part of the key of the cache."""
     found = predictions.read(path.parent)
-    return {
-        part: [{key: line[key] for key in _KEPT} for line in lines] for part, lines in found.items()
-    }
+    return {part: seeds.verdicts_of(lines) for part, lines in found.items()}
 
 
 def check(answers: Answers, runs: Sequence[Planned]) -> None:

@@ -75,7 +75,7 @@ def compare(
       ValueError: two folders have other images, or another verifier or labels, under one name of a
         data set; or a policy is in some folders of a group only.
     """
-    methods: dict[str, dict[tuple[str, int | None], Any]] = {}
+    methods: dict[str, dict[tuple[str, int | None], seeds.Verdicts]] = {}
     judged: dict[str, tuple[str, Any]] = {}
     bases: dict[Any, str] = {}
     for group, folders in groups.items():
@@ -91,7 +91,7 @@ def compare(
                     seed = None
                 if part.decoding == SAMPLES:
                     name = aggregate.best_of(name, len(lines[0]["responses"]))
-                methods.setdefault(part.data, {})[name, seed] = lines
+                methods.setdefault(part.data, {})[name, seed] = seeds.verdicts_of(lines)
     names = list(dict.fromkeys(name for found in methods.values() for name, _ in found))
     base = next((name for name in names if name in bases.values()), None)
     trained = [name for name in names if name not in bases.values()]
@@ -113,8 +113,8 @@ def compare(
     }
 
 
-def _runs(lines: Mapping[tuple[str, int | None], Any]) -> dict[str, seeds.Runs]:
-    images, category = seeds.aligned(lines)
+def _runs(verdicts: Mapping[tuple[str, int | None], seeds.Verdicts]) -> dict[str, seeds.Runs]:
+    images, category = seeds.aligned(verdicts)
     return aggregate.grouped(category) if images else {}
 
 

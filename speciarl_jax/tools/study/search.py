@@ -79,8 +79,8 @@ def _of_trial(row: Row, planned: Planned) -> dict[str, Any]:
 
 def _scores(answers: collect.Answers, runs: list[Planned]) -> Mapping[str, dict[str, Any]]:
     """Scores runs on the images that all of them have a verdict for."""
-    lines = {one.folder: answers.of_run(one)[one.parts[0]] for one in runs}
-    images, category = seeds.aligned(lines)
+    verdicts = {one.folder: answers.of_run(one)[one.parts[0]] for one in runs}
+    images, category = seeds.aligned(verdicts)
     weights = answers.weights(runs[0]) if runs else {}
     found = {}
     for name, category_BN in category.items():
