@@ -4,6 +4,7 @@
     python -m speciarl_jax.tools.study STUDY.py --workdir=FOLDER --dry_run
     python -m speciarl_jax.tools.study STUDY.py --workdir=FOLDER --only=binary,SFT --seeds=0,1
     python -m speciarl_jax.tools.study STUDY.py --workdir=FOLDER --report_only
+    python -m speciarl_jax.tools.study STUDY.py --workdir=FOLDER --override=data.options.path=IMAGES
 
 A study is a Python file with a function `get_study` (speciarl_jax/tools/study/definition.py). What
 is missing is run, each run in processes of its own; started again, it goes on. Several of these
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError("give one study and --workdir=FOLDER")
     if given.only and given.rows:
         raise app.UsageError("--only and --rows mean the same; give one of them")
-    study = definition.load(argv[1])
+    study = definition.with_overrides(definition.load(argv[1]), given.override)
     planner = Planner(study, runner.folder_of(given.workdir))
     seeds = [int(seed) for seed in given.seeds]
     plan, whole = runner.Plan(planner, given.only or given.rows, seeds), runner.Plan(planner)
@@ -119,6 +120,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("report_only", False, "Run nothing; aggregate what is there.")
     flags.DEFINE_list("only", [], "Run these rows only; the results are of all.")
     flags.DEFINE_list("rows", [], "The same as --only.")
+    flags.DEFINE_multi_string(
+        "override", [], "KEY=VALUE, of all rows: data.options.path=FOLDER, for instance."
+    )
     flags.DEFINE_list("seeds", [], "Run these seeds only; the results are of all.")
     flags.DEFINE_bool("wait", True, "Wait for runs that other programs of this study work on.")
     flags.DEFINE_enum("launcher", "local", ["local", "submitit"], "Here, or as jobs of a cluster.")

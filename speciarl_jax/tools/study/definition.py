@@ -1,9 +1,11 @@
 """What a study is: rows (methods), seeds, image sets, and an optional search for settings.
 
 A study is a Python file with a function `get_study` that returns a `Study`
-(configs/studies/quickstart.py is one).
+(configs/studies/quickstart.py is one). As for configurations, text after a colon is its argument
+(configs/studies/cifar100.py:narrow).
 """
 
+import ast
 import dataclasses
 import importlib.util
 import itertools
@@ -81,20 +83,44 @@ def load(path: str) -> Study:
     Raises:
       ValueError: there is no such file, or something in it does not fit; says what.
     """
-    file = pathlib.Path(path)
+    name, _, argument = path.partition(":")
+    file = pathlib.Path(name)
     if not file.is_file():
-        raise ValueError(f"there is no study {path}; give a file such as configs/studies/NAME.py")
+        raise ValueError(f"there is no study {name}; give a file such as configs/studies/NAME.py")
     spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_study"):
         raise ValueError(f"{path} is no study; it needs a function get_study")
-    study = module.get_study()
+    study = module.get_study(argument) if argument else module.get_study()
     if not isinstance(study, Study):
         raise ValueError(
             f"get_study of {path} returned a {type(study).__name__}, but must return a Study "
             "(speciarl_jax/tools/study/definition.py)"
         )
+    check(study)
+    return study
+
+
+def with_overrides(study: Study, given: Sequence[str]) -> Study:
+    """Returns the study with keys of all its configurations changed.
+
+    Args:
+      given: "key=value"; a value that is no Python literal is text.
+
+    Raises:
+      ValueError: a text without "=", or the study does not fit together any more.
+    """
+    changes = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--override={text} is not KEY=VALUE; write data.options.path=FOLDER")
+        try:
+            changes[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            changes[key] = value
+    study = dataclasses.replace(study, overrides={**study.overrides, **changes})
     check(study)
     return study
 

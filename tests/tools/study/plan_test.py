@@ -185,10 +185,40 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, text, said):
         definition.load(str(path))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.py")))
+@pytest.mark.parametrize(
+    "path",
+    [
+        *map(str, sorted((ROOT / "configs" / "studies").glob("*.py"))),
+        "configs/studies/cifar100.py:narrow",
+    ],
+)
 def test_a_study_that_ships_can_be_planned(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    planner = plan.Planner(definition.load(str(path)), tmp_path)
+    planner = plan.Planner(definition.load(path), tmp_path)
     runs = [one for row in planner.study.rows for one in planner.reported(row)]
     trained = [row for row in planner.study.rows if row.train]
     assert len(runs) == len(planner.study.rows) + len(trained) * (len(planner.study.seeds) - 1)
+
+
+def test_keys_of_all_rows_change_from_the_command_line(study, tmp_path):
+    given = ["train.steps=7", "data.prompt=specific", "data.options.domains=('animal',)"]
+    changed = definition.with_overrides(study(overrides={"train.log_every": 3}), given)
+    assert changed.overrides == {
+        "train.log_every": 3,
+        "train.steps": 7,
+        "data.prompt": "specific",
+        "data.options.domains": ("animal",),
+    }
+    planner = plan.Planner(changed, tmp_path)
+    for row in changed.rows:
+        for planned in planner.reported(row):
+            assert planned.config["train.steps"] == 7
+            assert planned.config["data.options.domains"] == ["animal"]
+
+
+@pytest.mark.parametrize(
+    "text, said", [("train.steps", "is not KEY=VALUE"), ("seed=3", "which a study sets itself")]
+)
+def test_what_is_no_key_of_all_rows_is_refused(study, text, said):
+    with pytest.raises(ValueError, match=said):
+        definition.with_overrides(study(), [text])
