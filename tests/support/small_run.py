@@ -71,7 +71,7 @@ def make_policy(folder: pathlib.Path) -> None:
     config.vision.full_attention_layers = (1,)
     config.vision.out_hidden_size = 48
     config.data.image_size = 24
-    builder, policy = pretrain.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
+    builders, policy = pretrain.new_policy(config, emoji.concepts("benchmark", DOMAINS), folder)
     # Large enough that the image and the tokens before decide what is said.
     rng = np.random.default_rng(0)
     for path, weight in nnx.to_flat_state(nnx.state(policy)):
@@ -82,7 +82,7 @@ def make_policy(folder: pathlib.Path) -> None:
     # The head is tied to the embedding. Its rows have to be about as long as each other, but for
     # the token that ends an answer: some answers must end early.
     table = rng.normal(0, 0.2, policy.decoder.embedding.shape)
-    table[builder.config.eos_token_id[0]] *= 3
+    table[builders["base"].config.eos_token_id[0]] *= 3
     policy.decoder.embedding.set_value(jnp.asarray(table, jnp.float32))
     hf_checkpoint.save(folder, builder.config, policy)
 
