@@ -84,7 +84,7 @@ def make_policy(folder: pathlib.Path) -> None:
     table = rng.normal(0, 0.2, policy.decoder.embedding.shape)
     table[builders["base"].config.eos_token_id[0]] *= 3
     policy.decoder.embedding.set_value(jnp.asarray(table, jnp.float32))
-    hf_checkpoint.save(folder, builder.config, policy)
+    hf_checkpoint.save(folder, builders["base"].config, policy)
 
 
 def small_config(folder, **changes):
