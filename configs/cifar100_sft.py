@@ -56,7 +56,7 @@ def _data(data: ml_collections.ConfigDict) -> None:
 
 def _habits(habits: ml_collections.ConfigDict) -> None:
     """Half of the labels are named broadly; a prompt changes that half of the time."""
-    habits.level_shares = (0.12, 0.45, 0.23, 0.2)
+    habits.level_shares = (0.06, 0.56, 0.2, 0.18)
     habits.abstain = ml_collections.ConfigDict({"": 0.02})
     habits.obedience = 0.5
     # Abstain, generic, less specific, specific.

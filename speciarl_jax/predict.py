@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from speciarl_jax.data import folder, images, label_tree, prompt_builder
+from speciarl_jax.data import folder, image_processor, images, label_tree, prompt_builder
 from speciarl_jax.evaluation import consensus
 from speciarl_jax.experiment.make_verifier import verifier_options
 from speciarl_jax.experiment.run import Run, open_sources, policy_run
@@ -273,7 +273,7 @@ def fit_images(run: Run, asked: int | None) -> Run:
     logging.warning("large images are shrunk to %d pixels: %s", most, why)
     builder = copy.copy(run.builder)
     place = load_policy.model_folder(run.config.model.path)
-    builder.image_processor = prompt_builder.load_image_processor(place, most)
+    builder.image_processor = image_processor.load(place, most)
     return dataclasses.replace(run, builder=builder)
 
 

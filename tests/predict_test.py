@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from speciarl_jax import predict
-from speciarl_jax.data import emoji, prompt_builder
+from speciarl_jax.data import emoji, image_processor
 from speciarl_jax.evaluation import consensus
 from speciarl_jax.models import load_policy
 from speciarl_jax.runtime import exit_codes
@@ -134,7 +134,7 @@ def fitted(run, small_config, tmp_path):
         config = small_config(data__max_prompt_tokens=tokens, model__path=str(tmp_path))
         builder = copy.copy(run.builder)
         builder.max_prompt_tokens = tokens
-        builder.image_processor = prompt_builder.load_image_processor(tmp_path, asked)
+        builder.image_processor = image_processor.load(tmp_path, asked)
         return predict.fit_images(dataclasses.replace(run, config=config, builder=builder), asked)
 
     return fitted

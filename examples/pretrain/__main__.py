@@ -23,7 +23,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from examples.pretrain import answers, datasets, fit, train_tokenizer
 from examples.pretrain import vision as vision_stage
-from speciarl_jax.data import prompt_builder
+from speciarl_jax.data import image_processor, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.decoder.text_config import TextConfig
@@ -45,7 +45,7 @@ _MODEL_TOKENS = {
 }
 
 
-def image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
+def make_image_processor(dimensions: VisionConfig, image_size: int) -> Qwen2VLImageProcessorPil:
     """Makes Qwen2-VL's image processor for square images of `image_size` pixels."""
     return Qwen2VLImageProcessorPil(
         patch_size=dimensions.patch_size,
@@ -59,7 +59,7 @@ def train_vision(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Vi
     stage, image_size = config.vision_stage, config.data.image_size
     dataset = datasets.DataSet(config, "vision_stage")
     dimensions = VisionConfig(**config.vision)
-    processor, concepts = image_processor(dimensions, image_size), dataset.concepts
+    processor, concepts = make_image_processor(dimensions, image_size), dataset.concepts
     label_of = {c.label_id: i for i, c in enumerate(concepts)}
     # Leaf, nearest node above it, and group.
     levels = vision_stage.levels(
@@ -150,13 +150,13 @@ def new_policy(
     corpus = [*answers.texts(concepts), *[text for text in prompts.values() for _ in range(50)]]
     train_tokenizer.train(corpus, config.text.vocab_size, folder)
     vision = VisionConfig(**config.vision)
-    image_processor(vision, config.data.image_size).save_pretrained(folder)
+    make_image_processor(vision, config.data.image_size).save_pretrained(folder)
     tokenizer = tokenizer_lib.load(folder)
     ids = {name: tokenizer_lib.token_id(tokenizer, token) for name, token in _MODEL_TOKENS.items()}
     ends = (tokenizer_lib.token_id(tokenizer, "<|im_end|>"),)
     text = TextConfig(**config.text)
     model_config = ModelConfig(text=text, vision=vision, eos_token_id=ends, **ids)
-    processor = prompt_builder.load_image_processor(folder)
+    processor = image_processor.load(folder)
     builders = {
         name: prompt_builder.PromptBuilder(model_config, tokenizer, processor, instruction)
         for name, instruction in prompts.items()

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from speciarl_jax.data import images, label_tree, pipeline, prompt_builder
+from speciarl_jax.data import image_processor, images, label_tree, pipeline, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
@@ -202,7 +202,7 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
     folder = load_policy.model_folder(config.model.path)
     model_config = hf_checkpoint.read_config(folder)
     tokenizer = tokenizer_lib.load(folder)
-    processor = prompt_builder.load_image_processor(folder, config.data.max_pixels)
+    processor = image_processor.load(folder, config.data.max_pixels)
     builder = make_prompt_builder(config, model_config, tokenizer, processor, config.data.prompt)
     vocabulary = model_config.text.vocab_size
     end_ids = tokenizer_lib.end_ids(tokenizer, model_config.eos_token_id, vocabulary)

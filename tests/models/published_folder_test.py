@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-from speciarl_jax.data import prompt_builder
+from speciarl_jax.data import image_processor, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.checkpoints import hf_checkpoint
@@ -131,7 +131,7 @@ def test_the_folder_gives_the_ids_and_patches_of_transformers(folder):
     tokenizer = tokenizer_lib.load(folder)
     ends = tokenizer_lib.end_ids(tokenizer, config.eos_token_id, config.text.vocab_size)
     assert tokenizer.convert_ids_to_tokens(list(ends)) == ["<|im_end|>", "<|endoftext|>"]
-    processor = prompt_builder.load_image_processor(folder)
+    processor = image_processor.load(folder)
     builder = prompt_builder.PromptBuilder(config, tokenizer, processor, "What is this?")
     image = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
     batch = builder([{"image": image, "image_id": 1, "label_index": 0}], 1)

@@ -49,7 +49,7 @@ def make_policy(folder: pathlib.Path, like: pathlib.Path) -> None:
     for pattern in ("tokenizer*", "chat_template*"):
         for path in like.glob(pattern):
             shutil.copyfile(path, folder / path.name)
-    pretrain.image_processor(VISION, IMAGE_SIZE).save_pretrained(folder)
+    pretrain.make_image_processor(VISION, IMAGE_SIZE).save_pretrained(folder)
     tokens = hf_checkpoint.read_config(like)
     config = ModelConfig(
         text=TEXT,

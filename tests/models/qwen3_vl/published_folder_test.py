@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from speciarl_jax.data import prompt_builder
+from speciarl_jax.data import image_processor, prompt_builder
 from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.models import family
 
@@ -40,7 +40,7 @@ def folder(policy_folder, tmp_path_factory):
 
 def builder_of(folder, **options):
     config = family.config_from_hf(json.loads((folder / "config.json").read_text()))
-    processor = prompt_builder.load_image_processor(folder)
+    processor = image_processor.load(folder)
     tokenizer = tokenizer_lib.load(folder)
     return prompt_builder.PromptBuilder(config, tokenizer, processor, "What is this?", **options)
 
