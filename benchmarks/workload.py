@@ -288,6 +288,7 @@ class Workload:
             token_weights=token_weights.token_mean,
             kl=kl.k3,
             kl_coefficient=options.kl_coefficient,
+            kl_schedule=None,
             kl_in="loss",
             old_logprobs="rollout",
             tis_cap=0.0,

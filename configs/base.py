@@ -283,6 +283,8 @@ def _loss() -> ml_collections.ConfigDict:
     loss.token_weights = "token_mean"
     loss.token_weights_options = ml_collections.ConfigDict()  # of that function
     loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
+    loss.kl_warmup_steps = 0  # updates in which it rises linearly from 0; 0: there at once
+    loss.kl_decay_steps = 0  # updates until it has fallen linearly to 0 again; 0: it stays
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
     loss.kl_in = "loss"  # or "reward": summed over the rollout and subtracted from its reward
     # Denominator of the ratio: the log-probabilities of the "rollout", or those "recomputed" with

@@ -390,10 +390,11 @@ REFUSED = {
         "config.loss.old_logprobs is 'judge'; choose one of .*recomputed",
     ),
     "loss__tis_cap": (2.0, "cap above 0 corrects the recomputed ratio, so set old_logprobs"),
+    "loss__kl_warmup_steps": (-1, "config.loss.kl_warmup_steps is -1; it must be at least 0"),
     "loss__tis_level": ("word", "config.loss.tis_level is 'word'; choose one of .*sequence"),
     "loss__mismatch_mask": (
         "token",
-        "mismatch_mask 'token' compares .* old_logprobs is 'rollout'; set that to 'recomputed'",
+        "mismatch_mask 'token' compares .*old_logprobs is 'rollout'; set that to 'recomputed'",
     ),
     "loss__entropy_coefficient": (-0.1, "entropy_coefficient is -0.1; .*or to 0 to leave it out"),
     "advantage__std_over": ("step", "std_over 'step' is unknown; choose one of .*batch"),

@@ -40,6 +40,8 @@ class Algorithm:
     # (logp, reference_logp) -> estimate of each token (`rl.losses.kl`).
     kl: Callable[[jax.Array, jax.Array], jax.Array]
     kl_coefficient: float  # of the KL to the reference policy; 0 leaves it out
+    # step -> factor on that coefficient (`kl.schedule`); None leaves it constant.
+    kl_schedule: Callable[[jax.Array], jax.Array] | None
     kl_in: str  # "loss", or "reward"
     old_logprobs: str  # what the ratio is taken against, one of `importance.OLD_LOGPROBS`
     tis_cap: float  # with "recomputed", bound of the truncated importance weight; 0 leaves it out
@@ -67,6 +69,12 @@ class Algorithm:
     def kl_in_reward(self) -> float:
         """The coefficient of the KL in the reward."""
         return self.kl_coefficient if self.kl_in == "reward" else 0.0
+
+    def kl_weight(self, step: jax.Array) -> jax.Array | float:
+        """Returns the coefficient of the KL after `step` finished updates, wherever the KL is."""
+        if self.kl_schedule is None:
+            return self.kl_coefficient
+        return self.kl_coefficient * self.kl_schedule(step)
 
     @property
     def rescores(self) -> bool:
@@ -116,6 +124,9 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
     credit = functools.partial(
         information.credit, entropy=label_entropy, **config.reward.information
     )
+    schedule = functools.partial(
+        kl.schedule, warmup_steps=loss.kl_warmup_steps, decay_steps=loss.kl_decay_steps
+    )
     kept = functools.partial(
         importance.kept, of=loss.mismatch_mask, low=loss.mismatch_low, high=loss.mismatch_high
     )
@@ -131,6 +142,7 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         token_weights=functools.partial(weights, **loss.token_weights_options),
         kl=getattr(kl, loss.kl_estimator),
         kl_coefficient=loss.kl_coefficient,
+        kl_schedule=schedule if loss.kl_warmup_steps or loss.kl_decay_steps else None,
         kl_in=loss.kl_in,
         old_logprobs=loss.old_logprobs,
         tis_cap=loss.tis_cap,

@@ -23,6 +23,8 @@ _LEAST = {
     "rollout.cache_bytes": 0,
     "rollout.max_images_per_chunk": 0,
     "verifier.num_chunks": 1,
+    "loss.kl_warmup_steps": 0,
+    "loss.kl_decay_steps": 0,
     "optimizer.warmup_steps": 0,
     "train.steps": 0,
     "train.batch_size": 1,
@@ -168,6 +170,12 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
             "config.loss.kl_in 'reward'"
+        )
+    if 0 < loss.kl_decay_steps <= loss.kl_warmup_steps:
+        raise ValueError(
+            f"config.loss.kl_decay_steps is {loss.kl_decay_steps} and kl_warmup_steps "
+            f"{loss.kl_warmup_steps}; the decay begins after the warm-up, so raise the former, or "
+            "set it to 0 for no decay"
         )
     if loss.tis_cap < 0 or (loss.tis_cap and loss.old_logprobs != "recomputed"):
         raise ValueError(

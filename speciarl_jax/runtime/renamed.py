@@ -74,6 +74,8 @@ ADDED = {
     "evaluation.verifier.name": "",
     "evaluation.weights.preset": "",
     "loss.entropy_coefficient": 0.0,
+    "loss.kl_decay_steps": 0,
+    "loss.kl_warmup_steps": 0,
     "loss.mismatch_high": 5.0,
     "loss.mismatch_low": 0.5,
     "loss.mismatch_mask": "none",

@@ -117,7 +117,7 @@ def make_update_batch(
         kl_BNT = algorithm.kl(
             jnp.where(rollout.mask_BNT, logp_BNT, 0), jnp.where(rollout.mask_BNT, reference_BNT, 0)
         )
-        costs["kl_penalty"] = algorithm.kl_in_reward * jnp.sum(kl_BNT, axis=-1)
+        costs["kl_penalty"] = algorithm.kl_weight(step) * jnp.sum(kl_BNT, axis=-1)
     if costs:
         rewarded = rewarded.less(sum(costs.values()), algorithm.min_judged_fraction)
     reward_BN, taken_BN = rewarded.reward_BN, rewarded.taken_BN

@@ -51,9 +51,12 @@ def update(
     # For the loss, and for the metrics, which mean the same whatever the loss weighs.
     weights = algorithm.token_weights(mask_BNT), token_weights.token_mean(mask_BNT)
 
+    options = {"algorithm": algorithm, "banned_V": banned_V}
+    options["kl_weight"] = algorithm.kl_weight(state.step)
+
     def loss_of(lora, *part):
         policy = nnx.merge(graphdef, lora, base)
-        return _loss(policy, *part, algorithm=algorithm, banned_V=banned_V)
+        return _loss(policy, *part, **options)
 
     # The images themselves are not read again, unless the encoder learns: their features are there.
     trains_encoder = nnx.merge(graphdef, state.lora, base).trains_encoder
@@ -64,10 +67,12 @@ def update(
         whole = jax.tree.map(lambda x: slot_compaction.take_images(x, order_SR), whole)
     split = jax.tree.map(lambda x: split_strided(x, parts), whole)
     grads, metrics = _sum_over_parts(loss_of, state.lora, split, algorithm.num_length_buckets)
+    if algorithm.kl_in_loss and algorithm.kl_schedule is not None:
+        metrics["kl_coefficient"] = options["kl_weight"]
     return _apply(state, grads, metrics, optimizer)
 
 
-def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_V):
+def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_V, kl_weight):
     """Aggregates the losses of the tokens of some images, and their metrics.
 
     `weight_BNT` aggregates the loss; `mean_BNT` aggregates metrics.
@@ -119,7 +124,7 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
             jnp.where(mask_BNT, logp_BNT, 0), jnp.where(mask_BNT, scores.reference_BNT, 0)
         )
         metrics["kl"] = kl_BNT
-        loss += algorithm.kl_in_loss * jnp.sum(weight_BNT * kl_BNT)
+        loss += kl_weight * jnp.sum(weight_BNT * kl_BNT)
     metrics = {name: jnp.sum(mean_BNT * value_BNT) for name, value_BNT in metrics.items()}
     return loss, {"loss": loss, **metrics}
 

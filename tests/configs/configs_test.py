@@ -239,6 +239,13 @@ def test_the_main_experiments_dapo_and_dr_grpo_are_the_papers():
     assert not dr_grpo.advantage.normalize_by_std and dr_grpo.loss.kl_coefficient == 0
 
 
+def test_a_decay_of_the_kl_that_ends_before_its_warm_up_is_refused():
+    loss = configs.load("base").loss
+    loss.kl_warmup_steps = loss.kl_decay_steps = 5
+    with pytest.raises(ValueError, match="kl_decay_steps is 5 and kl_warmup_steps 5; .* raise"):
+        validate_config.check_loss(loss)
+
+
 def test_bounds_that_would_mask_what_agrees_are_refused():
     loss = configs.load("icepop").loss
     for low, high in ((1.2, 5.0), (0.5, 0.9), (-0.1, 5.0)):

@@ -130,6 +130,7 @@ def test_the_trainers_ratio_does_not_see_the_sampler(batch, score, gradient_of):
     assert largest(other, want) > 1e-3
 
 
+@pytest.mark.slow
 def test_importance_weights_multiply_the_loss_of_a_token(batch, score, gradient_of):
     ratio = np.exp(np.asarray(score(True)) - np.asarray(batch.rollout.logp_BNT))
     weight = jnp.asarray(np.minimum(ratio, 1.5))
@@ -175,11 +176,15 @@ def test_a_rollouts_weight_and_its_mask_multiply_the_loss(batch, score, gradient
     assert 0 < share < 1 and 0 < capped < 1
 
 
-def test_the_loss_rewards_entropy(batch, gradient_of):
+def test_the_loss_rewards_entropy_and_holds_the_kl_at_its_scheduled_weight(batch, gradient_of):
     still = dataclasses.replace(batch, advantage_BN=jnp.zeros_like(batch.advantage_BN))
-    _, metrics = gradient_of(still, entropy_coefficient=0.5)
-    assert float(metrics["update/loss"]) == pytest.approx(-0.5 * float(metrics["update/entropy"]))
-    assert float(metrics["update/grad_norm"]) > 1e-3
+    _, metrics = gradient_of(
+        still, entropy_coefficient=0.5, kl_coefficient=0.4, kl_schedule=lambda step: 0.25 + step
+    )
+    found = {name: float(metrics[f"update/{name}"]) for name in ("loss", "kl", "entropy")}
+    assert found["loss"] == pytest.approx(0.1 * found["kl"] - 0.5 * found["entropy"])
+    assert float(metrics["update/kl_coefficient"]) == pytest.approx(0.1)
+    assert min(found["kl"], found["entropy"], float(metrics["update/grad_norm"])) > 1e-3
 
 
 def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers, score):
@@ -214,6 +219,9 @@ def test_every_pass_is_held_to_the_policy_of_the_steps_start(run, lora, answers,
 def test_kl_in_the_reward_is_summed_over_the_completion(run, lora, answers, score, name):
     prompt, features, rollout = answers
     free = {"reward": lambda category_BN, valid_BN: 0.0 * category_BN, "kl_coefficient": 0.5}
+    if name == "k2":
+        # Half of it, by a schedule.
+        free |= {"kl_coefficient": 1.0, "kl_schedule": lambda step: 0.5 + step}
     algorithm = algorithms.made(kl_in="reward", kl=getattr(kl, name), **free)
     shape = rollout.tokens_BNT.shape[:2]
     groups = Groups(prompt, features, rollout, jnp.zeros(shape, int), jnp.ones(shape, bool))
@@ -238,4 +246,4 @@ def test_kl_in_the_reward_is_summed_over_the_completion(run, lora, answers, scor
     want = -0.5 * np.where(mask, each, 0).sum(-1)
     np.testing.assert_allclose(seen[0], want, rtol=1e-3, atol=1e-4)
     # It is in one place only.
-    assert algorithm.kl_in_loss == 0.0 and algorithm.kl_in_reward == 0.5
+    assert algorithm.kl_in_loss == 0.0 and algorithm.kl_in_reward == algorithm.kl_coefficient

@@ -34,6 +34,25 @@ def k3(logp: jax.Array, reference_logp: jax.Array, *, clamp: float = 10.0) -> ja
     return jnp.clip(jnp.expm1(log_ratio) - log_ratio, -clamp, clamp)
 
 
+def schedule(step: jax.Array, *, warmup_steps: int, decay_steps: int) -> jax.Array:
+    """Computes the factor on the coefficient of the KL in an update, float32 in [0, 1].
+
+    It rises linearly to 1 over `warmup_steps` updates and falls linearly from there to 0.
+
+    Args:
+      step: int32, number of finished updates.
+      warmup_steps: the update of this number is the first of factor 1; 0 for no warm-up.
+      decay_steps: finished updates after which the factor is 0; 0 for no decay.
+    """
+    factor = jnp.ones((), jnp.float32)
+    if warmup_steps:
+        factor = jnp.minimum((step + 1) / warmup_steps, 1.0)
+    if decay_steps:
+        left = (decay_steps - step) / (decay_steps - warmup_steps)
+        factor *= jnp.clip(left, 0.0, 1.0)
+    return factor.astype(jnp.float32)
+
+
 def _log_ratio(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
     """`ref - logp`, clamped to +-20 so that one token cannot overflow the sum."""
     log_ratio = jax.lax.stop_gradient(reference_logp) - logp

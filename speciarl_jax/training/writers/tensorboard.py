@@ -24,8 +24,13 @@ class TensorBoard(Writer):
     def __init__(self, workdir: epath.PathLike, first_step: int = 0):
         """Opens the files; what they hold of `first_step` and later is hidden from then on."""
         # A killed run must not lose rows that lie before its last checkpoint: flush often.
+        # A file is named after the second in which it was opened: a restart within it would
+        # overwrite the one before.
         self._board = tensorboardX.SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=1
+            str(epath.Path(workdir) / "tensorboard"),
+            purge_step=first_step,
+            flush_secs=1,
+            filename_suffix=f".step_{first_step}",
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

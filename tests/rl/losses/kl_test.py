@@ -70,6 +70,17 @@ def test_as_losses_k1_teaches_nothing_k2_the_divergence_and_k3_the_reverse_one(d
     assert np.abs(forward - reverse).max() > 1e-2
 
 
+def test_the_schedule_rises_to_one_and_falls_to_zero():
+    steps = np.arange(13)
+    for warmup, decay, want in (
+        (4, 0, [0.25, 0.5, 0.75, *[1.0] * 10]),
+        (0, 5, [1.0, 0.8, 0.6, 0.4, 0.2, *[0.0] * 8]),
+        (2, 10, [0.5, 1.0, 1.0, *np.arange(7, -1, -1) / 8, 0.0, 0.0]),
+    ):
+        got = kl.schedule(steps, warmup_steps=warmup, decay_steps=decay)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", kl.ESTIMATORS)
 def test_nothing_flows_through_the_reference_and_nothing_overflows(name):
     estimator = getattr(kl, name)

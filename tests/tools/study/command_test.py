@@ -56,6 +56,7 @@ def start_main(behave, monkeypatch, tmp_path):
     def start_main(path, **changes):
         given = {"workdir": str(tmp_path / "made"), "dry_run": False, "report_only": False}
         given |= {"only": [], "rows": [], "seeds": [], "wait": True, "launcher": "local"}
+        given |= {"override": []}
         given |= {"cluster": "slurm", "job_options": ""} | changes
         monkeypatch.setattr(
             command, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(**given))
