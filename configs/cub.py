@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # 640 x 640 pixels are 529 image tokens; most of these photographs are smaller.
     config.data.max_pixels = 640 * 640
     config.data.workers = 8
-    # A step takes minutes, so three programs lose nothing, and each has the memory to itself.
+    # Three programs, as they were planned (launch/plans): each has the memory to itself.
     config.train.fused = False
     config.evaluation.options = ml_collections.ConfigDict()
     config.evaluation.options.dataset = "caltech_birds2011"

@@ -16,7 +16,6 @@ exists as a folder is that folder, whatever `=` and `@` are in its path.
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from speciarl_jax.experiment.run import Run
 from speciarl_jax.models import load_policy, stored_weights
 from speciarl_jax.models.checkpoints import peft
 from speciarl_jax.rl import optimizer
-from speciarl_jax.runtime import checkpoint, fingerprint, renamed
+from speciarl_jax.runtime import checkpoint, fingerprint, plugins, renamed
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.training.validation import takes_best
 
@@ -64,14 +63,7 @@ def config_from_file(path: epath.Path) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such file, or it has no `get_config`.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no configuration {path}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} is no configuration; it needs a function get_config")
-    return module.get_config()
+    return plugins.from_file(path, "get_config", "configuration")()
 
 
 def named(specs: Sequence[str], workdir: epath.Path, step: int | str | None = None) -> list[Policy]:

@@ -38,7 +38,11 @@ def test_a_verifier_that_wants_the_opening_tag_is_refused_by_its_key(changes, se
 
 @pytest.mark.parametrize("prompt", ["assistant\n", "write <think></think> first\nassistant\n"])
 def test_a_thought_that_the_policy_opens_itself_is_as_before(prompt):
-    validate_config.check_opened_thought(small_run.small_config("emoji_tiny"), prompt)
+    config = small_run.small_config("emoji_tiny")
+    validate_config.check_opened_thought(config, prompt)
+    # The same configuration and prompt, but for the tag at the end.
+    with pytest.raises(ValueError, match="tags 'think' none could be"):
+        validate_config.check_opened_thought(config, f"{prompt}<think>")
 
 
 def test_a_target_of_supervised_training_may_not_open_it_again():

@@ -51,3 +51,13 @@ def test_a_new_file_is_found_without_a_registry(tmp_path, monkeypatch):
     (tmp_path / "of_this_test.py").write_text("def reward():\n    return 42\n")
     monkeypatch.setattr(rewards, "__path__", [*rewards.__path__, str(tmp_path)])
     assert plugins.find("rl.rewards", "of_this_test", "reward")() == 42
+
+
+def test_a_function_of_a_file_is_returned_and_what_is_none_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    with pytest.raises(ValueError, match="there is no study .*mine.py"):
+        plugins.from_file(path, "get_study", "study")
+    path.write_text("def get_study():\n    return 42\n")
+    assert plugins.from_file(path, "get_study", "study")() == 42
+    with pytest.raises(ValueError, match="is no configuration; it needs a function get_config"):
+        plugins.from_file(str(path), "get_config", "configuration")

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.rl.losses import ratio
+
 
 def policy_loss(
     logp_BNT: jax.Array,
@@ -24,9 +26,8 @@ def policy_loss(
     share of clipped weights.
     """
     logp_BNT = jnp.where(mask_BNT, logp_BNT, 0.0)
-    old_logp_BNT = jnp.where(mask_BNT, old_logp_BNT, 0.0)
-    log_ratio_BNT = jax.lax.stop_gradient(logp_BNT - old_logp_BNT)
-    log_ratio_BNT = jnp.clip(log_ratio_BNT, -log_ratio_clamp, log_ratio_clamp)
+    log_ratio_BNT = ratio.log_ratio(logp_BNT, old_logp_BNT, mask_BNT, clamp=log_ratio_clamp)
+    log_ratio_BNT = jax.lax.stop_gradient(log_ratio_BNT)
     ratio_BNT = jnp.exp(log_ratio_BNT)
     weight_BNT = jnp.clip(ratio_BNT, 1.0 - clip_low, 1.0 + clip_high)
     advantage_BN1 = jax.lax.stop_gradient(advantage_BN)[..., None]

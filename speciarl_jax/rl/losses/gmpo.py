@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.rl.losses import ratio
+
 
 def policy_loss(
     logp_BNT: jax.Array,
@@ -25,8 +27,7 @@ def policy_loss(
     those of log-ratios, in nats. All tokens of a rollout have one loss. `ratio` is the geometric
     mean; `clip_frac` and `approx_kl` are of single tokens.
     """
-    log_ratio_BNT = jnp.where(mask_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
-    log_ratio_BNT = jnp.clip(log_ratio_BNT, -log_ratio_clamp, log_ratio_clamp)
+    log_ratio_BNT = ratio.log_ratio(logp_BNT, old_logp_BNT, mask_BNT, clamp=log_ratio_clamp)
     advantage_BN1 = jax.lax.stop_gradient(advantage_BN)[..., None]
     clipped_BNT = jnp.where(
         advantage_BN1 >= 0,

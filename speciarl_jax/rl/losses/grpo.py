@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.rl.losses import ratio
+
 
 def policy_loss(
     logp_BNT: jax.Array,
@@ -44,8 +46,7 @@ def policy_loss(
             f"config.loss.options.dual_clip is {dual_clip}; it bounds a ratio around 1, so set it "
             "above 1"
         )
-    log_ratio_BNT = jnp.where(mask_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
-    log_ratio_BNT = jnp.clip(log_ratio_BNT, -log_ratio_clamp, log_ratio_clamp)
+    log_ratio_BNT = ratio.log_ratio(logp_BNT, old_logp_BNT, mask_BNT, clamp=log_ratio_clamp)
     ratio_BNT = jnp.exp(log_ratio_BNT)
     advantage_BN1 = jax.lax.stop_gradient(advantage_BN)[..., None]
     plain_BNT = -advantage_BN1 * ratio_BNT

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from speciarl_jax.rl.losses import ratio
+
 
 def policy_loss(
     logp_BNT: jax.Array,
@@ -43,8 +45,7 @@ def policy_loss(
                 f"config.loss.options.temperature_{name} is {value}; set it above 0, for instance "
                 "to 1"
             )
-    log_ratio_BNT = jnp.where(mask_BNT, logp_BNT - jax.lax.stop_gradient(old_logp_BNT), 0.0)
-    log_ratio_BNT = jnp.clip(log_ratio_BNT, -log_ratio_clamp, log_ratio_clamp)
+    log_ratio_BNT = ratio.log_ratio(logp_BNT, old_logp_BNT, mask_BNT, clamp=log_ratio_clamp)
     ratio_BNT = jnp.exp(log_ratio_BNT)
     advantage_BN1 = jax.lax.stop_gradient(advantage_BN)[..., None]
     tau_BN1 = jnp.where(advantage_BN1 > 0, temperature_positive, temperature_negative)

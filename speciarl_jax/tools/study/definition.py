@@ -7,10 +7,8 @@ A study is a Python file with a function `get_study` that returns a `Study`
 
 import ast
 import dataclasses
-import importlib.util
 import itertools
 import math
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from speciarl_jax.evaluation.metrics import MEASURES
+from speciarl_jax.runtime import plugins
 
 Overrides = Mapping[str, Any]  # key of the configuration, "train.steps" for instance -> value
 # What the study itself sets.
@@ -84,15 +83,8 @@ def load(path: str) -> Study:
       ValueError: there is no such file, or something in it does not fit; says what.
     """
     name, _, argument = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
-        raise ValueError(f"there is no study {name}; give a file such as configs/studies/NAME.py")
-    spec = importlib.util.spec_from_file_location(f"study_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_study"):
-        raise ValueError(f"{path} is no study; it needs a function get_study")
-    study = module.get_study(argument) if argument else module.get_study()
+    get_study = plugins.from_file(name, "get_study", "study")
+    study = get_study(argument) if argument else get_study()
     if not isinstance(study, Study):
         raise ValueError(
             f"get_study of {path} returned a {type(study).__name__}, but must return a Study "
