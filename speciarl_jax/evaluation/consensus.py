@@ -10,6 +10,7 @@ answers that equal it, apart from case, punctuation and leading articles (`parsi
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,19 +84,28 @@ class NameTree:
         forms: list[tuple[str, str]] = []
         members: dict[str, dict[str, None]] = {}  # in the order of the file
         ways = [way for leaf in _leaves(tree) for way in _ways(leaf, tree["groups"])]
+        told = set()
         for way in ways:
             for node, aliases in way:
                 members.setdefault(node, {})[way[0][0]] = None
+                if (node, *aliases) in told:
+                    continue
+                told.add((node, *aliases))
                 self._spoken.setdefault(node, aliases[0])
                 for alias in aliases:
                     self._means.setdefault(_key(alias), set()).add(node)
                     forms += [(form, node) for form in _forms(alias)]
         sets = {node: set(inside) for node, inside in members.items()}
+        is_above = functools.cache(lambda up, node: sets[node] < sets[up])
+        told.clear()
         for way in ways:
             nodes = [node for node, _ in way]
-            for i, node in enumerate(nodes):
+            # The way from a leaf on is the same for all its hyponyms that are nothing else.
+            alone = len(sets[nodes[0]]) == 1 and tuple(nodes[1:]) in told
+            told.add(tuple(nodes))
+            for i, node in enumerate(nodes[:1] if alone else nodes):
                 above = self._above.setdefault(node, set())
-                above |= {up for up in nodes if up not in above and sets[node] < sets[up]}
+                above |= {up for up in nodes if up not in above and is_above(up, node)}
                 if way[0][0] == next(iter(members[node])):
                     above |= {up for up in nodes[i + 1 :] if sets[up] == sets[node] and up != node}
         exact = set(self._means)
@@ -195,13 +205,17 @@ def _ways(
 ) -> Iterator[list[tuple[str, list[str]]]]:
     """Yields the way up from a leaf, and from each of its hyponyms: nodes with their names."""
     node, leaf = called
-    way = [(node, [leaf["name"], *leaf.get("synonyms", [])])]
-    broader = [[name] for name in leaf.get("broader", [])]
-    classes = [*leaf.get("ancestors", []), *broader, groups[leaf["generic"]]]
-    way += [(_key(aliases[0]), aliases) for aliases in classes]
+    way = [(node, _written_out([leaf["name"], *leaf.get("synonyms", [])]))]
+    classes = (*leaf.get("ancestors", []), *leaf.get("broader", []), groups[leaf["generic"]])
+    way += [(_key(aliases[0]), aliases) for aliases in map(_written_out, classes)]
     yield way
-    for hyponym in leaf.get("hyponyms", []):
+    for hyponym in _written_out(leaf.get("hyponyms", [])):
         yield [(_key(hyponym), [hyponym]), *way]
+
+
+def _written_out(names: Sequence[str]) -> list[str]:
+    """Returns the names with their alternatives in brackets as names of their own."""
+    return [one for name in names for one in schema.expand(name)]
 
 
 def _key(name: str) -> str:

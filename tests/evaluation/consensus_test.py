@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from speciarl_jax.data import emoji
+from speciarl_jax.data import emoji, tfds_images
 from speciarl_jax.evaluation import consensus
+from speciarl_jax.verifiers.label_tree import schema
 
 TREE = {
     "version": 1,
@@ -35,6 +36,16 @@ TREE = {
 
 def said(*names):
     return [f"<think>hm</think> <answer>{name}</answer>" for name in names]
+
+
+def key(name):
+    return consensus.name_of(said(name)[0])
+
+
+SHIPPED = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "cars196"))
+    for name in sorted(tfds_images.PUBLISHED)
+]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +101,26 @@ def test_answers_that_decline_or_cannot_be_read_support_nothing(tree):
     assert choice.name == "eagle" and choice.agreement == 0.2
     none = consensus.choose(said("None"), tree, 0.5)
     assert none.name is None and none.agreement == 0.0 and none.path == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_answer_supports_all_that_a_shipped_tree_has_above_it(name):
+    data = json.loads((tfds_images.TREES / f"{name}.json").read_text("utf-8"))
+    tree = consensus.NameTree(data)
+    for leaf in list(data["leaves"].values())[::7]:
+        above = [*leaf.get("ancestors", []), *leaf.get("broader", [])]
+        above.append(data["groups"][leaf["generic"]])
+        implied = tree.implied(key(leaf["name"]))
+        for names in above:
+            assert key(schema.expand(names[0])[0]) in implied, (leaf["name"], names)
+        # Alternatives in brackets are names of their own.
+        for synonym in leaf.get("synonyms", []):
+            for one in schema.expand(synonym):
+                assert key(data["groups"][leaf["generic"]][0]) in tree.implied(key(one)), one
+    assert consensus.path_of(said(leaf["name"], leaf["generic"]), tree)[-1] == (
+        key(leaf["generic"]),
+        1.0,
+    )
 
 
 def test_the_shipped_tree_has_no_two_names_above_each_other():
