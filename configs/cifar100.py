@@ -8,6 +8,7 @@ python -m speciarl_jax.train --config=configs/cifar100.py:narrow --workdir=runs/
 import ml_collections
 
 from configs import quickstart
+from speciarl_jax.data import cifar100
 
 
 def get_config(design: str = "broad") -> ml_collections.ConfigDict:
@@ -30,6 +31,21 @@ def get_config(design: str = "broad") -> ml_collections.ConfigDict:
     config.optimizer.decay_steps = 121
     config.evaluation.options = ml_collections.ConfigDict()
     config.evaluation.options.split = "test"
+    config.evaluation.options.side = "in_domain"
     config.evaluation.options.subset = 2500  # images
+    # What `python -m speciarl_jax.evaluate` asks about: both sides.
+    config.evaluation.sets = ml_collections.ConfigDict(
+        {side: {"name": "cifar100", "options": _options(config, side)} for side in cifar100.SIDES}
+    )
     config.evaluation.batch_size = 250
     return config
+
+
+def _options(config: ml_collections.ConfigDict, side: str) -> ml_collections.ConfigDict:
+    """Returns the evaluation images of a side; what the command line changes holds for it too."""
+    options, own = config.data.options, config.evaluation.options
+    found = ml_collections.ConfigDict({"split": "test", "side": side})
+    for key in ("design", "data_dir", "path"):
+        found[key] = options.get_ref(key)
+    found.subset = own.get_ref("subset")
+    return found

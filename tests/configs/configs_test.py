@@ -252,3 +252,21 @@ def test_bounds_that_would_mask_what_agrees_are_refused():
         loss.mismatch_low, loss.mismatch_high = low, high
         with pytest.raises(ValueError, match=f"mismatch_low is {low} and mismatch_high {high}; "):
             validate_config.check_loss(loss)
+
+
+@pytest.mark.parametrize("design", ["broad", "narrow"])
+def test_both_sides_of_the_laboratory_follow_the_command_line(design):
+    config = configs.load(f"cifar100:{design}")
+    config.data.options.path, config.evaluation.options.subset = "photos", 7
+    resolved = config.copy_and_resolve_references()
+    for side in ("in_domain", "out_of_domain"):
+        part = resolved.evaluation.sets[side]
+        assert part.name == "cifar100"
+        assert part.options.to_dict() == {
+            "split": "test",
+            "side": side,
+            "design": design,
+            "data_dir": "",
+            "path": "photos",
+            "subset": 7,
+        }
