@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from speciarl_jax.runtime import exit_codes
 from speciarl_jax.tools.study import execute, launchers, runner, state
 
 
@@ -27,13 +28,15 @@ def test_a_job_that_dies_is_told(plan_of, monkeypatch):
 
 @pytest.mark.slow
 def test_jobs_of_other_processes_find_the_package(plan_of, tmp_path):
-    """The program of the runs is the real one, which refuses the made-up flag."""
+    """The program of the runs is the real one, and refuses a split that does not exist."""
     pytest.importorskip("submitit")
-    (planned,) = list(plan_of(["SpeciaRL"], [0]).runs())
-    launcher = launchers.Submitit("local", "timeout_min=3", look_every=0.1)
+    plan = plan_of(["SpeciaRL"], [0], overrides={"data.options.split": "none"})
+    (planned,) = list(plan.runs())
+    launcher = launchers.Submitit("local", "timeout_min=10", look_every=0.1)
     ((_, result),) = launcher(tmp_path, [planned], lambda planned: None)
-    assert result.status in (state.FINISHED, state.FAILED), result
-    assert "$ python -m speciarl_jax.train" in execute.log_of(tmp_path, planned).read_text()
+    assert result.status == state.FAILED and result.exit_code == exit_codes.REFUSED, result
+    log = execute.log_of(tmp_path, planned).read_text()
+    assert "$ python -m speciarl_jax.train" in log and "split" in "\n".join(result.lines)
 
 
 def test_a_job_goes_on_after_its_time_is_over(plan_of, tmp_path):
