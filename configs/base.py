@@ -285,6 +285,9 @@ def _loss() -> ml_collections.ConfigDict:
     loss.kl_coefficient = 0.01  # of the KL to the policy with LoRA off; 0 leaves it out
     loss.kl_warmup_steps = 0  # updates in which it rises linearly from 0; 0: there at once
     loss.kl_decay_steps = 0  # updates until it has fallen linearly to 0 again; 0: it stays
+    # Of the same KL about images without a label, parts of a mixture with `labelled` False
+    # (data/mixture.py): what is learned here shall not change answers elsewhere. 0 leaves it out.
+    loss.kl_unlabelled = 0.0
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
     loss.kl_in = "loss"  # or "reward": summed over the rollout and subtracted from its reward
     # Denominator of the ratio: the log-probabilities of the "rollout", or those "recomputed" with

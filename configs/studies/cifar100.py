@@ -36,7 +36,9 @@ def get_study(design: str = "broad") -> Study:
             Row("SpeciaRL (N = 5)", f"configs/n5.py:{own}", search=WITH_KL),
             Row("SpeciaRL (N = 15)", f"configs/n15.py:{own}", search=WITH_KL),
             Row(
-                "SpeciaRL (10% wrong verdicts)", f"configs/label_noise.py:0.10:{own}", search=WITH_KL
+                "SpeciaRL (10% wrong verdicts)",
+                f"configs/label_noise.py:0.10:{own}",
+                search=WITH_KL,
             ),
         ),
         seeds=(0, 1, 2, 3, 4),

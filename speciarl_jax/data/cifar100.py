@@ -9,6 +9,7 @@ import collections
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,7 @@ class Source(file_dataset.Listing):
         superclasses: Sequence[str] = (),
         design: str = "",
         side: str = "in_domain",
+        unlabelled: Sequence[str] = (),
         data_dir: str = "",
         path: str = "",
         **selection,
@@ -89,6 +91,8 @@ class Source(file_dataset.Listing):
           superclasses: of `SUPERCLASSES`, the ones to keep; () for all.
           design: one of `DESIGNS`, in place of `superclasses`.
           side: of the design, one of `SIDES`: its superclasses, or all others.
+          unlabelled: further superclasses whose images are listed without their labels, for
+            config.loss.kl_unlabelled.
           data_dir: folder of data sets prepared by `speciarl_jax.tools.prepare_data`; "" for TFDS'
             own (~/tensorflow_datasets).
           path: folder with Parquet files instead, as the Hugging Face Hub has the data set: names
@@ -103,6 +107,14 @@ class Source(file_dataset.Listing):
                 f"cifar100: split is {split!r}; choose one of {[*SPLITS, 'train', 'test']}"
             )
         kept = _classes(superclasses, design, side)
+        self._hidden = _classes(unlabelled, "", side) if unlabelled else set()
+        if both := sorted(kept & self._hidden):
+            raise ValueError(
+                f"cifar100: {both} are to have labels and to have none; leave them out of "
+                "`unlabelled`, or of `superclasses` or `design`"
+            )
+        self.unlabelled = list(unlabelled)
+        kept |= self._hidden
         published = "test" if split == "test" else "train"
         if path:
             entries, content = _parquet(pathlib.Path(path), published)
@@ -119,6 +131,14 @@ class Source(file_dataset.Listing):
         # All labels stay in the tree: a completion may name a class of another superclass.
         read = _read if path else whole.read
         super().__init__(entries, read, tree, name="cifar100", content=content, **selection)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Returns a row without its image; one without a label has `unlabelled`."""
+        row = super().describe(index)
+        if row["label_id"].partition("/")[2] not in self._hidden:
+            return row
+        hidden = {"label_id": "", "label": "", "generic": "", "unlabelled": True}
+        return row | hidden
 
 
 def _classes(superclasses: Sequence[str], design: str, side: str) -> set[str]:

@@ -193,14 +193,20 @@ class Listing:
         return {"image": self.read(self.entries[index]), **self.describe(index)}
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Returns a row without its image: `image_id`, `label_id`, `label` and `key`."""
+        """Returns a row without its image: `image_id`, `label_id`, `label` and `key`.
+
+        With a label tree also `generic`, the group of the label, for `config.train.target`.
+        """
         entry = self.entries[index]
-        return {
+        row = {
             "image_id": stable_hash(f"{self._name}/{entry.key}") >> 33,
             "label_id": entry.label_id,
             "label": entry.label,
             "key": entry.key,
         }
+        if leaf := (self.label_tree or {}).get("leaves", {}).get(entry.label_id):
+            row["generic"] = leaf["generic"]
+        return row
 
     def with_seed(self, seed: int) -> "Listing":
         """Returns itself: the images do not depend on the seed."""

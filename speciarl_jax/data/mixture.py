@@ -3,7 +3,8 @@
 config.data.name = "mixture"
 config.data.options = ConfigDict({
     "parts": {"birds": {"name": "tfds_images", "weight": 2.0, "options": {...}},
-              "mine": {"name": "folder", "weight": 1.0, "options": {...}}},
+              "mine": {"name": "folder", "weight": 1.0, "options": {...}},
+              "others": {"name": "folder", "weight": 1.0, "labelled": False, "options": {...}}},
     "size": 0})
 """
 
@@ -57,7 +58,7 @@ class Source:
     fewer, they repeat; the numbers of repetitions differ by at most one.
 
     Attributes:
-      label_tree: tree of the labels of all parts, or None if one part has none.
+      label_tree: tree of the labels of all labelled parts, or None if one of them has none.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class Source:
         """Opens the parts.
 
         Args:
-          parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`, and
-            `weight` (None or missing: every image once).
+          parts: name -> `name` of a module of `speciarl_jax/data`, `options` of its `Source`,
+            `weight` (None or missing: every image once), and `labelled`. With False the labels of
+            its images are not used: only config.loss.kl_unlabelled learns from them.
           common: options of every part; a part's own options take precedence.
           size: images of an epoch; 0 for the largest epoch in which no image repeats.
 
@@ -83,12 +85,14 @@ class Source:
             raise ValueError("a mixture needs parts; set config.data.options.parts")
         names = sorted(parts)
         for name in names:
-            unknown = set(parts[name]) - {"name", "options", "weight"}
+            unknown = set(parts[name]) - {"name", "options", "weight", "labelled"}
             if unknown or "name" not in parts[name]:
                 raise ValueError(
                     f"part {name!r} of the mixture has the keys {sorted(parts[name])}; it needs "
-                    "'name', and may have 'options' and 'weight'"
+                    "'name', and may have 'options', 'weight' and 'labelled'"
                 )
+        if not any(parts[name].get("labelled", True) for name in names):
+            raise ValueError("no part of the mixture has labels; leave out 'labelled' in one")
         self._parts, self._names, self._size = parts, names, size
         self._common = dict(common or {})
         self._open([self._source(name, seed) for name in names], seed)
@@ -108,7 +112,11 @@ class Source:
             _draw(length, count, seed, number)
             for number, (length, count) in enumerate(zip(lengths, counts, strict=True))
         ]
-        trees = [label_tree.read(source) for source in sources]
+        trees = [
+            label_tree.read(source)
+            for name, source in zip(self._names, sources, strict=True)
+            if self._parts[name].get("labelled", True)
+        ]
         self.label_tree = None if None in trees else label_tree.merge(trees)
 
     def __len__(self) -> int:
@@ -136,7 +144,10 @@ class Source:
         # Two folders may hold files of the same name.
         name = self._names[part]
         image_id = row["image_id"] ^ zlib.crc32(name.encode()) & 0x7FFFFFFF
-        return {**row, "image_id": image_id, "part": name}
+        row = {**row, "image_id": image_id, "part": name}
+        if self._parts[name].get("labelled", True):
+            return row
+        return {**row, "label_id": "", "label": "", "unlabelled": True}
 
     def with_seed(self, seed: int) -> "Source":
         """Returns the mixture of another epoch; shares the parts that do not depend on the seed."""
@@ -149,11 +160,17 @@ class Source:
         return other
 
     @property
+    def unlabelled(self) -> list[str]:
+        """Names of the parts whose labels are not used."""
+        return [name for name in self._names if not self._parts[name].get("labelled", True)]
+
+    @property
     def fingerprint(self) -> str:
         """Hash that changes with the images of a part, its share, and the order."""
         digest = hashlib.sha256(str(self._ends).encode())
         for name, source in zip(self._names, self._sources, strict=True):
-            digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}\n".encode())
+            known = "" if self._parts[name].get("labelled", True) else " without labels"
+            digest.update(f"{name} {getattr(source, 'fingerprint', len(source))}{known}\n".encode())
         return digest.hexdigest()[:32]
 
     @property

@@ -43,6 +43,7 @@ class Algorithm:
     # step -> factor on that coefficient (`kl.schedule`); None leaves it constant.
     kl_schedule: Callable[[jax.Array], jax.Array] | None
     kl_in: str  # "loss", or "reward"
+    kl_unlabelled: float  # coefficient of the KL about images without a label; 0 leaves it out
     old_logprobs: str  # what the ratio is taken against, one of `importance.OLD_LOGPROBS`
     tis_cap: float  # with "recomputed", bound of the truncated importance weight; 0 leaves it out
     tis_level: str  # what that weight is computed of, one of `importance.LEVELS`
@@ -144,6 +145,7 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         kl_coefficient=loss.kl_coefficient,
         kl_schedule=schedule if loss.kl_warmup_steps or loss.kl_decay_steps else None,
         kl_in=loss.kl_in,
+        kl_unlabelled=loss.kl_unlabelled,
         old_logprobs=loss.old_logprobs,
         tis_cap=loss.tis_cap,
         tis_level=loss.tis_level,

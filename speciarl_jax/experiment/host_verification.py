@@ -48,14 +48,14 @@ def send(
     tokens_BNT: jax.Array,
     mask_BNT: jax.Array,
     label_index_B: jax.Array,
-    weight_B: jax.Array,
+    labelled_B: jax.Array,
 ) -> Sent:
     """Hands this process's rows to the verifier, as soon as they exist; does not wait for it.
 
-    Rows that pad the batch (weight 0) are not sent.
+    Rows without a label, and those that pad the batch, are not sent (`PromptBatch.labelled_B`).
     """
-    rows, weight = sharding.own_rows(weight_B)
-    kept = np.flatnonzero(weight > 0)
+    rows, labelled = sharding.own_rows(labelled_B)
+    kept = np.flatnonzero(labelled)
     tokens, mask, labels = (
         sharding.own_rows(x)[1][kept] for x in (tokens_BNT, mask_BNT, label_index_B)
     )

@@ -14,7 +14,7 @@ from speciarl_jax.verifiers.category import Category
 
 
 def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> InGraphVerdicts:
-    """Judges rollouts by an in-graph verifier; a row that pads the batch is not valid.
+    """Judges rollouts by an in-graph verifier; those of a row without a label are not valid.
 
     A category that does not exist counts as no verdict.
 
@@ -24,7 +24,7 @@ def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> InGraphVerdic
     method = getattr(verifier, "verify_in_detail", verifier.verify)
     found = method(rollout.tokens_BNT, rollout.mask_BNT, batch.label_index_B)
     found = extension_points.verdicts(found, verifier, rollout.mask_BNT.shape[:2])
-    real_B1 = batch.weight_B[:, None] > 0
+    real_B1 = batch.labelled_B[:, None]
     exists_BN = (found.category_BN >= min(Category)) & (found.category_BN <= max(Category))
     found = found._replace(
         category_BN=jnp.where(exists_BN, found.category_BN, int(Category.UNPARSED)),

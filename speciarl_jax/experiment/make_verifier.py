@@ -78,15 +78,16 @@ def make(
 
 
 def label_shares(labels: Any, source: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Computes the share of the images of a source that has each label, float64 [F].
+    """Computes the share of the labelled images of a source that has each label, float64 [F].
 
     Args:
       labels: names on the host; `leaf_index` numbers them.
     """
-    ids = Counter(images.describe(source, i)["label_id"] for i in range(len(source)))
+    rows = (images.describe(source, i) for i in range(len(source)))
+    ids = Counter(row["label_id"] for row in rows if not row.get("unlabelled"))
     share_F = np.zeros(len(labels.leaf_ids))
     for label_id, count in ids.items():
-        share_F[labels.leaf_index(label_id)] = count / len(source)
+        share_F[labels.leaf_index(label_id)] = count / ids.total()
     return share_F
 
 

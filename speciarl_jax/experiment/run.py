@@ -17,11 +17,16 @@ from speciarl_jax.data import tokenizer as tokenizer_lib
 from speciarl_jax.data.sources import open_source
 from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment import make_verifier
-from speciarl_jax.experiment.validate_config import check, check_opened_thought, sampled_images
+from speciarl_jax.experiment.validate_config import (
+    check,
+    check_opened_thought,
+    check_unlabelled,
+    sampled_images,
+)
 from speciarl_jax.models import load_policy, stored_weights, vision_feature_cache
 from speciarl_jax.models.checkpoints import hf_checkpoint
 from speciarl_jax.models.policy_config import PolicyConfig
-from speciarl_jax.models.prompt_batch import PromptBatch
+from speciarl_jax.models.prompt_batch import UNLABELLED, PromptBatch
 from speciarl_jax.rollout import kv_cache_budget, sample_and_verify
 from speciarl_jax.runtime import activation_sharding, sharding
 from speciarl_jax.runtime import fingerprint as fingerprint_lib
@@ -62,8 +67,13 @@ class Run:
 
     def build(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> PromptBatch:
         """Builds a numpy batch of this process's rows; skipped rows and padding have weight 0."""
-        rows = [{**row, "label_index": self.labels.leaf_index(row["label_id"])} for row in rows]
-        return self.builder(rows, batch_size)
+
+        def index(row):
+            if row.get("unlabelled"):
+                return UNLABELLED
+            return self.labels.leaf_index(row["label_id"])
+
+        return self.builder([{**row, "label_index": index(row)} for row in rows], batch_size)
 
     def place(self, batch: PromptBatch) -> PromptBatch:
         """Puts this process's rows of a batch on the devices.
@@ -263,6 +273,7 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
     """
     config = run.config
     check_opened_thought(config, run.builder.text)
+    check_unlabelled(config, train_source, eval_source)
     sources = [source for source in (train_source, eval_source) if source is not None]
     labels, verifier = make_verifier.make(
         config,

@@ -1,6 +1,7 @@
 """Checks of a configuration, before any compute is spent."""
 
 import functools
+from typing import Any
 
 import jax
 import ml_collections
@@ -166,7 +167,8 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
     ):
         if loss[key] not in choices:
             raise ValueError(f"config.loss.{key} is {loss[key]!r}; choose one of {choices}")
-    if loss.kl_coefficient and loss.kl_estimator == "k1" and loss.kl_in == "loss":
+    in_loss = loss.kl_coefficient and loss.kl_in == "loss"
+    if loss.kl_estimator == "k1" and (in_loss or loss.kl_unlabelled):
         raise ValueError(
             "config.loss.kl_estimator 'k1' has no gradient in expectation; choose 'k2' or 'k3', or "
             "config.loss.kl_in 'reward'"
@@ -191,6 +193,36 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
             f"config.loss.entropy_coefficient is {loss.entropy_coefficient}; the loss rewards "
             "entropy, so set it above 0, or to 0 to leave it out"
         )
+
+
+def check_unlabelled(
+    config: ml_collections.ConfigDict, train_source: Any, eval_source: Any
+) -> None:
+    """Refuses images without labels where nothing learns from them (ValueError).
+
+    Args:
+      train_source, eval_source: images; a mixture's `unlabelled` names its parts without labels.
+    """
+    if parts := getattr(eval_source, "unlabelled", []):
+        raise ValueError(
+            f"the parts {parts} of the mixture that is evaluated have no labels; leave them out by "
+            "config.evaluation.options.parts"
+        )
+    if train_source is None:
+        return
+    parts, coefficient = getattr(train_source, "unlabelled", []), config.loss.kl_unlabelled
+    if bool(parts) != bool(coefficient) or coefficient < 0:
+        raise ValueError(
+            f"config.loss.kl_unlabelled is {coefficient}, and of the training images the parts "
+            f"{parts} have no labels; give both (a mixture with 'labelled': False in a part, and a "
+            "coefficient above 0), or neither"
+        )
+    for key, off in (("train.objective", "rl"), ("train.dynamic_sampling.max_rounds", 0)):
+        if parts and (value := _value(config, key)) != off:
+            raise ValueError(
+                f"config.{key} is {value!r}, which learns from labels alone, but the parts {parts} "
+                f"of the training images have none; set it to {off!r}, or leave these parts out"
+            )
 
 
 def check_mismatch(loss: ml_collections.ConfigDict) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import flax.struct
 import jax
 
+UNLABELLED = -1  # index of the label of an image that has none: the KL alone learns from it
+
 
 @flax.struct.dataclass
 class PromptBatch:
@@ -19,12 +21,23 @@ class PromptBatch:
     positions_B3P: jax.Array  # int32 rotary positions (temporal, height, width)
     next_position_B: jax.Array  # int32, rotary position of the first token of a completion
     image_id_B: jax.Array  # uint32, stable identity of an image; folded into its sampling keys
-    label_index_B: jax.Array  # int32, index of the true label in the verifier's tables
+    # int32, index of the true label in the verifier's tables, or `UNLABELLED`
+    label_index_B: jax.Array
     weight_B: jax.Array  # float32, 1 for an image and 0 for a row that only pads the batch
     # `Rollout` of one given completion for each image, for supervised training; else None.
     target: Any = None
     # Of the images, where they come from the cache of features; else None.
     features_BMD: jax.Array | None = None
+
+    @property
+    def labelled_B(self) -> jax.Array:
+        """Says which rows are images with a label; bool."""
+        return (self.weight_B > 0) & (self.label_index_B >= 0)
+
+    @property
+    def unlabelled_B(self) -> jax.Array:
+        """Says which rows are images without a label; bool."""
+        return (self.weight_B > 0) & (self.label_index_B < 0)
 
     def without_images(self, features_BMD: jax.Array | None = None) -> "PromptBatch":
         """Returns the prompts alone, or with features in place of the images."""

@@ -29,7 +29,7 @@ class Rollout:
 class Groups:
     """Holds the groups of rollouts of a batch with their verdicts."""
 
-    prompt: PromptBatch  # images and prompts; a group with `weight_B` 0 is not learned from
+    prompt: PromptBatch  # images and prompts; nothing is learned from a group with `weight_B` 0
     features_BMD: jax.Array  # output of the vision encoder that sampling saw
     rollout: Rollout
     category_BN: jax.Array  # int32 `Category`

@@ -95,7 +95,7 @@ def describe(
         for c in Category
     }
     return shares | {
-        "sampled/unjudged": rl_step.unjudged(valid_BN, groups.prompt.weight_B),
+        "sampled/unjudged": rl_step.unjudged(valid_BN, groups.prompt.labelled_B),
         "sampled/reward": jnp.sum(rewarded.reward_BN * taken_BN)
         / jnp.maximum(jnp.sum(taken_BN), 1),
         "sampled/reward_not_finite": rewarded.share_not_finite(valid_BN),

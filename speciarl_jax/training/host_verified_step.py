@@ -114,5 +114,5 @@ def _joined(batches: Sequence[Verdicts]) -> Verdicts:
 def _send(run: Run, part: PromptBatch, sampled: Any) -> host_verification.Sent:
     _, rollout = sampled
     return host_verification.send(
-        run, rollout.tokens_BNT, rollout.mask_BNT, part.label_index_B, part.weight_B
+        run, rollout.tokens_BNT, rollout.mask_BNT, part.label_index_B, part.labelled_B
     )

@@ -181,22 +181,22 @@ def describe(
       reward_BN: float32.
       advantage_BN: float32.
     """
-    rollout, weight_B, valid_BN = groups.rollout, groups.prompt.weight_B, groups.valid_BN
-    images, judged = jnp.maximum(jnp.sum(weight_B), 1), jnp.sum(valid_BN)
+    rollout, labelled_B, valid_BN = groups.rollout, groups.prompt.labelled_B, groups.valid_BN
+    images, judged = jnp.maximum(jnp.sum(labelled_B), 1), jnp.sum(valid_BN)
 
     def mean(x_BN):
         return jnp.sum(jnp.where(valid_BN, x_BN, 0)) / jnp.maximum(judged, 1)
 
-    flat_B = jnp.all(advantage_BN == 0, axis=1) & (weight_B > 0)
-    dropped_B = ~jnp.any(taken_BN, axis=1) & (weight_B > 0)
+    flat_B = jnp.all(advantage_BN == 0, axis=1) & labelled_B
+    dropped_B = ~jnp.any(taken_BN, axis=1) & labelled_B
     shares = {f"verify/{c.name.lower()}": mean(groups.category_BN == c) for c in Category}
     return shares | {
-        "verify/unjudged": unjudged(valid_BN, weight_B),
+        "verify/unjudged": unjudged(valid_BN, labelled_B),
         "verify/groups_dropped": jnp.sum(dropped_B) / images,
         "reward/mean": jnp.sum(reward_BN * taken_BN) / jnp.maximum(jnp.sum(taken_BN), 1),
         "reward/zero_std_groups": jnp.sum(flat_B) / images,
-        "data/skipped": jnp.sum(weight_B == 0, dtype=jnp.float32),
-        "data/most_common_label": most_common(groups.prompt.label_index_B, weight_B > 0),
+        "data/skipped": jnp.sum(groups.prompt.weight_B == 0, dtype=jnp.float32),
+        "data/most_common_label": most_common(groups.prompt.label_index_B, labelled_B),
         "rollout/completion_length": mean(jnp.sum(rollout.mask_BNT, axis=-1)),
         "rollout/truncated": mean(
             rollout.mask_BNT[..., -1] & ~is_end(rollout.tokens_BNT[..., -1], end_ids)
@@ -204,7 +204,7 @@ def describe(
     }
 
 
-def unjudged(valid_BN: jax.Array, weight_B: jax.Array) -> jax.Array:
-    """Computes the share of the rollouts of real images that have no verdict."""
-    rollouts = jnp.maximum(jnp.sum(weight_B) * valid_BN.shape[1], 1)
+def unjudged(valid_BN: jax.Array, labelled_B: jax.Array) -> jax.Array:
+    """Computes the share of the rollouts of images with a label that have no verdict."""
+    rollouts = jnp.maximum(jnp.sum(labelled_B) * valid_BN.shape[1], 1)
     return 1 - jnp.sum(valid_BN) / rollouts

@@ -75,16 +75,17 @@ class SampleLogger:
 def rows_of(run: Run, samples: Samples) -> list[dict[str, Any]]:
     """Returns `image_id`, `label`, `responses`, `categories` and `rewards` of each image.
 
-    A reward is None where the rollout takes no part in the update. The label is its id.
+    A reward is None where the rollout takes no part in the update. The label is its id, or "".
     """
     rows = []
     for k, responses in enumerate(run.answers(samples.tokens_KNT, samples.mask_KNT)):
         if not samples.weight_K[k]:
             continue
+        label = int(samples.label_index_K[k])
         rows.append(
             {
                 "image_id": int(samples.image_id_K[k]),
-                "label": run.labels.leaf_ids[int(samples.label_index_K[k])],
+                "label": run.labels.leaf_ids[label] if label >= 0 else "",
                 "responses": responses,
                 "categories": names_of(samples.category_KN[k], samples.valid_KN[k]),
                 "rewards": [None if np.isnan(r) else float(r) for r in samples.reward_KN[k]],

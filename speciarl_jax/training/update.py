@@ -49,7 +49,10 @@ def update(
     parts = algorithm.micro_batches
     mask_BNT = batch.rollout.mask_BNT & batch.valid_BN[..., None]
     # For the loss, and for the metrics, which mean the same whatever the loss weighs.
-    weights = algorithm.token_weights(mask_BNT), token_weights.token_mean(mask_BNT)
+    weights = [algorithm.token_weights(mask_BNT), token_weights.token_mean(mask_BNT)]
+    if algorithm.kl_unlabelled:
+        unlabelled_BNT = batch.rollout.mask_BNT & batch.prompt.unlabelled_B[:, None, None]
+        weights.append(token_weights.token_mean(unlabelled_BNT))
 
     options = {"algorithm": algorithm, "banned_V": banned_V}
     options["kl_weight"] = algorithm.kl_weight(state.step)
@@ -72,16 +75,28 @@ def update(
     return _apply(state, grads, metrics, optimizer)
 
 
-def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_V, kl_weight):
+def _loss(
+    policy,
+    part: UpdateBatch,
+    weight_BNT,
+    mean_BNT,
+    unlabelled_BNT=None,
+    *,
+    algorithm,
+    banned_V,
+    kl_weight,
+):
     """Aggregates the losses of the tokens of some images, and their metrics.
 
-    `weight_BNT` aggregates the loss; `mean_BNT` aggregates metrics.
+    `weight_BNT` aggregates the loss, `mean_BNT` metrics, and `unlabelled_BNT` the KL about images
+    without a label.
     """
+    needs_reference = bool(algorithm.kl_in_loss or algorithm.kl_unlabelled)
     features_BMD, frozen_BMD = part.features_BMD, None
     if policy.trains_encoder:
         images = part.prompt.patches_BSC, part.prompt.layout
         features_BMD = policy.encode_images(*images)
-        frozen_BMD = policy.encode_images(*images, use_lora=False) if algorithm.kl_in_loss else None
+        frozen_BMD = policy.encode_images(*images, use_lora=False) if needs_reference else None
     scores = logprobs.answer_logprobs(
         policy,
         part.prompt,
@@ -93,7 +108,7 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
         remat=algorithm.remat,
         frozen_head=True,
         entropy_gradient=bool(algorithm.entropy_coefficient),
-        reference=bool(algorithm.kl_in_loss),
+        reference=needs_reference,
         reference_features_BMD=frozen_BMD,
     )
     mask_BNT, logp_BNT, sampler_BNT = mean_BNT > 0, scores.logp_BNT, part.rollout.logp_BNT
@@ -119,13 +134,20 @@ def _loss(policy, part: UpdateBatch, weight_BNT, mean_BNT, *, algorithm, banned_
     loss = jnp.sum(corrected_BNT * loss_BNT)
     if algorithm.entropy_coefficient:
         loss -= algorithm.entropy_coefficient * jnp.sum(weight_BNT * scores.entropy_BNT)
-    if algorithm.kl_in_loss:
-        kl_BNT = algorithm.kl(
-            jnp.where(mask_BNT, logp_BNT, 0), jnp.where(mask_BNT, scores.reference_BNT, 0)
+
+    def kl_where(taken_BNT):
+        return algorithm.kl(
+            jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, scores.reference_BNT, 0)
         )
-        metrics["kl"] = kl_BNT
-        loss += kl_weight * jnp.sum(weight_BNT * kl_BNT)
+
+    if algorithm.kl_in_loss:
+        metrics["kl"] = kl_where(mask_BNT)
+        loss += kl_weight * jnp.sum(weight_BNT * metrics["kl"])
     metrics = {name: jnp.sum(mean_BNT * value_BNT) for name, value_BNT in metrics.items()}
+    if unlabelled_BNT is not None:
+        kl = jnp.sum(unlabelled_BNT * kl_where(unlabelled_BNT > 0))
+        metrics["kl_unlabelled"] = kl
+        loss += algorithm.kl_unlabelled * kl
     return loss, {"loss": loss, **metrics}
 
 

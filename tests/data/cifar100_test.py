@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import configs
+from configs import unlabelled
 from speciarl_jax.data import cifar100, label_tree, tfds_images
 
 CLASSES = sorted(name for classes in cifar100.SUPERCLASSES.values() for name in classes)
@@ -101,6 +103,25 @@ def test_one_word_holds_for_the_narrow_design_and_none_for_the_broad_one():
     assert list(leaves) == [f"cifar100/{name}" for name in CLASSES]
 
 
+def test_superclasses_may_be_listed_without_their_labels(folder):
+    """Those with labels are the same as without the others, but for a few of the last rank."""
+    config = configs.load("unlabelled:0.7")
+    options = config.data.options.to_dict() | {"path": str(folder)}
+    found = cifar100.Source(seed=0, **options)
+    labelled, hidden = {}, 0
+    for entry, row in ((found.entries[i], found.describe(i)) for i in range(len(found))):
+        if row.get("unlabelled"):
+            hidden += 1
+            assert row["label"] == row["label_id"] == row["generic"] == ""
+        else:
+            labelled[entry.key] = row["label_id"]
+    narrow = source(folder, "reinforcement", design="narrow", subset=3000)
+    assert len(keys(narrow) & set(labelled)) > 2950 and abs(len(labelled) - 3000) < 45
+    assert hidden == len(found) - len(labelled)
+    superclasses = {*cifar100.DESIGNS["narrow"], *found.unlabelled, *unlabelled.UNSEEN}
+    assert superclasses == set(cifar100.SUPERCLASSES)
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -109,6 +130,8 @@ def test_one_word_holds_for_the_narrow_design_and_none_for_the_broad_one():
         ({"design": "broad", "side": "out"}, "side 'out'; choose one of"),
         ({"design": "broad", "superclasses": ("fish",)}, "give one of the two"),
         ({"superclasses": ("fishes",)}, r"superclasses \['fishes'\] are unknown"),
+        ({"superclasses": ("fish",), "unlabelled": ("trees", "fish")}, "'shark', 'trout'.* none"),
+        ({"design": "narrow", "unlabelled": ("tree",)}, r"superclasses \['tree'\] are unknown"),
     ],
 )
 def test_unknown_names_are_refused(folder, options, said):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from speciarl_jax.data import mixture
+from speciarl_jax.data import label_tree, mixture
 from speciarl_jax.verifiers.taxonomy import Taxonomy
 
 
@@ -106,6 +106,30 @@ def test_labels_of_all_parts_are_in_the_tree(folders):
     assert taxonomy.category("flower", "eagle").name == "WRONG"
 
 
+def test_a_part_may_be_without_labels(folders):
+    def mix(labelled):
+        parts = {
+            name: {"name": "folder", "options": {"path": str(folders / name)}}
+            for name in ("birds", "flowers")
+        }
+        parts["flowers"]["labelled"] = labelled
+        return mixture.Source(parts=parts, seed=0)
+
+    known, source = mix(True), mix(False)
+    assert source.unlabelled == ["flowers"] and known.unlabelled == []
+    assert source.with_seed(1).unlabelled == ["flowers"]
+    assert source.fingerprint != known.fingerprint
+    for i in range(len(source)):
+        row = source[i]
+        assert row["image_id"] == known[i]["image_id"]
+        hidden = row["part"] == "flowers"
+        assert row.get("unlabelled", False) == hidden and (row["label"] == "") == hidden
+        assert (row["label_id"] == "") == hidden
+        assert {k: v for k, v in row.items() if k != "image"} == source.describe(i)
+    # No word of the hidden part is known to the verifier.
+    assert len(label_tree.read(source)["leaves"]) == 2
+
+
 def test_common_options_hold_for_every_part(folders):
     assert len(mix(folders, subset=3)) == 6
     with pytest.raises(TypeError, match="views"):
@@ -148,6 +172,7 @@ def test_parts_of_other_kinds_may_be_mixed_in(folders):
         ({"a": {"options": {}}}, "part 'a' of the mixture has the keys .*needs 'name'"),
         ({"a": {"name": "folder", "wight": 1}}, "part 'a' .*'wight'"),
         ({"a": {"name": "photos"}}, "'photos' is no choice for data"),
+        ({"a": {"name": "emoji", "labelled": False}}, "no part of the mixture has labels"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, message):

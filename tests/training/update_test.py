@@ -7,10 +7,12 @@ import algorithms
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from small_run import batch_of
 
+from speciarl_jax.models.prompt_batch import UNLABELLED
 from speciarl_jax.rl import optimizer as optimizer_lib
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
 from speciarl_jax.runtime.batching import split_strided
@@ -32,6 +34,7 @@ OPTIMIZER = {
 }
 OPTIONS = {
     "kl_coefficient": 0.3,
+    "kl_unlabelled": 0.0,
     "temperature": 0.8,
     "micro_batches": 1,
     "logprob_chunk": 4,
@@ -107,8 +110,11 @@ def furthest(got, want):
     return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
 
 
-def whole_sequence_loss(run, lora, batch, temperature, kl_coefficient):
-    """Equations of PPO's clipped surrogate, the dual clip and k3, averaged over valid tokens."""
+def whole_sequence_loss(run, lora, batch, temperature, kl_coefficient, kl_unlabelled=0.0):
+    """Equations of PPO's clipped surrogate, the dual clip and k3, averaged over valid tokens.
+
+    About images without a label, k3 is averaged over tokens of its own.
+    """
     policy = nnx.merge(run.graphdef, lora, run.base)
     prompt, rollout = batch.prompt, batch.rollout
     start = prompt.tokens_BP.shape[1]
@@ -125,6 +131,7 @@ def whole_sequence_loss(run, lora, batch, temperature, kl_coefficient):
         return jnp.take_along_axis(logp, rollout.tokens_BNT[:, n][..., None], axis=-1)[..., 0]
 
     total, count, divergence = 0.0, 0.0, 0.0
+    elsewhere, tokens_elsewhere = 0.0, 0.0
     for n in range(ANSWERS):
         taken = rollout.mask_BNT[:, n] & batch.valid_BN[:, n, None]
         logp, reference = logp_of(n, True), jax.lax.stop_gradient(logp_of(n, False))
@@ -137,7 +144,11 @@ def whole_sequence_loss(run, lora, batch, temperature, kl_coefficient):
         total += jnp.sum(jnp.where(taken, -surrogate + kl_coefficient * k3, 0))
         divergence += jnp.sum(jnp.where(taken, k3, 0))
         count += jnp.sum(taken)
-    return total / count, divergence / count
+        other = rollout.mask_BNT[:, n] & (prompt.label_index_B < 0)[:, None]
+        elsewhere += jnp.sum(jnp.where(other, k3, 0))
+        tokens_elsewhere += jnp.sum(other)
+    elsewhere = elsewhere / jnp.maximum(tokens_elsewhere, 1)
+    return total / count + kl_unlabelled * elsewhere, (divergence / count, elsewhere)
 
 
 def first_adamw_step(param, grad, norm):
@@ -157,7 +168,7 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
             lambda lora: whole_sequence_loss(run, lora, batch, 0.8, 0.3), has_aux=True
         )(lora)
 
-    (loss, divergence), grads = oracle(lora)
+    (loss, (divergence, _)), grads = oracle(lora)
     leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
     norm = np.sqrt(sum(np.sum(g**2) for g in leaves))
     np.testing.assert_allclose(metrics["update/loss"], loss, rtol=1e-4)
@@ -172,6 +183,43 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
     assert furthest(state.lora, lora) > 5e-3
     assert metrics["update/clip_frac"] > 0 and norm > OPTIMIZER["max_grad_norm"]
     assert int(state.step) == 1 and int(state.skipped) == 0
+
+
+@pytest.fixture(scope="module")
+def unlabelled(batch):
+    """The same batch, with one image that has no label and so no verdict."""
+    label_index_B = batch.prompt.label_index_B.at[2].set(UNLABELLED)
+    return dataclasses.replace(batch, prompt=batch.prompt.replace(label_index_B=label_index_B))
+
+
+def test_the_kl_about_images_without_a_label_has_an_average_of_its_own(
+    run, lora, unlabelled, program
+):
+    loss_of = functools.partial(whole_sequence_loss, run, batch=unlabelled, temperature=0.8)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def oracle(lora):
+        return jax.value_and_grad(
+            lambda lora: loss_of(lora, kl_coefficient=0.3, kl_unlabelled=0.7), has_aux=True
+        )(lora)
+
+    (loss, (divergence, elsewhere)), grads = oracle(lora)
+    for parts in (1, 2):
+        init, step = program(kl_unlabelled=0.7, micro_batches=parts)
+        _, metrics = step(init(lora), run.base, unlabelled)
+        np.testing.assert_allclose(metrics["update/loss"], loss, rtol=1e-4)
+        np.testing.assert_allclose(metrics["update/kl"], divergence, rtol=1e-4)
+        np.testing.assert_allclose(metrics["update/kl_unlabelled"], elsewhere, rtol=1e-4)
+        np.testing.assert_allclose(metrics["update/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert elsewhere > 0
+
+
+def test_without_a_coefficient_an_image_without_a_label_changes_nothing(
+    run, lora, batch, unlabelled, program
+):
+    init, step = program()
+    want, got = (step(init(lora), run.base, one) for one in (batch, unlabelled))
+    assert_equal(got, want)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def _update(plan: Abstract) -> list[Phase]:
     prompt, passes = plan.sizes.prompt_tokens, config.train.ppo_epochs
     layer = _decoder_layer(text, config.model.lora_rank)
     again = config.train.remat
-    reference = int(bool(config.loss.kl_coefficient)) + int(
+    reference = int(bool(config.loss.kl_coefficient or config.loss.kl_unlabelled)) + int(
         config.loss.old_logprobs == "recomputed" and config.train.mini_batches * passes > 1
     )
     tokens = prompt + answers * run
