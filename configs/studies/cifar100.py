@@ -4,20 +4,35 @@ python -m speciarl_jax.tools.study configs/studies/cifar100.py:narrow --workdir=
     --override=data.options.data_dir=DATA
 """
 
+from configs import unlabelled
 from speciarl_jax.tools.study import Row, Search, Study
 
 PROMPTS = (
     *("specific", "calibrated", "elimination", "high_precision", "max_correctness"),
     "max_specificity",
 )
-# The same number of trials for every method. KL is searched where a method has one.
-WITH_KL = {"optimizer.learning_rate": (4e-4, 1.75e-3), "loss.kl_coefficient": (0.01, 0.1)}
-RATES = {"optimizer.learning_rate": (2e-4, 4e-4, 8e-4, 1.75e-3)}
+RATE = "optimizer.learning_rate"
+# The same number of trials for every method. Beside the rate, what a method has is searched.
+RATES = {RATE: (2e-4, 4e-4, 1e-3, 1.75e-3)}
+WITH_KL = {RATE: (4e-4, 1e-3), "loss.kl_coefficient": (0.01, 0.1)}
+SHARE = {RATE: (4e-4, 1e-3), "reward.information.strength": (0.5, 0.7)}
+BITS = {RATE: (4e-4, 1e-3), "reward.information.strength": (0.7, 1.0)}
 
 
 def get_study(design: str = "broad") -> Study:
     """Returns the study of a design of `configs/cifar100.py`: "broad" or "narrow"."""
     own = f"cifar100:{design}"
+    # Photographs that nobody trained on, of superclasses that reinforcement saw and of the others.
+    sets = {
+        "in_domain": {"split": "test", "side": "in_domain", "subset": 1000},
+        "out_of_domain": {"split": "test", "side": "out_of_domain", "subset": 1500},
+    }
+    extra = ()
+    if design == "narrow":
+        extra = (Row("SpeciaRL + KL elsewhere", "configs/unlabelled.py:0.7", search=SHARE),)
+        # Of the others, those that no row has seen even without labels.
+        superclasses = {"design": "", "superclasses": unlabelled.UNSEEN}
+        sets["unseen"] = {"split": "test", "subset": 1000, **superclasses}
     return Study(
         rows=(
             Row("base", f"configs/cifar100.py:{design}", train=False, best_of=64),
@@ -29,8 +44,9 @@ def get_study(design: str = "broad") -> Study:
                 for n in (1, 2, 3)
             ),
             Row("SpeciaRL", f"configs/cifar100.py:{design}", search=WITH_KL),
-            Row("SpeciaRL + information", f"configs/information.py:1.0:{own}", search=WITH_KL),
-            Row("SpeciaRL + bits", f"configs/information.py:bits:1.0:{own}", search=WITH_KL),
+            Row("SpeciaRL + information", f"configs/information.py:0.7:{own}", search=SHARE),
+            *extra,
+            Row("SpeciaRL + bits", f"configs/information.py:bits:1.0:{own}", search=BITS),
             Row("SpeciaRL (Dr.GRPO)", f"configs/dr_grpo.py:{own}", search=RATES),
             Row("SpeciaRL (DAPO)", f"configs/dapo_no_dynamic.py:{own}", search=RATES),
             Row("SpeciaRL (N = 5)", f"configs/n5.py:{own}", search=WITH_KL),
@@ -42,11 +58,7 @@ def get_study(design: str = "broad") -> Study:
             ),
         ),
         seeds=(0, 1, 2, 3, 4),
-        # Photographs that nobody saw, of superclasses that reinforcement saw and of the others.
-        sets={
-            side: {"split": "test", "side": side, "subset": 1500}
-            for side in ("in_domain", "out_of_domain")
-        },
+        sets=sets,
         base="base",
         reference="SpeciaRL",
         # Of the domain that is trained on alone: the other is unknown while settings are chosen.
