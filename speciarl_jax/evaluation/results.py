@@ -35,7 +35,7 @@ Lines = Sequence[Mapping[str, Any]]
 # Name of a part -> its provenance (`Predictions.provenance`).
 Provenances = Mapping[str, Mapping[str, Any]]
 # Values of `predict --confidence` that `choices` is computed for.
-CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def update(

@@ -183,7 +183,7 @@ def test_choices_are_in_the_metrics_where_a_taxonomy_judges():
     found = results.of_parts(parts, WEIGHTS, labels={"emoji": taxonomy.Taxonomy(TREE)})
     assert found["runs"][0]["choices"][0]["correctness"] == 1.0
     (remark,) = remarks.about(found)
-    assert "base/emoji/base, names of predict --confidence: 0.5: 100% named, 100% of" in remark
+    assert "base/emoji/base, names of predict --confidence: 0.1: 100% named, 100% of" in remark
     other = {**TREE, "leaves": {"eagle": TREE["leaves"]["eagle"]}}
     for labels in (None, label_names.LabelNames({"eagle": "eagle"}), taxonomy.Taxonomy(other)):
         found = results.of_parts(parts, WEIGHTS, labels={"emoji": labels} if labels else {})

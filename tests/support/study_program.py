@@ -17,6 +17,14 @@ IMAGES = 40
 NAMES = ("wrong", "abstain", "generic", "less_specific", "specific")
 
 
+# What samples agree on; at the last confidence on nothing.
+CHOICES = [
+    {"confidence": 0.2, "named": 1.0, "correctness": 0.5, "specificity": 0.9},
+    {"confidence": 0.8, "named": 0.5, "correctness": 0.8, "specificity": 0.4},
+    {"confidence": 1.0, "named": 0.0, "correctness": None, "specificity": None},
+]
+
+
 def category(place: str, image: int) -> str:
     """Returns a verdict that depends on the run and on the image, whose difficulty runs share."""
 
@@ -70,6 +78,8 @@ def main(behaviour: str, program: str, *arguments: str) -> int:
                 row |= {"data": name, "prompt": prompt, "decoding": decoding}
                 lines.write(json.dumps(row | {"responses": said, "categories": said}) + "\n")
         scored.append({"policy": policy, "data": name, "prompt": prompt})
+        if "samples" in decodings:
+            scored[-1]["choices"] = CHOICES
     lines.close()
     path.write_text(json.dumps(provenance))
     weights = dict(generic=1 / 3, less_specific=2 / 3, specific=1.0, more_specific=1.0)

@@ -67,7 +67,14 @@ def of_study(plan: Plan, *, resamples: int = bootstrap.RESAMPLES) -> dict[str, A
         "versions": dict(state.versions()),
         "study_digest": _digest(one.digest for runs in planned.values() for one in runs),
         "sets": {
-            name: {"images_of": part}
+            name: {
+                "images_of": part,
+                "frontier": [
+                    point
+                    for planned in finished[study.base]
+                    for point in plan.answers.frontier(planned, name)
+                ],
+            }
             | of_methods(_methods(plan, finished, name), weights, wanted, resamples, **named)
             for name, part in planner.sets.items()
         },

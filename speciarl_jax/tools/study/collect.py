@@ -30,6 +30,30 @@ class Answers:
         known = predictions.read_provenance(self._folder / planned.folder)
         return {part: known[str(part)] for part in planned.parts}
 
+    def frontier(self, planned: Planned, data: str) -> list[dict[str, float]]:
+        """Returns what the samples of a finished run agree on about an image set.
+
+        A rule that answers with the most specific name that enough samples support
+        (`evaluation.consensus`) needs no training. Images without a name count as not correct.
+
+        Returns:
+          "confidence", "correctness", "specificity" and "hm" for each confidence that names
+          something; empty without samples or a label tree.
+        """
+        path = self._folder / planned.folder / results.FILE
+        found = []
+        for row in jsonl.read_object(path, "delete it")["runs"]:
+            if row["data"] != data:
+                continue
+            for choice in row.get("choices", []):
+                if not choice["named"]:
+                    continue
+                right, weight = choice["named"] * choice["correctness"], choice["specificity"]
+                hm = 2 * right * weight / (right + weight) if right else 0.0
+                scores = dict(zip(metrics.MEASURES, (right, weight, hm), strict=True))
+                found.append({"confidence": choice["confidence"], **scores})
+        return found
+
     def weights(self, planned: Planned) -> dict[str, float]:
         """Returns the weights of specificity of a finished run."""
         path = self._folder / planned.folder / results.FILE

@@ -19,6 +19,7 @@ _MOST_NAMES = 8
 # Looks beside those of `palette.POLICIES`: markers tell rows apart that share a colour.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8", "H")
 _WIDTH, _HEIGHT = 6.4, 5.4  # of a panel, in inches
+_FRONTIER = {"color": INK_3, "lw": 1.6, "marker": ".", "ms": 5}
 
 
 def draw(found: Mapping[str, Any]) -> Figure | None:
@@ -48,6 +49,9 @@ def draw(found: Mapping[str, Any]) -> Figure | None:
             )
             for name, (number, colour, marker) in looks.items()
         ]  # fmt: skip
+        if any(one.get("frontier") for one in sets.values()):
+            what = f"names that samples of {found['base']} agree on"
+            handles.append(matplotlib.lines.Line2D([], [], **_FRONTIER, label=what))
         figure.legend(handles=handles, loc="outside upper left", ncols=4)
         figure.draw_without_rendering()
         # What is placed now must not move the panels any more.
@@ -80,6 +84,9 @@ def _panel(
     values = np.concatenate(list(spread.values()), axis=1)
     limits = [figures.limits_of(values[i]) for i in (0, 1)]
     taken = list(figures.contours(axes, *limits))
+    if one.get("frontier"):
+        # Without influence on the limits: its ends are far from all methods.
+        axes.plot(*[[point[key] for point in one["frontier"]] for key in keys], **_FRONTIER)
     for row in one["rows"]:
         number, colour, marker = looks[row["name"]]
         mean = tuple(row["scores"][key]["value"] for key in keys)

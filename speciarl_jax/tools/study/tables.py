@@ -110,6 +110,7 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
             f"Distance closed: share of the way in HM from {found['base']} (0%) to "
             f"{found['best']} (100%)."
         )
+    said += [_frontier(name, one, found) for name, one in found["sets"].items() if one["rows"]]
     if few := sorted({row["name"] for row in rows if row["runs"] < row["wanted"]}):
         said.append(f"Seeds are missing of {', '.join(few)}.")
     if waiting := found.get("waiting_for_search"):
@@ -119,7 +120,27 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
         n for n in dict.fromkeys(r["row"] for r in found.get("runs", ())) if n not in there
     ]:
         said.append(f"No finished run yet of {', '.join(absent)}.")
-    return said
+    return list(filter(None, said))
+
+
+def _frontier(name: str, one: Set, found: Mapping[str, Any]) -> str:
+    """Says what the samples of the base agree on; "" where that is not known."""
+    if not one.get("frontier"):
+        return ""
+    best = max(one["frontier"], key=lambda point: point["hm"])
+    scores = " and ".join(f"{best[measure]:.3f}" for measure in ("correctness", "specificity"))
+    said = (
+        f"{name}: the names that samples of {found['base']} agree on, without training, reach an "
+        f"HM of at most {best['hm']:.3f} ({scores}, at a confidence of {best['confidence']} that "
+        "was chosen on these images)"
+    )
+    start, end = (
+        [row["scores"]["hm"]["value"] for row in one["rows"] if row["name"] == found[which]]
+        for which in ("base", "best")
+    )
+    if start and end and end > start:
+        said += f", {100 * (best['hm'] - start[0]) / (end[0] - start[0]):.0f}% of the distance"
+    return said + "."
 
 
 def _trials(choice: Mapping[str, Any]) -> str:

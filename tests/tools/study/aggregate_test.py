@@ -71,6 +71,26 @@ def test_the_numbers_are_those_of_the_answers_of_all_seeds(finished):
     json.dumps(found, allow_nan=False)
 
 
+def test_what_samples_of_the_base_agree_on_is_set_beside_the_methods(finished):
+    found = aggregate.of_study(finished, resamples=20)
+    first, second = found["sets"]["in"]["frontier"]
+    assert first == pytest.approx(
+        {"confidence": 0.2, "correctness": 0.5, "specificity": 0.9, "hm": 0.9 / 1.4}
+    )
+    # Images without a name are not correct.
+    assert second["correctness"] == pytest.approx(0.4) and second["hm"] == pytest.approx(0.4)
+    base, best = (row_of(found, name)["scores"]["hm"]["value"] for name in ("base", found["best"]))
+    text = tables.markdown(found)
+    share = round(100 * (0.9 / 1.4 - base) / (best - base))
+    assert "in: the names that samples of base agree on, without training, reach" in text
+    assert "at most 0.643 (0.500 and 0.900, at a confidence of 0.2 that" in text
+    assert f"{share}% of the distance." in text
+    assert "names that samples of base agree on" in figure.files(found)["plot.svg"].decode()
+    for one in found["sets"].values():
+        one["frontier"] = []
+    assert "agree on" not in tables.markdown(found)
+
+
 def test_missing_seeds_and_rows_are_told(finished, tmp_path):
     shutil.rmtree(tmp_path / "runs/binary_RFT/seed_0")
     shutil.rmtree(tmp_path / "runs/base")
