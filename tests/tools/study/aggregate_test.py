@@ -104,6 +104,7 @@ def test_missing_seeds_and_rows_are_told(finished, tmp_path):
     empty = aggregate.of_study(finished, resamples=20)
     assert empty["sets"]["in"] == {
         "images_of": empty["sets"]["in"]["images_of"],
+        "frontier": [],
         "images": 0,
         "rows": [],
     }
