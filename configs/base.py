@@ -14,9 +14,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the complete configuration; programs accept no key that is not here."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of adapters, order of images, augmentation and sampling
-    # Folder where compiled programs are kept, so that later runs need not compile them; "" for
-    # none. Runs may share it, but not machines with different processors.
-    config.compilation_cache = ""
+    # Where compiled programs are kept, so that later runs need not compile them: "user", a folder
+    # for this kind of machine in ~/.cache, of at most 4 GiB; another folder, which machines with
+    # different processors must not share; or "" for none.
+    config.compilation_cache = "user"
     config.model = _model()
     config.mesh = _mesh()
     config.data = _data()

@@ -83,6 +83,11 @@ def compilation_cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_programs_of_the_user(compilation_cache):
+    """No test reads or writes the folder of compiled programs of whoever runs the tests."""
+
+
 def _program_key(run):
     """What decides about the programs of a run: equal keys, equal programs."""
     config = json.loads(run.config.to_json())

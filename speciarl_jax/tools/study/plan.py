@@ -19,7 +19,6 @@ from speciarl_jax.evaluation.predictions import GREEDY, SAMPLES, Part
 from speciarl_jax.runtime import fingerprint
 from speciarl_jax.tools.study.definition import Row, Study, folder_of, settings
 
-CACHE = "compilation_cache"
 # Number of the evaluation of the base, which no setting is tried in.
 BASE_TRIAL = -1
 # Name of the images of `Search.images` in results.
@@ -137,9 +136,6 @@ class Planner:
             own |= {"seed": seed, "evaluation.before": False, "evaluation.in_training": "sets"}
             own |= {"evaluation.report": False}
         try:
-            config, _ = resolve(row.config, overrides)
-            if not config.compilation_cache:
-                own["compilation_cache"] = str(self.folder / CACHE)
             config, arguments = resolve(row.config, {**overrides, **own})
         except ValueError as error:
             raise ValueError(f"row {row.name!r}: {error}") from None
