@@ -1,8 +1,10 @@
 """Configurations of earlier versions, as they are read today."""
 
+import pathlib
+
 import ml_collections
 
-from configs import quickstart
+from configs import base, quickstart
 from speciarl_jax.evaluation import metrics
 from speciarl_jax.runtime import renamed
 
@@ -21,3 +23,27 @@ def test_a_nested_configuration_gets_the_keys_that_it_lacks_and_keeps_its_own():
         "data": {"on_decode_error": "raise"}
     }
     assert old["verifier"].keys() < now["verifier"].keys()  # the argument stays as it was
+
+
+def test_a_new_key_says_how_runs_without_it_behaved():
+    """`config_keys.txt` has the keys of old; without an entry in `ADDED` no older run resumes."""
+    old = pathlib.Path(__file__).with_name("config_keys.txt").read_text().split()
+    config = base.get_config()
+    keys = []
+
+    def visit(prefix, section):
+        for key, value in section.items():
+            if isinstance(value, dict) and value:
+                visit(f"{prefix}{key}.", value)
+            else:
+                keys.append(prefix + key)
+
+    visit("", config.to_dict())
+    assert set(keys) - set(old) - set(renamed.ADDED) == set()
+    for key in set(keys) & set(renamed.ADDED):
+        if ".options." not in key:  # options belong to one source; `base` has another
+            section = config
+            for part in key.split("."):
+                section = section[part]
+            was = renamed.ADDED[key]
+            assert section == (tuple(was) if isinstance(was, list) else was), key
