@@ -355,6 +355,9 @@ def _train() -> ml_collections.ConfigDict:
     # Compiles rollout, verify, reward and update into one program. With a verifier on the host or
     # with dynamic sampling there are always several programs.
     train.fused = True
+    # 1: with a judge on the host, the batch of the next step is sampled while this one's is judged.
+    # Its rollouts are then of the adapters before the last update (training/ahead.py). 0: in turn.
+    train.ahead = 0
     train.max_skipped = 5  # the run stops after this many skipped (not finite) updates in a row
     train.log_every = 1  # steps
     # The first step and every `samples_every`-th log the rollouts of the first `num_logged_images`

@@ -19,6 +19,7 @@ from speciarl_jax.experiment import algorithm as algorithm_lib
 from speciarl_jax.experiment import make_verifier
 from speciarl_jax.experiment.validate_config import (
     check,
+    check_ahead,
     check_opened_thought,
     check_unlabelled,
     sampled_images,
@@ -285,6 +286,8 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
         run.mesh,
         nnx.merge(run.graphdef, run.lora, run.base),
     )
+    if train_source is not None:
+        check_ahead(config, verifier)
     run = dataclasses.replace(
         run, train_source=train_source, eval_source=eval_source, labels=labels, verifier=verifier
     )

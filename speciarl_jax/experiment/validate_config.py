@@ -11,6 +11,7 @@ from speciarl_jax.models.decoder import remat
 from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.runtime import sharding
 from speciarl_jax.verifiers import parsing
+from speciarl_jax.verifiers.base import HostVerifier
 
 # Key -> the least that it may be.
 _LEAST = {
@@ -223,6 +224,30 @@ def check_unlabelled(
                 f"config.{key} is {value!r}, which learns from labels alone, but the parts {parts} "
                 f"of the training images have none; set it to {off!r}, or leave these parts out"
             )
+
+
+def check_ahead(config: ml_collections.ConfigDict, verifier: Any) -> None:
+    """Refuses to sample ahead where nobody waits for a verifier on the host (ValueError)."""
+    train = config.train
+    if train.ahead not in (0, 1):
+        raise ValueError(
+            f"config.train.ahead is {train.ahead}; at most 1 batch is sampled ahead, so choose 0 "
+            "or 1"
+        )
+    if not train.ahead:
+        return
+    for key, off in (("objective", "rl"), ("dynamic_sampling.max_rounds", 0)):
+        if (value := _value(train, key)) != off:
+            raise ValueError(
+                f"config.train.ahead is 1, but config.train.{key} is {value!r}; set ahead to 0, "
+                f"or {key} to {off!r}"
+            )
+    if not isinstance(verifier, HostVerifier):
+        raise ValueError(
+            f"config.train.ahead is 1, but config.verifier.name {config.verifier.name!r} judges "
+            "within the program, and nothing waits for it; set it to 0, or choose a judge on the "
+            "host ('http_judge')"
+        )
 
 
 def check_mismatch(loss: ml_collections.ConfigDict) -> None:

@@ -84,6 +84,7 @@ ADDED = {
     "model.lora_targets": ["decoder"],
     "reward.information.kind": "share",
     "reward.information.strength": 0.0,
+    "train.ahead": 0,
     "train.max_correctness_drop": 0.0,
     "train.stop_after": 0,
     "verifier.cascade.judge": "",

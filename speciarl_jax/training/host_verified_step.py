@@ -15,6 +15,7 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import sharding
 from speciarl_jax.runtime.batching import merge_strided, split_strided
+from speciarl_jax.training.state import TrainState
 from speciarl_jax.verifiers.base import Verdicts
 
 
@@ -25,60 +26,86 @@ class HostVerdicts(NamedTuple):
     sent_B: np.ndarray  # bool, rows that do not pad the batch
 
 
-def judge(
-    run: Run, rollout_program: Callable, stage_done: Callable[..., None]
-) -> Callable[..., tuple[Groups, HostVerdicts]]:
-    """Makes the function that samples a batch and has it judged on the host.
+class Pending(NamedTuple):
+    """Holds a batch whose rollouts are being judged."""
 
-    The batch is sampled in `config.verifier.num_chunks` parts. No sample depends on their number.
+    batch: PromptBatch
+    sampled: list[Any]  # features and rollout of each part
+    sent: list[host_verification.Sent]  # the parts
+    name: str  # of the step, for errors
 
-    Args:
-      rollout_program: (lora, base, batch, number) -> features and rollout.
 
-    Returns:
-      (state, base, verifier, batch, number) -> groups and verdicts. It raises
-      `host_verification.JudgeUnavailable` where too many rollouts have no verdict.
+class Judge:
+    """Samples batches and has them judged on the host.
+
+    A batch is sampled in `config.verifier.num_chunks` parts. No sample depends on their number.
     """
-    chunks, dynamic = run.config.verifier.num_chunks, run.config.train.dynamic_sampling
-    batch_sharding = sharding.batch_sharding(run.mesh)
 
-    @functools.partial(jax.jit, out_shardings=batch_sharding)
-    def split(batch):
-        stacked = jax.tree.map(lambda x: split_strided(x, chunks), batch)
-        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(chunks)]
+    def __init__(self, run: Run, rollout_program: Callable, stage_done: Callable[..., None]):
+        """Compiles nothing yet.
 
-    @functools.partial(jax.jit, out_shardings=batch_sharding)
-    def merge(parts):
-        return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)
+        Args:
+          rollout_program: (lora, base, batch, number) -> features and rollout.
+          stage_done: is told when a stage ends (`step_timer`).
+        """
+        self._run, self._rollout, self._stage_done = run, rollout_program, stage_done
+        chunks = self._chunks = run.config.verifier.num_chunks
+        batch_sharding = sharding.batch_sharding(run.mesh)
 
-    def name(number):
-        if not dynamic.max_rounds:
-            return f"step {number}"
-        step, earlier = divmod(number, dynamic.max_rounds)
-        return f"step {step}, round {earlier + 1}"
+        @functools.partial(jax.jit, out_shardings=batch_sharding)
+        def split(batch):
+            stacked = jax.tree.map(lambda x: split_strided(x, chunks), batch)
+            return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(chunks)]
 
-    def judged(state, base, verifier, batch, number):
+        @functools.partial(jax.jit, out_shardings=batch_sharding)
+        def merge(parts):
+            return jax.tree.map(lambda *x: merge_strided(jnp.stack(x)), *parts)
+
+        self._split, self._merge = split, merge
+
+    def __call__(
+        self, state: TrainState, base: Any, verifier: Any, batch: PromptBatch, number: Any
+    ) -> tuple[Groups, HostVerdicts]:
+        """Samples a batch and waits for its verdicts; raises as `collect` does."""
         del verifier
+        return self.collect(self.send(state.lora, base, batch, number))
+
+    def send(self, lora: Any, base: Any, batch: PromptBatch, number: Any) -> Pending:
+        """Samples a batch and hands its rollouts to the verifier, without waiting for it."""
         sent, sampled = [], []
-        parts = split(batch) if chunks > 1 else [batch]
+        parts = self._split(batch) if self._chunks > 1 else [batch]
         for i, part in enumerate(parts):
             # The devices get the next part before the host waits for the one before it.
-            sampled.append(rollout_program(state.lora, base, part, number))
+            sampled.append(self._rollout(lora, base, part, number))
             if i:
-                sent.append(_send(run, parts[i - 1], sampled[i - 1]))
-        sent.append(_send(run, parts[-1], sampled[-1]))
-        stage_done("rollout", sampled[-1][1].mask_BNT)
-        found = HostVerdicts(*host_verification.collect(sent))
-        stage_done("verify")
+                sent.append(_send(self._run, parts[i - 1], sampled[i - 1]))
+        sent.append(_send(self._run, parts[-1], sampled[-1]))
+        self._stage_done("rollout", sampled[-1][1].mask_BNT)
+        return Pending(batch, sampled, sent, self._name(int(number)))
+
+    def collect(self, pending: Pending) -> tuple[Groups, HostVerdicts]:
+        """Waits for the verdicts on a batch.
+
+        Raises:
+          host_verification.JudgeUnavailable: too many rollouts have no verdict.
+        """
+        run, sampled = self._run, pending.sampled
+        found = HostVerdicts(*host_verification.collect(pending.sent))
+        self._stage_done("verify")
         verdicts = found.verdicts
-        host_verification.check_verified(run, name(int(number)), verdicts.valid_BN[found.sent_B])
+        host_verification.check_verified(run, pending.name, verdicts.valid_BN[found.sent_B])
         category_BN, valid_BN = (
             sharding.put_rows(run.mesh, x) for x in (verdicts.category_BN, verdicts.valid_BN)
         )
-        whole = merge(sampled) if chunks > 1 else sampled[0]
-        return Groups(batch, *whole, category_BN, valid_BN), found
+        whole = self._merge(sampled) if self._chunks > 1 else sampled[0]
+        return Groups(pending.batch, *whole, category_BN, valid_BN), found
 
-    return judged
+    def _name(self, number: int) -> str:
+        rounds = self._run.config.train.dynamic_sampling.max_rounds
+        if not rounds:
+            return f"step {number}"
+        step, earlier = divmod(number, rounds)
+        return f"step {step}, round {earlier + 1}"
 
 
 def describe(batches: Sequence[HostVerdicts]) -> dict[str, Any]:

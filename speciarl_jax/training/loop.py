@@ -1,5 +1,6 @@
 """The loop over steps: draw a batch, take a step, validate, save; and resume where it stopped."""
 
+import collections
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from flax import nnx
 from speciarl_jax.data import pipeline
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run, fingerprint
+from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.runtime import preemption, step_timer
 from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.profiler import Profiler
@@ -116,6 +118,8 @@ class _Place:
         self._run, self._checkpoints = run, checkpoints
         self._clock, self._validation = clock, validation
         self._batches = train_data.training_batches(run)
+        # Batches that no finished step has learned from, with the stream's state before each.
+        self._drawn: collections.deque[tuple[list[Any], dict[str, Any]]] = collections.deque()
         self._fingerprint = fingerprint(run)
         self._saved: dict[str, Any] = {}
 
@@ -145,7 +149,7 @@ class _Place:
     def note(self) -> None:
         """Notes the place, for the checkpoint of a step after which nothing else can be saved."""
         self._saved = {
-            "stream": self._batches.get_state(),
+            "stream": self._stream(),
             "processes": jax.process_count(),
             **self.logger.get_state(),
             **self._clock.get_state(),
@@ -160,9 +164,9 @@ class _Place:
         Raises:
           host_verification.JudgeUnavailable: after a checkpoint of the step before.
         """
-        run, rows = self._run, []
-        next_batch = train_data.on_devices(run, self._batches, rows)
-        batch = next_batch if dynamic_sampling.is_on(run) else next_batch()
+        run, ahead = self._run, self._run.config.train.ahead
+        takes_several = ahead or dynamic_sampling.is_on(run)
+        batch = self._next_batch if takes_several else self._next_batch()
         timer.begin()
         try:
             state, values = step(state, run.base, run.verifier, batch, np.uint32(number))
@@ -173,9 +177,22 @@ class _Place:
             self._checkpoints.save(number - 1, state, saved, self._fingerprint, force=True)
             raise
         timer.end(values)
-        seen = train_data.images_seen(run, self._batches)
+        rows: list[Any] = []
+        while len(self._drawn) > (ahead and number < run.config.train.steps):
+            rows += self._drawn.popleft()[0]
+        seen = train_data.images_seen(run, self._stream())
         self.logger.add(number, values | run.place_metrics() | seen, rows)
         return state
+
+    def _next_batch(self) -> PromptBatch:
+        """Draws a batch and puts it on the devices."""
+        stream, rows = self._batches.get_state(), []
+        self._drawn.append((rows, stream))
+        return train_data.on_devices(self._run, self._batches, rows)
+
+    def _stream(self) -> dict[str, Any]:
+        """Returns where the data stream was before the first batch that is not learned from."""
+        return self._drawn[0][1] if self._drawn else self._batches.get_state()
 
     def save(self, number: int, state: TrainState, error: Exception | None) -> None:
         """Saves a checkpoint if that is due, and raises `error` when that is done."""

@@ -216,7 +216,9 @@ def _restored(
     base: pathlib.Path,
 ) -> Any:
     config = read_config(workdir)
-    wanted, _ = state_lib.abstract_state(mesh, lora, optimizer.make(**config.optimizer))
+    wanted, _ = state_lib.abstract_state(
+        mesh, lora, optimizer.make(**config.optimizer), config.train.ahead
+    )
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **config.checkpoint, create=False
     ) as checkpoints:

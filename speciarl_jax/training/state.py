@@ -22,6 +22,21 @@ class TrainState:
     # int32, updates in a row that were left out because the gradient was not finite.
     skipped: jax.Array
 
+    def with_behaviour(self, lora: Any) -> "AheadState":
+        """Adds the adapters that the next batch is sampled with."""
+        return AheadState(self.step, self.lora, self.opt_state, self.skipped, lora)
+
+
+@flax.struct.dataclass
+class AheadState(TrainState):
+    """Holds what training changes where batches are sampled ahead (`config.train.ahead`)."""
+
+    behaviour: Any  # `nnx.State` of the adapters that the next batch is sampled with, float32
+
+    def without_behaviour(self) -> TrainState:
+        """Returns what an update reads and changes."""
+        return TrainState(self.step, self.lora, self.opt_state, self.skipped)
+
 
 def init_state(lora: nnx.State, optimizer: optimizer_lib.Optimizer) -> TrainState:
     """Makes the state before the first update; it copies the adapters, so it may be donated."""
@@ -32,17 +47,29 @@ def init_state(lora: nnx.State, optimizer: optimizer_lib.Optimizer) -> TrainStat
 
 
 def abstract_state(
-    mesh: jax.sharding.Mesh, lora: Any, optimizer: optimizer_lib.Optimizer
+    mesh: jax.sharding.Mesh, lora: Any, optimizer: optimizer_lib.Optimizer, ahead: int = 0
 ) -> tuple[TrainState, TrainState]:
-    """Returns shapes, dtypes and shardings of the state, and the shardings alone."""
+    """Returns shapes, dtypes and shardings of the state, and the shardings alone.
+
+    Args:
+      ahead: `config.train.ahead`; above 0 both are of `AheadState`.
+    """
     shapes = jax.eval_shape(lambda lora: init_state(lora, optimizer), lora)
+    shapes = shapes.with_behaviour(shapes.lora) if ahead else shapes
     state_sharding = sharding.shardings_of(mesh, shapes)
     return sharding.placed(shapes, state_sharding), state_sharding
 
 
 def start(run: Run) -> tuple[optimizer_lib.Optimizer, TrainState, TrainState]:
-    """Makes the optimizer, the state before the first update, and the shardings of the state."""
+    """Makes the optimizer, the state before the first update, and the shardings of an update's.
+
+    With `config.train.ahead` the state is an `AheadState`; its first two batches are sampled with
+    fresh adapters.
+    """
     optimizer = optimizer_lib.make(**run.config.optimizer)
     _, state_sharding = abstract_state(run.mesh, run.lora, optimizer)
     make = jax.jit(lambda lora: init_state(lora, optimizer), out_shardings=state_sharding)
-    return optimizer, make(run.lora), state_sharding
+    state = make(run.lora)
+    if run.config.train.ahead:
+        state = state.with_behaviour(make(run.lora).lora)
+    return optimizer, state, state_sharding

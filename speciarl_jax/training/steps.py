@@ -20,7 +20,7 @@ from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
-from speciarl_jax.training import dynamic_sampling, host_verified_step, rl_step, sft_step
+from speciarl_jax.training import ahead, dynamic_sampling, host_verified_step, rl_step, sft_step
 from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
 
@@ -124,15 +124,17 @@ def train_step(
       stage_done: is told when a stage ends (`step_timer`), where there are several programs.
 
     Returns:
-      (state, base, verifier, batch, number) -> (state, metrics). With dynamic sampling it takes a
-      function that gives the next batch instead of a batch.
+      (state, base, verifier, batch, number) -> (state, metrics). With dynamic sampling, and where
+      batches are sampled ahead, it takes a function that gives the next batch instead of a batch.
     """
     compiled = programs(run, optimizer, state_sharding)
     if "step" in compiled:
         return compiled["step"]
     if host_verification.is_host(run):
-        judge = host_verified_step.judge(run, compiled["rollout"], stage_done)
+        judge = host_verified_step.Judge(run, compiled["rollout"], stage_done)
         summarise = host_verified_step.describe
+        if run.config.train.ahead:
+            return ahead.Step(judge, compiled["update"], summarise, run.config.train.steps)
     else:
         summarise = means
 

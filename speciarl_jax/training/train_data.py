@@ -1,6 +1,6 @@
 """This process's share of the training batches, and how a step takes one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,24 +48,20 @@ def training_batches(run: Run) -> Iterator[HostBatch]:
     )
 
 
-def images_seen(run: Run, batches: Any) -> dict[str, float]:
+def images_seen(run: Run, stream: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics of how far the run is in its data, unreadable images included.
 
     Args:
-      batches: of `training_batches`; its state counts the rows of one process.
+      stream: state of `training_batches`, which counts the rows of one process.
     """
-    seen = batches.get_state()["next_index"] * jax.process_count()
+    seen = stream["next_index"] * jax.process_count()
     return {"data/images_seen": float(seen), "data/epoch": seen / len(run.train_source)}
 
 
 def on_devices(
     run: Run, batches: Iterator[HostBatch], rows: list[Mapping[str, Any]]
-) -> Callable[[], PromptBatch]:
-    """Makes the function that puts the next batch on the devices and adds its rows to `rows`."""
-
-    def next_batch() -> PromptBatch:
-        found = next(batches)
-        rows.extend(found.logged_rows)
-        return run.place(found.batch)
-
-    return next_batch
+) -> PromptBatch:
+    """Puts the next batch on the devices and adds its rows to `rows`."""
+    found = next(batches)
+    rows.extend(found.logged_rows)
+    return run.place(found.batch)

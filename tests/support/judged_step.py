@@ -86,6 +86,18 @@ def answers(tokens_BNT, mask_BNT):
     ]
 
 
+def batch_of(image_ids):
+    """A batch of these images; the last `PADDED` rows pad it."""
+    number = np.arange(len(image_ids))
+    fields = dict.fromkeys(PromptBatch.__dataclass_fields__)
+    fields |= {
+        "image_id_B": np.asarray(image_ids, np.uint32),
+        "label_index_B": (number % 3).astype(np.int32),
+        "weight_B": (number < len(number) - PADDED).astype(np.float32),
+    }
+    return PromptBatch(**fields)
+
+
 def step(mesh, verifier, *, chunks=1, limit=1.0):
     """State before, state after, metrics."""
     options = types.SimpleNamespace(num_chunks=chunks, max_unjudged_fraction=limit)
@@ -94,16 +106,9 @@ def step(mesh, verifier, *, chunks=1, limit=1.0):
     run = types.SimpleNamespace(mesh=mesh, verifier=verifier, answers=answers, config=config)
     replicated = sharding.replicated(mesh)
     rollout_program = jax.jit(rollout_of, out_shardings=sharding.batch_sharding(mesh))
-    judge = host_verified_step.judge(run, rollout_program, step_timer.ignore)
+    judge = host_verified_step.Judge(run, rollout_program, step_timer.ignore)
     update = jax.jit(learn, donate_argnums=0, out_shardings=(State(replicated), replicated))
-    number = np.arange(IMAGES)
-    fields = dict.fromkeys(PromptBatch.__dataclass_fields__)
-    fields |= {
-        "image_id_B": number.astype(np.uint32),
-        "label_index_B": (number % 3).astype(np.int32),
-        "weight_B": (number < IMAGES - PADDED).astype(np.float32),
-    }
-    batch = sharding.put_batch(mesh, PromptBatch(**fields))
+    batch = sharding.put_batch(mesh, batch_of(np.arange(IMAGES)))
     before = State(jax.device_put(jnp.int32(LORA), replicated))
     # Before the update: the state is as it was if the judge is unavailable.
     groups, verdicts = judge(before, None, verifier, batch, np.uint32(STEP))
