@@ -15,8 +15,7 @@ RATE = "optimizer.learning_rate"
 # The same number of trials for every method. Beside the rate, what a method has is searched.
 RATES = {RATE: (2e-4, 4e-4, 1e-3, 1.75e-3)}
 WITH_KL = {RATE: (4e-4, 1e-3), "loss.kl_coefficient": (0.01, 0.1)}
-SHARE = {RATE: (4e-4, 1e-3), "reward.information.strength": (0.5, 0.7)}
-BITS = {RATE: (4e-4, 1e-3), "reward.information.strength": (0.7, 1.0)}
+WITH_STRENGTH = {RATE: (4e-4, 1e-3), "reward.information.strength": (0.5, 0.7)}
 
 
 def get_study(design: str = "broad") -> Study:
@@ -29,7 +28,7 @@ def get_study(design: str = "broad") -> Study:
     }
     extra = ()
     if design == "narrow":
-        extra = (Row("SpeciaRL + KL elsewhere", "configs/unlabelled.py:0.7", search=SHARE),)
+        extra = (Row("SpeciaRL + KL elsewhere", "configs/unlabelled.py:0.7", search=WITH_STRENGTH),)
         # Of the others, those that no row has seen even without labels.
         superclasses = {"design": "", "superclasses": unlabelled.UNSEEN}
         sets["unseen"] = {"split": "test", "subset": 1000, **superclasses}
@@ -44,9 +43,9 @@ def get_study(design: str = "broad") -> Study:
                 for n in (1, 2, 3)
             ),
             Row("SpeciaRL", f"configs/cifar100.py:{design}", search=WITH_KL),
-            Row("SpeciaRL + information", f"configs/information.py:0.7:{own}", search=SHARE),
+            Row("SpeciaRL + information", f"configs/information.py:0.7:{own}", search=WITH_KL),
             *extra,
-            Row("SpeciaRL + bits", f"configs/information.py:bits:1.0:{own}", search=BITS),
+            Row("SpeciaRL + bits", f"configs/information.py:bits:1.0:{own}", search=WITH_KL),
             Row("SpeciaRL (Dr.GRPO)", f"configs/dr_grpo.py:{own}", search=RATES),
             Row("SpeciaRL (DAPO)", f"configs/dapo_no_dynamic.py:{own}", search=RATES),
             Row("SpeciaRL (N = 5)", f"configs/n5.py:{own}", search=WITH_KL),
