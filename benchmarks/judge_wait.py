@@ -4,7 +4,7 @@
 
 Trains the tiny policy that ships. In place of a judge behind HTTP, the label tree answers on the
 host, so many seconds after it was asked. Prints the share of the steps' time in which nothing was
-sampled or learned (`time/verify` and `time/device_idle`), without the first two steps, which compile.
+sampled or learned (`time/verify`, `time/device_idle`), without the first two steps, which compile.
 """
 
 import concurrent.futures
