@@ -290,6 +290,7 @@ class Workload:
             kl_coefficient=options.kl_coefficient,
             kl_schedule=None,
             kl_in="loss",
+            kl_unlabelled=0.0,
             old_logprobs="rollout",
             tis_cap=0.0,
             tis_level="token",
