@@ -29,13 +29,17 @@ def read(folder: pathlib.Path, planned: Planned) -> dict[str, Any]:
       ValueError: it was made with another configuration, or the file is damaged.
     """
     workdir = folder / planned.folder
-    noted = jsonl.read_object(workdir / FILE, f"delete the folder {workdir}, and start again")
-    if not noted:
-        if workdir.exists() and any(workdir.glob("*.json*")):
+    remedy = f"delete the folder {workdir}, and start again"
+    noted = jsonl.read_object(workdir / FILE, remedy)
+    if not noted and any(FILE not in path.name for path in workdir.glob("*.json*")):
+        # Another program may have begun the run meanwhile; it writes this file before all others.
+        noted = jsonl.read_object(workdir / FILE, remedy)
+        if not noted:
             raise ValueError(
                 f"{workdir} holds results that no study wrote (there is no {FILE}); delete or move "
                 "that folder, or give another --workdir"
             )
+    if not noted:
         return {}
     now = json.loads(json.dumps(planned.config))
     # Keys that this package has got since then count as what it did before.

@@ -91,6 +91,22 @@ def test_results_that_no_study_wrote_are_refused(plan_of, tmp_path):
         run(plan_of())
 
 
+def test_a_run_that_another_program_begins_meanwhile_is_no_stranger(plan_of, tmp_path, monkeypatch):
+    planned = next(plan_of(["SpeciaRL"], [0]).runs())
+    read = state.jsonl.read_object
+
+    def begun_after_the_first_look(path, remedy):
+        found = read(path, remedy)
+        if not path.parent.exists():
+            monkeypatch.setattr(state.jsonl, "read_object", read)
+            state.note(tmp_path, planned, state.STARTED)
+            (path.parent / "config.json").write_text("{}")
+        return found
+
+    monkeypatch.setattr(state.jsonl, "read_object", begun_after_the_first_look)
+    assert state.status(tmp_path, planned) == state.STARTED
+
+
 def test_two_programs_share_the_runs(plan_of, behave, tmp_path):
     """None is run twice, and both end when all are there."""
     gate = tmp_path / "gate"
@@ -104,7 +120,7 @@ def test_two_programs_share_the_runs(plan_of, behave, tmp_path):
     for thread in threads:
         thread.start()
     while len(list((tmp_path / "claims").rglob("writer.lock"))) < 2:
-        assert any(thread.is_alive() for thread in threads)
+        assert all(thread.is_alive() for thread in threads)  # both, until the gate opens
     gate.write_text("")
     for thread in threads:
         thread.join(60)
