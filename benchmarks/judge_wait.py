@@ -8,6 +8,7 @@ sampled or learned (`time/verify`, `time/device_idle`), without the first two st
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -77,7 +78,7 @@ def share_waited(ahead: int, latency: float, steps: int, batch_size: int) -> dic
     # A label tree on the host is no verifier of the configuration, so both come in afterwards.
     config.train.ahead = ahead
     run = dataclasses.replace(run, verifier=SlowTree(run.labels, latency))
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as workdir, contextlib.closing(run.verifier):
         train.train(run, workdir)
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines][COMPILED:]
