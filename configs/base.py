@@ -262,6 +262,10 @@ def _reward() -> ml_collections.ConfigDict:
     reward.information = ml_collections.ConfigDict()
     reward.information.strength = 0.0  # 0: full credit everywhere; 1: none without information
     reward.information.kind = "share"  # of the training images that are ruled out; or "bits"
+    # Images without a label (parts of a mixture with `labelled` False) are judged by what their own
+    # rollouts agree on: the most specific name that this share of them supports takes the place of
+    # the label (verifiers/group_consensus.py). Needs config.verifier.name "taxonomy". 0 for none.
+    reward.consensus_confidence = 0.0
     # Penalty of a rollout of `max_tokens`; it rises linearly over the last `overlong_buffer`
     # tokens. 0 for none.
     reward.overlong_penalty = 0.0

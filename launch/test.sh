@@ -24,5 +24,10 @@ compiler="$venv/libtpu"
 [ -d "$compiler" ] || "${pip_install[@]}" --no-deps --target "$compiler" 'libtpu==0.0.52'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-if [ "$#" -eq 0 ]; then set -- -m "not slow" --timeout=900 --timeout-method=thread; fi
+if [ "$#" -eq 0 ]; then
+  set -- -m "not slow" --timeout=900 --timeout-method=thread
+  # These tests compile more than they compute. The slow ones run programs as users run them.
+  quick="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  export XLA_FLAGS="${XLA_FLAGS:-} $quick"
+fi
 JAX_PLATFORMS=cpu PYTHONPATH="$compiler" "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

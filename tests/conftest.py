@@ -17,6 +17,8 @@ from speciarl_jax.verifiers.base import HostVerifier
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
+# Flags of XLA for programs that run shorter than they compile.
+QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 # For `configs` and `small_run`, whichever way pytest is started.
 sys.path += [str(ROOT), str(SUPPORT)]
 
@@ -210,14 +212,10 @@ def start(compilation_cache):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),
         }
-        flags = [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
-        if quick:
-            flags += [
-                "--xla_backend_optimization_level=0",
-                "--xla_llvm_disable_expensive_passes=true",
-            ]
-        if flags:
-            changes["XLA_FLAGS"] = " ".join(flags)
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        flags += [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
+        flags += QUICK if quick else []
+        changes["XLA_FLAGS"] = " ".join(flags)
         process = subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=ROOT,

@@ -14,6 +14,7 @@ from speciarl_jax.rl import advantages, optimizer, verdict_noise
 from speciarl_jax.rl.losses import importance, kl, likelihood, token_weights
 from speciarl_jax.rl.rewards import information, overlong
 from speciarl_jax.runtime import plugins
+from speciarl_jax.verifiers import group_consensus
 
 Function = Callable[..., Any]
 
@@ -28,6 +29,9 @@ class Algorithm:
     noise: Function | None
     # base_rate_BN -> factor of positive rewards (`rl.rewards.information`); None for full credit.
     information: Function | None
+    # (category_BNF, answer_BN) -> verdicts on images without a label (`verifiers.group_consensus`);
+    # None for none.
+    consensus: Function | None
     # length_BN -> what long completions lose of their reward; None without penalty.
     overlong: Function | None
     # Share of a group that must have a verdict (`rl_step.judged_groups`).
@@ -125,6 +129,9 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
     credit = functools.partial(
         information.credit, entropy=label_entropy, **config.reward.information
     )
+    consensus = functools.partial(
+        group_consensus.verdicts, confidence=config.reward.consensus_confidence
+    )
     schedule = functools.partial(
         kl.schedule, warmup_steps=loss.kl_warmup_steps, decay_steps=loss.kl_decay_steps
     )
@@ -136,6 +143,7 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         reward=extension_points.reward(reward, config.reward.name),
         noise=noise if config.label_noise.rate else None,
         information=credit if config.reward.information.strength else None,
+        consensus=consensus if config.reward.consensus_confidence else None,
         overlong=penalty if config.reward.overlong_penalty else None,
         min_judged_fraction=config.verifier.min_judged_fraction,
         advantages=functools.partial(advantages.group_advantages, **config.advantage),
@@ -180,6 +188,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     zeros_BNT = jnp.zeros(mask_BNT.shape)
     algorithm.policy_loss(zeros_BNT, zeros_BNT, algorithm.advantages(reward_BN, valid_BN), mask_BNT)
     information.credit(reward_BN, **config.reward.information)
+    if algorithm.consensus is not None:
+        algorithm.consensus(category_BN[..., None], category_BN.astype(jnp.uint32))
     if algorithm.overlong is not None:
         algorithm.overlong(jnp.ones(valid_BN.shape))
     verdict_noise.noisy(category_BN, jnp.zeros(2, int), 0, **config.label_noise)

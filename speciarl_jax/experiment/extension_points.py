@@ -89,9 +89,12 @@ def verdicts(found: Any, verifier: Any, shape: tuple[int, int]) -> InGraphVerdic
         )
     found = InGraphVerdicts(*found)
     kinds = ("int", "bool", "float", "bool", "int", "float")
-    for field, value, kind in zip(found._fields, found, kinds, strict=True):
+    for field, value, kind in zip(found._fields, found, kinds, strict=False):
         if value is not None or field not in found._field_defaults:
             _check(where, field, value, kind, shape)
+    if (of_labels := found.category_BNF) is not None:
+        labels = of_labels.shape[-1:] if hasattr(of_labels, "shape") else ()
+        _check(where, "category_BNF", of_labels, "int", (*shape, *labels))
     return found
 
 

@@ -1,5 +1,6 @@
 """Has rollouts judged inside the program, and describes how the verdicts came about."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from speciarl_jax.experiment import extension_points
 from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.verifiers import parsing_on_device
+from speciarl_jax.verifiers import group_consensus, parsing_on_device
 from speciarl_jax.verifiers.base import InGraphVerdicts, Verdicts
 from speciarl_jax.verifiers.category import Category
 
@@ -36,6 +37,37 @@ def verify(verifier: Any, batch: PromptBatch, rollout: Rollout) -> InGraphVerdic
     if found.probability_BN is not None:
         found = found._replace(probability_BN=jnp.where(real_B1, found.probability_BN, jnp.nan))
     return found
+
+
+def by_consensus(
+    found: InGraphVerdicts, batch: PromptBatch, consensus: Callable[..., group_consensus.Agreed]
+) -> tuple[InGraphVerdicts, dict[str, jax.Array]]:
+    """Judges the rollouts of rows without a label by what their group agrees on.
+
+    Args:
+      found: of a verifier that judges for all labels; its other rows stay as they are.
+      consensus: `group_consensus.verdicts` but for its options.
+
+    Returns:
+      The verdicts; and of the images without a label, the share on which the group agrees, the mean
+      support of what it agrees on, and the share of all answers that are generic or better by it.
+    """
+    agreed = consensus(found.category_BNF, found.answer_BN)
+    taken_B1 = batch.unlabelled_B[:, None]
+    found = found._replace(
+        category_BN=jnp.where(taken_B1, agreed.category_BN, found.category_BN),
+        valid_BN=jnp.where(taken_B1, agreed.valid_BN, found.valid_BN),
+    )
+    images = jnp.maximum(jnp.sum(batch.unlabelled_B), 1)
+    named_B = batch.unlabelled_B & agreed.valid_BN[:, 0]
+    named = jnp.sum(named_B)
+    right_BN = (agreed.category_BN >= Category.GENERIC) & named_B[:, None]
+    answers = images * agreed.valid_BN.shape[1]
+    return found, {
+        "consensus/agreed": named / images,
+        "consensus/support": jnp.sum(agreed.support_B * named_B) / jnp.maximum(named, 1),
+        "consensus/right": jnp.sum(right_BN) / answers,
+    }
 
 
 def describe(found: InGraphVerdicts | Verdicts) -> dict[str, jax.Array]:

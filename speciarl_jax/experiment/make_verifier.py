@@ -107,3 +107,19 @@ def with_label_shares(
             "'taxonomy', or 'cascade' with a judge within the program, or set the strength to 0"
         )
     return sharding.place(mesh, verifier.with_label_shares(share_F))
+
+
+def with_every_label(config: ml_collections.ConfigDict, verifier: Any) -> Any:
+    """Returns the verifier with what it needs to judge images without a label by consensus.
+
+    Raises:
+      ValueError: it cannot judge for all labels.
+    """
+    if not hasattr(verifier, "with_every_label"):
+        raise ValueError(
+            f"config.reward.consensus_confidence is {config.reward.consensus_confidence}, which "
+            "needs to know which answers name the same, or something below, but "
+            f"config.verifier.name {config.verifier.name!r} does not tell; choose 'taxonomy', or "
+            "set the confidence to 0"
+        )
+    return verifier.with_every_label()

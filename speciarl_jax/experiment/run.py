@@ -296,6 +296,9 @@ def with_data(run: Run, train_source: Any, eval_source: Any) -> Run:
         verifier = make_verifier.with_label_shares(config, verifier, share_F, run.mesh)
         entropy = -float(np.sum(share_F * np.log(np.where(share_F > 0, share_F, 1.0))))
         run = dataclasses.replace(run, verifier=verifier, label_entropy=entropy)
+    if config.reward.consensus_confidence and train_source is not None:
+        verifier = make_verifier.with_every_label(config, run.verifier)
+        run = dataclasses.replace(run, verifier=verifier)
     return run
 
 
@@ -310,7 +313,8 @@ def evaluation_config(config: ml_collections.ConfigDict) -> ml_collections.Confi
     with changed.unlocked():
         changed.verifier = config.evaluation.verifier.copy_and_resolve_references()
         changed.evaluation.verifier.name = ""
-        changed.reward.information.strength = 0.0  # evaluation rewards nothing
+        # Evaluation rewards nothing.
+        changed.reward.information.strength = changed.reward.consensus_confidence = 0.0
     return changed
 
 

@@ -212,11 +212,13 @@ def check_unlabelled(
     if train_source is None:
         return
     parts, coefficient = getattr(train_source, "unlabelled", []), config.loss.kl_unlabelled
-    if bool(parts) != bool(coefficient) or coefficient < 0:
+    confidence = config.reward.consensus_confidence
+    if bool(parts) != bool(coefficient or confidence) or coefficient < 0:
         raise ValueError(
-            f"config.loss.kl_unlabelled is {coefficient}, and of the training images the parts "
-            f"{parts} have no labels; give both (a mixture with 'labelled': False in a part, and a "
-            "coefficient above 0), or neither"
+            f"config.loss.kl_unlabelled is {coefficient}, config.reward.consensus_confidence "
+            f"{confidence}, and of the training images the parts {parts} have no labels; give "
+            "such parts (a mixture with 'labelled': False in a part) and one of these numbers "
+            "above 0, or neither"
         )
     for key, off in (("train.objective", "rl"), ("train.dynamic_sampling.max_rounds", 0)):
         if parts and (value := _value(config, key)) != off:

@@ -82,6 +82,7 @@ ADDED = {
     "loss.mismatch_mask": "none",
     "loss.tis_level": "token",
     "model.lora_targets": ["decoder"],
+    "reward.consensus_confidence": 0.0,
     "reward.information.kind": "share",
     "reward.information.strength": 0.0,
     "train.ahead": 0,

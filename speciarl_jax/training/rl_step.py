@@ -133,7 +133,8 @@ def make_update_batch(
     metrics = describe(groups, taken_BN, reward_BN, advantage_BN, end_ids)
     metrics["reward/not_finite"] = rewarded.share_not_finite(groups.valid_BN)
     if groups.base_rate_BN is not None:
-        right_BN = taken_BN & (rewarded.category_BN >= Category.GENERIC)
+        right_BN = taken_BN & groups.prompt.labelled_B[:, None]
+        right_BN &= rewarded.category_BN >= Category.GENERIC
         base_rate = jnp.sum(jnp.where(right_BN, groups.base_rate_BN, 0.0))
         metrics["reward/base_rate"] = base_rate / jnp.maximum(jnp.sum(right_BN), 1)
     if algorithm.noise is not None:
@@ -173,7 +174,8 @@ def describe(
 ) -> Metrics:
     """Describes the rollouts of a step; means are over the rollouts that have a verdict.
 
-    The mean reward is over the rollouts that take part. Truncated are completions of T tokens
+    Images without a label do not count, whatever their rollouts agree on. The mean reward is over
+    the rollouts that take part. Truncated are completions of T tokens
     whose last is none of `end_ids`.
 
     Args:
@@ -181,7 +183,8 @@ def describe(
       reward_BN: float32.
       advantage_BN: float32.
     """
-    rollout, labelled_B, valid_BN = groups.rollout, groups.prompt.labelled_B, groups.valid_BN
+    rollout, labelled_B = groups.rollout, groups.prompt.labelled_B
+    valid_BN, taken_BN = (x & labelled_B[:, None] for x in (groups.valid_BN, taken_BN))
     images, judged = jnp.maximum(jnp.sum(labelled_B), 1), jnp.sum(valid_BN)
 
     def mean(x_BN):

@@ -63,6 +63,9 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
         found = in_graph_verification.verify(verifier, batch, rollout)
         base_rate_BN = found.base_rate_BN if algorithm.information is not None else None
         metrics = in_graph_verification.describe(found)
+        if algorithm.consensus is not None:
+            found, agreed = in_graph_verification.by_consensus(found, batch, algorithm.consensus)
+            metrics |= agreed
         return found.category_BN, found.valid_BN, base_rate_BN, metrics
 
     def learn(state: TrainState, base, groups: Groups):

@@ -30,6 +30,8 @@ class InGraphVerdicts(NamedTuple):
         verifier does not tell; then completions are compared as they are.
       base_rate_BN: float32, the share of the training images for which the answer would be right,
         whatever this image shows. None if the verifier was not told the labels of training.
+      category_BNF: int8 `Category` if label F were the true one, for rows without a label as well.
+        None if the verifier was not told to judge for all labels.
     """
 
     category_BN: jax.Array
@@ -38,6 +40,7 @@ class InGraphVerdicts(NamedTuple):
     matched_BN: jax.Array | None = None
     answer_BN: jax.Array | None = None
     base_rate_BN: jax.Array | None = None
+    category_BNF: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,6 +166,7 @@ class _Tables:
       typography: for phrases.
       names: of the tree.
       label_shares: for base rates, or None.
+      every_label: static, whether answers are judged for all labels, too.
       max_response_bytes: static, or None for as many as the tokens can have.
       tags: static.
     """
@@ -174,6 +175,7 @@ class _Tables:
     typography: parsing_on_device.Typography
     names: matching_on_device.Names
     label_shares: base_rate.LabelShares | None
+    every_label: bool = flax.struct.field(pytree_node=False)
     max_response_bytes: int | None = flax.struct.field(pytree_node=False)
     tags: str = flax.struct.field(pytree_node=False)
 
@@ -220,6 +222,7 @@ class TaxonomyVerifier:
                 phrase_bytes=taxonomy.phrase_bytes,
             ),
             label_shares=None,
+            every_label=False,
             max_response_bytes=max_response_bytes,
             tags=tags,
         )
@@ -233,9 +236,16 @@ class TaxonomyVerifier:
         Raises:
           ValueError: these are no shares of the leaves of the tree.
         """
-        new = object.__new__(type(self))
         shares = base_rate.LabelShares.create(self._tables.names, share_F)
-        new._tables = self._tables.replace(label_shares=shares)
+        return self._with(label_shares=shares)
+
+    def with_every_label(self) -> "TaxonomyVerifier":
+        """Returns a verifier that also judges for all labels (`InGraphVerdicts.category_BNF`)."""
+        return self._with(every_label=True)
+
+    def _with(self, **changes) -> "TaxonomyVerifier":
+        new = object.__new__(type(self))
+        new._tables = self._tables.replace(**changes)
         return new
 
     def broadest_rate(self, category_BN: jax.Array, leaf_index_B: jax.Array) -> jax.Array | None:
@@ -307,19 +317,25 @@ def _verify_one(
     leaf = jnp.clip(leaf_index, 0, leaves - 1)
     reading = matching_on_device.read(tables.names, phrase)
     category, known = matching_on_device.compare(tables.names, reading, leaf)
-    parsed = found & (total <= size) & (phrase.length > 0) & valid
+    readable = found & (total <= size) & (phrase.length > 0)
+    parsed = readable & valid
     category = jnp.where(parsed, category, Category.UNPARSED)
     within_A = jnp.arange(phrase.bytes_A.size) < phrase.length
-    answer = parsing_on_device.text_hash(phrase.bytes_A, within_A & parsed)
-    rate = None
+    answer = parsing_on_device.text_hash(phrase.bytes_A, within_A & readable)
+    rate = category_F = None
     if tables.label_shares is not None:
-        rate = jnp.where(parsed, tables.label_shares.rate(tables.names, reading), 0.0)
+        rate = jnp.where(readable, tables.label_shares.rate(tables.names, reading), 0.0)
+    if tables.every_label:
+        judge = lambda leaf: matching_on_device.compare(tables.names, reading, leaf)[0]  # noqa: E731
+        category_F = jax.vmap(judge)(jnp.arange(leaves))
+        category_F = jnp.where(readable, category_F, Category.UNPARSED).astype(jnp.int8)
     return InGraphVerdicts(
         category_BN=category.astype(jnp.int32),
         valid_BN=valid,
         matched_BN=known | ~parsed,
         answer_BN=answer,
         base_rate_BN=rate,
+        category_BNF=category_F,
     )
 
 
