@@ -6,6 +6,7 @@
 Started again on the same workdir, it goes on from the last checkpoint to the same result.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from speciarl_jax.runtime import commands, compilation_cache, exit_codes, jsonl,
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import writing
+from speciarl_jax.training import compile_ahead, steps
 from speciarl_jax.training import validation as validation_lib
 from speciarl_jax.training.loop import refuse_fewer_steps, train
 from speciarl_jax.training.validation import Validation
@@ -179,7 +181,8 @@ def train_between_evaluations(
     run = prepare(config)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
         checkpoints.check_fingerprint(fingerprint(run), allow_change=allow_change)
-        refuse_fewer_steps(checkpoints.latest_step(), config, workdir)
+        done = checkpoints.latest_step()
+        refuse_fewer_steps(done, config, workdir)
     asked = evaluation_sets.evaluators(run)
     judges = [run, *(evaluator.run for evaluator in asked.values())]
     for one in {id(one.verifier): one for one in judges}.values():
@@ -191,11 +194,18 @@ def train_between_evaluations(
     store = predictions.Predictions(workdir) if alone else None
     own = asked[config.data.name] if config.evaluation.in_training == "own" else None
     validation = Validation(run, own)
-    scores = {}
+    scores, started = {}, steps.start(run)
     if config.evaluation.before:
-        scores |= greedy_scores(asked, run.lora, "base", store)
+        begins = done is None
+        with compile_ahead.first_step(run, started) if begins else contextlib.nullcontext():
+            scores |= greedy_scores(asked, run.lora, "base", store)
     lora, _ = train(
-        run, workdir, clock=clock, allow_config_change=allow_change, validation=validation
+        run,
+        workdir,
+        clock=clock,
+        allow_config_change=allow_change,
+        validation=validation,
+        started=started,
     )
     scores |= greedy_scores(asked, lora, "trained", store)
     if alone:

@@ -178,6 +178,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       TypeError: an option that a part does not have, or a part returns another shape or dtype
         (`extension_points`).
     """
+    jax.eval_shape(functools.partial(_call, config))
+    optimizer.make(**config.optimizer)
+
+
+def _call(config: ml_collections.ConfigDict) -> None:
     algorithm = from_config(config)
     # All sizes differ, so that no wrong shape looks like a right one.
     category_BN = jnp.array([[0, 4, 1], [2, 3, -1]], jnp.int32)
@@ -193,4 +198,3 @@ def check(config: ml_collections.ConfigDict) -> None:
     if algorithm.overlong is not None:
         algorithm.overlong(jnp.ones(valid_BN.shape))
     verdict_noise.noisy(category_BN, jnp.zeros(2, int), 0, **config.label_noise)
-    optimizer.make(**config.optimizer)

@@ -94,7 +94,7 @@ def verdicts(found: Any, verifier: Any, shape: tuple[int, int]) -> InGraphVerdic
             _check(where, field, value, kind, shape)
     if (of_labels := found.category_BNF) is not None:
         labels = of_labels.shape[-1:] if hasattr(of_labels, "shape") else ()
-        _check(where, "category_BNF", of_labels, "int", (*shape, *labels))
+        _check(where, "category_BNF", of_labels, "int", (*shape, *labels), "BNF")
     return found
 
 
@@ -128,12 +128,23 @@ def host_verdicts(found: Any, shape: tuple[int, int]) -> Verdicts:
     return dataclasses.replace(found, category_BN=category_BN, valid_BN=valid_BN)
 
 
-def _check(where: str, what: str, value: Any, kind: str | None, shape: tuple[int, ...]) -> None:
-    """Refuses a value that is no array of this shape and kind; of any number if None."""
+def _check(
+    where: str,
+    what: str,
+    value: Any,
+    kind: str | None,
+    shape: tuple[int, ...],
+    names: str = "BNT",
+) -> None:
+    """Refuses a value that is no array of this shape and kind; of any number if None.
+
+    Args:
+      names: of the axes, for the message.
+    """
     array = isinstance(value, jax.Array | np.ndarray)
     right = array and (kind is None or jnp.issubdtype(value.dtype, _KINDS[kind]))
     if not right or value.shape != shape:
-        axes = f"[{', '.join('BNT'[: len(shape)])}] = {list(shape)}"
+        axes = f"[{', '.join(names[: len(shape)])}] = {list(shape)}"
         raise TypeError(
             f"{where} returned {_described(value)} as {what}; return {kind or 'numbers'} {axes}"
         )

@@ -21,7 +21,6 @@ from speciarl_jax.runtime.checkpoint import Checkpoints
 from speciarl_jax.runtime.profiler import Profiler
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.training import dynamic_sampling, steps, train_data
-from speciarl_jax.training import state as state_lib
 from speciarl_jax.training.state import TrainState
 from speciarl_jax.training.train_logger import TrainLogger
 from speciarl_jax.training.validation import Validation
@@ -35,6 +34,7 @@ def train(
     allow_config_change: bool = False,
     on_first_step: Callable[[], None] = lambda: None,
     validation: Validation | None = None,
+    started: steps.Started | None = None,
 ) -> tuple[nnx.State, float]:
     """Runs the loop over steps; resumes where an earlier run in `workdir` stopped.
 
@@ -43,6 +43,7 @@ def train(
       allow_config_change: go on from a checkpoint of another configuration.
       on_first_step: is called when the first step of this process has finished.
       validation: of this run; made here when None.
+      started: of this run, likewise.
 
     Returns:
       The trained adapters, of the best checkpoint if `validation.takes_best`, and the seconds that
@@ -59,7 +60,7 @@ def train(
     """
     config, workdir, clock = run.config, epath.Path(workdir), clock or RunClock()
     validation = validation or Validation(run)
-    optimizer, state, state_sharding = state_lib.start(run)
+    optimizer, state, state_sharding, programs = started or steps.start(run)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **config.checkpoint))
         place = _Place(run, checkpoints, clock, validation)
@@ -67,7 +68,7 @@ def train(
         refuse_fewer_steps(done, config, workdir)
         timer = step_timer.StepTimer()
         stack.callback(timer.close)
-        step = steps.train_step(run, optimizer, state_sharding, timer.stage_done)
+        step = steps.train_step(run, optimizer, state_sharding, timer.stage_done, programs)
 
         def first_step_done() -> None:
             clock.step_done(done + 1)

@@ -21,6 +21,7 @@ from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups
 from speciarl_jax.runtime import activation_sharding, sharding, step_timer
 from speciarl_jax.training import ahead, dynamic_sampling, host_verified_step, rl_step, sft_step
+from speciarl_jax.training import state as state_lib
 from speciarl_jax.training import update as update_lib
 from speciarl_jax.training.state import TrainState
 
@@ -115,22 +116,39 @@ def programs(run: Run, optimizer: Optimizer, state_sharding: TrainState) -> dict
     return found | {"update": jax.jit(update, **to_state)}
 
 
+class Started(NamedTuple):
+    """Holds what a run begins its steps with."""
+
+    optimizer: Optimizer
+    state: TrainState  # before the first update
+    state_sharding: TrainState
+    programs: dict[str, Any]  # of `programs`
+
+
+def start(run: Run) -> Started:
+    """Makes the optimizer, the state before the first update, and the programs of the steps."""
+    optimizer, state, state_sharding = state_lib.start(run)
+    return Started(optimizer, state, state_sharding, programs(run, optimizer, state_sharding))
+
+
 def train_step(
     run: Run,
     optimizer: Optimizer,
     state_sharding: TrainState,
     stage_done: Callable[..., None] = step_timer.ignore,
+    compiled: dict[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Puts the step of a run together.
 
     Args:
       stage_done: is told when a stage ends (`step_timer`), where there are several programs.
+      compiled: of `programs`, for this run; made here when None.
 
     Returns:
       (state, base, verifier, batch, number) -> (state, metrics). With dynamic sampling, and where
       batches are sampled ahead, it takes a function that gives the next batch instead of a batch.
     """
-    compiled = programs(run, optimizer, state_sharding)
+    compiled = programs(run, optimizer, state_sharding) if compiled is None else compiled
     if "step" in compiled:
         return compiled["step"]
     if host_verification.is_host(run):

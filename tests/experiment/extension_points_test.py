@@ -118,7 +118,11 @@ CATEGORY, VALID = jnp.ones((B, N), int), jnp.ones((B, N), bool)
         ((CATEGORY, None), "returned a NoneType as valid_BN"),
         (InGraphVerdicts(CATEGORY, VALID, VALID), r"returned bool \[2, 3\] as probability_BN"),
         ((CATEGORY,), "returned a tuple of 1; return category_BN and valid_BN"),
-        ((CATEGORY, VALID, *[None] * 5), "returned a tuple of 7; return category_BN and valid_BN"),
+        (
+            InGraphVerdicts(CATEGORY, VALID, category_BNF=CATEGORY),
+            r"returned int32 \[2, 3\] as category_BNF; return int \[B, N, F\] = \[2, 3, 3\]",
+        ),
+        ((CATEGORY, VALID, *[None] * 6), "returned a tuple of 8; return category_BN and valid_BN"),
     ],
 )
 def test_an_in_graph_verifier_that_returns_something_else_is_named(found, said):
