@@ -17,6 +17,7 @@ from speciarl_jax.data.cifar100 import DESIGNS, SUPERCLASSES
 UNSEEN = (
     *("flowers", "household_furniture", "large_natural_outdoor_scenes", "people", "vehicles_2"),
 )
+SEEN = tuple(name for name in SUPERCLASSES if name not in UNSEEN)
 
 
 def get_config(strength: str = "0.0") -> ml_collections.ConfigDict:
@@ -30,9 +31,7 @@ def get_config(strength: str = "0.0") -> ml_collections.ConfigDict:
     """
     config = configs.load(f"information:{strength}:cifar100:narrow")
     options = config.data.options
-    options.unlabelled = tuple(
-        name for name in SUPERCLASSES if name not in (*DESIGNS["narrow"], *UNSEEN)
-    )
+    options.unlabelled = tuple(name for name in SEEN if name not in DESIGNS["narrow"])
     # 75 classes in place of 45, with the same images of those 45 but for a few.
     options.subset = options.subset * 5 // 3
     config.evaluation.options.unlabelled = ()

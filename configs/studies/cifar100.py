@@ -28,7 +28,21 @@ def get_study(design: str = "broad") -> Study:
     }
     extra = ()
     if design == "narrow":
-        extra = (Row("SpeciaRL + KL elsewhere", "configs/unlabelled.py:0.7", search=WITH_STRENGTH),)
+        extra = (
+            Row("SpeciaRL + KL elsewhere", "configs/unlabelled.py:0.7", search=WITH_STRENGTH),
+            Row(
+                "SpeciaRL + consensus elsewhere",
+                "configs/consensus.py:0.3:0.7",
+                search=WITH_STRENGTH,
+            ),
+            # Not to be compared with the others: what labels of the other images would bring.
+            Row(
+                "SpeciaRL with labels elsewhere",
+                f"configs/information.py:0.7:{own}",
+                {"data.options.design": "", "data.options.superclasses": unlabelled.SEEN},
+                search=WITH_STRENGTH,
+            ),
+        )
         # Of the others, those that no row has seen even without labels.
         superclasses = {"design": "", "superclasses": unlabelled.UNSEEN}
         sets["unseen"] = {"split": "test", "subset": 1000, **superclasses}
