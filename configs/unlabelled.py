@@ -20,21 +20,28 @@ UNSEEN = (
 SEEN = tuple(name for name in SUPERCLASSES if name not in UNSEEN)
 
 
-def get_config(strength: str = "0.0") -> ml_collections.ConfigDict:
+def get_config(argument: str = "0.0") -> ml_collections.ConfigDict:
     """Adds images without labels to the design "narrow".
 
     Args:
-      strength: of credit by information (`information.py`); "0.0" for the paper's reward.
+      argument: "STRENGTH" of credit by information (`information.py`), "0.0" for the paper's
+        reward; or "labelled:STRENGTH", to compare with: the same images, all of them with labels.
 
     Raises:
       ValueError: the strength is not a number.
     """
-    config = configs.load(f"information:{strength}:cifar100:narrow")
+    first, _, rest = argument.partition(":")
+    labelled = first == "labelled"
+    config = configs.load(f"information:{rest if labelled else first}:cifar100:narrow")
     options = config.data.options
     options.unlabelled = tuple(name for name in SEEN if name not in DESIGNS["narrow"])
     # 75 classes in place of 45, with the same images of those 45 but for a few.
     options.subset = options.subset * 5 // 3
     config.evaluation.options.unlabelled = ()
     config.train.batch_size = 48
+    if labelled:
+        options.unlabelled, options.design, options.superclasses = (), "", SEEN
+        config.evaluation.options.design = "narrow"
+        return config
     config.loss.kl_unlabelled = 1.0
     return config

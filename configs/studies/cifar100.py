@@ -38,8 +38,7 @@ def get_study(design: str = "broad") -> Study:
             # Not to be compared with the others: what labels of the other images would bring.
             Row(
                 "SpeciaRL with labels elsewhere",
-                f"configs/information.py:0.7:{own}",
-                {"data.options.design": "", "data.options.superclasses": unlabelled.SEEN},
+                "configs/unlabelled.py:labelled:0.7",
                 search=WITH_STRENGTH,
             ),
         )
