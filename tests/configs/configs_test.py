@@ -155,6 +155,13 @@ def test_credit_by_information_takes_kind_and_strength_from_its_name(
     )
 
 
+def test_a_consensus_takes_confidence_and_strength_from_its_name():
+    plain, changed = (flat(configs.load(one)) for one in ("unlabelled:0.7", "consensus:0.3:0.7"))
+    changed = {key: changed[key] for key in changed if changed[key] != plain[key]}
+    assert changed == {"reward.consensus_confidence": 0.3, "loss.kl_unlabelled": 0.0}
+    assert flat(configs.load("consensus:0.3:0.0")) == flat(configs.load("consensus:0.3"))
+
+
 DATA_CONFIGS = """cub cub_128 cub_1024 cub_2048 flowers food pets cars aircraft mixture own_folder
 own_table""".split()
 

@@ -120,6 +120,11 @@ def test_superclasses_may_be_listed_without_their_labels(folder):
     assert hidden == len(found) - len(labelled)
     superclasses = {*cifar100.DESIGNS["narrow"], *found.unlabelled, *unlabelled.UNSEEN}
     assert superclasses == set(cifar100.SUPERCLASSES)
+    # To compare with: the same images, all of them with labels.
+    options = configs.load("unlabelled:labelled:0.7").data.options.to_dict()
+    known = cifar100.Source(seed=0, **options | {"path": str(folder)})
+    assert [entry.key for entry in known.entries] == [entry.key for entry in found.entries]
+    assert all(known.describe(i)["label"] for i in range(len(known)))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def make_run(
         if config.reward.information.strength:
             labels_F = len(labels.leaf_ids)
             verifier = verifier.with_label_shares(np.full(labels_F, 1 / labels_F))
+        if config.reward.consensus_confidence:
+            verifier = verifier.with_every_label()
         verifier = sharding.placed(verifier, sharding.replicated(mesh))
     return Run(
         config=config,
