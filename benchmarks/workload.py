@@ -279,9 +279,6 @@ class Workload:
         options = self.options
         return Algorithm(
             reward=best_prediction.reward,
-            noise=None,
-            information=None,
-            overlong=None,
             min_judged_fraction=1.0,
             advantages=advantages.group_advantages,
             policy_loss=grpo.policy_loss,

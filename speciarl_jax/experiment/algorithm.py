@@ -19,21 +19,21 @@ from speciarl_jax.verifiers import group_consensus
 Function = Callable[..., Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm:
     """Functions and numbers of a group-relative policy update; no ConfigDict behind it."""
 
     reward: Function  # (category_BN, valid_BN) -> reward_BN (`rl.rewards`)
     # (category_BN, image_id_B, step) -> category_BN that are rewarded instead, for the study of
     # verifiers that err (`rl.verdict_noise`); None without noise.
-    noise: Function | None
+    noise: Function | None = None
     # base_rate_BN -> factor of positive rewards (`rl.rewards.information`); None for full credit.
-    information: Function | None
+    information: Function | None = None
     # (category_BNF, answer_BN) -> verdicts on images without a label (`verifiers.group_consensus`);
     # None for none.
-    consensus: Function | None
+    consensus: Function | None = None
     # length_BN -> what long completions lose of their reward; None without penalty.
-    overlong: Function | None
+    overlong: Function | None = None
     # Share of a group that must have a verdict (`rl_step.judged_groups`).
     min_judged_fraction: float
     advantages: Function  # (reward_BN, valid_BN) -> advantage_BN (`rl.advantages`)

@@ -153,12 +153,13 @@ def of_methods(
     Returns:
       {"images", "rows": [{"name", "seeds", "runs", "wanted", "scores" (`SeedBootstrap.scores`),
       "categories": mean share of each, "against_reference" (`SeedBootstrap.paired`, or None),
-      "closed" (`SeedBootstrap.closed`, or None)}]}.
+      "closed" (`SeedBootstrap.closed`, or None), "hm_against": of a method with seeds, each other
+      one -> the difference of HM from it, as in `SeedBootstrap.paired`}]}.
     """
     if not methods:
         return {"images": 0, "rows": []}
     drawn = seeds.SeedBootstrap(methods, weights, resamples=resamples)
-    rows = []
+    rows, seeded = [], [name for name, runs in methods.items() if runs.seeds]
     for name, runs in methods.items():
         is_tested = reference in methods and name != reference
         can_close = base in methods and best in methods and name not in (base, best)
@@ -172,6 +173,11 @@ def of_methods(
                 "categories": _shares(runs.category_SB),
                 "against_reference": drawn.paired(reference, name) if is_tested else None,
                 "closed": drawn.closed(name, base, best) if can_close else None,
+                "hm_against": {
+                    other: test["differences"]["hm"]
+                    for other in seeded
+                    if runs.seeds and other != name and (test := drawn.paired(other, name))
+                },
             }
         )
     return {"images": drawn.images, "rows": rows}

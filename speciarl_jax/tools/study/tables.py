@@ -51,6 +51,21 @@ def cells(found: Set, reference: str | None) -> list[list[str]]:
     return rows
 
 
+def _pairs(found: Set) -> list[list[str]]:
+    """Writes the cells of the table of all differences of HM; none below three methods."""
+    rows = [row for row in found["rows"] if row.get("hm_against")]
+    if len(rows) < 3:
+        return []
+    names = [row["name"] for row in rows]
+    lines = [["", *names]]
+    for row in rows:
+        tests = [row["hm_against"].get(other) for other in names]
+        stars = ["*" if one and one["excludes_zero"] else "" for one in tests]
+        cells = [_interval(one, "+") + star for one, star in zip(tests, stars, strict=True)]
+        lines.append([row["name"], *cells])
+    return lines
+
+
 def _percent(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -85,6 +100,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = ["# Results"]
     for name, one in found["sets"].items():
         parts += [f"## {_title(name, one)}", grid(cells(one, found["reference"]))]
+        if pairs := _pairs(one):
+            parts += ["HM, the method of the row minus that of the column:", grid(pairs)]
     parts.append(found["method"])
     if found["weights"]:
         parts.append(metrics.describe_weights(found["weights"]))
@@ -104,7 +121,7 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
     said, sets = [], found["sets"].values()
     rows = [row for one in sets for row in one["rows"]]
     if any(row["against_reference"] for row in rows):
-        said.append(f"*: the interval of the difference from {found['reference']} excludes zero.")
+        said.append("*: the interval of the difference excludes zero.")
     if any(row["closed"] for row in rows):
         said.append(
             f"Distance closed: share of the way in HM from {found['base']} (0%) to "

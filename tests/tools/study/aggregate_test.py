@@ -156,6 +156,26 @@ def many(count):
     return {"base": "method number 0", "sets": {"a": one, "b": one}}
 
 
+def test_every_two_methods_are_tested_against_each_other():
+    found = many(3) | {"method": "", "weights": {}, "reference": None, "best": None, "search": {}}
+    rows = {row["name"]: row for row in found["sets"]["a"]["rows"]}
+    for name, row in rows.items():
+        assert row["hm_against"].keys() == rows.keys() - {name}
+        for other, test in row["hm_against"].items():
+            hm, from_hm = (rows[one]["scores"]["hm"]["value"] for one in (name, other))
+            assert test["value"] == pytest.approx(hm - from_hm)
+            low, high = rows[other]["hm_against"][name]["interval"]
+            np.testing.assert_allclose(test["interval"], [-high, -low], atol=1e-9)
+    text = tables.markdown(found)
+    (line, *_) = [one for one in text.split("the column:")[1].splitlines() if "number 1 " in one][
+        1:
+    ]
+    assert f"{rows['method number 1']['hm_against']['method number 0']['value']:+.3f}" in line
+    # A base that has no seeds, and the best of its samples, are no rows of that table.
+    alone = aggregate.of_methods({"base": seeds.Runs((), np.zeros((1, 9), int))}, WEIGHTS, {}, 9)
+    assert alone["rows"][0]["hm_against"] == {}
+
+
 @pytest.mark.parametrize("count", [6, 25])
 def test_names_in_the_figure_do_not_overlap(count):
     drawn = figure.draw(many(count))
