@@ -51,10 +51,19 @@ _NARROW = {
     *("aquatic_mammals", "fish", "insects", "large_carnivores", "large_omnivores_and_herbivores"),
     *("medium_mammals", "non-insect_invertebrates", "reptiles", "small_mammals"),
 }
+# One superclass of each of five kinds of things that are no animals.
+_NOT_WIDE = {
+    "flowers",
+    "household_furniture",
+    "large_natural_outdoor_scenes",
+    "people",
+    "vehicles_2",
+}
 # design -> superclasses that reinforcement sees; evaluation out of domain asks about the others.
 DESIGNS = {
     "broad": tuple(name for name in SUPERCLASSES if name not in _NOT_BROAD),
     "narrow": tuple(name for name in SUPERCLASSES if name in _NARROW),
+    "wide": tuple(name for name in SUPERCLASSES if name not in _NOT_WIDE),
 }
 SIDES = ("in_domain", "out_of_domain")
 # split -> ranks of its images within each class of the published training set (500 a class), in an

@@ -131,7 +131,7 @@ def test_superclasses_may_be_listed_without_their_labels(folder):
     "options, said",
     [
         ({"split": "held_out"}, "split is 'held_out'; choose one of"),
-        ({"design": "wide"}, "design is 'wide' and side 'in_domain'; choose one of"),
+        ({"design": "wild"}, "design is 'wild' and side 'in_domain'; choose one of"),
         ({"design": "broad", "side": "out"}, "side 'out'; choose one of"),
         ({"design": "broad", "superclasses": ("fish",)}, "give one of the two"),
         ({"superclasses": ("fishes",)}, r"superclasses \['fishes'\] are unknown"),
