@@ -15,7 +15,8 @@ def get_config(design: str = "broad") -> ml_collections.ConfigDict:
     """Changes policy, data and steps of `quickstart.py`.
 
     Args:
-      design: "broad", reinforcement on 15 of 20 superclasses; or "narrow", on those of animals.
+      design: "broad", reinforcement on 15 of 20 superclasses; "narrow", on those of animals; or
+        "wide", on those and six others.
     """
     config = quickstart.get_config()
     config.model.path = "cifar100_tiny"
