@@ -5,13 +5,12 @@ import threading
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import logging
 
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import Run
 from speciarl_jax.training import train_data
-from speciarl_jax.training.steps import Started
+from speciarl_jax.training.steps import Started, key_of
 
 
 @contextlib.contextmanager
@@ -38,11 +37,11 @@ def first_step(run: Run, started: Started) -> Iterator[None]:
 def _compile(run: Run, started: Started) -> None:
     try:
         batch = train_data.on_devices(run, train_data.training_batches(run), [])
-        state, number = started.state, np.uint32(1)
+        state, key = started.state, key_of(run, 1)
         if "step" in started.programs:
-            step = started.programs["step"].lower(state, run.base, run.verifier, batch, number)
+            step = started.programs["step"].lower(state, run.base, run.verifier, batch, key)
         else:
-            step = started.programs["rollout"].lower(state.lora, run.base, batch, number)
+            step = started.programs["rollout"].lower(state.lora, run.base, batch, key)
         step.compile()
     except Exception as error:
         logging.info("the first step was not compiled ahead: %s", error)

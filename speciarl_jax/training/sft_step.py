@@ -102,7 +102,7 @@ def builder(run: Run) -> Callable[[Sequence[Mapping[str, Any]], int], PromptBatc
 def step_of(
     run: Run, optimizer: Optimizer
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Makes (state, base, verifier, batch, number) -> (state, metrics) for batches with targets.
+    """Makes (state, base, verifier, batch, key) -> (state, metrics) for batches with targets.
 
     The loss is the cross-entropy of the completions' tokens, in nats a token. Traceable.
     """
@@ -115,8 +115,8 @@ def step_of(
         optimizer=optimizer,
     )
 
-    def step(state, base, verifier, batch, number):
-        del verifier, number
+    def step(state, base, verifier, batch, key_data):
+        del verifier, key_data
         policy = nnx.merge(run.graphdef, state.lora, base)
         whole = UpdateBatch(
             prompt=batch.replace(target=None),

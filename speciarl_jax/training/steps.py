@@ -31,7 +31,8 @@ Metrics = dict[str, Any]
 class Stages(NamedTuple):
     """Holds the stages of a step as pure, traceable functions."""
 
-    rollout: Callable[..., Any]  # (lora, base, batch, number) -> features [B, M, D] and `Rollout`
+    # (lora, base, batch, key of `key_of`) -> features [B, M, D] and `Rollout`
+    rollout: Callable[..., Any]
     # (verifier, batch, rollout) -> category_BN, valid_BN, base_rate_BN (or None), metrics
     verify: Callable[..., Any]
     # (state, base, groups) -> (state, metrics): reward, advantage and policy update.
@@ -56,8 +57,8 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
         **policy,
     )
 
-    def rollout(lora, base, batch, number):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
+    def rollout(lora, base, batch, key_data):
+        key = jax.random.wrap_key_data(key_data)
         return sample(lora, base, batch, key, temperature, top_p)
 
     def verify(verifier, batch, rollout):
@@ -85,11 +86,23 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
     return Stages(rollout, verify, activation_sharding.on_mesh(run.mesh, learn))
 
 
+def key_of(run: Run, number: Any) -> np.ndarray:
+    """Returns the key that a step (or a round of one) samples with, uint32 [2].
+
+    Programs take it as an argument, so that runs of all seeds share them.
+
+    Args:
+      number: of the step, or of the round.
+    """
+    key = jax.random.fold_in(jax.random.key(run.config.seed), number)
+    return np.asarray(jax.random.key_data(key))
+
+
 def programs(run: Run, optimizer: Optimizer, state_sharding: TrainState) -> dict[str, Any]:
     """Jits what a training step of this run executes; nothing is compiled yet.
 
     Returns:
-      Either "step", the whole of it: (state, base, verifier, batch, number) -> (state, metrics); or
+      Either "step", the whole of it: (state, base, verifier, batch, key) -> (state, metrics); or
       its stages "rollout", "verify" (not with a host verifier) and "update", as in `Stages`.
     """
     replicated = sharding.replicated(run.mesh)
@@ -101,8 +114,8 @@ def programs(run: Run, optimizer: Optimizer, state_sharding: TrainState) -> dict
     on_host = host_verification.is_host(run)
     if run.config.train.fused and not on_host and not dynamic_sampling.is_on(run):
 
-        def whole(state, base, verifier, batch, number):
-            features_BMD, sampled = rollout(state.lora, base, batch, number)
+        def whole(state, base, verifier, batch, key_data):
+            features_BMD, sampled = rollout(state.lora, base, batch, key_data)
             *verdicts, metrics = verify(verifier, batch, sampled)
             groups = Groups(batch, features_BMD, sampled, *verdicts)
             state, updated = update(state, base, groups)
@@ -150,9 +163,16 @@ def train_step(
     """
     compiled = programs(run, optimizer, state_sharding) if compiled is None else compiled
     if "step" in compiled:
-        return compiled["step"]
+        whole = compiled["step"]
+        return lambda state, base, verifier, batch, number: whole(
+            state, base, verifier, batch, key_of(run, number)
+        )
+
+    def rollout(lora, base, batch, number):
+        return compiled["rollout"](lora, base, batch, key_of(run, number))
+
     if host_verification.is_host(run):
-        judge = host_verified_step.Judge(run, compiled["rollout"], stage_done)
+        judge = host_verified_step.Judge(run, rollout, stage_done)
         summarise = host_verified_step.describe
         if run.config.train.ahead:
             return ahead.Step(judge, compiled["update"], summarise, run.config.train.steps)
@@ -160,11 +180,11 @@ def train_step(
         summarise = means
 
         def judge(state, base, verifier, batch, number):
-            features_BMD, rollout = compiled["rollout"](state.lora, base, batch, number)
-            stage_done("rollout", rollout.mask_BNT)
-            *verdicts, metrics = compiled["verify"](verifier, batch, rollout)
+            features_BMD, sampled = rollout(state.lora, base, batch, number)
+            stage_done("rollout", sampled.mask_BNT)
+            *verdicts, metrics = compiled["verify"](verifier, batch, sampled)
             stage_done("verify", verdicts)
-            return Groups(batch, features_BMD, rollout, *verdicts), metrics
+            return Groups(batch, features_BMD, sampled, *verdicts), metrics
 
     if dynamic_sampling.is_on(run):
         return dynamic_sampling.train_step(run, judge, summarise, compiled["update"])

@@ -37,7 +37,7 @@ def test_rewards_are_those_of_a_count_over_the_images_of_training(kind):
     optimizer, state, state_sharding = state_lib.start(run)
     step = steps.programs(run, optimizer, state_sharding)
     batch = small_run.batch_of(run)
-    features, rollout = step["rollout"](state.lora, run.base, batch, np.uint32(1))
+    features, rollout = step["rollout"](state.lora, run.base, batch, steps.key_of(run, 1))
     *verdicts, _ = step["verify"](run.verifier, batch, rollout)
     groups = Groups(batch, features, rollout, *verdicts)
     found = rl_step.reward_groups(groups, np.int32(0), run.algorithm)

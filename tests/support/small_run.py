@@ -223,7 +223,7 @@ def mesh_program(policy, out, meshes):
         optimizer, state, state_sharding = state_lib.start(run)
         step = steps.programs(run, optimizer, state_sharding)
         batch = batch_of(run)
-        features, rollout = step["rollout"](state.lora, run.base, batch, np.uint32(7))
+        features, rollout = step["rollout"](state.lora, run.base, batch, steps.key_of(run, 7))
         category, valid, *_ = step["verify"](run.verifier, batch, rollout)
         groups = Groups(batch, features, rollout, category, valid)
         state, metrics = step["update"](state, run.base, groups)

@@ -59,3 +59,16 @@ def test_where_a_cache_holds_features_nothing_is_compiled_ahead(policy_folder):
     with compiled() as ahead, compile_ahead.first_step(run, steps.start(run)):
         pass
     assert not [one for one in ahead if "whole" in one]
+
+
+def test_runs_of_all_seeds_share_their_programs(policy_folder):
+    texts, keys = [], []
+    for seed in (0, 1):
+        run = prepare(small_run.small_config(policy_folder, seed=seed))
+        started, key = steps.start(run), steps.key_of(run, 1)
+        batch = train_data.on_devices(run, train_data.training_batches(run), [])
+        step = started.programs["step"]
+        texts.append(step.lower(started.state, run.base, run.verifier, batch, key).as_text())
+        keys.append(key)
+    assert texts[0] == texts[1]
+    assert not np.array_equal(*keys)

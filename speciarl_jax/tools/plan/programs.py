@@ -198,11 +198,11 @@ def programs(plan: Abstract, only: tuple[str, ...] = ()) -> Iterator[Program]:
 def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Makes the shapes of a program's arguments, and of what lies beside them in memory."""
     run, state, config = plan.run, plan.state, plan.run.config
-    number, scalar = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.float32))
+    key, scalar = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
     if name == "step":
         supervised = config.train.objective == "sft"
         verifier = () if supervised else run.verifier
-        return (state, run.base, verifier, batch_of(plan, plan.sampled, supervised), number), ()
+        return (state, run.base, verifier, batch_of(plan, plan.sampled, supervised), key), ()
     beside = state.opt_state, run.verifier
     if name == "evaluate":
         batch = batch_of(plan, config.evaluation.batch_size)
@@ -211,7 +211,7 @@ def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[
     rows = sharding.batch_sharding(run.mesh)
     learned = config.train.batch_size
     batch = batch_of(plan, learned if name == "update" else plan.sampled)
-    sampling = run.lora, run.base, batch, number
+    sampling = run.lora, run.base, batch, key
     if name == "rollout":
         return sampling, beside
     features_BMD, rollout = sharding.placed(jax.eval_shape(compiled["rollout"], *sampling), rows)

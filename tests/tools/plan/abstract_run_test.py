@@ -1,7 +1,6 @@
 """Abstract programs take and give what a real run's programs do."""
 
 import jax
-import numpy as np
 import plans
 import pytest
 import small_run
@@ -28,17 +27,18 @@ def test_the_planner_compiles_the_step_that_training_runs(run):
     plan = plans.plan(run.config, run.model_config, run.mesh, GRID, batch.tokens_BP.shape[1])
     [found] = programs.programs(plan)
     assert found.name == "step"
-    state, base, _, abstract_batch, number = found.arguments
+    state, base, _, abstract_batch, key = found.arguments
     optimizer, real, state_sharding = state_lib.start(run)
     for got, want in ((state, real), (base, run.base), (abstract_batch, batch)):
         assert jax.tree.structure(got) == jax.tree.structure(want)
         assert jax.tree.leaves(shapes(got)) == jax.tree.leaves(shapes(want))
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
-    assert (number.shape, number.dtype) == ((), np.uint32)
+    known = steps.key_of(run, 1)
+    assert (key.shape, key.dtype) == (known.shape, known.dtype)
     # The program itself, on the real run's verifier.
-    step = steps.train_step(run, optimizer, state_sharding)
-    want = jax.eval_shape(step, real, run.base, run.verifier, batch, np.uint32(1))
+    step = steps.programs(run, optimizer, state_sharding)["step"]
+    want = jax.eval_shape(step, real, run.base, run.verifier, batch, known)
     state, metrics = plans.outputs(found)
     # The run's verifier is no tree.
     metrics = {k: v for k, v in metrics.items() if k not in ("verify/by_tree", "verify/unmatched")}
