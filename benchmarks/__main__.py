@@ -1,8 +1,8 @@
 """Measures a training step on random weights, with the work of a group shared and without.
 
     python -m benchmarks --shapes=short,paper --json=bench.json
-    python -m benchmarks --shapes=paper --rollouts=1,2,5,10,20,64 \\
-        --plot=docs/rollouts.png
+    python -m benchmarks --shapes=paper --rollouts=1,2,5,10,20 --prompt=150,300,600,1200 \\
+        --tokens=24,48,96,192 --plot=docs/images/sizes.png
 
 No checkpoint is needed: the dimensions are those of `SMALL` (5.67 million parameters), of a
 published size (--model=3B) or of a `config.json` (--model=PATH). Completions never end, unless
@@ -18,7 +18,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,13 @@ from benchmarks import limits
 from benchmarks.workload import SHAPES, Options, Workload, model_config, random_policy
 from speciarl_jax.rollout.types import Rollout
 from speciarl_jax.runtime import exit_codes
+
+# Fields of a shape that may be varied -> what a plot calls them.
+AXES = {
+    "rollouts": "rollouts of each image, N",
+    "prompt": "tokens of a prompt",
+    "tokens": "tokens of a completion",
+}
 
 
 class Measurement:
@@ -80,6 +87,11 @@ class Measurement:
         for name, program in self.programs.items():
             self.seconds[name].append(machine.clock.time(program))
 
+    def useful_flops(self) -> float:
+        """Returns the FLOPs of a step that none with sharing can avoid."""
+        about = self.workload.config, self.workload.shape, self.workload.options, self.lengths_BN
+        return limits.rollout_useful_flops(*about) + limits.update_useful_flops(*about)
+
     def row(self, name: str) -> dict[str, Any]:
         """Returns the record of this measurement: medians, in seconds, bytes and FLOP/s."""
         w, found = self.workload, {k: statistics.median(v) for k, v in self.seconds.items()}
@@ -118,7 +130,8 @@ def describe(row: dict[str, Any], measurement: Measurement, memory_rate: float) 
     """Formats a record as one line; the useful work as a share of what the machine can do."""
     w = measurement.workload
     about = w.config, w.shape, w.options, measurement.lengths_BN
-    update, sampling = row["update_useful_flops"], limits.rollout_useful_flops(*about)
+    update = row["update_useful_flops"]
+    sampling = measurement.useful_flops() - update
     rate = row["gemm_flops_per_s"]
     read = limits.decode_bytes(*about) / row["rollout_s"] / memory_rate
     return (
@@ -138,19 +151,45 @@ def gemm_size() -> int:
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
-def plot(rows: Sequence[dict[str, Any]], counts: Sequence[int], path: str) -> None:
-    """Draws a step's seconds against N (`counts`) as a PNG, beside a line proportional to N."""
+def ratios(rows: Sequence[dict[str, Any]], useful: Sequence[float]) -> str:
+    """Says what a step takes beside what the machine allows, and beside one without sharing.
+
+    Args:
+      rows: of one shape, the first with sharing.
+      useful: FLOPs of a step that no step with sharing can avoid, of each row.
+    """
+    shared = rows[0]
+    share = useful[0] / shared["step_s"] / shared["gemm_flops_per_s"]
+    said = (
+        f"{shared['shape']}: a step does {share:.0%} of what matrix products of this machine allow"
+    )
+    for plain in rows[1:]:
+        said += (
+            f", and is {plain['step_s'] / shared['step_s']:.1f} times as fast as without sharing"
+        )
+    return said
+
+
+def plot(sweeps: Mapping[str, Sequence[tuple[int, float]]], title: str, path: str) -> None:
+    """Draws a step's seconds against sizes, each beside a line in proportion to it, as a PNG.
+
+    Args:
+      sweeps: key of `AXES` -> (size, seconds), the smallest size first.
+    """
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    seconds = [row["step_s"] for row in rows]
-    axes.plot(counts, seconds, "o-", label="measured")
-    axes.plot(counts, [seconds[0] / counts[0] * n for n in counts], ":", label="in proportion to N")
-    axes.set(xlabel="rollouts of each image, N", ylabel="seconds a step")
-    axes.set_title(rows[0]["shape"].split("-n")[0])
-    axes.set_ylim(0, 1.3 * max(seconds))
-    axes.legend()
+    figure = matplotlib.figure.Figure(figsize=(3.6 * len(sweeps) + 0.4, 3.3), layout="constrained")
+    panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
+    for axes, (name, found) in zip(panels, sweeps.items(), strict=True):
+        sizes, seconds = zip(*found, strict=True)
+        axes.plot(sizes, seconds, "o-", label="measured")
+        ends = (sizes[0], sizes[-1])
+        axes.plot(ends, [seconds[0] / sizes[0] * n for n in ends], ":", label="in proportion")
+        axes.set(xlabel=AXES[name], xlim=(0, None))
+    top = max(second for found in sweeps.values() for _, second in found)
+    panels[0].set(ylabel="seconds a step", ylim=(0, 1.1 * top))
+    panels[0].legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=120, format="png")
 
 
@@ -166,24 +205,39 @@ def main(argv: Sequence[str]) -> None:
     policy = random_policy(config, options)
     size, clock = given.gemm_size or gemm_size(), limits.Clock(given.clock)
     machine = limits.Machine(jnp.dtype(options.dtype), size, clock)
-    counts, rows = [int(n) for n in given.rollouts], []
+    sizes = {axis: sorted(map(int, given[axis].value)) for axis in AXES if given[axis].value}
+    rows = []
     for name in given.shapes:
-        shapes = [dataclasses.replace(SHAPES[name], rollouts=n) for n in counts] or [SHAPES[name]]
-        kinds = (True, False) if given.plain and not counts else (True,)
-        workloads = (Workload(config, s, kind, options, policy) for s in shapes for kind in kinds)
+        shapes = [
+            dataclasses.replace(SHAPES[name], **{axis: size})
+            for axis in sizes
+            for size in sizes[axis]
+        ]
+        called = [f"{name}-{axis}-{size}" for axis in sizes for size in sizes[axis]] or [name] * 2
+        kinds = (True, False) if given.plain and not sizes else (True,)
+        workloads = (
+            Workload(config, shape, kind, options, policy)
+            for shape in shapes or [SHAPES[name]]
+            for kind in kinds
+        )
         measurements = measure(workloads, machine, given.repeats)
         memory_rate = machine.memory_rate()
 
-        for found in measurements:
-            rows.append(found.row(f"{name}-n{found.workload.shape.rollouts}" if counts else name))
+        for found, called_so in zip(measurements, called, strict=False):
+            rows.append(found.row(called_so))
             print(describe(rows[-1], found, memory_rate), flush=True)
             if given.profile:
                 kind = "shared" if found.workload.shared else "plain"
                 trace = pathlib.Path(given.profile) / f"{rows[-1]['shape']}-{kind}"
                 with jax.profiler.trace(str(trace)):
                     jax.block_until_ready(found.run_step())
-        if counts and given.plot:
-            plot(rows[-len(counts) :], counts, given.plot)
+        of_shape = rows[-len(measurements) :]
+        if not sizes:
+            print(ratios(of_shape, [found.useful_flops() for found in measurements]), flush=True)
+        elif given.plot:
+            seconds = iter([row["step_s"] for row in of_shape])
+            sweeps = {axis: [(n, next(seconds)) for n in sizes[axis]] for axis in sizes}
+            plot(sweeps, name, given.plot)
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -193,8 +247,9 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "small", "small, 3B, 7B, 32B, 72B, or a config.json.")
     flags.DEFINE_string("json", None, "File for the list of records.")
     flags.DEFINE_bool("plain", True, "Also measure without sharing.")
-    flags.DEFINE_list("rollouts", [], "Measure these N, with sharing only.")
-    flags.DEFINE_string("plot", None, "PNG of the step's seconds against --rollouts.")
+    for axis, what in AXES.items():
+        flags.DEFINE_list(axis, [], f"Measure a shape with these, with sharing only: {what}.")
+    flags.DEFINE_string("plot", None, f"PNG of the step's seconds against {', '.join(AXES)}.")
     flags.DEFINE_string("profile", None, "Folder for a trace of one step of each.")
     flags.DEFINE_integer("repeats", 5, "Of every program; the median counts.")
     flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Wall time, or processor time.")

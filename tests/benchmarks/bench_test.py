@@ -199,6 +199,13 @@ def test_unknown_models_are_refused():
 
 
 def test_a_plot_is_a_png(tmp_path):
-    rows = [measured(True).row(f"tiny-n{n}") for n in (1, 3)]
-    bench.plot(rows, [1, 3], tmp_path / "plot.png")
+    sweeps = {"rollouts": [(1, 2.0), (3, 2.5)], "tokens": [(8, 1.0), (16, 3.0), (32, 4.0)]}
+    bench.plot(sweeps, "tiny", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_are_those_of_the_rows():
+    shared = {"shape": "tiny", "step_s": 2.0, "gemm_flops_per_s": 100.0}
+    said = bench.ratios([shared, shared | {"step_s": 5.0}], [50.0, 200.0])
+    assert "tiny: a step does 25% of" in said and "2.5 times as fast as without" in said
+    assert "times" not in bench.ratios([shared], [50.0])
