@@ -26,7 +26,7 @@ def losses(monkeypatch):
     """
 
     def install(before=lambda number: None, more=lambda number: {}):
-        def train_step(run, optimizer, state_sharding, stage_done):
+        def train_step(run, optimizer, state_sharding, stage_done, compiled):
             def program(state, base, verifier, batch, number):
                 before(int(number))
                 metrics = {"update/loss": float(number), "update/skipped_in_a_row": 0.0}

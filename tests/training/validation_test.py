@@ -108,7 +108,7 @@ def scripted(monkeypatch):
                 row[f"validation/{name}/unverified"] = 0.0
             return row
 
-        def train_step(run, optimizer, state_sharding, stage_done):
+        def train_step(run, optimizer, state_sharding, stage_done, compiled):
             def program(state, base, verifier, batch, number):
                 return state, {"update/loss": 1.0, "update/skipped_in_a_row": 0.0}
 

@@ -36,7 +36,7 @@ def record(workdir):
 
 
 def test_a_run_writes_to_the_writers_of_its_configuration(run, small_config, tmp_path, monkeypatch):
-    def train_step(run, optimizer, state_sharding, stage_done):
+    def train_step(run, optimizer, state_sharding, stage_done, compiled):
         def program(state, base, verifier, batch, number):
             return state, {"update/loss": float(number), "update/skipped_in_a_row": 0.0}
 
