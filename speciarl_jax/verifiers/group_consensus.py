@@ -6,6 +6,7 @@ takes the place of the label: the same rule as `evaluation.consensus`, among the
 group gave. That name and those above it are right, and all others are wrong.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,11 +51,11 @@ def verdicts(category_BNF: jax.Array, answer_BN: jax.Array, *, confidence: float
             f"config.reward.consensus_confidence is {confidence}; it is the share of a group that "
             "must support a name, so choose a number above 0 and not above 1, or 0 for no consensus"
         )
-    judge = lambda category_NF, answer_N: _of_group(category_NF, answer_N, confidence)  # noqa: E731
-    return Agreed(*jax.vmap(judge)(category_BNF.astype(jnp.int32), answer_BN))
+    judge = jax.vmap(functools.partial(_of_group, confidence=confidence))
+    return Agreed(*judge(category_BNF.astype(jnp.int32), answer_BN))
 
 
-def _of_group(category_NF, answer_N, confidence):
+def _of_group(category_NF, answer_N, *, confidence):
     count = category_NF.shape[0]
     right_NF = category_NF >= Category.GENERIC
     leaves_N = jnp.sum(right_NF, axis=1)

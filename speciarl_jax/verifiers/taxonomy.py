@@ -326,8 +326,8 @@ def _verify_one(
     if tables.label_shares is not None:
         rate = jnp.where(readable, tables.label_shares.rate(tables.names, reading), 0.0)
     if tables.every_label:
-        judge = lambda leaf: matching_on_device.compare(tables.names, reading, leaf)[0]  # noqa: E731
-        category_F = jax.vmap(judge)(jnp.arange(leaves))
+        judge = jax.vmap(matching_on_device.compare, in_axes=(None, None, 0))
+        category_F, _ = judge(tables.names, reading, jnp.arange(leaves))
         category_F = jnp.where(readable, category_F, Category.UNPARSED).astype(jnp.int8)
     return InGraphVerdicts(
         category_BN=category.astype(jnp.int32),
