@@ -122,7 +122,7 @@ def test_a_step_moves_the_encoder_and_its_reference_stays(folder, request):
     )
     optimizer, state, state_sharding = state_lib.start(run)
     step = functools.partial(
-        steps.programs(run, optimizer, state_sharding)["step"], verifier=run.verifier
+        steps.train_step(run, optimizer, state_sharding), verifier=run.verifier
     )
     before = small_run.arrays(state.lora)
     batch, found = small_run.batch_of(run), []
