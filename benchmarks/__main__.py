@@ -2,7 +2,7 @@
 
     python -m benchmarks --shapes=short,paper --json=bench.json
     python -m benchmarks --shapes=paper --rollouts=1,2,5,10,20 --prompt=150,300,600,1200 \\
-        --tokens=24,48,96,192 --plot=docs/images/sizes.png
+        --tokens=24,48,96,192 --plot=sizes.png
 
 No checkpoint is needed: the dimensions are those of `SMALL` (5.67 million parameters), of a
 published size (--model=3B) or of a `config.json` (--model=PATH). Completions never end, unless
@@ -151,15 +151,15 @@ def gemm_size() -> int:
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
-def ratios(rows: Sequence[dict[str, Any]], useful: Sequence[float]) -> str:
+def ratios(rows: Sequence[dict[str, Any]], useful: float) -> str:
     """Says what a step takes beside what the machine allows, and beside one without sharing.
 
     Args:
       rows: of one shape, the first with sharing.
-      useful: FLOPs of a step that no step with sharing can avoid, of each row.
+      useful: FLOPs of a step that no step with sharing can avoid.
     """
     shared = rows[0]
-    share = useful[0] / shared["step_s"] / shared["gemm_flops_per_s"]
+    share = useful / shared["step_s"] / shared["gemm_flops_per_s"]
     said = (
         f"{shared['shape']}: a step does {share:.0%} of what matrix products of this machine allow"
     )
@@ -208,23 +208,20 @@ def main(argv: Sequence[str]) -> None:
     sizes = {axis: sorted(map(int, given[axis].value)) for axis in AXES if given[axis].value}
     rows = []
     for name in given.shapes:
-        shapes = [
-            dataclasses.replace(SHAPES[name], **{axis: size})
-            for axis in sizes
-            for size in sizes[axis]
-        ]
-        called = [f"{name}-{axis}-{size}" for axis in sizes for size in sizes[axis]] or [name] * 2
-        kinds = (True, False) if given.plain and not sizes else (True,)
-        workloads = (
-            Workload(config, shape, kind, options, policy)
-            for shape in shapes or [SHAPES[name]]
-            for kind in kinds
-        )
+        if sizes:
+            cases = [
+                (f"{name}-{axis}-{n}", dataclasses.replace(SHAPES[name], **{axis: n}), True)
+                for axis in sizes
+                for n in sizes[axis]
+            ]
+        else:
+            cases = [(name, SHAPES[name], kind) for kind in (True, False)[: 1 + given.plain]]
+        workloads = (Workload(config, shape, kind, options, policy) for _, shape, kind in cases)
         measurements = measure(workloads, machine, given.repeats)
         memory_rate = machine.memory_rate()
 
-        for found, called_so in zip(measurements, called, strict=False):
-            rows.append(found.row(called_so))
+        for found, (called, *_) in zip(measurements, cases, strict=True):
+            rows.append(found.row(called))
             print(describe(rows[-1], found, memory_rate), flush=True)
             if given.profile:
                 kind = "shared" if found.workload.shared else "plain"
@@ -233,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
                     jax.block_until_ready(found.run_step())
         of_shape = rows[-len(measurements) :]
         if not sizes:
-            print(ratios(of_shape, [found.useful_flops() for found in measurements]), flush=True)
+            print(ratios(of_shape, measurements[0].useful_flops()), flush=True)
         elif given.plot:
             seconds = iter([row["step_s"] for row in of_shape])
             sweeps = {axis: [(n, next(seconds)) for n in sizes[axis]] for axis in sizes}

@@ -3,7 +3,7 @@
 The images are those of `unlabelled.py`. The most specific name that enough of the rollouts about an
 image support takes the place of its label.
 
-python -m speciarl_jax.train --config=configs/consensus.py:0.4:0.7 --workdir=runs/consensus \\
+python -m speciarl_jax.train --config=configs/consensus.py:0.3:0.7 --workdir=runs/consensus \\
     --config.data.options.data_dir=DATA
 """
 
@@ -12,7 +12,7 @@ import ml_collections
 from configs import unlabelled
 
 
-def get_config(argument: str = "0.5") -> ml_collections.ConfigDict:
+def get_config(argument: str = "0.3") -> ml_collections.ConfigDict:
     """Changes `unlabelled.py`.
 
     Args:

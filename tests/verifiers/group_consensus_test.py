@@ -28,7 +28,7 @@ def judge(tree):
     verifier = TaxonomyVerifier(tree, BYTES).with_every_label()
 
     @jax.jit
-    def verdicts(tokens_BNT, mask_BNT, leaf_B, confidence):
+    def verdicts(tokens_BNT, mask_BNT, leaf_B):
         found = verifier.verify_in_detail(tokens_BNT, mask_BNT, leaf_B)
         of = [
             group_consensus.verdicts(found.category_BNF, found.answer_BN, confidence=value)
@@ -44,7 +44,7 @@ def judge(tree):
             for n, text in enumerate(group):
                 raw = f"<answer>{text}</answer>".encode() if text is not None else b"no tags"
                 tokens[b, n, : len(raw)], mask[b, n, : len(raw)] = list(raw), True
-        found, of = verdicts(tokens, mask, np.full(len(groups), -1, np.int32), None)
+        found, of = verdicts(tokens, mask, np.full(len(groups), -1, np.int32))
         return found, of[(0.3, 0.5, 0.8).index(confidence)]
 
     return of
