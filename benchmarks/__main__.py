@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from benchmarks import limits
 from benchmarks.workload import SHAPES, Options, Workload, model_config, random_policy
 from speciarl_jax.rollout.types import Rollout
-from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime import compiler, exit_codes
 
 # Fields of a shape that may be varied -> what a plot calls them.
 AXES = {
@@ -200,6 +200,7 @@ def main(argv: Sequence[str]) -> None:
             f"flags only; --shapes={','.join(given.shapes)} must be some of {','.join(SHAPES)} and "
             f"--repeats={given.repeats} at least 1"
         )
+    compiler.compile_quickly()
     config = model_config(given.model)
     options = Options(**{name: given[name].value for name in Options.__dataclass_fields__})
     policy = random_policy(config, options)

@@ -22,7 +22,7 @@ from absl import app, flags
 from configs import quickstart
 from speciarl_jax import train
 from speciarl_jax.experiment import run as run_lib
-from speciarl_jax.runtime import compilation_cache, exit_codes
+from speciarl_jax.runtime import compilation_cache, compiler, exit_codes
 from speciarl_jax.verifiers import parsing
 from speciarl_jax.verifiers.base import HostVerifier, Verdicts
 from speciarl_jax.verifiers.category import Category
@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints a line for each value of --ahead."""
     del argv
     given = flags.FLAGS
+    compiler.compile_quickly()
     for ahead in map(int, given.ahead):
         found = share_waited(ahead, given.latency, given.steps, given.batch_size)
         print(

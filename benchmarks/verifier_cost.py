@@ -22,7 +22,7 @@ from benchmarks.__main__ import Measurement
 from benchmarks.workload import Options, Shape, Workload, model_config, random_policy
 from speciarl_jax.data import tfds_images
 from speciarl_jax.data import tokenizer as tokenizer_lib
-from speciarl_jax.runtime import exit_codes
+from speciarl_jax.runtime import compiler, exit_codes
 from speciarl_jax.verifiers.taxonomy import Taxonomy, TaxonomyVerifier
 
 IMAGES, ROLLOUTS = 16, 10
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1 or not given.tokenizer:
         raise app.UsageError("give --tokenizer=FOLDER of a checkpoint, and flags only")
+    compiler.compile_quickly()
     tokenizer = tokenizer_lib.load(given.tokenizer)
     clock, config = limits.Clock("wall"), model_config("small")
     shape = Shape(IMAGES, ROLLOUTS, 300, given.tokens, 8, (16,), (40,))

@@ -60,7 +60,14 @@ from speciarl_jax.experiment.run import (
     policy_run,
     with_data,
 )
-from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, multihost, sharding
+from speciarl_jax.runtime import (
+    checkpoint,
+    compilation_cache,
+    compiler,
+    exit_codes,
+    multihost,
+    sharding,
+)
 from speciarl_jax.runtime.commands import note
 from speciarl_jax.runtime.workdir import writing
 from speciarl_jax.training import policy_sources
@@ -320,6 +327,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --workdir=FOLDER of a training run, and flags only")
     if given.best and given.step is not None:
         raise app.UsageError("give --best or --step, not both")
+    compiler.compile_quickly()
     multihost.start(given)
     checkpoint.quieten_orbax()
     if given.rejudge:

@@ -35,7 +35,7 @@ from speciarl_jax.experiment.make_verifier import verifier_options
 from speciarl_jax.experiment.run import Run, open_sources, policy_run
 from speciarl_jax.models import load_policy
 from speciarl_jax.models.checkpoints import peft
-from speciarl_jax.runtime import checkpoint, compilation_cache, exit_codes, sharding
+from speciarl_jax.runtime import checkpoint, compilation_cache, compiler, exit_codes, sharding
 from speciarl_jax.training import policy_sources
 from speciarl_jax.verifiers.label_tree import schema
 
@@ -298,6 +298,7 @@ def main(argv: Sequence[str]) -> int:
             "give images or folders, and either --workdir=FOLDER of a training run or "
             "--model=FOLDER of a checkpoint"
         )
+    compiler.compile_quickly()
     if not logging.level_debug():
         logging.set_verbosity(logging.WARNING)
     checkpoint.quieten_orbax()

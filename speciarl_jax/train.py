@@ -33,7 +33,14 @@ from speciarl_jax.evaluation.evaluator import Evaluator, answer_part
 from speciarl_jax.evaluation.pairs import run_key
 from speciarl_jax.experiment import host_verification
 from speciarl_jax.experiment.run import fingerprint, prepare
-from speciarl_jax.runtime import commands, compilation_cache, exit_codes, jsonl, multihost
+from speciarl_jax.runtime import (
+    commands,
+    compilation_cache,
+    compiler,
+    exit_codes,
+    jsonl,
+    multihost,
+)
 from speciarl_jax.runtime.checkpoint import Checkpoints, quieten_orbax
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.runtime.workdir import writing
@@ -158,6 +165,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 or not given.workdir or given.config is None:
         raise app.UsageError("give --config=FILE and --workdir=FOLDER, and flags only")
     clock, allow_change = RunClock(), given.allow_config_change
+    compiler.compile_quickly()
     multihost.start(given)
     quieten_orbax()
     compilation_cache.enable(given.config.compilation_cache)

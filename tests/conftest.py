@@ -17,8 +17,6 @@ from speciarl_jax.verifiers.base import HostVerifier
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
-# Flags of XLA for programs that run shorter than they compile.
-QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 # For `configs` and `small_run`, whichever way pytest is started.
 sys.path += [str(ROOT), str(SUPPORT)]
 
@@ -203,6 +201,8 @@ def start(compilation_cache):
     `quick` compiles without optimisation, for numbers that are not compared with this process's.
     """
 
+    import quick_compiler
+
     started = []
 
     def start(*args, devices=1, quick=False):
@@ -214,7 +214,7 @@ def start(compilation_cache):
         }
         flags = os.environ.get("XLA_FLAGS", "").split()
         flags += [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
-        flags += QUICK if quick else []
+        flags += quick_compiler.FLAGS if quick else []
         changes["XLA_FLAGS"] = " ".join(flags)
         process = subprocess.Popen(
             [sys.executable, *map(str, args)],

@@ -272,16 +272,21 @@ def wait(process):
     return printed
 
 
-def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
-    policy_folder, start, tmp_path
-):
-    config, workdir = tmp_path / "tiny.py", tmp_path / "run"
+@pytest.fixture(scope="module")
+def commanded(policy_folder, start, tmp_path_factory):
+    """File of a configuration, command of a training run with it, its workdir, what it printed."""
+    folder = tmp_path_factory.mktemp("commanded")
+    config, workdir = folder / "tiny.py", folder / "run"
     config.write_text(
         "import small_run\n\n\ndef get_config():\n"
         f"    return small_run.small_config({str(policy_folder)!r}, train__steps=2)\n"
     )
     command = ("-m", "speciarl_jax.train", f"--config={config}", f"--workdir={workdir}")
-    printed = wait(start(*command, quick=True))
+    return config, command, workdir, wait(start(*command, quick=True))
+
+
+def test_a_run_from_the_command_line_leaves_what_the_readme_promises(commanded):
+    _, _, workdir, printed = commanded
     assert "| trained" in printed and str(workdir / "report.md") in printed
     assert "| best constant answer " in printed
     assert "Weights of specificity: thirds (" in printed
@@ -311,8 +316,12 @@ def test_a_run_from_the_command_line_leaves_what_the_readme_promises(
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 2
 
-    # Started again, it has nothing to do, and says the same.
+
+@pytest.mark.slow
+def test_a_run_started_again_has_nothing_to_do_and_is_evaluated_without_its_file(commanded, start):
+    config, command, workdir, _ = commanded
     said = (workdir / "summary.json").read_bytes()
+    summary, text = json.loads(said), (workdir / "predictions.jsonl").read_text()
     wait(start(*command, quick=True))
     assert (workdir / "summary.json").read_bytes() == said
 

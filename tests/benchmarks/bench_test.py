@@ -106,6 +106,7 @@ def test_useful_flops_are_nearly_what_the_compiler_counts():
     assert 0.35 * counted < useful < counted, (useful, counted)
 
 
+@pytest.mark.slow
 def test_useful_flops_of_a_rollout_are_nearly_what_the_compiler_counts():
     """Layers in a row; the decoding loop's body is counted once, so one step of it is."""
     w = measured(True).workload

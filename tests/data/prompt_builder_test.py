@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import random_modules
 import random_policy
 from flax import nnx
 from PIL import Image
@@ -222,7 +223,9 @@ def test_images_of_random_sizes_need_a_handful_of_programs(
     rng = np.random.default_rng(0)
     rows = [example(*rng.integers(40, 161, 2), number) for number in range(40)]
     batches = [rows[i : i + size] for i in range(0, 40, size)]
-    encoder = VisionEncoder(VISION, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    encoder = random_modules.drawn(
+        lambda: VisionEncoder(VISION, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
     count, between_rows, to_bucket = programs(
         make_bucketed(config, tokenizer, growth), encoder, batches
     )

@@ -64,7 +64,14 @@ def logits_of(policy, batch):
     return policy(batch.tokens_BP, batch.positions_B3P.swapaxes(0, 1), batch.mask_BP, features)
 
 
-@pytest.mark.parametrize("targets", [("merger",), ("encoder",), ("decoder", "merger", "encoder")])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param(("merger",), marks=pytest.mark.slow),
+        pytest.param(("encoder",), marks=pytest.mark.slow),
+        ("decoder", "merger", "encoder"),
+    ],
+)
 def test_peft_and_transformers_give_the_same_logits(case, targets, tmp_path):
     """Of the adapter on its base, and of the merged checkpoint; what is read back is the same."""
     (known, folder) = case

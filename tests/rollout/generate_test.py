@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_modules
 from flax import nnx
 
 from speciarl_jax.models.decoder.text_config import TextConfig
@@ -50,23 +51,26 @@ BANNED = np.isin(np.arange(VOCAB), [PAD, IMAGE, 21, 22, 23])
 MAX_TOKENS = 7
 
 
-def make_policy(seed=0):
-    policy = VisionLanguageModel(
-        CONFIG,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        lora_rank=3,
-        lora_alpha=6.0,
-        rngs=nnx.Rngs(seed),
+@functools.cache
+def make_policy():
+    policy = random_modules.drawn(
+        lambda: VisionLanguageModel(
+            CONFIG,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            lora_rank=3,
+            lora_alpha=6.0,
+            rngs=nnx.Rngs(0),
+        )
     )
     # Large enough that the answers differ, with adapters that do something.
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
-    for _, p in nnx.to_flat_state(nnx.state(policy)):
+    rng = np.random.default_rng(0)
+    for path, p in nnx.to_flat_state(nnx.state(policy)):
         if p.ndim > 1:
-            p.set_value(0.3 * jax.random.normal(next(keys), p.shape))
-    # Some answers must end early.
-    head = policy.decoder.head
-    head.set_value(head[...].at[:, EOS].multiply(2.0))
+            value = rng.normal(0, 0.3, p.shape)
+            if path[-1] == "head":
+                value[:, EOS] *= 2  # some answers must end early
+            p.set_value(jnp.asarray(value, jnp.float32))
     return policy
 
 
@@ -118,6 +122,11 @@ def run(policy, batch, *, key=0, num_rollouts=5, temperature=1.0, top_p=1.0, **o
     return jax.tree.map(np.asarray, drawn)
 
 
+@nnx.jit
+def encoded(policy, batch):
+    return policy.encode_images(batch.patches_BSC, batch.layout)
+
+
 @functools.partial(nnx.jit, static_argnums=5)
 def whole_sequences(policy, tokens, positions, mask, features, use_lora):
     return policy(tokens, positions, mask, features, use_lora=use_lora)
@@ -125,7 +134,7 @@ def whole_sequences(policy, tokens, positions, mask, features, use_lora):
 
 def naive_logp(policy, batch, rollout, temperature, use_lora=True):
     """Every prompt and answer as one sequence through the plain forward pass."""
-    features = policy.encode_images(batch.patches_BSC, batch.layout)
+    features = encoded(policy, batch)
     images, answers, length = rollout.tokens_BNT.shape
     prompt = batch.tokens_BP.shape[1]
     out = np.zeros(rollout.tokens_BNT.shape, np.float32)
@@ -160,16 +169,20 @@ def test_sampled_log_probabilities_equal_a_naive_forward_pass(temperature):
 def test_teacher_forced_log_probabilities_equal_a_naive_forward_pass(use_lora, chunk_size):
     policy, batch = make_policy(), make_batch()
     rollout = run(policy, batch)
-    features = policy.encode_images(batch.patches_BSC, batch.layout)
-    got, entropy, _ = answer_logprobs(
-        policy,
-        batch,
-        features,
-        rollout.tokens_BNT,
-        banned_V=BANNED,
-        use_lora=use_lora,
-        chunk_size=chunk_size,
-    )
+
+    @nnx.jit
+    def teacher_forced(policy, features_BMD, tokens_BNT):
+        return answer_logprobs(
+            policy,
+            batch,
+            features_BMD,
+            tokens_BNT,
+            banned_V=BANNED,
+            use_lora=use_lora,
+            chunk_size=chunk_size,
+        )
+
+    got, entropy, _ = teacher_forced(policy, encoded(policy, batch), rollout.tokens_BNT)
     want = naive_logp(policy, batch, rollout, 1.0, use_lora)
     np.testing.assert_allclose(got[rollout.mask_BNT], want[rollout.mask_BNT], rtol=1e-5, atol=1e-5)
     assert np.all(np.asarray(entropy) >= 0) and np.all(np.isfinite(got))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_policy import QUICK
+from quick_compiler import QUICK
 
 from speciarl_jax.rollout import sampling
 

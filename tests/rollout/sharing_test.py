@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick_compiler import QUICK
 
 from speciarl_jax.models import family
 from speciarl_jax.models.decoder.text_config import TextConfig
@@ -71,8 +72,6 @@ POLICIES = {"plain": CONFIG, "deepstack": DEEPSTACK}
 BANNED = np.arange(VOCAB) >= IMAGE
 # Tokens that may be sampled, by how often an answer ends then. "often": each group at many times.
 SAMPLED = {"often": [EOS, 4, 5], "rarely": range(EOS, IMAGE), "never": range(4, IMAGE)}
-# Tiny programs spend their time in the compiler.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 IMAGES = 3
 
 
@@ -157,7 +156,7 @@ def whole_sequences(
     [
         ("plain", 4, 7, 3, True),
         ("plain", 4, 7, 3, False),
-        ("plain", 1, 7, 100, True),
+        pytest.param("plain", 1, 7, 100, True, marks=pytest.mark.slow),
         ("plain", 3, 1, 16, True),
         ("deepstack", 4, 7, 3, True),
         pytest.param("plain", 1, 7, 100, False, marks=pytest.mark.slow),
@@ -342,10 +341,10 @@ def scores_of(lora, base, batch, tokens_BNT, banned_V, kind="plain"):
 @pytest.mark.parametrize(
     "num_rollouts, max_tokens, ends, options",
     [
-        (6, 9, "often", {}),
+        pytest.param(6, 9, "often", {}, marks=pytest.mark.slow),
         pytest.param(6, 9, "often", {"num_compactions": 9}, marks=pytest.mark.slow),
         (1, 9, "often", {"num_compactions": 3, "merge_lora": True}),
-        (3, 1, "often", {"num_compactions": 3}),
+        pytest.param(3, 1, "often", {"num_compactions": 3}, marks=pytest.mark.slow),
         pytest.param(1, 1, "never", {"scan_unroll": 2}, marks=pytest.mark.slow),
         pytest.param(
             *(4, 9, "never", {"scan_unroll": 2, "merge_lora": True}), marks=pytest.mark.slow
@@ -392,9 +391,9 @@ def assert_same_answers(got, want):
     "options",
     [
         {"num_compactions": 1},
-        {"num_compactions": 9},
-        {"merge_lora": True},
-        {"scan_unroll": 2},
+        pytest.param({"num_compactions": 9}, marks=pytest.mark.slow),
+        pytest.param({"merge_lora": True}, marks=pytest.mark.slow),
+        pytest.param({"scan_unroll": 2}, marks=pytest.mark.slow),
         {"scan_unroll": 2, "merge_lora": True, "num_compactions": 2},
     ],
     ids=str,

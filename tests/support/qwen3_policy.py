@@ -5,6 +5,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import random_modules
 from flax import nnx
 
 from examples.pretrain import __main__ as pretrain
@@ -61,8 +62,10 @@ def make_policy(folder: pathlib.Path, like: pathlib.Path) -> None:
         eos_token_id=tokens.eos_token_id,
     )
     tokenizer_lib.load(folder)
-    policy = VisionLanguageModel(
-        config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+    policy = random_modules.drawn(
+        lambda: VisionLanguageModel(
+            config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+        )
     )
     rng = np.random.default_rng(0)
     for path, weight in nnx.to_flat_state(nnx.state(policy)):

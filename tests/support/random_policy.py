@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch_policy
 from flax import nnx
+from quick_compiler import QUICK
 
 from speciarl_jax.models import family
 from speciarl_jax.models.checkpoints import hf_checkpoint
@@ -19,9 +20,6 @@ from speciarl_jax.models.prompt_batch import PromptBatch
 from speciarl_jax.models.qwen2_5_vl import config as qwen2_5_vl
 from speciarl_jax.models.qwen3_vl import config as qwen3_vl
 from speciarl_jax.models.vision_language import VisionLanguageModel
-
-# Tiny programs spend their time in the compiler; skip what only makes them faster.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def quick_jit(function):

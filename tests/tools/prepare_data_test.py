@@ -44,10 +44,12 @@ def open_split(dataset, data, split, **options):
 
 def test_every_image_comes_back_with_its_name_and_label(one):
     dataset, data, wanted = one
+    sources = {split: open_split(dataset, data, split) for split in wanted}
+    tree = next(iter(sources.values())).label_tree
+    taxonomy = Taxonomy(tree)
     for split, rows in wanted.items():
-        source = open_split(dataset, data, split)
-        assert len(source) == len(rows)
-        taxonomy = Taxonomy(source.label_tree)
+        source = sources[split]
+        assert len(source) == len(rows) and source.label_tree == tree
         seen = set()
         for index, row in enumerate(source):
             name = next(n for n in rows if n in row["key"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_run
 
+pytestmark = pytest.mark.slow  # three processes that compile side by side
 STEPS = {
     "train__steps": 2,
     "mesh__data": 2,

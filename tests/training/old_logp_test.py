@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick_compiler import QUICK
 from small_run import batch_of
 
 from speciarl_jax.rl.losses import importance, kl, token_weights
@@ -18,8 +19,6 @@ from speciarl_jax.rollout import rescore
 from speciarl_jax.rollout.types import Groups, UpdateBatch
 from speciarl_jax.training import rl_step, update
 from speciarl_jax.training.state import init_state
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")

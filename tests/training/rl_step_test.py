@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick_compiler import QUICK
 from small_run import batch_of
 
 from speciarl_jax.experiment import in_graph_verification
@@ -18,7 +19,6 @@ from speciarl_jax.training import rl_step, steps
 from speciarl_jax.training import state as state_lib
 from speciarl_jax.verifiers.category import Category
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 IMAGES, ANSWERS, TOKENS = 8, 4, 8
 NAMES = ["unparsed", "wrong", "abstain", "generic", "less_specific", "specific", "more_specific"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from quick_compiler import QUICK
 from small_run import batch_of
 
 from speciarl_jax.models.prompt_batch import UNLABELLED
@@ -21,7 +22,6 @@ from speciarl_jax.training.update import update
 
 IMAGES, ANSWERS, TOKENS = 4, 3, 6
 # Compiling takes longer than running here.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OPTIMIZER = {
     "learning_rate": 0.01,
     "warmup_steps": 0,

@@ -93,7 +93,8 @@ def test_what_a_judge_accepts_counts_as_the_broadest_name_of_its_category():
     share_F = np.ones(100) / 100
     both = cascade.Cascade(TaxonomyVerifier(tree, BYTES), Judge()).with_label_shares(share_F)
     leaf = np.full(2, tree.leaf_index("cifar100/beaver"), np.int32)
-    found = both.verify_in_detail(*tokens_of(["hairy thing of the river", "rodent"]), leaf)
+    answers = tokens_of(["hairy thing of the river", "rodent"])
+    found = jax.jit(both.verify_in_detail)(*answers, leaf)
     assert np.asarray(found.matched_BN)[:, 0].tolist() == [False, True]
     assert np.asarray(found.category_BN)[:, 0].tolist() == [2, 3]
     # "animal" holds for 45 classes, and is the broadest generic name; "rodent" for five.

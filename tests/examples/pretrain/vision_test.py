@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import random_modules
 from flax import nnx
 
 from examples.pretrain import vision
@@ -33,14 +34,18 @@ LAYOUT = vision_layout([[(4, 4)]] * 4, CONFIG)
 WEIGHTS = (1.0, 0.5, 0.25)
 
 
-def make_modules():
-    rngs = nnx.Rngs(0)
-    encoder = VisionEncoder(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
+def make_encoder():
+    return VisionEncoder(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+def make_heads():
     counts = [len(names) for names in LEVELS.names]
-    return encoder, vision.TaxonomyHeads(CONFIG.out_hidden_size, counts, rngs=rngs)
+    return vision.TaxonomyHeads(CONFIG.out_hidden_size, counts, rngs=nnx.Rngs(0))
 
 
-GRAPHS, PARAMS = zip(*map(nnx.split, make_modules()), strict=True)
+GRAPHS, PARAMS = zip(
+    *map(nnx.split, map(random_modules.drawn, (make_encoder, make_heads))), strict=True
+)
 PATCHES = np.random.default_rng(0).normal(size=(4, 16, CONFIG.patch_dim)).astype(np.float32)
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_modules
 from flax import nnx
-from random_policy import QUICK
+from quick_compiler import QUICK
 
 from speciarl_jax.models import int8
 from speciarl_jax.models.decoder import decoder as decoder_lib
@@ -31,15 +32,17 @@ IMAGES, PROMPT, ANSWERS, LENGTH = 2, 12, 3, 16
 @functools.cache
 def make_decoder(base_weights="param_dtype"):
     """A decoder whose adapters do something; the same one whatever its weights are kept as."""
-    decoder = decoder_lib.Decoder(
-        CONFIG,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        lora_rank=4,
-        lora_alpha=8.0,
-        scan_unroll=1,
-        base_weights=base_weights,
-        rngs=nnx.Rngs(0),
+    decoder = random_modules.drawn(
+        lambda: decoder_lib.Decoder(
+            CONFIG,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            lora_rank=4,
+            lora_alpha=8.0,
+            scan_unroll=1,
+            base_weights=base_weights,
+            rngs=nnx.Rngs(0),
+        )
     )
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(decoder)):
@@ -145,14 +148,16 @@ def test_an_unknown_kind_of_weights_is_refused():
 
 @pytest.mark.parametrize("scan_unroll", [1, CONFIG.num_layers])
 def test_adapters_are_cast_once_before_decoding_and_the_numbers_stay(scan_unroll):
-    decoder = decoder_lib.Decoder(
-        CONFIG,
-        dtype=jnp.bfloat16,
-        param_dtype=jnp.bfloat16,
-        lora_rank=4,
-        lora_alpha=8.0,
-        scan_unroll=scan_unroll,
-        rngs=nnx.Rngs(0),
+    decoder = random_modules.drawn(
+        lambda: decoder_lib.Decoder(
+            CONFIG,
+            dtype=jnp.bfloat16,
+            param_dtype=jnp.bfloat16,
+            lora_rank=4,
+            lora_alpha=8.0,
+            scan_unroll=scan_unroll,
+            rngs=nnx.Rngs(0),
+        )
     )
     rng = np.random.default_rng(0)
     for variable in nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)).leaves:

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_modules
 import torch
 from flax import nnx
+from random_policy import quick_jit
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
@@ -46,8 +48,19 @@ def torch_encoder(config):
     return encoder
 
 
+def make_encoder(config):
+    return random_modules.drawn(
+        lambda: VisionEncoder(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+
+
+@quick_jit
+def encoded(encoder, patches_BSC, layout):
+    return encoder(patches_BSC, layout)
+
+
 def copy_weights(theirs, config):
-    ours = VisionEncoder(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ours = make_encoder(config)
     w = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
 
     def stack(name):
@@ -100,7 +113,8 @@ def test_features_equal_those_of_transformers(grids, full):
     theirs = torch_encoder(config)
     ours = copy_weights(theirs, config)
     rows = random_patches(grids, config)
-    got = ours(pad(rows, config.patch_dim), window_layout.vision_layout(grids, config))
+    layout = window_layout.vision_layout(grids, config)
+    got = np.asarray(encoded(ours, pad(rows, config.patch_dim), layout))
     for b, (row, row_grids) in enumerate(zip(rows, grids, strict=True)):
         count = sum(h * w // 4 for h, w in row_grids)
         assert np.all(np.asarray(got[b, count:]) == 0)
@@ -116,11 +130,11 @@ def test_features_equal_those_of_transformers(grids, full):
 def test_larger_buckets_change_no_number():
     config = make_config()
     grids = GRIDS[1]
-    encoder = VisionEncoder(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    encoder = make_encoder(config)
     patches = pad(random_patches(grids, config), config.patch_dim)
     layout = window_layout.vision_layout(grids, config)
-    tight = encoder(patches, layout)
-    roomy = encoder(patches, layout.pad(11, 20))
+    tight = encoded(encoder, patches, layout)
+    roomy = encoded(encoder, patches, layout.pad(11, 20))
     assert roomy.shape[1] == 20
     np.testing.assert_allclose(roomy[:, : tight.shape[1]], tight, atol=1e-5)
     assert np.all(np.asarray(roomy[:, tight.shape[1] :]) == 0)
