@@ -112,8 +112,14 @@ def test_fresh_adapters_change_nothing_and_the_default_has_none(case):
         "decoder"
     }
     _, policy = hf_checkpoint.load(folder, **options, lora_targets=lora.TARGETS)
+    assert not any(
+        np.asarray(weight).any()
+        for path, weight in nnx.to_flat_state(nnx.state(policy, nnx.LoRAParam))
+        if path[-1].endswith("_b")
+    )
+    # Products with zeros, which the compiler may add in another order.
     got, frozen = features_of(policy, known.batch)
-    np.testing.assert_array_equal(got, frozen)
+    np.testing.assert_allclose(got, frozen, rtol=0, atol=1e-6 * np.abs(frozen).max())
 
 
 @pytest.mark.slow

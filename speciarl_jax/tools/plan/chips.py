@@ -77,6 +77,10 @@ def _tpu_devices(topology: str, chip: Chip) -> list[Any]:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    # It ends the process at flags that it does not know, and knows few of the compiler for CPUs.
+    given = os.environ.get("XLA_FLAGS", "")
+    kept = [flag for flag in given.split() if not flag.startswith("--xla_cpu_")]
+    os.environ["XLA_FLAGS"] = " ".join(kept)
     from jax.experimental import topologies
 
     try:
@@ -85,4 +89,6 @@ def _tpu_devices(topology: str, chip: Chip) -> list[Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={topology} is refused by the TPU compiler: {error}") from None
+    finally:
+        os.environ["XLA_FLAGS"] = given
     return found.devices
