@@ -134,17 +134,20 @@ def compile(*expressions: str) -> Dfa:
     fragments = [nfa.parse(expression) for expression in expressions]
     class_256, members = _byte_classes([edge[0] for edge in nfa.edges if edge])
     label_of = {last: number for number, (_, last) in enumerate(fragments, 1)}
-    closure_of = {e[1]: nfa.closure([e[1]]) for e in nfa.edges if e}
+    # State -> classes of the bytes of its edge, and what is reached by it.
+    edges = {
+        state: ([k for k, byte in enumerate(members) if byte in edge[0]], nfa.closure([edge[1]]))
+        for state, edge in enumerate(nfa.edges)
+        if edge
+    }
     start = nfa.closure(first for first, _ in fragments)
     number, order, rows = {frozenset(): 0, start: 1}, [frozenset(), start], []
     for subset in order:
         row = [set() for _ in members]
-        for state in subset:
-            if nfa.edges[state]:
-                values, target = nfa.edges[state]
-                for k, byte in enumerate(members):
-                    if byte in values:
-                        row[k] |= closure_of[target]
+        for state in subset & edges.keys():
+            classes, reached = edges[state]
+            for k in classes:
+                row[k] |= reached
         for found in map(frozenset, row):
             if found not in number:
                 number[found] = len(order)
@@ -166,11 +169,14 @@ def _byte_classes(sets: Sequence[frozenset[int]]) -> tuple[np.ndarray, list[int]
 
 def _merged(dfa: Dfa) -> Dfa:
     """Merges states that accept the same bytes from there on (Moore's algorithm)."""
-    block_S, count = dfa.label_S, 0
-    while len(np.unique(block_S)) > count:
-        count = len(np.unique(block_S))
+    block_S, count, found = dfa.label_S, 0, len(np.unique(dfa.label_S))
+    while found > count:
         rows = np.concatenate([block_S[:, None], block_S[dfa.next_SK]], axis=1)
-        block_S = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+        number, count = {}, found
+        block_S = np.array(
+            [number.setdefault(row.tobytes(), len(number)) for row in rows], np.int32
+        )
+        found = len(number)
     _, one_of = np.unique(block_S, return_index=True)
     # The dead state and the first keep their places.
     order = [block_S[0], *([block_S[1]] if block_S[1] != block_S[0] else [])]
