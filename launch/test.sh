@@ -24,12 +24,12 @@ compiler="$venv/libtpu"
 [ -d "$compiler" ] || "${pip_install[@]}" --no-deps --target "$compiler" 'libtpu==0.0.52'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-# As training compiles on CPUs; the fast tests compile more than they compute.
-flags=(--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1)
 if [ "$#" -eq 0 ]; then
   set -- -m "not slow" --timeout=900 --timeout-method=thread
-  flags=("${flags[0]}" --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true)
+  # These tests compile more than they compute. The slow ones run programs as users run them.
+  quick=(--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+    --xla_cpu_use_fusion_emitters=false)
+  export XLA_FLAGS="${XLA_FLAGS:-} ${quick[*]}"
 fi
-export XLA_FLAGS="${XLA_FLAGS:-} ${flags[*]}"
 # More workers than cores: some tests wait for processes and servers.
 JAX_PLATFORMS=cpu PYTHONPATH="$compiler" "$venv/bin/python" -m pytest --numprocesses=3 --dist=worksteal "$@"

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from speciarl_jax.evaluation import evaluator
+from speciarl_jax.runtime import compiler
 from speciarl_jax.training import steps
 from speciarl_jax.verifiers.base import HostVerifier
 
@@ -55,6 +56,8 @@ class Failures:
 def pytest_configure(config):
     config.pluginmanager.register(Sweeps())
     config.pluginmanager.register(Failures())
+    # As programs do it. What a test compiles and what a process of it compiles stay equal.
+    compiler.compile_quickly()
     # In the background of a shell Ctrl-C is ignored, and the processes of tests would inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,6 +16,7 @@ BOTH = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 def flags_after(monkeypatch):
     """(platforms that JAX is told, flags that are there, module that is installed) -> flags."""
     known = jax.config.jax_platforms
+    monkeypatch.setenv("XLA_FLAGS", "")  # so that it is as before afterwards
 
     def flags_after(platforms, given=None, installed=None):
         jax.config.update("jax_platforms", platforms)
