@@ -1,4 +1,4 @@
-"""SpeciaRL and its baselines on the embedded benchmark; about an hour on two CPU cores.
+"""SpeciaRL and its baselines on the embedded benchmark; half an hour on two CPU cores.
 
 python -m speciarl_jax.tools.study configs/studies/quickstart.py --workdir=runs/study
 """
