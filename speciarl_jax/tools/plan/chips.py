@@ -1,8 +1,10 @@
 """The chips a plan is for: their limits, and devices to compile for without having them."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -77,18 +79,31 @@ def _tpu_devices(topology: str, chip: Chip) -> list[Any]:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    # It ends the process at flags that it does not know, and knows few of the compiler for CPUs.
-    given = os.environ.get("XLA_FLAGS", "")
-    kept = [flag for flag in given.split() if not flag.startswith("--xla_cpu_")]
-    os.environ["XLA_FLAGS"] = " ".join(kept)
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **dict(chip.options)
-        )
+        with _without_flags_of_cpus():
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=topology, **dict(chip.options)
+            )
+            _compile_something(found.devices[0])
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={topology} is refused by the TPU compiler: {error}") from None
+    return found.devices
+
+
+@contextlib.contextmanager
+def _without_flags_of_cpus() -> Iterator[None]:
+    """libtpu ends the process at flags that it does not know: few of the compiler for CPUs."""
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = " ".join(f for f in given.split() if not f.startswith("--xla_cpu_"))
+    try:
+        yield
     finally:
         os.environ["XLA_FLAGS"] = given
-    return found.devices
+
+
+def _compile_something(device: Any) -> None:
+    """libtpu reads the flags as it compiles for the first time."""
+    where = jax.sharding.SingleDeviceSharding(device)
+    jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((), np.float32, sharding=where)).compile()
