@@ -7,10 +7,12 @@ reached is not sent again. Rows of `metrics.jsonl` that the service lacks, becau
 was named later, are sent at the next start.
 """
 
+import collections
 import json
 import math
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -36,9 +38,11 @@ class Tracker(Protocol):
 
     Attributes:
       first: place in the order of the first row that the service lacks.
+      delay: seconds after which a row that was logged outlives a kill of this process.
     """
 
     first: int
+    delay: float
 
     def log(self, place: int, step: int, values: Mapping[str, float]) -> None:
         """Sends metrics; `place` grows from call to call."""
@@ -67,6 +71,8 @@ class TrackerWriter(Writer):
         self.name, self._target, self._start = name, target, start
         self._path = target.workdir / f"{name}.json"
         self._id, self._next = "", 0
+        # Place of the first row that a kill could lose, and those beyond: (when it is safe, place).
+        self._safe, self._coming, self._delay = 0, collections.deque(), 0.0
         self._calls: queue.Queue = queue.Queue(_LONGEST_QUEUE)
         self._lock, self._failed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -120,12 +126,21 @@ class TrackerWriter(Writer):
             known = jsonl.read_object(self._path, "delete it") or {"id": uuid.uuid4().hex[:16]}
             self._id = known["id"]
             tracker = self._start(self._target, self._id, known.get("next", 0))
-            self._next = tracker.first
-            self._save()
-            while not self._failed and (call := self._calls.get()) is not None:
+            self._next = self._safe = tracker.first
+            self._delay = tracker.delay
+            self._write()
+            while not self._failed:
+                try:
+                    call = self._calls.get(timeout=self._delay if self._coming else None)
+                except queue.Empty:
+                    self._save()
+                    continue
+                if call is None:
+                    break
                 call(tracker)
             tracker.finish()
-            self._save()
+            self._safe = self._next
+            self._write()
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {first_line(error)}")
 
@@ -141,11 +156,20 @@ class TrackerWriter(Writer):
 
     def _reached(self, place: int) -> None:
         self._next = place + 1
+        self._coming.append((time.monotonic() + self._delay, self._next))
         if not self._target.in_bucket:  # where it is slow
             self._save()
 
     def _save(self) -> None:
-        jsonl.replace(self._path, json.dumps({"id": self._id, "next": self._next}) + "\n")
+        """Notes the place that was reached, as far as a kill loses nothing before it."""
+        before = self._safe
+        while self._coming and self._coming[0][0] <= time.monotonic():
+            self._safe = self._coming.popleft()[1]
+        if self._safe != before:
+            self._write()
+
+    def _write(self) -> None:
+        jsonl.replace(self._path, json.dumps({"id": self._id, "next": self._safe}) + "\n")
 
     def _give_up(self, why: str) -> None:
         with self._lock:

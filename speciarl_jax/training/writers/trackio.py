@@ -31,6 +31,8 @@ def create(target: Target) -> Writer:
 class TrackioRun:
     """A run of Trackio; its files are where its own setting TRACKIO_DIR says."""
 
+    delay = 0.0
+
     def __init__(self, target: Target, run_id: str, reached: int):
         """Starts or resumes the run.
 

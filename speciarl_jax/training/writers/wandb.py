@@ -18,6 +18,9 @@ from speciarl_jax.training.writers.tracker import TrackerWriter
 _NAME = "wandb"
 _MODES = ("online", "offline")
 _PATIENCE = 60.0  # seconds that each part of the start of a run may take
+# Seconds between what W&B's own process writes to disk. It ends with this one, and then loses the
+# rest; its default is 15.
+_FLUSH = {"x_transaction_log_flush_interval": 0.5}
 
 
 def check(target: Target) -> None:
@@ -60,6 +63,8 @@ class WandbRun:
     W&B drops without an error what comes at a place that it has passed already.
     """
 
+    delay = 4 * _FLUSH["x_transaction_log_flush_interval"]
+
     def __init__(self, target: Target, run_id: str, reached: int):
         """Starts or resumes the run; takes as long as the network does.
 
@@ -94,6 +99,7 @@ class WandbRun:
                 save_code=False,
                 init_timeout=_PATIENCE,
                 x_service_wait=_PATIENCE,
+                **(_FLUSH if _FLUSH.keys() <= wandb.Settings.model_fields.keys() else {}),
             ),
         )
         self._run.define_metric("*", step_metric="step")

@@ -1,5 +1,6 @@
 """A service that is away, slow or breaks: training goes on, and the record is whole."""
 
+import json
 import threading
 import time
 
@@ -15,8 +16,9 @@ from speciarl_jax.training.writers.target import Target
 class Service:
     """Keeps what arrives; `fails_at` and `waits` make it break or hang."""
 
-    def __init__(self, first=0, fails_at=None, waits=None):
-        self.first, self.got, self._fails_at, self._waits = first, [], fails_at, waits
+    def __init__(self, first=0, fails_at=None, waits=None, delay=0.0):
+        self.first, self.delay = first, delay
+        self.got, self._fails_at, self._waits = [], fails_at, waits
         self.finished = False
 
     def log(self, place, step, values):
@@ -65,6 +67,33 @@ def test_a_service_that_breaks_gets_the_rest_at_the_next_start(tmp_path, caplog)
     assert run(tmp_path, whole, range(5, 7), first_step=5) == [(name, 8)]
     # Metrics of 3 to 6, rollouts of those steps that this process sampled.
     assert whole.got == [(9, 3), (12, 4), (15, 5), (16, 5), (18, 6), (19, 6)] and whole.finished
+
+
+def test_a_place_is_noted_when_a_kill_can_no_longer_lose_what_stands_before_it(tmp_path):
+    def noted():
+        return json.loads((tmp_path / "service.json").read_text())["next"]
+
+    def wait_for(condition):
+        until = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    service = Service(delay=1.0)
+    target = Target(epath.Path(tmp_path), quickstart.get_config())
+    writer = tracker.TrackerWriter("service", target, lambda *_: service)
+    begun = time.monotonic()
+    writer.write(1, {"update/kl": 0.5})
+    writer.flush()
+    wait_for(lambda: service.got)
+    assert noted() == 0 or time.monotonic() - begun >= 1.0
+    # Nothing more is written, and it is noted all the same.
+    wait_for(lambda: noted() == 4)
+    assert time.monotonic() - begun >= 1.0
+    # What is sent to the end is noted at the end.
+    writer.write(2, {"update/kl": 0.5})
+    writer.close()
+    assert noted() == 7 and service.finished
 
 
 def test_a_service_that_hangs_neither_stops_nor_slows_training(tmp_path, caplog, monkeypatch):
