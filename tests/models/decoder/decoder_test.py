@@ -29,21 +29,16 @@ CONFIG = TextConfig(
 IMAGES, PROMPT, ANSWERS, LENGTH = 2, 12, 3, 16
 
 
+def new_decoder(dtype=jnp.float32, **options):
+    """A decoder whose adapters do nothing yet."""
+    options |= {"dtype": dtype, "param_dtype": dtype, "lora_rank": 4, "lora_alpha": 8.0}
+    return random_modules.drawn(lambda: decoder_lib.Decoder(CONFIG, **options, rngs=nnx.Rngs(0)))
+
+
 @functools.cache
 def make_decoder(base_weights="param_dtype"):
     """A decoder whose adapters do something; the same one whatever its weights are kept as."""
-    decoder = random_modules.drawn(
-        lambda: decoder_lib.Decoder(
-            CONFIG,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
-            lora_rank=4,
-            lora_alpha=8.0,
-            scan_unroll=1,
-            base_weights=base_weights,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    decoder = new_decoder(scan_unroll=1, base_weights=base_weights)
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(decoder)):
         if variable.ndim > 1 and "norm" not in path[-1]:
@@ -148,17 +143,7 @@ def test_an_unknown_kind_of_weights_is_refused():
 
 @pytest.mark.parametrize("scan_unroll", [1, CONFIG.num_layers])
 def test_adapters_are_cast_once_before_decoding_and_the_numbers_stay(scan_unroll):
-    decoder = random_modules.drawn(
-        lambda: decoder_lib.Decoder(
-            CONFIG,
-            dtype=jnp.bfloat16,
-            param_dtype=jnp.bfloat16,
-            lora_rank=4,
-            lora_alpha=8.0,
-            scan_unroll=scan_unroll,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    decoder = new_decoder(jnp.bfloat16, scan_unroll=scan_unroll)
     rng = np.random.default_rng(0)
     for variable in nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)).leaves:
         variable.set_value(jnp.asarray(rng.normal(0, 0.2, variable.shape), jnp.float32))
