@@ -6,7 +6,7 @@ import os
 
 import jax
 
-# A step runs as fast with them, and compiles in half the time (docs/speed.md).
+# A step of the quickstart runs as fast with them, and compiles in less time (docs/speed.md).
 _ON_CPU = {"--xla_backend_optimization_level": "1", "--xla_cpu_use_fusion_emitters": "false"}
 
 

@@ -20,16 +20,15 @@ def flags_after(monkeypatch):
 
     def flags_after(platforms, given=None, installed=None):
         jax.config.update("jax_platforms", platforms)
-        find = compiler.importlib.util.find_spec
-        monkeypatch.setattr(
-            compiler.importlib.util, "find_spec", lambda name: name == installed or None
-        )
         if given is None:
             monkeypatch.delenv("XLA_FLAGS", raising=False)
         else:
             monkeypatch.setenv("XLA_FLAGS", given)
-        compiler.compile_quickly()
-        monkeypatch.setattr(compiler.importlib.util, "find_spec", find)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                compiler.importlib.util, "find_spec", lambda name: name == installed or None
+            )
+            compiler.compile_quickly()
         return os.environ.get("XLA_FLAGS")
 
     yield flags_after

@@ -5,12 +5,12 @@ import numpy as np
 from flax import nnx
 
 
-def drawn(make, seed=0, scale=1.0):
-    """`make()`, its matrices drawn by numpy with `scale` over the root of their inputs.
+def drawn(make):
+    """`make()`, its matrices drawn by numpy with a deviation of 1 over the root of their inputs.
 
     Scales of norms are 1, and biases 0, as in a new module.
     """
-    module, rng = nnx.eval_shape(make), np.random.default_rng(seed)
+    module, rng = nnx.eval_shape(make), np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = str(path[-1])
         if name.endswith("bias"):
@@ -18,6 +18,6 @@ def drawn(make, seed=0, scale=1.0):
         elif "norm" in name or variable.ndim < 2:
             value = np.ones(variable.shape)
         else:
-            value = rng.normal(0, scale / np.sqrt(variable.shape[-2]), variable.shape)
+            value = rng.normal(0, 1 / np.sqrt(variable.shape[-2]), variable.shape)
         variable.set_value(jnp.asarray(value, variable.dtype))
     return module

@@ -21,7 +21,6 @@ from speciarl_jax.training.state import init_state
 from speciarl_jax.training.update import update
 
 IMAGES, ANSWERS, TOKENS = 4, 3, 6
-# Compiling takes longer than running here.
 OPTIMIZER = {
     "learning_rate": 0.01,
     "warmup_steps": 0,

@@ -19,7 +19,7 @@ _NAME = "wandb"
 _MODES = ("online", "offline")
 _PATIENCE = 60.0  # seconds that each part of the start of a run may take
 # Seconds between what W&B's own process writes to disk. It ends with this one, and then loses the
-# rest; its default is 15.
+# rest. Its default is 15; versions that lack the setting may lose more than is noted here.
 _FLUSH = {"x_transaction_log_flush_interval": 0.5}
 
 
