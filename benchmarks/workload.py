@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
+from speciarl_jax.models.decoder import attention_kernels
 from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.models.image_tokens import mrope_positions
 from speciarl_jax.models.prompt_batch import PromptBatch
@@ -95,6 +96,7 @@ class Options:
     lora_rank: int = _option(16, "Of the adapters.")
     scan_unroll: int = _option(0, "config.model.scan_unroll; 0 for all layers.")
     logprob_chunk: int = _option(16, "config.train.logprob_chunk.")
+    attention: str = _option("auto", "config.model.attention.", ("auto", *attention_kernels.KINDS))
     remat: str = _option("none", "config.train.remat.", ("none", "dots", "full"))
     kl_coefficient: float = _option(0.01, "0 leaves out the reference pass.")
     mean_length: int = _option(0, "About, in tokens, of completions; 0: they never end.")
@@ -124,6 +126,10 @@ def model_config(name: str) -> ModelConfig:
 def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State, nnx.State]:
     """Makes graphdef, adapters and base of a policy whose adapters are not zero."""
 
+    attention = options.attention
+    if attention == "auto":
+        attention = attention_kernels.fastest(jax.default_backend())
+
     def make():
         return VisionLanguageModel(
             config,
@@ -132,6 +138,7 @@ def random_policy(config: ModelConfig, options: Options) -> tuple[Any, nnx.State
             lora_rank=options.lora_rank,
             lora_alpha=options.lora_rank,
             scan_unroll=options.scan_unroll or config.text.num_layers,
+            attention=attention,
             rngs=nnx.Rngs(0),
         )
 

@@ -10,6 +10,7 @@ import ml_collections
 
 from speciarl_jax.models import safetensors_io
 from speciarl_jax.models.checkpoints import hf_checkpoint
+from speciarl_jax.models.decoder import attention_kernels
 from speciarl_jax.models.policy_config import PolicyConfig
 from speciarl_jax.models.vision_language import VisionLanguageModel
 from speciarl_jax.runtime import sharding
@@ -87,14 +88,15 @@ def attention_kind(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
       ValueError: an unknown name, or a dtype that the kernel does not compute in.
     """
     name = config.model.attention
-    if name not in ("auto", "xla", "splash", "cudnn"):
+    if name not in ("auto", "xla", "blocked", "splash", "cudnn"):
         raise ValueError(
-            f"config.model.attention is {name!r}; choose 'auto', 'xla', 'splash' or 'cudnn'"
+            f"config.model.attention is {name!r}; choose 'auto', 'xla', 'blocked', 'splash' or "
+            "'cudnn'"
         )
     abstract = isinstance(mesh, jax.sharding.AbstractMesh)
     platform = "cpu" if abstract else mesh.devices.flat[0].platform
     if name == "auto":
-        return "splash" if platform == "tpu" else "xla"
+        return attention_kernels.fastest(platform)
     if name == "splash" and platform != "tpu":
         return "splash_interpret"
     if name == "cudnn" and platform != "gpu":

@@ -19,7 +19,8 @@ def mesh_of(platform):
     [
         ("auto", "tpu", "splash"),
         ("auto", "gpu", "xla"),
-        ("auto", "cpu", "xla"),
+        ("auto", "cpu", "blocked"),
+        ("blocked", "gpu", "blocked"),
         ("splash", "tpu", "splash"),
         ("splash", "cpu", "splash_interpret"),
         ("cudnn", "gpu", "cudnn"),
@@ -33,11 +34,11 @@ def test_which_kernel_computes_attention(small_config, name, platform, kind):
 
 def test_a_mesh_without_devices_counts_as_cpus(small_config):
     mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
-    assert load_policy.attention_kind(small_config(model__attention="auto"), mesh) == "xla"
+    assert load_policy.attention_kind(small_config(model__attention="auto"), mesh) == "blocked"
 
 
 def test_kernels_that_do_not_fit_are_refused(small_config):
-    with pytest.raises(ValueError, match="'flash'; choose 'auto', 'xla', 'splash' or 'cudnn'"):
+    with pytest.raises(ValueError, match="'flash'; choose 'auto', 'xla', 'blocked', 'splash' or 'cudnn'"):
         load_policy.attention_kind(small_config(model__attention="flash"), mesh_of("gpu"))
     config = small_config(model__attention="cudnn", model__dtype="float32")
     with pytest.raises(ValueError, match="cudnn.*bfloat16.*config.model.dtype is 'float32'"):

@@ -1,4 +1,4 @@
-"""Attention of the decoder: over one sequence, or over a shared prefix and a suffix."""
+"""Attention by XLA, scores and all: over one sequence, or over a shared prefix and a suffix."""
 
 import functools
 
@@ -6,15 +6,48 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-_MASKED = -1e30
+MASKED = -1e30  # score of a key that a query does not see
 
 
-def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
+def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str = "xla") -> jax.Array:
     """Computes causal grouped-query attention [B, S, H, K]; where `mask_BS` is false is padding."""
     length = q_BSHK.shape[1]
     order_SS = jnp.tril(jnp.ones((length, length), bool))
     mask = order_SS[None, None] & mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask)
+
+
+def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str = "xla") -> jax.Array:
+    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
+    mask_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
+    return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask_BSS[:, None])
+
+
+def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str = "xla") -> jax.Array:
+    """Computes causal attention of completions to their prompt and to themselves.
+
+    Args:
+      q_BSHK: rotated queries of rows `[prompt | completion 1 ... completion N]`, S = P + N T.
+      mask_BP: bool, false at the prompt's padding.
+      answers: N, completions; T may be 0.
+      kind: one of `attention_kernels.KINDS`, for kernels that have several.
+
+    Returns:
+      [B, S, H, K] in the dtype of the queries.
+    """
+    prompt = mask_BP.shape[1]
+    length = (q_BSHK.shape[1] - prompt) // answers
+
+    def split(x):
+        return x[:, :prompt], rearrange(x[:, prompt:], "b (n t) h k -> b n t h k", n=answers)
+
+    (q0, q1), (k0, k1), (v0, v1) = split(q_BSHK), split(k_BSGK), split(v_BSGK)
+    first = causal(q0, k0, v0, mask_BP)
+    if length:
+        order_TT = jnp.tril(jnp.ones((length, length), bool))
+        q1 = shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
+    own = rearrange(q1, "b n t h k -> b (n t) h k")
+    return jnp.concatenate([first, own], axis=1)
 
 
 def seen_in_shared_row(rows, columns, prompt: int, length: int):
@@ -67,8 +100,8 @@ def shared_prefix(
     to_suffix = jnp.einsum(
         "bgrntk,bnsgk->bgrnts", q, suffix_k_BNSGK, preferred_element_type=jnp.float32
     )
-    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None, None, :], to_prefix, _MASKED)
-    to_suffix = jnp.where(suffix_mask_TS, to_suffix, _MASKED)
+    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None, None, :], to_prefix, MASKED)
+    to_suffix = jnp.where(suffix_mask_TS, to_suffix, MASKED)
     # The maximum only keeps the exponentials in range; its gradient cancels.
     highest = jax.lax.stop_gradient(
         jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
@@ -163,8 +196,8 @@ def _decode(
     to_prefix = dot(rearrange(q, "b n g r k -> b g (n r) k"), prefix_k_BGKP)
     to_prefix = rearrange(to_prefix, "b g (n r) p -> b n g r p", n=answers)
     to_suffix = dot(q, suffix_k_BNGKT)
-    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None], to_prefix, _MASKED)
-    to_suffix = jnp.where(jnp.arange(to_suffix.shape[-1]) <= step, to_suffix, _MASKED)
+    to_prefix = jnp.where(prefix_mask_BP[:, None, None, None], to_prefix, MASKED)
+    to_suffix = jnp.where(jnp.arange(to_suffix.shape[-1]) <= step, to_suffix, MASKED)
     highest = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     to_prefix, to_suffix = jnp.exp(to_prefix - highest), jnp.exp(to_suffix - highest)
     total = to_prefix.sum(-1) + to_suffix.sum(-1)

@@ -23,12 +23,12 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
+    """Computes `attention.full`."""
     return _attend(q_BSHK, k_BSGK, v_BSGK, segment_BS[:, :, None] == segment_BS[:, None, :], kind)
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
-    """Computes `splash.shared`: rows `[prompt | completion 1 ... completion N]`, S = P + N T."""
+    """Computes `attention.shared`: rows `[prompt | completion 1 ... completion N]`, S = P + N T."""
     prompt, tokens = mask_BP.shape[1], q_BSHK.shape[1]
     order_S = jnp.arange(tokens)
     seen_SS = attention.seen_in_shared_row(order_S, order_S, prompt, (tokens - prompt) // answers)

@@ -93,9 +93,7 @@ class Decoder(nnx.Module):
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
         def attend(q, k, v, carry, layer):
-            if kernel:
-                return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
-            return attention.causal(q, k, v, mask_BP), carry, (k, v)
+            return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
 
         x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
         x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend, added=added)
@@ -276,24 +274,11 @@ class Decoder(nnx.Module):
         position = jnp.tile(position_BT, (1, answers))
         positions = jnp.broadcast_to(position, (3, *position.shape))
         cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
-        order_TT = jnp.tril(jnp.ones((length, length), bool))
-        kernel = attention_kernels.KINDS[self.attention]
+        # Completions of one token have none that anything is predicted from.
+        kernel = attention_kernels.KINDS[self.attention if length else "xla"]
 
         def attend(q, k, v, carry, layer):
-            if kernel and length:
-                return kernel.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
-
-            def split(x):
-                own = rearrange(x[:, prompt:], "b (n t) h k -> b n t h k", n=answers)
-                return x[:, :prompt], own
-
-            (q0, q1), (k0, k1), (v0, v1) = split(q), split(k), split(v)
-            first = attention.causal(q0, k0, v0, mask_BP)
-            own = q1  # no tokens, if completions have but one
-            if length:
-                own = attention.shared_prefix(q1, k0, v0, mask_BP, k1, v1, order_TT)
-            own = rearrange(own, "b n t h k -> b (n t) h k")
-            return jnp.concatenate([first, own], axis=1), carry, ()
+            return kernel.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
 
         x, added = whole(x_BPE)
         beside = None if reference_x_BPE is None else jax.lax.stop_gradient(whole(reference_x_BPE))

@@ -45,21 +45,15 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
+    """Computes `attention.full`."""
     return _padded(q_BSHK, k_BSGK, v_BSGK, segment_BS, mask_lib.FullMask, kind)
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
-    """Computes causal attention of completions to their prompt and to themselves.
+    """Computes `attention.shared`; T is not 0.
 
     Args:
-      q_BSHK: rotated queries of rows `[prompt | completion 1 ... completion N]`, S = P + N T.
-      mask_BP: bool, false at the prompt's padding.
-      answers: N, completions.
       kind: "splash", compiled for TPU, or "splash_interpret", the same step by step anywhere.
-
-    Returns:
-      [B, S, H, K] in the dtype of the queries.
     """
     batch, prompt = mask_BP.shape
     length = (q_BSHK.shape[1] - prompt) // answers

@@ -1,6 +1,7 @@
-"""Fused kernels beside attention by XLA: sequences, shared rows, images.
+"""Kernels that keep no scores beside attention by XLA: sequences, shared rows, images.
 
-The Pallas kernel is interpreted, and cuDNN's calls are computed by XLA and lowered for CUDA.
+The Pallas kernel is interpreted, and cuDNN's calls are computed by XLA and lowered for CUDA. Blocks
+are of few tokens here, so that there are several, and the last is not full.
 """
 
 import functools
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speciarl_jax.models.decoder import attention, attention_kernels, cudnn, splash
+from speciarl_jax.models.decoder import attention, attention_kernels, blocked, cudnn, splash
 
 IMAGES, PROMPT, ANSWERS, LENGTH, HEADS, GROUPS, SIZE = 2, 13, 3, 9, 4, 2, 8
 MASK_BP = np.arange(PROMPT) >= np.array([[0], [5]])
@@ -44,10 +45,16 @@ def assert_equal(want, got, valid_BS, *arrays):
         assert float(jnp.abs(theirs).max()) > 0.01
 
 
-both_kernels = pytest.mark.parametrize("kind", ["splash_interpret", "cudnn_by_xla"])
+all_kernels = pytest.mark.parametrize("kind", ["blocked", "splash_interpret", "cudnn_by_xla"])
 
 
-@both_kernels
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blocked, "LONG", 1)
+    monkeypatch.setattr(blocked, "_ROWS", 6)
+
+
+@all_kernels
 def test_a_causal_sequence_with_padding(kind):
     assert_equal(
         lambda *x: attention.causal(*x, jnp.asarray(MASK_BP)),
@@ -57,7 +64,7 @@ def test_a_causal_sequence_with_padding(kind):
     )
 
 
-@both_kernels
+@all_kernels
 def test_answers_that_share_a_prompt(kind):
     def want(q, k, v):
         def split(x):
@@ -79,7 +86,7 @@ def test_answers_that_share_a_prompt(kind):
     )
 
 
-@both_kernels
+@all_kernels
 def test_images_of_a_row_do_not_see_each_other(kind):
     segment = np.array([[1] * 4 + [2] * 6 + [0] * 2, [1] * 12])
     q, k, v = heads(12, HEADS, 0), heads(12, HEADS, 1), heads(12, HEADS, 2)
