@@ -67,7 +67,7 @@ def _model() -> ml_collections.ConfigDict:
     model.lora_alpha = 32.0  # the product of an adapter is scaled by lora_alpha / lora_rank
     model.scan_unroll = 1  # layers in each iteration of the loop over layers
     # Attention over whole sequences (prompts, images, completions in the update). "xla" stores the
-    # scores. "blocked" does not where a row has 256 tokens or more; it is made for CPUs. "splash",
+    # scores. "blocked" does not where a row has 512 tokens or more; it is made for CPUs. "splash",
     # the Pallas kernel for TPU, does not; elsewhere it is interpreted, slowly. "cudnn" does not on
     # GPUs; elsewhere XLA computes it. "auto": splash on TPU, blocked on CPU, or else xla.
     model.attention = "auto"
