@@ -32,7 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.steps = 60
     config.train.batch_size = 32
     config.train.mini_batches = 1
-    # With rollouts of at most 24 tokens, more buckets would save nothing and take time to compile.
+    # With rollouts of at most 24 tokens, compactions and more buckets would save nothing and take
+    # time to compile.
+    config.rollout.num_compactions = 0
     config.train.num_length_buckets = 1
     config.train.logprob_chunk = 24
     config.train.remat = "none"
