@@ -1,0 +1,40 @@
+"""What makes the paper's reward collapse out of domain: one change at a time, one seed each.
+
+python -m speciarl_jax.tools.study configs/studies/collapse.py --workdir=runs/collapse \
+    --override=data.options.data_dir=DATA
+"""
+
+from speciarl_jax.tools.study import Row, Study
+
+OWN = "configs/cifar100.py:narrow"
+CHANGES = {
+    "KL 0.1": {"loss.kl_coefficient": 0.1},
+    "KL 1.0": {"loss.kl_coefficient": 1.0},
+    "KL 0.1 in the reward": {"loss.kl_coefficient": 0.1, "loss.kl_in": "reward"},
+    "entropy 0.01": {"loss.entropy_coefficient": 0.01},
+    "rank 1": {"model.lora_rank": 1, "model.lora_alpha": 1.0},
+    "300 images": {"data.options.subset": 300},
+    "N = 30": {"rollout.num_rollouts": 30},
+    "one winner": {"reward.options.mode": "single"},
+    "rate 4e-4": {"optimizer.learning_rate": 4e-4},
+    "rate 1e-4": {"optimizer.learning_rate": 1e-4},
+    "prompt specific": {"data.prompt": "specific"},
+}
+
+
+def get_study() -> Study:
+    """Returns the paper's reward on photographs of animals, and the same with single changes."""
+    rate = {"optimizer.learning_rate": 1e-3}
+    sides = ("in_domain", "out_of_domain")
+    return Study(
+        rows=(
+            Row("base", OWN, train=False),
+            Row("the paper's reward", OWN, rate),
+            *(Row(name, OWN, rate | change) for name, change in CHANGES.items()),
+        ),
+        seeds=(0,),
+        # Photographs that are not reported elsewhere.
+        sets={side: {"split": "validation", "side": side, "subset": 1200} for side in sides},
+        base="base",
+        reference="the paper's reward",
+    )
