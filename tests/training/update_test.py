@@ -13,6 +13,7 @@ from flax import nnx
 from quick_compiler import QUICK
 from small_run import batch_of
 
+from speciarl_jax.models.decoder import blocked
 from speciarl_jax.models.prompt_batch import UNLABELLED
 from speciarl_jax.rl import optimizer as optimizer_lib
 from speciarl_jax.rollout.types import Rollout, UpdateBatch
@@ -241,8 +242,10 @@ def test_cutting_and_recomputing_change_no_number(run, lora, batch, program, cha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["splash_interpret", "cudnn_by_xla"])
-def test_attention_by_a_fused_kernel_gives_the_same_update(run, lora, batch, program, kind):
+@pytest.mark.parametrize("kind", ["blocked", "splash_interpret", "cudnn_by_xla"])
+def test_attention_by_a_kernel_gives_the_same_update(run, lora, batch, program, kind, monkeypatch):
+    monkeypatch.setattr(blocked, "LONG", 1)
+    monkeypatch.setattr(blocked, "_ROWS", 16)
     policy = nnx.merge(run.graphdef, lora, run.base)
     policy.decoder.attention = policy.visual.attention = kind
     graphdef, *_ = nnx.split(policy, nnx.LoRAParam, ...)

@@ -6,6 +6,7 @@ are of few tokens here, so that there are several, and the last is not full.
 
 import functools
 
+import blocks_on_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +141,25 @@ def test_cudnn_takes_the_published_dimensions(monkeypatch, function, length, hea
     even = length + length % 2
     assert f"tensor<2x1x{even}x{even}x" in text  # the mask
     assert f"{count}x{even}x{even}x" not in text  # scores
+
+
+def test_no_row_of_blocks_stores_its_scores():
+    length = 96
+    arrays = qkv(length)
+    mask_BS = jnp.ones((IMAGES, length), bool)
+
+    def scores(module):
+        def total(*x):
+            return jnp.sum(module.causal(*x, mask_BS, "") ** 2)
+
+        text = jax.jit(jax.grad(total, (0, 1, 2))).lower(*arrays).as_text()
+        return f"x{length}x{length}xf32" in text
+
+    assert scores(attention)
+    assert not scores(blocked)
+
+
+def test_blocks_on_several_devices(start):
+    process = start(blocks_on_devices.__file__, devices=4, quick=True)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
