@@ -70,9 +70,12 @@ def attend_within_images(attention: str, image_BS: jax.Array, valid_BS: jax.Arra
       image_BS: int32, the image that a patch belongs to.
       valid_BS: bool, false at padding, which nothing attends to.
     """
-    segment_BS = jnp.where(valid_BS, image_BS + 1, 0)
-    kernel = attention_kernels.KINDS[attention]
-    return functools.partial(kernel.full, segment_BS=segment_BS, kind=attention)
+    if kernel := attention_kernels.of(attention, image_BS.shape[1]):
+        segment_BS = jnp.where(valid_BS, image_BS + 1, 0)
+        return functools.partial(kernel.full, segment_BS=segment_BS, kind=attention)
+    same_BSS = image_BS[:, :, None] == image_BS[:, None, :]
+    mask = (same_BSS & valid_BS[:, None, :])[:, None]
+    return functools.partial(jax.nn.dot_product_attention, mask=mask)
 
 
 def self_attention(

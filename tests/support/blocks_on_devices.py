@@ -11,7 +11,7 @@ BATCH, PROMPT, ANSWERS, LENGTH, HEADS, GROUPS, SIZE = 2, 13, 3, 9, 4, 2, 8
 
 
 def main() -> None:
-    blocked.LONG, blocked._ROWS = 1, 6
+    blocked._ROWS = 6
     mesh = sharding.make_mesh(data=2, fsdp=1, tensor=2)
     mask_BP = jnp.arange(PROMPT) >= jnp.array([[0], [5]])
     rng = np.random.default_rng(0)

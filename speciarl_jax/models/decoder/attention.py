@@ -9,7 +9,7 @@ from einops import rearrange
 MASKED = -1e30  # score of a key that a query does not see
 
 
-def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str = "xla") -> jax.Array:
+def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS) -> jax.Array:
     """Computes causal grouped-query attention [B, S, H, K]; where `mask_BS` is false is padding."""
     length = q_BSHK.shape[1]
     order_SS = jnp.tril(jnp.ones((length, length), bool))
@@ -17,20 +17,13 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str = "xla") -> jax.Array:
     return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask)
 
 
-def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str = "xla") -> jax.Array:
-    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
-    mask_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
-    return jax.nn.dot_product_attention(q_BSHK, k_BSGK, v_BSGK, mask=mask_BSS[:, None])
-
-
-def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str = "xla") -> jax.Array:
+def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int) -> jax.Array:
     """Computes causal attention of completions to their prompt and to themselves.
 
     Args:
       q_BSHK: rotated queries of rows `[prompt | completion 1 ... completion N]`, S = P + N T.
       mask_BP: bool, false at the prompt's padding.
       answers: N, completions; T may be 0.
-      kind: one of `attention_kernels.KINDS`, for kernels that have several.
 
     Returns:
       [B, S, H, K] in the dtype of the queries.

@@ -1,8 +1,7 @@
 """Attention in blocks of queries, for CPUs: the scores of a block stay in the processor's cache.
 
 Blocks run one after the other, and the backward pass computes their scores again, so that no array
-of scores is ever in memory. Rows of fewer than `LONG` tokens gain nothing: `attention` computes
-them whole.
+of scores is ever in memory.
 """
 
 import functools
@@ -16,7 +15,7 @@ from einops import rearrange
 from speciarl_jax.models.decoder import attention
 from speciarl_jax.runtime import activation_sharding
 
-LONG = 512
+LONG = 512  # tokens of a row; shorter ones gain nothing
 _ROWS = 384  # of a block's products, about
 _PARTS = 4  # of a causal row; the queries of a part are compared with no key behind it
 _QUERIES, _KEYS = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
@@ -26,25 +25,18 @@ _AXES = (_QUERIES, _KEYS, _KEYS, ("batch", None))
 def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
     """Computes `attention.causal`."""
     arrays = (q_BSHK, k_BSGK, v_BSGK, mask_BS)
-    if q_BSHK.shape[1] < LONG:
-        return attention.causal(*arrays)
     return activation_sharding.on_each_device(_causal, arrays, _AXES, _QUERIES)
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Computes `attention.full`."""
+    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
     arrays = (q_BSHK, k_BSGK, v_BSGK, segment_BS)
-    if q_BSHK.shape[1] < LONG:
-        return attention.full(*arrays)
     return activation_sharding.on_each_device(_full, arrays, _AXES, _QUERIES)
 
 
 def shared(q_BSHK, k_BSGK, v_BSGK, mask_BP, answers: int, kind: str) -> jax.Array:
     """Computes `attention.shared`; T is not 0."""
     arrays = (q_BSHK, k_BSGK, v_BSGK, mask_BP)
-    prompt = mask_BP.shape[1]
-    if prompt + (q_BSHK.shape[1] - prompt) // answers < LONG:
-        return attention.shared(*arrays, answers)
     attend = functools.partial(_shared, answers=answers)
     return activation_sharding.on_each_device(attend, arrays, _AXES, _QUERIES)
 

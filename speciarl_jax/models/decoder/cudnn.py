@@ -23,7 +23,7 @@ def causal(q_BSHK, k_BSGK, v_BSGK, mask_BS, kind: str) -> jax.Array:
 
 
 def full(q_BSHK, k_BSGK, v_BSGK, segment_BS, kind: str) -> jax.Array:
-    """Computes `attention.full`."""
+    """Computes attention [B, S, H, K] in which a token sees its whole segment, int32."""
     return _attend(q_BSHK, k_BSGK, v_BSGK, segment_BS[:, :, None] == segment_BS[:, None, :], kind)
 
 

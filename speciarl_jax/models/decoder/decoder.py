@@ -89,11 +89,13 @@ class Decoder(nnx.Module):
           positions_3BP: int32 rotary positions.
           mask_BP: bool, false at padding.
         """
-        kernel = attention_kernels.KINDS[self.attention]
+        kernel = attention_kernels.of(self.attention, mask_BP.shape[1])
         cos_sin = mrope.rotary(positions_3BP, self.config)
 
         def attend(q, k, v, carry, layer):
-            return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
+            if kernel:
+                return kernel.causal(q, k, v, mask_BP, self.attention), carry, (k, v)
+            return attention.causal(q, k, v, mask_BP), carry, (k, v)
 
         x_BPD, added = deepstack.split(x_BPE, self.config.hidden_size)
         x_BPD, _, (k, v) = self._run(x_BPD, self._weights(use_lora), cos_sin, attend, added=added)
@@ -274,11 +276,12 @@ class Decoder(nnx.Module):
         position = jnp.tile(position_BT, (1, answers))
         positions = jnp.broadcast_to(position, (3, *position.shape))
         cos_sin = mrope.rotary(jnp.concatenate([positions_3BP, positions], axis=2), self.config)
-        # Completions of one token have none that anything is predicted from.
-        kernel = attention_kernels.KINDS[self.attention if length else "xla"]
+        kernel = attention_kernels.of(self.attention, prompt + length)
 
         def attend(q, k, v, carry, layer):
-            return kernel.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
+            if kernel and length:  # none is left of completions of one token
+                return kernel.shared(q, k, v, mask_BP, answers, self.attention), carry, ()
+            return attention.shared(q, k, v, mask_BP, answers), carry, ()
 
         x, added = whole(x_BPE)
         beside = None if reference_x_BPE is None else jax.lax.stop_gradient(whole(reference_x_BPE))

@@ -51,7 +51,6 @@ all_kernels = pytest.mark.parametrize("kind", ["blocked", "splash_interpret", "c
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocked, "LONG", 1)
     monkeypatch.setattr(blocked, "_ROWS", 6)
 
 
@@ -148,15 +147,22 @@ def test_no_row_of_blocks_stores_its_scores():
     arrays = qkv(length)
     mask_BS = jnp.ones((IMAGES, length), bool)
 
-    def scores(module):
+    def scores(causal, *extra):
         def total(*x):
-            return jnp.sum(module.causal(*x, mask_BS, "") ** 2)
+            return jnp.sum(causal(*x, mask_BS, *extra) ** 2)
 
         text = jax.jit(jax.grad(total, (0, 1, 2))).lower(*arrays).as_text()
         return f"x{length}x{length}xf32" in text
 
-    assert scores(attention)
-    assert not scores(blocked)
+    assert scores(attention.causal)
+    assert not scores(blocked.causal, "blocked")
+
+
+def test_only_long_rows_are_worth_blocks():
+    assert attention_kernels.of("blocked", blocked.LONG) is blocked
+    assert attention_kernels.of("blocked", blocked.LONG - 1) is None
+    assert attention_kernels.of("splash", 1) is splash
+    assert attention_kernels.of("xla", blocked.LONG) is None
 
 
 def test_blocks_on_several_devices(start):
