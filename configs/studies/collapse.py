@@ -14,10 +14,7 @@ CHANGES = {
     "entropy 0.01": {"loss.entropy_coefficient": 0.01},
     "rank 1": {"model.lora_rank": 1, "model.lora_alpha": 1.0},
     "300 images": {"data.options.subset": 300},
-    "N = 30": {"rollout.num_rollouts": 30},
-    "one winner": {"reward.options.mode": "single"},
     "rate 4e-4": {"optimizer.learning_rate": 4e-4},
-    "rate 1e-4": {"optimizer.learning_rate": 1e-4},
     "prompt specific": {"data.prompt": "specific"},
 }
 
