@@ -139,6 +139,14 @@ def _rollout() -> ml_collections.ConfigDict:
     # these layers (13 GB for 7B in bfloat16) during sampling. Worth it if many tokens are decoded
     # and it fits; for 7B on 16 chips of TPU v5e it does not. Not possible with int8 weights.
     rollout.merge_lora = False
+    # "int8" decodes with kernels rounded to int8, with a scale for each output, made anew for every
+    # batch: half of what a token reads of the weights. "int8" for the cache keeps keys and values
+    # with a scale for each token and head, in half the memory. Both are for sampling in training
+    # alone, which then samples from a policy a little apart from the one that learns
+    # (`update/sampler_kl`). The loss makes up for it: by its ratio if loss.old_logprobs is
+    # "rollout", by loss.tis_cap if it is "recomputed".
+    rollout.decode_weights = "param_dtype"  # or "int8"
+    rollout.kv_cache = "dtype"  # or "int8"
     # Compactions of the decode slots. When the unfinished rollouts fit into half of the slots, they
     # are moved there with the caches of their prompts, and a loop of half the size goes on. This is
     # done at most `num_compactions` times: first the rollouts of each image are halved, then (with

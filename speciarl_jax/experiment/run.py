@@ -91,8 +91,11 @@ class Run:
         """Returns the metrics of `place` since the last call."""
         return self.vision_cache.metrics() if self.vision_cache is not None else {}
 
-    def chunks(self, num_rollouts: int, max_tokens: int):
+    def chunks(self, num_rollouts: int, max_tokens: int, *, kv_cache: str = "dtype"):
         """`kv_cache_budget.chunks` but for (B, P).
+
+        Args:
+          kv_cache: one of `cache.KINDS`.
 
         Raises:
           ValueError: the caches of one image with the longest prompt are too large.
@@ -101,7 +104,7 @@ class Run:
         devices = sharding.batch_parts(self.mesh)
         counted = functools.partial(
             kv_cache_budget.chunks,
-            token=kv_cache_budget.token_bytes(text, load_policy.dtypes(config)["dtype"]),
+            token=kv_cache_budget.token_bytes(text, load_policy.dtypes(config)["dtype"], kv_cache),
             answers=num_rollouts,
             tokens=max_tokens,
             num_compactions=config.rollout.num_compactions,
@@ -112,22 +115,30 @@ class Run:
         counted(devices, config.data.max_prompt_tokens)
         return counted
 
-    def sampler(self, num_rollouts: int, max_tokens: int):
+    def sampler(self, num_rollouts: int, max_tokens: int, *, training: bool = False):
         """`sample_and_verify.sample` but for (lora, base, batch, key, temperature, top_p).
+
+        Args:
+          training: decode as `config.rollout.decode_weights` and `kv_cache` say. Otherwise nothing
+            is rounded: the policy itself is asked.
 
         Raises:
           ValueError: as for `chunks`.
         """
+        config = self.config.rollout
+        kv_cache = config.kv_cache if training else "dtype"
         return functools.partial(
             activation_sharding.on_mesh(self.mesh, sample_and_verify.sample),
             graphdef=self.graphdef,
-            chunks=self.chunks(num_rollouts, max_tokens),
+            chunks=self.chunks(num_rollouts, max_tokens, kv_cache=kv_cache),
             num_rollouts=num_rollouts,
             max_tokens=max_tokens,
             end_ids=self.end_ids,
             banned_V=self.banned_V,
-            merge_lora=self.config.rollout.merge_lora,
-            num_compactions=self.config.rollout.num_compactions,
+            merge_lora=config.merge_lora,
+            num_compactions=config.num_compactions,
+            decode_weights=config.decode_weights if training else "param_dtype",
+            kv_cache=kv_cache,
         )
 
     def answers(self, tokens_BNT: np.ndarray, mask_BNT: np.ndarray) -> list[list[str]]:
@@ -230,7 +241,8 @@ def policy_run(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Ru
         banned_V=jnp.asarray(banned_V),
         end_ids=end_ids,
     )
-    run.chunks(config.rollout.num_rollouts, config.rollout.max_tokens)
+    rollout = config.rollout
+    run.chunks(rollout.num_rollouts, rollout.max_tokens, kv_cache=rollout.kv_cache)
     _, policy = load_policy.load(config, folder, mesh)
     graphdef, lora, base = nnx.split(policy, nnx.LoRAParam, ...)
     cache = vision_feature_cache.make(config.data.vision_cache, policy.visual, mesh)

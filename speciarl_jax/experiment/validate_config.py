@@ -7,7 +7,7 @@ import jax
 import ml_collections
 
 from speciarl_jax.models import lora
-from speciarl_jax.models.decoder import remat
+from speciarl_jax.models.decoder import cache, decoder_weights, remat
 from speciarl_jax.rl.losses import importance, kl
 from speciarl_jax.runtime import sharding
 from speciarl_jax.verifiers import parsing
@@ -84,6 +84,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
             "config.rollout.merge_lora adds adapters to floating-point weights, but "
             "config.model.base_weights is 'int8'; switch one of them off"
         )
+    decoder_weights.check_kind("config.rollout.decode_weights", config.rollout.decode_weights)
+    cache.check_kind(config.rollout.kv_cache)
     remat.policy(config.train.remat)
     check_targets(config)
     check_loss(config.loss)

@@ -1,7 +1,7 @@
-"""Weights in int8 with a scale for each output channel, as `qwix` makes and reads them.
+"""Weights, keys and values in int8 with scales, as `qwix` makes and reads them.
 
-Half the bytes of bfloat16, for a base that is never trained: products, adapters and gradients stay
-in floating point.
+Half the bytes of bfloat16, for what is never trained: products, adapters and gradients stay in
+floating point.
 """
 
 from typing import Any
@@ -11,20 +11,21 @@ import jax.numpy as jnp
 import qwix
 
 
-def quantize(kernel: jax.Array) -> qwix.QArray:
-    """Rounds kernels to the nearest of 256 steps; the middle one is exactly 0.
+def quantize(array: jax.Array, axis: int = -2) -> qwix.QArray:
+    """Rounds an array to the nearest of 256 steps; the middle one is exactly 0.
 
     Args:
-      kernel: [..., in, out].
+      array: of a floating dtype; a kernel is [..., in, out].
+      axis: the entries along it share a scale; of a kernel these are the weights of an output.
 
     Returns:
-      int8 `qvalue` [..., in, out] and float32 `scale` [..., 1, out], which is the largest weight of
-      each output channel / 127.5. Their product is off by at most half a scale.
+      int8 `qvalue`, shaped like the array, and float32 `scale`, of size 1 along `axis`: the largest
+      entry / 127.5. Their product is off by at most half a scale.
     """
-    inputs = kernel.ndim - 2
-    channels = [axis for axis in range(kernel.ndim) if axis != inputs]
-    kernel = jnp.asarray(kernel).astype(jnp.float32)
-    return qwix.quantize(kernel, jnp.int8, channelwise_axes=channels)
+    axis %= array.ndim
+    channels = [other for other in range(array.ndim) if other != axis]
+    array = jnp.asarray(array).astype(jnp.float32)
+    return qwix.quantize(array, jnp.int8, channelwise_axes=channels)
 
 
 def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray, dtype: Any) -> jax.Array:

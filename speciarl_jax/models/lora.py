@@ -136,13 +136,37 @@ def merge(
     It goes layer by layer, so that only one of them is ever there in float32.
 
     Raises:
-      ValueError: the kernel is int8, whose steps would swallow what the adapter learned.
+      ValueError: the kernel is int8 already; rounded twice, it would lose what the adapter learned.
     """
-    int8.check_exportable(kernel)
+    return decode_kernel(kernel, adapter, scale, quantized=False)
 
-    def merge_layer(layer):
-        kernel, a, b = layer
-        delta = scale * jnp.matmul(a, b, precision="highest")
-        return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
-    return jax.lax.map(merge_layer, (kernel, *adapter))
+def decode_kernel(
+    kernel: jax.Array | qwix.QArray,
+    adapter: tuple[jax.Array, jax.Array] | None,
+    scale: float,
+    quantized: bool,
+) -> jax.Array | qwix.QArray:
+    """Makes stacked kernels to decode with: merged as by `merge`, rounded to int8, both or neither.
+
+    Args:
+      adapter: to be merged; None for none.
+      quantized: round to int8 what is not.
+
+    Raises:
+      ValueError: as for `merge`.
+    """
+    if adapter is not None:
+        int8.check_exportable(kernel)
+    quantized = quantized and not isinstance(kernel, qwix.QArray)
+    if adapter is None and not quantized:
+        return kernel
+
+    def one(layer):
+        kernel, *pair = layer
+        if pair:
+            delta = scale * jnp.matmul(*pair, precision="highest")
+            kernel = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+        return int8.quantize(kernel) if quantized else kernel
+
+    return jax.lax.map(one, (kernel, *(adapter or ())))

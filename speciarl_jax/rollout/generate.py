@@ -30,6 +30,8 @@ def generate(
     use_lora: bool = True,
     merge_lora: bool = False,
     num_compactions: int = 0,
+    decode_weights: str = "param_dtype",
+    kv_cache: str = "dtype",
     weights: Any = None,
 ) -> Rollout:
     """Samples answers until each has ended or holds `max_tokens` tokens.
@@ -59,6 +61,10 @@ def generate(
       use_lora: False samples from the reference policy.
       merge_lora: decode with a copy of the linear layers to which the adapters are added.
       num_compactions: how often the loop is halved; each time is one more compiled loop.
+      decode_weights: "int8" decodes with kernels that are rounded; the prompt is prefilled with
+        those of the policy.
+      kv_cache: one of `cache.KINDS`; "int8" keeps keys and values, of prompts and answers, in half
+        of bfloat16's memory.
       weights: `policy.decoder.decode_weights` of these options; made here when None.
 
     Returns:
@@ -76,9 +82,13 @@ def generate(
     keys_BN = sampling.rollout_keys(key, batch.image_id_B, num_rollouts)
 
     dtype = hidden_BPD.dtype
-    suffix = policy.decoder.init_suffix(batch_size, num_rollouts, max_tokens, dtype)
+    suffix = policy.decoder.init_suffix(batch_size, num_rollouts, max_tokens, dtype, kv_cache)
+    if kv_cache == "int8":
+        prefix = prefix.in_int8()
     if weights is None:
-        weights = policy.decoder.decode_weights(use_lora=use_lora, merge_lora=merge_lora)
+        weights = policy.decoder.decode_weights(
+            use_lora=use_lora, merge_lora=merge_lora, kind=decode_weights
+        )
     if policy.decoder.unrolled:
         prefix = prefix.by_layer()
 

@@ -8,9 +8,17 @@ from absl import logging
 from speciarl_jax.models.decoder.text_config import TextConfig
 
 
-def token_bytes(text: TextConfig, dtype: Any) -> int:
-    """Bytes of the keys and values of one token: 57,344 for the 7B model in bfloat16."""
-    return 2 * text.num_layers * text.num_kv_heads * text.head_dim * jnp.dtype(dtype).itemsize
+def token_bytes(text: TextConfig, dtype: Any, kv_cache: str = "dtype") -> int:
+    """Bytes of the keys and values of one token: 57,344 for the 7B model in bfloat16.
+
+    Args:
+      dtype: of the products.
+      kv_cache: one of `cache.KINDS`; in int8 each head has a float32 scale beside it.
+    """
+    head = text.head_dim * jnp.dtype(dtype).itemsize
+    if kv_cache == "int8":
+        head = text.head_dim + 4
+    return 2 * text.num_layers * text.num_kv_heads * head
 
 
 def image_bytes(token: int, *, prompt: int, answers: int, tokens: int, num_compactions: int) -> int:

@@ -47,7 +47,9 @@ def sample(
         features_BMD = encode(policy, batch)
         return features_BMD, answer(batch, features_BMD)
     weights = policy.decoder.decode_weights(
-        use_lora=True, merge_lora=options.get("merge_lora", False)
+        use_lora=True,
+        merge_lora=options.get("merge_lora", False),
+        kind=options.get("decode_weights", "param_dtype"),
     )
 
     def answer_part(part):

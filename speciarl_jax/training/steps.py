@@ -42,7 +42,7 @@ class Stages(NamedTuple):
 def stages(run: Run, optimizer: Optimizer) -> Stages:
     """Binds the stages of a step to what a run chooses."""
     config, algorithm = run.config, run.algorithm
-    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens)
+    sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens, training=True)
     temperature, top_p = np.float32(config.rollout.temperature), np.float32(config.rollout.top_p)
     policy = {"graphdef": run.graphdef, "banned_V": run.banned_V}
     update = functools.partial(

@@ -13,26 +13,27 @@ from speciarl_jax.runtime import sharding
 from speciarl_jax.training import state as state_lib
 
 ONE = (1, 1, 1)
+INT8 = {"rollout__decode_weights": "int8", "rollout__kv_cache": "int8"}
 
 
 @pytest.mark.parametrize(
-    "folder, mesh",
+    "folder, mesh, config",
     [
-        ("policy_folder", (2, 2, 2)),
-        pytest.param("policy_folder", (8, 1, 1), marks=pytest.mark.slow),
-        pytest.param("policy_folder", (1, 8, 1), marks=pytest.mark.slow),
-        pytest.param("qwen3_folder", (2, 2, 2), marks=pytest.mark.slow),
-        pytest.param("qwen3_folder", (1, 8, 1), marks=pytest.mark.slow),
+        ("policy_folder", (2, 2, 2), {}),
+        pytest.param("policy_folder", (8, 1, 1), {}, marks=pytest.mark.slow),
+        pytest.param("policy_folder", (1, 8, 1), {}, marks=pytest.mark.slow),
+        pytest.param("policy_folder", (2, 2, 2), INT8, marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (2, 2, 2), {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (1, 8, 1), {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_gives_the_same_numbers_on_every_mesh(
-    folder, mesh, request, start_program, tmp_path
+    folder, mesh, config, request, start_program, tmp_path
 ):
     """One step on one device and on eight, in a process with eight devices."""
     out, folder = tmp_path / "found.npz", request.getfixturevalue(folder)
-    process = start_program(
-        "mesh_program", devices=8, policy=str(folder), out=str(out), meshes=[ONE, mesh]
-    )
+    given = {"policy": str(folder), "out": str(out), "meshes": [ONE, mesh], "config": config}
+    process = start_program("mesh_program", devices=8, **given)
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
     found = {}

@@ -211,7 +211,7 @@ def resumable_program(policy, workdir, config, process, processes, port):
     exit_codes.guarded(main)([])
 
 
-def mesh_program(policy, out, meshes):
+def mesh_program(policy, out, meshes, config=None):
     """A step on each mesh: tokens, categories and updated adapters, written to `out`."""
     found = {}
     for data, fsdp, tensor in meshes:
@@ -219,6 +219,7 @@ def mesh_program(policy, out, meshes):
         sizes |= {"train__fused": False, "rollout__temperature": 1.0}
         # Of all devices together.
         sizes |= {"advantage__normalize_by_std": True, "advantage__std_over": "batch"}
+        sizes |= config or {}
         run = small_run(policy, jax.devices()[: data * fsdp * tensor], **sizes)
         optimizer, state, state_sharding = state_lib.start(run)
         step = steps.programs(run, optimizer, state_sharding)

@@ -1,9 +1,11 @@
 """Attention by XLA, scores and all: over one sequence, or over a shared prefix and a suffix."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import qwix
 from einops import rearrange
 
 MASKED = -1e30  # score of a key that a query does not see
@@ -119,15 +121,18 @@ def shared_prefix(
 
 def decode(
     q_BNHK: jax.Array,
-    prefix_k_BGKP: jax.Array,
-    prefix_v_BGPK: jax.Array,
+    prefix_k_BGKP: Any,
+    prefix_v_BGPK: Any,
     prefix_mask_BP: jax.Array,
-    suffix_k_BNGKT: jax.Array,
-    suffix_v_BNGTK: jax.Array,
+    suffix_k_BNGKT: Any,
+    suffix_v_BNGTK: Any,
     step: jax.Array,
     layer: jax.Array | None = None,
 ) -> jax.Array:
     """Computes `shared_prefix` for one query of each completion, against the layout of `cache`.
+
+    Keys and values may be in int8. Scores and weights are multiplied by their scales, so that no
+    cache is ever there in a wider dtype than it is kept in.
 
     Only the first columns of the completions' caches are read, as many as the next of
     `columns_to_read`: a completion may be long, and most are short.
@@ -146,11 +151,14 @@ def decode(
 
     def first_columns(cache, axis, length):
         # Cut inside the branch: an argument of a branch would be copied whole.
-        if layer is None:
-            return jax.lax.slice_in_dim(cache, 0, length, axis=axis)
-        sizes = [1, *cache.shape[1:]]
-        sizes[axis] = length
-        return jax.lax.dynamic_slice(cache, [layer] + [0] * (cache.ndim - 1), sizes)[0]
+        def cut(x):
+            if layer is None:
+                return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+            sizes = [1, *x.shape[1:]]
+            sizes[axis] = length
+            return jax.lax.dynamic_slice(x, [layer] + [0] * (x.ndim - 1), sizes)[0]
+
+        return jax.tree.map(cut, cache)
 
     def branch(length):
         def attend(suffix_k, suffix_v):
@@ -184,17 +192,34 @@ def _decode(
 ):
     dtype, answers, groups = q_BNHK.dtype, q_BNHK.shape[1], prefix_k_BGKP.shape[1]
     q = rearrange(q_BNHK * q_BNHK.shape[-1] ** -0.5, "b n (g r) k -> b n g r k", g=groups)
-    dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     # All completions are rows of one product with the prompt's keys.
-    to_prefix = dot(rearrange(q, "b n g r k -> b g (n r) k"), prefix_k_BGKP)
+    to_prefix = _times_keys(rearrange(q, "b n g r k -> b g (n r) k"), prefix_k_BGKP)
     to_prefix = rearrange(to_prefix, "b g (n r) p -> b n g r p", n=answers)
-    to_suffix = dot(q, suffix_k_BNGKT)
+    to_suffix = _times_keys(q, suffix_k_BNGKT)
     to_prefix = jnp.where(prefix_mask_BP[:, None, None, None], to_prefix, MASKED)
     to_suffix = jnp.where(jnp.arange(to_suffix.shape[-1]) <= step, to_suffix, MASKED)
     highest = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     to_prefix, to_suffix = jnp.exp(to_prefix - highest), jnp.exp(to_suffix - highest)
     total = to_prefix.sum(-1) + to_suffix.sum(-1)
-    to_prefix = rearrange(to_prefix.astype(dtype), "b n g r p -> b g (n r) p")
-    out = rearrange(dot(to_prefix, prefix_v_BGPK), "b g (n r) k -> b n g r k", n=answers)
-    out += dot(to_suffix.astype(dtype), suffix_v_BNGTK)
+    to_prefix = rearrange(to_prefix, "b n g r p -> b g (n r) p")
+    out = _times_values(to_prefix, prefix_v_BGPK, dtype)
+    out = rearrange(out, "b g (n r) k -> b n g r k", n=answers)
+    out += _times_values(to_suffix, suffix_v_BNGTK, dtype)
     return rearrange((out / total[..., None]).astype(dtype), "b n g r k -> b n (g r) k")
+
+
+_dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def _times_keys(q, k):
+    """Computes float32 scores [..., R, C] of queries [..., R, K] and keys [..., K, C]."""
+    if isinstance(k, qwix.QArray):
+        return _dot(q, k.qvalue.astype(q.dtype)) * k.scale
+    return _dot(q, k)
+
+
+def _times_values(weights, v, dtype):
+    """Computes float32 sums [..., R, K] of values [..., C, K] by weights [..., R, C]."""
+    if isinstance(v, qwix.QArray):
+        weights, v = weights * jnp.swapaxes(v.scale, -2, -1), v.qvalue.astype(dtype)
+    return _dot(weights.astype(dtype), v)

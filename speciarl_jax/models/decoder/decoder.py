@@ -1,5 +1,6 @@
 """The text decoder: grouped-query attention with M-RoPE, SwiGLU, LoRA on every linear layer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from speciarl_jax.models import lora
 from speciarl_jax.models.decoder import (
     attention,
     attention_kernels,
+    cache,
     decoder_weights,
     deepstack,
     mrope,
@@ -106,24 +108,31 @@ class Decoder(nnx.Module):
         """Says whether decoding runs the layers one after the other, with no loop over them."""
         return self.scan_unroll >= self.config.num_layers
 
-    def init_suffix(self, batch: int, answers: int, length: int, dtype: Any) -> SuffixCache:
-        """Makes an empty cache for `answers` completions of `length` tokens after each prompt."""
-        config = self.config
-        rows, axes = (batch, answers, config.num_kv_heads), ("batch", None, "kv_heads", None, None)
+    def init_suffix(
+        self, batch: int, answers: int, length: int, dtype: Any, kind: str = "dtype"
+    ) -> SuffixCache:
+        """Makes an empty cache for `answers` completions of `length` tokens after each prompt.
 
-        def zeros(*shape):
-            if not self.unrolled:
-                shape = (config.num_layers, *shape)
-                return activation_sharding.constrain(jnp.zeros(shape, dtype), None, *axes)
-            empty = (jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-            return tuple(activation_sharding.constrain(x, *axes) for x in empty)
-
-        return SuffixCache(
-            k_LBNGKT=zeros(*rows, config.head_dim, length),
-            v_LBNGTK=zeros(*rows, length, config.head_dim),
+        Args:
+          dtype: of what is not in int8.
+          kind: one of `cache.KINDS`.
+        """
+        config, rows = self.config, (batch, answers, self.config.num_kv_heads)
+        empty = functools.partial(
+            SuffixCache.empty,
+            rows=rows,
+            length=length,
+            width=config.head_dim,
+            dtype=dtype,
+            kind=kind,
         )
+        if not self.unrolled:
+            return empty(config.num_layers)
+        layers = [empty(0) for _ in range(config.num_layers)]
+        k, v = zip(*((layer.k_LBNGKT, layer.v_LBNGTK) for layer in layers), strict=True)
+        return SuffixCache(k_LBNGKT=k, v_LBNGTK=v)
 
-    def decode_weights(self, *, use_lora: bool, merge_lora: bool) -> Any:
+    def decode_weights(self, *, use_lora: bool, merge_lora: bool, kind: str = "param_dtype") -> Any:
         """Makes the weights for a loop over `decode_step`.
 
         Adapters that stay adapters are cast to the dtype of the products here, not in every step.
@@ -132,16 +141,20 @@ class Decoder(nnx.Module):
           use_lora: False gives the frozen base.
           merge_lora: add the adapters to a copy of the linear layers' kernels; the steps then run
             no adapters, and read each layer where it lies.
+          kind: "int8" rounds the kernels (the merged ones, if they are merged); one of
+            `decoder_weights.BASE_WEIGHTS`.
 
         Raises:
-          ValueError: merging into int8 weights.
+          ValueError: merging into a base that is in int8 already; an unknown kind.
         """
+        decoder_weights.check_kind("config.rollout.decode_weights", kind)
         layers, adapters = self._weights(use_lora)
-        if not (merge_lora and adapters):
-            return layers, {name: p.astype(self.dtype) for name, p in adapters.items()}
+        merged = merge_lora and bool(adapters)
         for name in LINEARS:
-            pair = (adapters[f"{name}_a"], adapters[f"{name}_b"])
-            layers[name] = lora.merge(layers[name], pair, self.lora_scale)
+            pair = (adapters[f"{name}_a"], adapters[f"{name}_b"]) if merged else None
+            layers[name] = lora.decode_kernel(layers[name], pair, self.lora_scale, kind == "int8")
+        if not merged:
+            return layers, {name: p.astype(self.dtype) for name, p in adapters.items()}
         if self.unrolled:
             return tuple((_layer_of(layers, i), {}) for i in range(self.config.num_layers))
         return layers, {}
@@ -179,19 +192,10 @@ class Decoder(nnx.Module):
         cos_sin = mrope.rotary(positions, self.config)
 
         def attend(q, k, v, carry, layer):
-            all_k, all_v = carry
             index, prefix_k, prefix_v = layer
-            k, v = k[..., None], v[..., None, :]
-            place = ()
-            if index is not None:
-                # One column of one layer is written in place; the cache is never copied.
-                k, v, place = k[None], v[None], (index,)
-            all_k = jax.lax.dynamic_update_slice(all_k, k, (*place, 0, 0, 0, 0, step))
-            all_v = jax.lax.dynamic_update_slice(all_v, v, (*place, 0, 0, 0, step, 0))
-            out = attention.decode(
-                q, prefix_k, prefix_v, prefix.mask_BP, all_k, all_v, step, layer=index
-            )
-            return out, (all_k, all_v), ()
+            own = cache.write(*carry, k, v, step, index)
+            out = attention.decode(q, prefix_k, prefix_v, prefix.mask_BP, *own, step, layer=index)
+            return out, own, ()
 
         k, v = suffix.k_LBNGKT, suffix.v_LBNGTK
         if not self.unrolled:

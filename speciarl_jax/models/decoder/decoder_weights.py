@@ -36,6 +36,12 @@ def constant(
     return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
 
 
+def check_kind(key: str, kind: str) -> None:
+    """Refuses what is none of `BASE_WEIGHTS` (ValueError)."""
+    if kind not in BASE_WEIGHTS:
+        raise ValueError(f"{key} is {kind!r}; choose one of {BASE_WEIGHTS}")
+
+
 def layers(
     config: TextConfig, dtype: Any, lora_rank: int, base_weights: str, rngs: nnx.Rngs
 ) -> tuple[nnx.Dict, nnx.Dict]:
@@ -44,10 +50,7 @@ def layers(
     Raises:
       ValueError: `base_weights` is unknown.
     """
-    if base_weights not in BASE_WEIGHTS:
-        raise ValueError(
-            f"config.model.base_weights is {base_weights!r}; choose one of {BASE_WEIGHTS}"
-        )
+    check_kind("config.model.base_weights", base_weights)
     count, width = config.num_layers, config.hidden_size
     sizes = {
         "embed": width,

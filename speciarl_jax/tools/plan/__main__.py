@@ -3,6 +3,8 @@
     pip install libtpu==0.0.52
     python -m speciarl_jax.tools.plan --config=configs/cub_v5e16.py --topology=v5e:4x4 --model=7b
     python -m speciarl_jax.tools.plan --config=configs/quickstart.py --topology=cpu:8
+    python -m speciarl_jax.tools.plan --config=configs/cub_v5e16.py --topology=v5e:4x4 --model=7b \
+        --bounds --config.rollout.kv_cache=int8
 
 No accelerator, weights or images are needed. Nothing is run: memory and exchanges are those of
 the compiled programs, FLOPs and bytes our own counts, and times lower bounds from the chips' peaks.
@@ -44,6 +46,17 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1 or given.config is None or not given.topology:
         raise app.UsageError("give --config=FILE and --topology=v5e:4x4, and flags only")
+    if given.bounds:
+        print(
+            bounds(
+                given.config,
+                given.topology,
+                model=given.model,
+                pixels=given.pixels,
+                prompt_tokens=given.prompt_tokens,
+            )
+        )
+        return
     record = make(
         given.config,
         given.topology,
@@ -98,6 +111,29 @@ def make(
     return search.search(config, dimensions, sizes, chip, devices, compile_, search_compiles)
 
 
+def bounds(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    model: str = "",
+    pixels: str = "",
+    prompt_tokens: int = 0,
+) -> str:
+    """Says what a step takes at least, by our counts alone; arguments and errors as for `make`.
+
+    Nothing is compiled, so it takes seconds, and whether the step fits into memory stays open.
+
+    Raises:
+      ValueError: also for a topology without limits.
+    """
+    chip, devices = chips.devices(topology)
+    if chip is None:
+        raise ValueError("--bounds needs chips with limits, v5e:4x4 for instance")
+    dimensions = programs.model_config(model, config.model.path)
+    sizes = programs.sizes_of(config, dimensions, read_pixels(pixels, config), prompt_tokens)
+    return report.bounds(programs.abstract(config, dimensions, sizes, devices), chip)
+
+
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Configuration.", lock_config=True)
     flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x2, v6e:2x4, v4:2x2x2, cpu:8, ...")
@@ -106,6 +142,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("prompt_tokens", 0, "Of the text around an image; 0 for a guess.")
     flags.DEFINE_list("programs", [], "Some of step, rollout, verify, update, evaluate.")
     flags.DEFINE_string("json", None, "File for the plan.")
+    flags.DEFINE_bool("bounds", False, "Only our own bounds of the time; nothing is compiled.")
     flags.DEFINE_bool("search", False, "Look for a mesh and chunk sizes that fit.")
     flags.DEFINE_integer("search_compiles", 4, "Settings that --search compiles, at most.")
 

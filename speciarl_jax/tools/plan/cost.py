@@ -10,8 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import qwix
+from flax import nnx
 
-from speciarl_jax.models import family
+from speciarl_jax.models import family, int8
+from speciarl_jax.models.decoder.decoder_weights import LINEARS
 from speciarl_jax.models.decoder.text_config import TextConfig
 from speciarl_jax.rollout import kv_cache_budget
 from speciarl_jax.runtime import sharding
@@ -68,7 +71,7 @@ def cache_bytes(plan: Abstract) -> int:
     length, without the copy that a loop is made narrower with."""
     config, text = plan.run.config, plan.run.model_config.text
     rollout = config.rollout
-    token = kv_cache_budget.token_bytes(text, jnp.dtype(config.model.dtype))
+    token = kv_cache_budget.token_bytes(text, jnp.dtype(config.model.dtype), rollout.kv_cache)
     one = kv_cache_budget.image_bytes(
         token,
         prompt=plan.sizes.prompt_tokens,
@@ -83,7 +86,7 @@ def cache_bytes(plan: Abstract) -> int:
 def chunks(plan: Abstract) -> int:
     """Parts that a batch is sampled in."""
     rollout = plan.run.config.rollout
-    count = plan.run.chunks(rollout.num_rollouts, rollout.max_tokens)
+    count = plan.run.chunks(rollout.num_rollouts, rollout.max_tokens, kv_cache=rollout.kv_cache)
     return count(plan.sampled, plan.sizes.prompt_tokens)
 
 
@@ -135,13 +138,21 @@ def _rollout(plan: Abstract) -> list[Phase]:
     rows, steps = images * answers, length - 1
     each = 2 * (layer.kernels + (0 if merged else layer.adapters))
     each += 4 * (prompt + length) * layer.heads
+    reads = decode_reads(plan)
     decode = Phase(
         "decode",
         steps * rows * (text.num_layers * each + head) / chips,
-        # Every step reads the weights, and the caches whole.
-        steps * parts * (weights + cache_bytes(plan)) + steps * rows * text.vocab_size * 8 / chips,
+        sum(reads.values()) + steps * rows * text.vocab_size * 8 / chips,
     )
     return [_vision(plan), prefill, decode]
+
+
+def decode_reads(plan: Abstract) -> dict[str, float]:
+    """Counts the bytes that decoding reads on a chip: for each token, all weights and caches."""
+    config, tensor = plan.run.config, plan.run.mesh.shape["tensor"]
+    turns = (config.rollout.max_tokens - 1) * chunks(plan)
+    weights = kernel_bytes(plan, config.rollout.decode_weights) / tensor
+    return {"weights": turns * weights, "caches": float(turns * cache_bytes(plan))}
 
 
 def _update(plan: Abstract) -> list[Phase]:
@@ -180,10 +191,19 @@ def _update(plan: Abstract) -> list[Phase]:
     return found
 
 
-def kernel_bytes(plan: Abstract) -> int:
-    """Bytes of the decoder's linear layers and its head, of the whole model."""
+def kernel_bytes(plan: Abstract, kind: str = "param_dtype") -> int:
+    """Bytes of the decoder's linear layers and its head, of the whole model.
+
+    Args:
+      kind: "int8" for those of a copy in int8.
+    """
     text = plan.run.model_config.text
-    layers = plan.run.base["decoder"]["layers"]
+    layers = {
+        name: jax.eval_shape(int8.quantize, kernel)
+        if kind == "int8" and name in LINEARS and not isinstance(kernel, qwix.QArray)
+        else kernel
+        for name, kernel in nnx.pure(plan.run.base["decoder"]["layers"]).items()
+    }
     total = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(layers))
     head = text.hidden_size * text.vocab_size
     return total + head * jnp.dtype(plan.run.config.model.param_dtype).itemsize

@@ -160,8 +160,8 @@ KNOBS = {
     ),
     "optimizer": "config.mesh.fsdp or config.mesh.tensor larger; config.model.lora_rank smaller",
     "KV cache": (
-        "config.rollout.max_images_per_chunk smaller, or config.rollout.cache_bytes; "
-        "config.rollout.max_tokens smaller; more chips"
+        "config.rollout.kv_cache = 'int8'; config.rollout.max_images_per_chunk smaller, or "
+        "config.rollout.cache_bytes; config.rollout.max_tokens smaller; more chips"
     ),
 }
 _ACTIVATIONS = {

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from speciarl_jax.tools.plan import cost
+from speciarl_jax.tools.plan.chips import Chip
 from speciarl_jax.tools.plan.measure import Finding, advice
 from speciarl_jax.tools.plan.programs import Abstract
 
@@ -51,6 +52,24 @@ def record(plan: Abstract, topology: str, found: Sequence[Finding]) -> dict[str,
         else all(each.fits for each in found),
         "programs": [each.record() | {"advice": list(advice(each))} for each in found],
     }
+
+
+def bounds(plan: Abstract, chip: Chip) -> str:
+    """Says what limits each part of a step, a line for each; exchanges are not among it."""
+    lines = []
+    for name in ("rollout", "update"):
+        for phase in cost.phases(plan, name):
+            limits = f"products {phase.flops / chip.flops:.1f} s, "
+            limits += f"memory {phase.bytes / chip.memory_rate:.1f} s"
+            if phase.name == "decode":
+                reads = cost.decode_reads(plan).items()
+                parts = (f"{what} {size / chip.memory_rate:.1f} s" for what, size in reads)
+                limits += f" ({', '.join(parts)})"
+            lines.append(f"{phase.name:8} at least {phase.seconds(chip):.1f} s: {limits}")
+    lines.append(
+        f"KV cache {_size(cost.cache_bytes(plan))} a chip, sampled in {cost.chunks(plan)} parts"
+    )
+    return "\n".join(lines)
 
 
 def text(found: Mapping[str, Any]) -> str:
