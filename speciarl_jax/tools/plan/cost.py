@@ -202,7 +202,7 @@ def kernel_bytes(plan: Abstract, kind: str = "param_dtype") -> int:
         name: jax.eval_shape(int8.quantize, kernel)
         if kind == "int8" and name in LINEARS and not isinstance(kernel, qwix.QArray)
         else kernel
-        for name, kernel in nnx.pure(plan.run.base["decoder"]["layers"]).items()
+        for name, kernel in nnx.as_pure(plan.run.base["decoder"]["layers"]).items()
     }
     total = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(layers))
     head = text.hidden_size * text.vocab_size

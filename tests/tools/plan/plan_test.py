@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 
 import jax
@@ -12,7 +13,7 @@ from benchmarks.workload import SMALL
 from configs import cub, quickstart
 from speciarl_jax.models.qwen2_5_vl import presets
 from speciarl_jax.tools.plan import __main__ as plan_program
-from speciarl_jax.tools.plan import chips, cost, measure, programs, search
+from speciarl_jax.tools.plan import chips, cost, measure, programs, report, search
 from speciarl_jax.training import steps
 
 # One layer: XLA counts the body of a loop once.
@@ -118,6 +119,35 @@ def test_the_cache_by_hand():
         rollout__max_images_per_chunk=4,
     )
     assert cost.cache_bytes(halved) == 4 * tokens * 57_344
+
+
+def test_what_decoding_reads_by_hand():
+    text = MODEL.text
+    kernels = text.hidden_size * (2 * 256 + 2 * 128) + 3 * text.hidden_size * text.intermediate_size
+    outputs = 256 + 2 * 128 + text.hidden_size + 2 * text.intermediate_size + text.hidden_size
+    others = text.hidden_size * 2 + 256 + 2 * 128  # norms and biases
+    head = text.hidden_size * text.vocab_size
+    changes = {"rollout__max_tokens": 9, "rollout__max_images_per_chunk": 4}
+    made = tiny_plan(**changes)
+    turns = 8 * 2
+    want = {"weights": 4 * turns * (kernels + others + head)}
+    want["caches"] = turns * cost.cache_bytes(made)
+    assert cost.decode_reads(made) == want
+    int8 = tiny_plan(**changes, rollout__decode_weights="int8", rollout__kv_cache="int8")
+    want["weights"] = turns * (kernels + 4 * (outputs + others + head))
+    want["caches"] = turns * 4 * (made.sizes.prompt_tokens + 3 * 9) * 2 * 2 * (64 + 4)
+    assert cost.decode_reads(int8) == want
+
+
+def test_bounds_say_what_limits_each_part(monkeypatch):
+    chip = chips.CHIPS["v5e"]
+    made = tiny_plan(rollout__max_tokens=9)
+    lines = report.bounds(made, chip).splitlines()
+    assert [line.split()[0] for line in lines] == ["vision", "prefill", "decode", "update", "KV"]
+    assert "memory 0.0 s (weights 0.0 s, caches 0.0 s)" in lines[2]
+    monkeypatch.setattr(chips, "devices", lambda topology: (None, jax.devices()))
+    with pytest.raises(ValueError, match="--bounds needs chips with limits"):
+        plan_program.bounds(made.run.config, "cpu:1")
 
 
 def test_memory_is_what_xla_reports_and_its_arguments_what_we_count():
@@ -263,6 +293,26 @@ def test_the_command_line_writes_text_and_json(start, policy_folder, tmp_path):
     assert verify["name"] == "verify" and verify["fits"] is None and verify["per_chip_bytes"] > 0
     assert {"flops", "bytes_accessed", "collectives", "estimated_seconds"} <= verify.keys()
     assert "cpu:4: 4 chips, mesh data 1 x fsdp 4 x tensor 1" in printed
+
+
+@pytest.mark.slow
+def test_products_of_decoding_read_int8_on_tpu(monkeypatch):
+    """Nothing that is kept in int8 is written in a wider dtype before it is used."""
+    import libtpu  # noqa: F401  (launch/test.sh installs it; without it, this test fails)
+
+    chip, devices = chips.devices("v5e:2x2")
+    model = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, num_layers=3))
+    changes = {"rollout__decode_weights": "int8", "rollout__kv_cache": "int8"}
+    changes |= {"model__dtype": "bfloat16", "model__param_dtype": "bfloat16"}
+    made = tiny_plan(model, devices, mesh__data=4, mesh__fsdp=1, rollout__max_tokens=128, **changes)
+    _, text = measure._compile(lowered(made, "rollout").lower())
+    fused = [part for part in text.split("\n\n") if "convolution(" in part and "s8[" in part]
+    # Seven kernels; keys and values of prompts and, in three numbers of columns, of completions.
+    assert len(fused) >= 7 + 2 + 2 * 3
+    width = MODEL.text.intermediate_size
+    wide = rf"= (bf16|f32)\[(3,|1,)?{MODEL.text.hidden_size},{width}\]\S* (fusion|copy)\("
+    written = [line for line in text.splitlines() if re.search(wide, line) and "while/" in line]
+    assert not written, written
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
