@@ -150,7 +150,8 @@ RULES = {
         lambda facts, kl: kl > _SAMPLER_KL,
         "sampling and training give the same tokens other probabilities (KL {0:.3f} nats a token): "
         "set config.loss.tis_cap (with config.loss.old_logprobs 'recomputed'), switch "
-        "config.rollout.merge_lora off, or choose float32 as config.model.dtype",
+        "config.rollout.merge_lora and int8 (config.rollout.decode_weights, kv_cache) off, or "
+        "choose float32 as config.model.dtype",
         patience=3,
     ),
     "unjudged": Rule(("verify/unjudged",), lambda facts, share: share > _UNJUDGED, _UNJUDGED_SAYS),
