@@ -14,9 +14,9 @@ import ml_collections
 from configs import own_folder
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Changes the data set of `own_folder.py`."""
-    config = own_folder.get_config()
+def get_config(sizes: str = "base") -> ml_collections.ConfigDict:
+    """Changes the data set of `own_folder.py`, which has that of `sizes`."""
+    config = own_folder.get_config(sizes)
     config.data.name = "table"
     with config.unlocked():
         options = config.data.options

@@ -25,6 +25,7 @@ def _data() -> ml_collections.ConfigDict:
     """Drawings of the pretraining families only (data/emoji.py)."""
     data = ml_collections.ConfigDict()
     data.image_size = 48  # pixels, of images that come out of the data set
+    data.crop = False  # True: the middle of each image, scaled to that size (photographs)
     data.name = "emoji"
     data.options = ml_collections.ConfigDict()  # of the data set's `Source`
     data.options.split = "pretraining"

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from examples.pretrain import answers
 from speciarl_jax.data import label_tree
@@ -51,6 +51,22 @@ class Augmentation:
         return image
 
 
+class Square:
+    """Random access to the images of a source: the middle of each, scaled to one size."""
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], side: int):
+        """Args: source: random access to rows. side: of the squares, pixels."""
+        self._source, self._side = source, side
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._source[index]
+        image = ImageOps.fit(Image.fromarray(row["image"]), (self._side, self._side))
+        return {**row, "image": np.asarray(image)}
+
+
 class Augmented:
     """Random access to the images of a source, each changed as seed and image decide."""
 
@@ -84,13 +100,13 @@ class DataSet:
         self._data, self._seed = config.data, config.seed
         self._options = dict(config[stage].options)
         self._augmentation = Augmentation(**config.data.augmentation)
-        self._opened = self.open({}, config.seed)
-        size = self._opened[0]["image"].shape[:2]
+        self._opened = self._open({}, config.seed)
+        size = self._squared(self._opened)[0]["image"].shape[:2]
         if size != (config.data.image_size,) * 2:
             raise ValueError(
                 f"images of {config.data.name} have {size[1]} x {size[0]} pixels and "
                 f"config.data.image_size is {config.data.image_size}; set it to the side of square "
-                "images"
+                "images, or config.data.crop=True to take the middle of each image in that size"
             )
         self.label_tree = label_tree.read(self._opened)
         rows = map(self._opened.describe, range(len(self._opened)))
@@ -98,8 +114,14 @@ class DataSet:
 
     def open(self, changes: Mapping[str, Any], seed: int) -> Sequence[Mapping[str, Any]]:
         """Opens images without augmentation, other than what the data set does itself."""
+        return self._squared(self._open(changes, seed))
+
+    def _open(self, changes, seed):
         find = plugins.find("data", self._data.name, "Source")
         return find(seed=seed, **{**self._data.options, **self._options, **changes})
+
+    def _squared(self, source):
+        return Square(source, self._data.image_size) if self._data.crop else source
 
     def epoch(self, number: int) -> Sequence[Mapping[str, Any]]:
         """Returns the images of an epoch, augmented as its number decides."""
@@ -107,7 +129,8 @@ class DataSet:
         if hasattr(self._opened, "with_seed"):
             source = self._opened.with_seed(seed)
         else:
-            source = self.open({}, seed)
+            source = self._open({}, seed)
+        source = self._squared(source)
         if self._augmentation == Augmentation():
             return source
         return Augmented(source, self._augmentation, seed)

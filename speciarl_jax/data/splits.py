@@ -129,6 +129,12 @@ def chosen(
     Where nothing but a training split is there, a part of it is held out.
     """
     names = choose(by_split, split, part, where, unit)
+    if split:
+        logging.info(
+            "%s: reads all of the split %r; `part` and `held_out_share` choose from a folder "
+            "without splits, so give the folder of a split as the path to read a part of it",
+            *(where, split),
+        )
     alone = not split and set(kinds_of(by_split).values()) <= {TRAINING}
     return names, part if alone else "all"
 
@@ -245,6 +251,7 @@ def _twins(names, found):
 def _refuse(where, named, but):
     raise ValueError(
         f"{where}: the folders {sorted(named)[:5]} look like splits, but {but}; move one of the "
-        "two away, or set config.data.options.split (and that of config.evaluation.options) to "
-        f"{NONE!r} if all of them are labels"
+        "two away, give the folder of one split as config.data.options.path (and that of another "
+        "as config.evaluation.options.path, with `part` 'all'), or set config.data.options.split "
+        f"(and that of config.evaluation.options) to {NONE!r} if all of them are labels"
     )

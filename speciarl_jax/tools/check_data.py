@@ -3,8 +3,10 @@
     python -m speciarl_jax.tools.check_data --config=configs/own_folder.py \
         --config.data.options.path=FOLDER --out=runs/data_check
 
-Prints counts, unreadable images, odd labels and duplicate images, and writes `data_check.md` and
-`contact_sheet.png`. Exits with 1 if an image cannot be read or the labels do not fit the verifier.
+Prints counts, unreadable images, odd labels and duplicate images, and writes `data_check.md`,
+`contact_sheet.png` and `label_tree.json`, the names that the taxonomy verifier knows. Add others to
+it (`synonyms`, names in `ancestors`), and give it as config.verifier.options.path. Exits with 1 if
+an image cannot be read or the labels do not fit the verifier.
 """
 
 import collections
@@ -239,9 +241,13 @@ def check_tree(sources: Sequence[Any], path: str, max_words: int) -> tuple[list[
         return [*lines, f"Unfit: {error}", ""], False
     levels = [len({category for category, _ in r.values()}) for r in taxonomy.relations]
     flat = sum(n < 3 for n in levels)
+    groups = collections.Counter(leaf["generic"] for leaf in taxonomy.data["leaves"].values())
+    listed = [f"{name!r} ({count})" for name, count in groups.most_common(_LISTED)]
+    more = ["..."] * (len(groups) > _LISTED)
     lines += [
+        f"Most general names, with the number of their labels: {', '.join([*listed, *more])}.",
         f"{len(taxonomy.leaf_ids)} labels, {len(taxonomy.names)} accepted names; "
-        f"{flat} labels have nothing between themselves and their group."
+        f"{flat} labels have nothing between themselves and their group.",
     ]
     return [*lines, ""], True
 
@@ -259,6 +265,9 @@ def check(config: ml_collections.ConfigDict, out: pathlib.Path) -> bool:
     options = config.verifier.options
     words = options.get("max_words", 8)
     tree, fits = check_tree(sources, options.get("path", ""), words)
+    if fits and not options.get("path", ""):
+        own = pathlib.Path(label_tree.path_of(sources)).read_text(encoding="utf-8")
+        (out / "label_tree.json").write_text(own, encoding="utf-8")
     about = [*describe(training, words), *describe(evaluation, words)]
     report = "\n".join(["# Data", "", *about, *compare(training, evaluation), *tree])
     (out / "data_check.md").write_text(report)

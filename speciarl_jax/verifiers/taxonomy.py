@@ -128,7 +128,12 @@ class Taxonomy:
     def leaf_index(self, leaf_id: str) -> int:
         """The number of a leaf, as `TaxonomyVerifier.verify` wants it."""
         if leaf_id not in self._index:
-            raise ValueError(f"leaf {leaf_id!r} is not among the {len(self.leaf_ids)} leaves")
+            raise ValueError(
+                f"leaf {leaf_id!r} is not among the {len(self.leaf_ids)} leaves (such as "
+                f"{self.leaf_ids[0]!r}); a tree of your own (config.verifier.options.path) needs "
+                "the label ids of the data, so start from the label_tree.json that python -m "
+                "speciarl_jax.tools.check_data writes"
+            )
         return self._index[leaf_id]
 
     def explain(self, answer_text: str, leaf_id: str) -> Explanation:

@@ -31,7 +31,7 @@ ARGUMENTS = {
     "static_map": sorted(static_map.MAPS),
 }
 # Of `examples.pretrain`, which has keys of its own (tests/sft_test.py).
-OTHER_PROGRAM = {"__init__", "cifar100_sft", "quickstart_sft"}
+OTHER_PROGRAM = {"__init__", "cifar100_sft", "own_folder_sft", "quickstart_sft"}
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OTHER_PROGRAM)
 METHODS = [f for f in FILES if "(parent: str" in (FOLDER / f"{f}.py").read_text()]
 NAMES = [f"{f}:{a}" for f in ARGUMENTS for a in ARGUMENTS[f]]

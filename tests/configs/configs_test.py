@@ -228,6 +228,15 @@ def test_a_method_is_a_difference_that_fits_together(name, parent):
     algorithm.check(config)
 
 
+def test_own_images_take_sizes_and_rates_of_a_configuration():
+    tiny = configs.load("binary:own_folder:quickstart")
+    assert tiny.data.name == "folder" and tiny.reward.name == "binary"
+    assert tiny.model.path == "emoji_tiny" and tiny.train.steps == 60
+    assert tiny.data.bucket_growth > 1
+    assert flat(configs.load("own_folder")) == flat(configs.load("own_folder:base"))
+    assert configs.load("own_table:quickstart").data.name == "table"
+
+
 def test_methods_chain_in_any_depth():
     config = configs.load("binary:dapo:quickstart")
     assert config.reward.name == "binary" and config.loss.options.clip_high == 0.28

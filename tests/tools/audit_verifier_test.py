@@ -70,8 +70,8 @@ def test_the_tree_of_any_data_set_judges_and_a_judge_needs_none(config, tmp_path
         for i in range(4):
             Image.new("RGB", (9 + i, 9), (number, 0, 0)).save(folder / f"{i}.png")
     with config.unlocked():
-        config.data = own_folder.get_config().data
-        config.evaluation.options = own_folder.get_config().evaluation.options
+        own = own_folder.get_config()
+        config.data, config.evaluation.options = own.data, own.evaluation.options
     config.data.options.path = str(tmp_path / "images")
     config.data.options.held_out_share = 0.3
     config.train.batch_size = 2

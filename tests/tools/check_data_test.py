@@ -1,6 +1,7 @@
 """The check of a user's images: what is counted, what is odd, and what ends it with an error."""
 
 import collections
+import json
 
 import numpy as np
 import pytest
@@ -133,6 +134,43 @@ def test_the_program_passes_what_is_whole(folder, tmp_path, monkeypatch, capsys)
     assert "3 labels" in printed and "0 unreadable" in printed
     assert (tmp_path / "out" / "data_check.md").read_text().strip() in printed
     assert (tmp_path / "out" / "contact_sheet.png").exists()
+    assert "number of their labels: 'bird' (2), 'car' (1)." in printed
+
+
+def test_the_tree_is_written_and_serves_as_one_of_the_users_own(
+    folder, tmp_path, monkeypatch, capsys
+):
+    config = own_folder.get_config()
+    config.data.options.path = str(folder)
+    run_check(config, tmp_path / "out", monkeypatch)
+    path = tmp_path / "out" / "label_tree.json"
+    tree = json.loads(path.read_text())
+    assert tree["leaves"]["bird/gull"]["generic"] == "bird"
+    tree["leaves"]["bird/gull"]["synonyms"] = ["seagull"]
+    path.write_text(json.dumps(tree))
+    config.verifier.options.path = str(path)
+    run_check(config, tmp_path / "again", monkeypatch)
+    assert not (tmp_path / "again" / "label_tree.json").exists()
+    # One whose ids are not those of the folder is refused with what to do.
+    tree["leaves"] = {leaf["name"]: leaf for leaf in tree["leaves"].values()}
+    path.write_text(json.dumps(tree))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_check(config, tmp_path / "again", monkeypatch)
+    assert "'bird/eagle' is not among the 3 leaves (such as 'eagle')" in capsys.readouterr().out
+
+
+def test_evaluation_images_may_lie_in_another_folder(folder, tmp_path, monkeypatch, capsys):
+    other = fill(tmp_path / "other", {"bird/eagle": 3})
+    config = own_folder.get_config()
+    config.data.options.path = str(folder)
+    assert config.evaluation.options.path == str(folder)
+    config.evaluation.options.path = str(other)
+    config.evaluation.options.part = config.data.options.part = "all"
+    assert config.data.options.path == str(folder)
+    run_check(config, tmp_path / "out", monkeypatch)
+    printed = capsys.readouterr().out
+    assert "21 images of 3 labels" in printed and "3 images of 1 labels" in printed
 
 
 def test_the_program_fails_with_a_broken_image(folder, tmp_path, monkeypatch, capsys):

@@ -3,8 +3,9 @@
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs import quickstart_sft
+from configs import own_folder_sft, quickstart_sft
 from examples.pretrain import datasets
 
 RNG = np.random.default_rng(0)
@@ -48,3 +49,35 @@ def test_epochs_differ_and_each_repeats_itself():
     assert np.any(first["image"] != other["image"])
     assert first["label_id"] == other["label_id"] and first["difficulty"] == again["difficulty"]
     assert {one.label_id for one in data.concepts} == set(data.label_tree["benchmark"])
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """The configuration of a folder of photographs of two shapes, grey with a white middle."""
+    for label in ("fruit/apple", "fruit/pear"):
+        (tmp_path / label).mkdir(parents=True)
+        for number, (width, height) in enumerate([(120, 80), (80, 120), (80, 80), (80, 81)]):
+            pixels = np.full((height, width, 3), 100, np.uint8)
+            pixels[height // 2 - 20 : height // 2 + 20, width // 2 - 20 : width // 2 + 20] = 255
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+    config = own_folder_sft.get_config()
+    config.data.options.path = str(tmp_path)
+    return config
+
+
+def test_photographs_of_any_shape_are_cut_to_the_middle_and_halved(photographs):
+    data = datasets.DataSet(photographs, "answer_stage")
+    photographs.data.augmentation = ml_collections.ConfigDict()
+    rows = [*data.open({}, 0), *data.open({"part": "held_out"}, 0)]
+    assert len(data.open({}, 0)) == 4 and len({row["image_id"] for row in rows}) == 8
+    for row in [*rows, data.epoch(1)[0]]:
+        assert row["image"].shape == (64, 64, 3) and row["image"].dtype == np.uint8
+    for row in rows:
+        assert row["image"][32, 32, 0] == 255 and np.all(row["image"][:8] == 100)
+    assert [(c.name, c.generic) for c in data.concepts] == [("apple", "fruit"), ("pear", "fruit")]
+
+
+def test_images_of_another_size_are_refused_with_the_way_to_cut_them(photographs):
+    photographs.data.crop = False
+    with pytest.raises(ValueError, match="image_size is 64; .*config.data.crop=True"):
+        datasets.DataSet(photographs, "answer_stage")
