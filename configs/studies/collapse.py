@@ -19,6 +19,10 @@ CHANGES = {
 }
 
 
+# What the tree's levels are worth (TaxonRL, arXiv 2603.04380, pays by level).
+LEVELS = {"reward.options.generic": 1 / 3, "reward.options.less_specific": 2 / 3}
+
+
 def get_study() -> Study:
     """Returns the paper's reward on photographs of animals, and the same with single changes."""
     rate = {"optimizer.learning_rate": 1e-3}
@@ -28,6 +32,7 @@ def get_study() -> Study:
             Row("base", OWN, train=False),
             Row("the paper's reward", OWN, rate),
             *(Row(name, OWN, rate | change) for name, change in CHANGES.items()),
+            Row("reward by level", "configs/static_map.py:3:cifar100:narrow", rate | LEVELS),
         ),
         seeds=(0,),
         # Photographs that are not reported elsewhere.
