@@ -99,13 +99,11 @@ class SuffixCache:
 
         if kind == "dtype":
             return cls(k_LBNGKT=zeros(width, length), v_LBNGTK=zeros(length, width))
+        k, v = (width, length), (length, width)
+        k_scale, v_scale = (1, length), (length, 1)
         return cls(
-            k_LBNGKT=qwix.QArray(
-                zeros(width, length, dtype=jnp.int8), zeros(1, length, dtype=jnp.float32)
-            ),
-            v_LBNGTK=qwix.QArray(
-                zeros(length, width, dtype=jnp.int8), zeros(length, 1, dtype=jnp.float32)
-            ),
+            k_LBNGKT=qwix.QArray(zeros(*k, dtype=jnp.int8), zeros(*k_scale, dtype=jnp.float32)),
+            v_LBNGTK=qwix.QArray(zeros(*v, dtype=jnp.int8), zeros(*v_scale, dtype=jnp.float32)),
         )
 
     def over_batch(self, function: Callable[[jax.Array, int], jax.Array]) -> "SuffixCache":
@@ -129,14 +127,13 @@ def write(k_BNGKT: Any, v_BNGTK: Any, k_BNGK: jax.Array, v_BNGK: jax.Array, step
       Both caches.
     """
 
-    def put(cache, new, place):
+    def put(cache, new, tokens):
         if isinstance(cache, qwix.QArray):
-            new = int8.quantize(new, _VALUES)
+            new = int8.quantize(new, -1)
 
         def one(cache, new):
-            new = new[..., None] if place == _VALUES else new[..., None, :]
-            begin = [0] * cache.ndim
-            begin[place] = step
+            new, begin = jnp.expand_dims(new, tokens), [0] * cache.ndim
+            begin[tokens] = step
             if layer is not None:
                 new, begin[0] = new[None], layer
             return jax.lax.dynamic_update_slice(cache, new, begin)

@@ -46,23 +46,14 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1 or given.config is None or not given.topology:
         raise app.UsageError("give --config=FILE and --topology=v5e:4x4, and flags only")
+    about = {name: given[name].value for name in ("model", "pixels", "prompt_tokens")}
     if given.bounds:
-        print(
-            bounds(
-                given.config,
-                given.topology,
-                model=given.model,
-                pixels=given.pixels,
-                prompt_tokens=given.prompt_tokens,
-            )
-        )
+        print(bounds(given.config, given.topology, **about))
         return
     record = make(
         given.config,
         given.topology,
-        model=given.model,
-        pixels=given.pixels,
-        prompt_tokens=given.prompt_tokens,
+        **about,
         only=tuple(given.programs),
         search_compiles=given.search_compiles if given.search else 0,
     )
@@ -95,9 +86,7 @@ def make(
       ValueError: something does not fit together; says what, and how to mend it.
       ModuleNotFoundError: libtpu is not installed.
     """
-    chip, devices = chips.devices(topology)
-    dimensions = programs.model_config(model, config.model.path)
-    sizes = programs.sizes_of(config, dimensions, read_pixels(pixels, config), prompt_tokens)
+    chip, devices, dimensions, sizes = _read(config, topology, model, pixels, prompt_tokens)
 
     def compile_(config):
         plan = programs.abstract(config, dimensions, sizes, devices)
@@ -126,12 +115,18 @@ def bounds(
     Raises:
       ValueError: also for a topology without limits.
     """
-    chip, devices = chips.devices(topology)
+    chip, devices, dimensions, sizes = _read(config, topology, model, pixels, prompt_tokens)
     if chip is None:
         raise ValueError("--bounds needs chips with limits, v5e:4x4 for instance")
+    return report.bounds(programs.abstract(config, dimensions, sizes, devices), chip)
+
+
+def _read(config, topology, model, pixels, prompt_tokens):
+    """Returns the chip, its devices, the dimensions of the policy, and the sizes of a batch."""
+    chip, devices = chips.devices(topology)
     dimensions = programs.model_config(model, config.model.path)
     sizes = programs.sizes_of(config, dimensions, read_pixels(pixels, config), prompt_tokens)
-    return report.bounds(programs.abstract(config, dimensions, sizes, devices), chip)
+    return chip, devices, dimensions, sizes
 
 
 def define_flags() -> None:
