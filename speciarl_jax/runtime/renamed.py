@@ -85,6 +85,8 @@ ADDED = {
     "reward.consensus_confidence": 0.0,
     "reward.information.kind": "share",
     "reward.information.strength": 0.0,
+    "rollout.decode_weights": "param_dtype",
+    "rollout.kv_cache": "dtype",
     "train.ahead": 0,
     "train.max_correctness_drop": 0.0,
     "train.stop_after": 0,
