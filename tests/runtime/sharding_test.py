@@ -16,22 +16,9 @@ ONE = (1, 1, 1)
 INT8 = {"rollout__decode_weights": "int8", "rollout__kv_cache": "int8"}
 
 
-@pytest.mark.parametrize(
-    "folder, mesh, config",
-    [
-        ("policy_folder", (2, 2, 2), {}),
-        pytest.param("policy_folder", (8, 1, 1), {}, marks=pytest.mark.slow),
-        pytest.param("policy_folder", (1, 8, 1), {}, marks=pytest.mark.slow),
-        pytest.param("policy_folder", (2, 2, 2), INT8, marks=pytest.mark.slow),
-        pytest.param("qwen3_folder", (2, 2, 2), {}, marks=pytest.mark.slow),
-        pytest.param("qwen3_folder", (1, 8, 1), {}, marks=pytest.mark.slow),
-    ],
-)
-def test_a_step_gives_the_same_numbers_on_every_mesh(
-    folder, mesh, config, request, start_program, tmp_path
-):
-    """One step on one device and on eight, in a process with eight devices."""
-    out, folder = tmp_path / "found.npz", request.getfixturevalue(folder)
+def on_both(start_program, folder, mesh, tmp_path, **config):
+    """Name -> array of a step on the mesh, and on one device, in a process with eight devices."""
+    out = tmp_path / "found.npz"
     given = {"policy": str(folder), "out": str(out), "meshes": [ONE, mesh], "config": config}
     process = start_program("mesh_program", devices=8, **given)
     printed, _ = process.communicate(timeout=900)
@@ -40,7 +27,36 @@ def test_a_step_gives_the_same_numbers_on_every_mesh(
     for name, value in np.load(out).items():
         on, name = name.split(" ", 1)
         found.setdefault(tuple(map(int, on)), {})[name] = value
-    got, want = found[mesh], found[ONE]
+    return found[mesh], found[ONE]
+
+
+@pytest.mark.slow
+def test_decoding_in_int8_is_nearly_the_same_on_every_mesh(policy_folder, start_program, tmp_path):
+    """A key in the middle between two steps may be rounded to the other one; few are."""
+    got, want = on_both(start_program, policy_folder, (2, 2, 2), tmp_path, **INT8)
+    tokens, others = (x["['rollout'].tokens_BNT"] for x in (want, got))
+    same = (tokens == others).all(axis=-1)
+    assert same.size == 32 and same.sum() >= 28
+    logp, other = (x["['rollout'].logp_BNT"] for x in (want, got))
+    gap = np.abs(other - logp)[same]
+    assert np.sqrt(np.mean(gap**2)) < 0.02 and np.max(gap) < 0.3, (gap.mean(), gap.max())
+
+
+@pytest.mark.parametrize(
+    "folder, mesh",
+    [
+        ("policy_folder", (2, 2, 2)),
+        pytest.param("policy_folder", (8, 1, 1), marks=pytest.mark.slow),
+        pytest.param("policy_folder", (1, 8, 1), marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("qwen3_folder", (1, 8, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_gives_the_same_numbers_on_every_mesh(
+    folder, mesh, request, start_program, tmp_path
+):
+    folder = request.getfixturevalue(folder)
+    got, want = on_both(start_program, folder, mesh, tmp_path)
     assert got.keys() == want.keys()
     before = {f"['lora']{name}": value for name, value in arrays(small_run(folder).lora).items()}
     moved = 0.0
