@@ -168,7 +168,9 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
         for source in (training, evaluation):
             images.check_files(source)
     images.check_first_row(training, config.data.name)
-    _warn_of_parts(training, evaluation)
+    # A run of a study answers about `evaluation.sets` alone.
+    if config.evaluation.in_training == "own" or config.evaluation.every:
+        _warn_of_parts(training, evaluation)
     return training, evaluation
 
 

@@ -170,6 +170,20 @@ def test_unknown_ways_with_broken_images_are_refused(folder, small_config):
         run_lib.prepare(own(small_config, folder, data__on_decode_error="ignore"))
 
 
+@pytest.mark.parametrize(
+    "where, every, warned", [("own", 0, True), ("sets", 0, False), ("sets", 5, True)]
+)
+def test_images_in_both_parts_are_told_where_the_own_ones_are_evaluated(
+    folder, small_config, where, every, warned, caplog
+):
+    config = own(small_config, folder)
+    config.data.options.part = config.evaluation.options.part = "all"
+    config.evaluation.in_training, config.evaluation.every = where, every
+    with caplog.at_level("WARNING"):
+        run_lib.open_sources(config)
+    assert ("evaluation images are images of training" in caplog.text) == warned
+
+
 def test_labels_that_only_the_evaluation_has_are_in_the_tree(folder, small_config, tmp_path):
     other = tmp_path / "other"
     (other / "bird/stork").mkdir(parents=True)
