@@ -296,11 +296,11 @@ def test_the_command_line_writes_text_and_json(start, policy_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_products_of_decoding_read_int8_on_tpu(monkeypatch):
+def test_products_of_decoding_read_int8_on_tpu():
     """Nothing that is kept in int8 is written in a wider dtype before it is used."""
     import libtpu  # noqa: F401  (launch/test.sh installs it; without it, this test fails)
 
-    chip, devices = chips.devices("v5e:2x2")
+    _, devices = chips.devices("v5e:2x2")
     model = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, num_layers=3))
     changes = {"rollout__decode_weights": "int8", "rollout__kv_cache": "int8"}
     changes |= {"model__dtype": "bfloat16", "model__param_dtype": "bfloat16"}
