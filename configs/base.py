@@ -279,6 +279,9 @@ def _reward() -> ml_collections.ConfigDict:
     # tokens. 0 for none.
     reward.overlong_penalty = 0.0
     reward.overlong_buffer = 512  # tokens
+    # Of the squared distance between the probability of a completion and whether it is rewarded,
+    # which its reward loses (rl/rewards/brier.py). 0 for none.
+    reward.brier_weight = 0.0
     return reward
 
 
@@ -302,6 +305,9 @@ def _loss() -> ml_collections.ConfigDict:
     # Of the same KL about images without a label, parts of a mixture with `labelled` False
     # (data/mixture.py): what is learned here shall not change answers elsewhere. 0 leaves it out.
     loss.kl_unlabelled = 0.0
+    # The reference policy. 1: the base (LoRA off), which stays. Below 1: adapters of its own, which
+    # begin as the policy's. After each step they keep this share and take the rest from the policy.
+    loss.reference_decay = 1.0
     loss.kl_estimator = "k3"  # or "k1" (in the reward only), "k2" (losses/kl.py)
     loss.kl_in = "loss"  # or "reward": summed over the rollout and subtracted from its reward
     # Denominator of the ratio: the log-probabilities of the "rollout", or those "recomputed" with
@@ -323,6 +329,9 @@ def _loss() -> ml_collections.ConfigDict:
     # Of the entropy of the distribution that tokens are sampled from, which the loss then rewards;
     # 0 leaves it out.
     loss.entropy_coefficient = 0.0
+    # Of rank-aware credit: of two completions of a group the better one shall be the more probable
+    # (losses/rank.py); 0 leaves it out.
+    loss.rank_coefficient = 0.0
     return loss
 
 

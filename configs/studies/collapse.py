@@ -16,6 +16,9 @@ CHANGES = {
     "300 images": {"data.options.subset": 300},
     "rate 4e-4": {"optimizer.learning_rate": 4e-4},
     "prompt specific": {"data.prompt": "specific"},
+    "KL 1.0 to a moving reference": {"loss.kl_coefficient": 1.0, "loss.reference_decay": 0.9},
+    "rank-aware credit 0.5": {"loss.rank_coefficient": 0.5},
+    "Brier term 0.5": {"reward.brier_weight": 0.5},
 }
 
 

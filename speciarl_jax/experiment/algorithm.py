@@ -12,7 +12,7 @@ import ml_collections
 from speciarl_jax.experiment import extension_points
 from speciarl_jax.rl import advantages, optimizer, verdict_noise
 from speciarl_jax.rl.losses import importance, kl, likelihood, token_weights
-from speciarl_jax.rl.rewards import information, overlong
+from speciarl_jax.rl.rewards import brier, information, overlong
 from speciarl_jax.runtime import plugins
 from speciarl_jax.verifiers import group_consensus
 
@@ -34,6 +34,9 @@ class Algorithm:
     consensus: Function | None = None
     # length_BN -> what long completions lose of their reward; None without penalty.
     overlong: Function | None = None
+    # (logp_BNT, mask_BNT, reward_BN) -> what completions lose whose probability is not what they
+    # earn (`rl.rewards.brier`); None without.
+    brier: Function | None = None
     # Share of a group that must have a verdict (`rl_step.judged_groups`).
     min_judged_fraction: float
     advantages: Function  # (reward_BN, valid_BN) -> advantage_BN (`rl.advantages`)
@@ -48,6 +51,9 @@ class Algorithm:
     kl_schedule: Callable[[jax.Array], jax.Array] | None
     kl_in: str  # "loss", or "reward"
     kl_unlabelled: float  # coefficient of the KL about images without a label; 0 leaves it out
+    # The share of the reference policy's adapters that a step keeps; the policy gives the rest. At
+    # 1 the reference is the base.
+    reference_decay: float
     old_logprobs: str  # what the ratio is taken against, one of `importance.OLD_LOGPROBS`
     tis_cap: float  # with "recomputed", bound of the truncated importance weight; 0 leaves it out
     tis_level: str  # what that weight is computed of, one of `importance.LEVELS`
@@ -55,6 +61,7 @@ class Algorithm:
     # loss (`importance.kept`); None keeps them all.
     kept: Function | None
     entropy_coefficient: float  # of the entropy that the loss rewards; 0 leaves it out
+    rank_coefficient: float  # of the loss of pairs (`losses.rank`); 0 leaves it out
     temperature: float  # the rollouts are sampled and scored at
     mini_batches: int  # optimizer updates an epoch over the step's rollouts
     ppo_epochs: int  # how often a step goes through its rollouts
@@ -74,6 +81,11 @@ class Algorithm:
     def kl_in_reward(self) -> float:
         """The coefficient of the KL in the reward."""
         return self.kl_coefficient if self.kl_in == "reward" else 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an update compares the policy with the reference policy, token by token."""
+        return bool(self.kl_in_loss or self.kl_unlabelled)
 
     def kl_weight(self, step: jax.Array) -> jax.Array | float:
         """Returns the coefficient of the KL after `step` finished updates, wherever the KL is."""
@@ -100,6 +112,7 @@ class Algorithm:
             tis_cap=0.0,
             kept=None,
             entropy_coefficient=0.0,
+            rank_coefficient=0.0,
         )
 
 
@@ -129,6 +142,7 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
     credit = functools.partial(
         information.credit, entropy=label_entropy, **config.reward.information
     )
+    brier_penalty = functools.partial(brier.penalty, weight=config.reward.brier_weight)
     consensus = functools.partial(
         group_consensus.verdicts, confidence=config.reward.consensus_confidence
     )
@@ -145,6 +159,7 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         information=credit if config.reward.information.strength else None,
         consensus=consensus if config.reward.consensus_confidence else None,
         overlong=penalty if config.reward.overlong_penalty else None,
+        brier=brier_penalty if config.reward.brier_weight else None,
         min_judged_fraction=config.verifier.min_judged_fraction,
         advantages=functools.partial(advantages.group_advantages, **config.advantage),
         policy_loss=extension_points.policy_loss(policy_loss, loss.name),
@@ -154,11 +169,13 @@ def from_config(config: ml_collections.ConfigDict, label_entropy: float = 1.0) -
         kl_schedule=schedule if loss.kl_warmup_steps or loss.kl_decay_steps else None,
         kl_in=loss.kl_in,
         kl_unlabelled=loss.kl_unlabelled,
+        reference_decay=loss.reference_decay,
         old_logprobs=loss.old_logprobs,
         tis_cap=loss.tis_cap,
         tis_level=loss.tis_level,
         kept=kept if loss.mismatch_mask != "none" else None,
         entropy_coefficient=loss.entropy_coefficient,
+        rank_coefficient=loss.rank_coefficient,
         temperature=config.rollout.temperature,
         mini_batches=train.mini_batches,
         ppo_epochs=train.ppo_epochs,
@@ -197,4 +214,6 @@ def _call(config: ml_collections.ConfigDict) -> None:
         algorithm.consensus(category_BN[..., None], category_BN.astype(jnp.uint32))
     if algorithm.overlong is not None:
         algorithm.overlong(jnp.ones(valid_BN.shape))
+    if algorithm.brier is not None:
+        algorithm.brier(zeros_BNT, mask_BNT, reward_BN)
     verdict_noise.noisy(category_BN, jnp.zeros(2, int), 0, **config.label_noise)

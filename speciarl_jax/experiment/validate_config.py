@@ -89,6 +89,7 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     remat.policy(config.train.remat)
     check_targets(config)
     check_loss(config.loss)
+    check_reference(config)
 
 
 def check_targets(config: ml_collections.ConfigDict) -> None:
@@ -196,6 +197,36 @@ def check_loss(loss: ml_collections.ConfigDict) -> None:
             f"config.loss.entropy_coefficient is {loss.entropy_coefficient}; the loss rewards "
             "entropy, so set it above 0, or to 0 to leave it out"
         )
+    if loss.rank_coefficient < 0:
+        raise ValueError(
+            f"config.loss.rank_coefficient is {loss.rank_coefficient}; below 0 it would teach that "
+            "worse completions are the more probable ones, so set it above 0, or to 0 to leave it "
+            "out"
+        )
+
+
+def check_reference(config: ml_collections.ConfigDict) -> None:
+    """Refuses a reference policy that moves where nothing asks for one (ValueError)."""
+    decay, loss, train = config.loss.reference_decay, config.loss, config.train
+    if not 0 <= decay <= 1:
+        raise ValueError(
+            f"config.loss.reference_decay is {decay}; it is the share that the reference policy "
+            "keeps in a step, so choose a number from 0 to 1, where 1 is the base for good"
+        )
+    if decay == 1:
+        return
+    why = f"config.loss.reference_decay is {decay}, but"
+    if not loss.kl_coefficient and not loss.kl_unlabelled:
+        raise ValueError(
+            f"{why} no KL to the reference policy is asked for; set config.loss.kl_coefficient "
+            "above 0, or reference_decay to 1"
+        )
+    for key, off in (("objective", "rl"), ("ahead", 0)):
+        if train[key] != off:
+            raise ValueError(
+                f"{why} config.train.{key} is {train[key]!r}, where the reference policy cannot "
+                f"move; set {key} to {off!r}, or reference_decay to 1"
+            )
 
 
 def check_unlabelled(

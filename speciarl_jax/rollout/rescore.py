@@ -21,7 +21,8 @@ def answer_logp(
     *,
     graphdef: nnx.GraphDef,
     parts: int,
-    use_lora: bool,
+    use_lora: bool = True,
+    sampled: bool = True,
     num_length_buckets: int = 1,
     **options: Any,
 ) -> jax.Array:
@@ -31,8 +32,9 @@ def answer_logp(
       graphdef: joins `lora` and `base` into the policy.
       parts: the images are scored in so many parts, one after the other, as updates do; must
         divide B.
-      use_lora: False scores with the reference policy. If the policy trains its vision encoder,
-        `prompt` must then have its images.
+      use_lora: False scores with the base policy.
+      sampled: whether `lora` sampled the rollout, so that the features are its own. If not, a
+        policy that trains its vision encoder encodes the images again; `prompt` must have them.
       num_length_buckets: how many widths a part is compiled for (`rollout.widths`); above 1, images
         with answers of like length share one.
       **options: of `logprobs.answer_logprobs`.
@@ -46,7 +48,7 @@ def answer_logp(
         policy = nnx.merge(graphdef, lora, base)
         if encodes:
             images = prompt.patches_BSC, prompt.layout
-            features_BMD = policy.encode_images(*images, use_lora=False)
+            features_BMD = policy.encode_images(*images, use_lora=use_lora)
 
         def narrow(tokens_BNT):
             scores = logprobs.answer_logprobs(
@@ -59,8 +61,7 @@ def answer_logp(
             narrow, rollout.tokens_BNT, rollout.mask_BNT, num_length_buckets
         )
 
-    # Features are those of the policy that sampled; the reference has an encoder of its own.
-    encodes = not use_lora and nnx.merge(graphdef, lora, base).trains_encoder
+    encodes = not sampled and nnx.merge(graphdef, lora, base).trains_encoder
     whole = prompt if encodes else prompt.without_images(), features_BMD, rollout
     order_SR = (
         length_buckets.by_length(rollout.mask_BNT, parts)

@@ -63,3 +63,5 @@ class UpdateBatch:
     # float32, the trainer's own log-probabilities before the first update of the step
     # (`rescore.answer_logp`); None where they are not needed.
     old_logp_BNT: jax.Array | None = None
+    # float32, the same by the reference policy; None where the update scores with the base.
+    reference_logp_BNT: jax.Array | None = None

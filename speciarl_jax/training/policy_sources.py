@@ -217,7 +217,11 @@ def _restored(
 ) -> Any:
     config = read_config(workdir)
     wanted, _ = state_lib.abstract_state(
-        mesh, lora, optimizer.make(**config.optimizer), config.train.ahead
+        mesh,
+        lora,
+        optimizer.make(**config.optimizer),
+        moving_reference=config.loss.reference_decay < 1,
+        ahead=config.train.ahead,
     )
     with checkpoint.Checkpoints(
         workdir / "checkpoints", **config.checkpoint, create=False

@@ -92,13 +92,16 @@ def make_update_batch(
     algorithm: Algorithm,
     score: Callable[..., jax.Array],
     end_ids: tuple[int, ...],
+    reference: nnx.State | None = None,
 ) -> tuple[UpdateBatch, Metrics]:
     """Rewards the rollouts and compares them within their group.
 
     Args:
       lora: adapters before the update.
       step: int32, number of finished updates.
-      score: `rescore.answer_logp` but for (lora, base, prompt, features, rollout, use_lora=).
+      score: `rescore.answer_logp` but for (lora, base, prompt, features, rollout) and whose they
+        are (`use_lora`, `sampled`).
+      reference: adapters of the reference policy; None for the base.
 
     Returns:
       The batch, and metrics named `stage/name`. With `num_logged_images` there are `Samples` under
@@ -106,14 +109,21 @@ def make_update_batch(
     """
     rollout = groups.rollout
     rewarded = reward_groups(groups, step, algorithm)
-    scored = lora, base, groups.prompt, groups.features_BMD, rollout
-    old_logp_BNT = score(*scored, use_lora=True) if algorithm.rescores else None
+    scored = base, groups.prompt, groups.features_BMD, rollout
+    old_logp_BNT = score(lora, *scored) if algorithm.rescores else None
+    reference_BNT = None
+    if reference is not None:
+        reference_BNT = score(reference, *scored, sampled=False)
+    elif algorithm.kl_in_reward:
+        reference_BNT = score(lora, *scored, use_lora=False, sampled=False)
     costs = {}
+    if algorithm.brier is not None:
+        claimed = rollout.logp_BNT, rollout.mask_BNT
+        costs["brier_penalty"] = algorithm.brier(*claimed, rewarded.reward_BN)
     if algorithm.overlong is not None:
         costs["overlong_penalty"] = algorithm.overlong(jnp.sum(rollout.mask_BNT, axis=-1))
     if algorithm.kl_in_reward:
         logp_BNT = rollout.logp_BNT if old_logp_BNT is None else old_logp_BNT
-        reference_BNT = score(*scored, use_lora=False)
         kl_BNT = algorithm.kl(
             jnp.where(rollout.mask_BNT, logp_BNT, 0), jnp.where(rollout.mask_BNT, reference_BNT, 0)
         )
@@ -129,6 +139,7 @@ def make_update_batch(
         advantage_BN=advantage_BN,
         valid_BN=taken_BN,
         old_logp_BNT=old_logp_BNT,
+        reference_logp_BNT=reference_BNT if algorithm.needs_reference else None,
     )
     metrics = describe(groups, taken_BN, reward_BN, advantage_BN, end_ids)
     metrics["reward/not_finite"] = rewarded.share_not_finite(groups.valid_BN)

@@ -1,5 +1,6 @@
 """The state of training: adapters, optimizer, counters."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -28,6 +29,13 @@ class TrainState:
 
 
 @flax.struct.dataclass
+class MovingReferenceState(TrainState):
+    """Holds what training changes where the reference policy moves (`loss.reference_decay`)."""
+
+    reference: Any  # `nnx.State` of the reference policy's adapters, float32
+
+
+@flax.struct.dataclass
 class AheadState(TrainState):
     """Holds what training changes where batches are sampled ahead (`config.train.ahead`)."""
 
@@ -38,23 +46,42 @@ class AheadState(TrainState):
         return TrainState(self.step, self.lora, self.opt_state, self.skipped)
 
 
-def init_state(lora: nnx.State, optimizer: optimizer_lib.Optimizer) -> TrainState:
-    """Makes the state before the first update; it copies the adapters, so it may be donated."""
-    lora = jax.tree.map(jnp.copy, lora)
-    # Two zeros: one buffer cannot be donated twice.
-    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step=step, lora=lora, opt_state=optimizer.init(lora), skipped=skipped)
+def init_state(
+    lora: nnx.State, optimizer: optimizer_lib.Optimizer, *, moving_reference: bool = False
+) -> TrainState:
+    """Makes the state before the first update; it copies the adapters, so it may be donated.
+
+    Args:
+      moving_reference: make a `MovingReferenceState`, whose reference begins as the policy.
+    """
+    # Copies, and two zeros: one buffer cannot be donated twice.
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        lora=jax.tree.map(jnp.copy, lora),
+        opt_state=optimizer.init(lora),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+    if not moving_reference:
+        return state
+    return MovingReferenceState(**vars(state), reference=jax.tree.map(jnp.copy, lora))
 
 
 def abstract_state(
-    mesh: jax.sharding.Mesh, lora: Any, optimizer: optimizer_lib.Optimizer, ahead: int = 0
+    mesh: jax.sharding.Mesh,
+    lora: Any,
+    optimizer: optimizer_lib.Optimizer,
+    *,
+    moving_reference: bool = False,
+    ahead: int = 0,
 ) -> tuple[TrainState, TrainState]:
     """Returns shapes, dtypes and shardings of the state, and the shardings alone.
 
     Args:
+      moving_reference: both are of `MovingReferenceState`.
       ahead: `config.train.ahead`; above 0 both are of `AheadState`.
     """
-    shapes = jax.eval_shape(lambda lora: init_state(lora, optimizer), lora)
+    init = functools.partial(init_state, optimizer=optimizer, moving_reference=moving_reference)
+    shapes = jax.eval_shape(init, lora)
     shapes = shapes.with_behaviour(shapes.lora) if ahead else shapes
     state_sharding = sharding.shardings_of(mesh, shapes)
     return sharding.placed(shapes, state_sharding), state_sharding
@@ -67,8 +94,10 @@ def start(run: Run) -> tuple[optimizer_lib.Optimizer, TrainState, TrainState]:
     fresh adapters.
     """
     optimizer = optimizer_lib.make(**run.config.optimizer)
-    _, state_sharding = abstract_state(run.mesh, run.lora, optimizer)
-    make = jax.jit(lambda lora: init_state(lora, optimizer), out_shardings=state_sharding)
+    moving = {"moving_reference": run.algorithm.reference_decay < 1}
+    _, state_sharding = abstract_state(run.mesh, run.lora, optimizer, **moving)
+    init = functools.partial(init_state, optimizer=optimizer, **moving)
+    make = jax.jit(init, out_shardings=state_sharding)
     state = make(run.lora)
     if run.config.train.ahead:
         state = state.with_behaviour(make(run.lora).lora)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from speciarl_jax.experiment import host_verification, in_graph_verification
 from speciarl_jax.experiment.run import Run
@@ -43,6 +44,7 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
     """Binds the stages of a step to what a run chooses."""
     config, algorithm = run.config, run.algorithm
     sample = run.sampler(config.rollout.num_rollouts, config.rollout.max_tokens, training=True)
+    moves = algorithm.reference_decay < 1
     temperature, top_p = np.float32(config.rollout.temperature), np.float32(config.rollout.top_p)
     policy = {"graphdef": run.graphdef, "banned_V": run.banned_V}
     update = functools.partial(
@@ -79,8 +81,15 @@ def stages(run: Run, optimizer: Optimizer) -> Stages:
             algorithm=algorithm,
             score=score,
             end_ids=run.end_ids,
+            reference=state.reference if moves else None,
         )
         state, updated = update_lib.update_on_all(state, base, batch, update, algorithm)
+        if moves:
+            state = state.replace(
+                reference=optax.incremental_update(
+                    state.lora, state.reference, 1 - algorithm.reference_decay
+                )
+            )
         return state, updated | metrics
 
     return Stages(rollout, verify, activation_sharding.on_mesh(run.mesh, learn))

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from speciarl_jax.experiment.algorithm import Algorithm
-from speciarl_jax.rl.losses import importance, token_weights
+from speciarl_jax.rl.losses import importance, rank, token_weights
 from speciarl_jax.rl.optimizer import Optimizer
 from speciarl_jax.rollout import length_buckets, logprobs, slot_compaction
 from speciarl_jax.rollout.types import UpdateBatch
@@ -31,7 +31,8 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on the policy loss plus the KL to the reference policy.
 
-    The reference policy is the same weights with LoRA off. Token weights hold the denominator of
+    The reference policy is the same weights with LoRA off, unless the batch brings the
+    log-probabilities of one that moves. Token weights hold the denominator of
     the whole batch before it is split, so the gradient does not depend on the micro-batches.
 
     Args:
@@ -56,6 +57,8 @@ def update(
 
     options = {"algorithm": algorithm, "banned_V": banned_V}
     options["kl_weight"] = algorithm.kl_weight(state.step)
+    if algorithm.rank_coefficient:
+        options["num_ranked"] = rank.num_ranked(batch.advantage_BN, batch.valid_BN)
 
     def loss_of(lora, *part):
         policy = nnx.merge(graphdef, lora, base)
@@ -85,13 +88,15 @@ def _loss(
     algorithm,
     banned_V,
     kl_weight,
+    num_ranked=None,
 ):
     """Aggregates the losses of the tokens of some images, and their metrics.
 
     `weight_BNT` aggregates the loss, `mean_BNT` metrics, and `unlabelled_BNT` the KL about images
-    without a label.
+    without a label. `num_ranked` counts the groups of the whole batch that have pairs to rank.
     """
-    needs_reference = bool(algorithm.kl_in_loss or algorithm.kl_unlabelled)
+    given_BNT = part.reference_logp_BNT
+    needs_reference = algorithm.needs_reference and given_BNT is None
     features_BMD, frozen_BMD = part.features_BMD, None
     if policy.trains_encoder:
         images = part.prompt.patches_BSC, part.prompt.layout
@@ -136,14 +141,19 @@ def _loss(
         loss -= algorithm.entropy_coefficient * jnp.sum(weight_BNT * scores.entropy_BNT)
 
     def kl_where(taken_BNT):
+        reference_BNT = scores.reference_BNT if given_BNT is None else given_BNT
         return algorithm.kl(
-            jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, scores.reference_BNT, 0)
+            jnp.where(taken_BNT, logp_BNT, 0), jnp.where(taken_BNT, reference_BNT, 0)
         )
 
     if algorithm.kl_in_loss:
         metrics["kl"] = kl_where(mask_BNT)
         loss += kl_weight * jnp.sum(weight_BNT * metrics["kl"])
     metrics = {name: jnp.sum(mean_BNT * value_BNT) for name, value_BNT in metrics.items()}
+    if num_ranked is not None:
+        ranked_B = rank.loss(logp_BNT, part.rollout.mask_BNT, part.advantage_BN, part.valid_BN)
+        metrics["rank_loss"] = jnp.sum(ranked_B) / num_ranked
+        loss += algorithm.rank_coefficient * metrics["rank_loss"]
     if unlabelled_BNT is not None:
         kl = jnp.sum(unlabelled_BNT * kl_where(unlabelled_BNT > 0))
         metrics["kl_unlabelled"] = kl
@@ -159,12 +169,11 @@ def _sum_over_parts(loss_of, lora, parts, num_length_buckets: int):
         batch, *weights = part
 
         def narrow(arrays):
-            rollout, old_logp_BNT, *weights = arrays
-            return gradient(
-                lora, batch.replace(rollout=rollout, old_logp_BNT=old_logp_BNT), *weights
-            )
+            cut, weights = arrays
+            return gradient(lora, batch.replace(**cut), *weights)
 
-        arrays = batch.rollout, batch.old_logp_BNT, *weights
+        names = "rollout", "old_logp_BNT", "reference_logp_BNT"
+        arrays = {name: getattr(batch, name) for name in names}, weights
         mask_BNT = batch.rollout.mask_BNT
         (_, metrics), grads = length_buckets.at_narrowest(
             narrow, arrays, mask_BNT, num_length_buckets
@@ -185,7 +194,7 @@ def _apply(state: TrainState, grads, metrics: Metrics, optimizer: Optimizer):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-    state = TrainState(
+    state = state.replace(
         step=state.step + 1,
         lora=keep(lora, state.lora),
         opt_state=keep(opt_state, state.opt_state),

@@ -27,6 +27,9 @@ FOLDER = pathlib.Path(base.__file__).parent
 ARGUMENTS = {
     "information": ("1.0", "bits:0.5"),
     "label_noise": ("0.05", "0.10", "0.25"),
+    "rank_aware": ("0.5",),
+    "brier": ("0.5",),
+    "moving_reference": ("0.9",),
     "prompt": sorted(path.stem for path in prompt_builder.TEXTS.glob("*.txt")),
     "static_map": sorted(static_map.MAPS),
 }

@@ -255,6 +255,22 @@ def test_the_main_experiments_dapo_and_dr_grpo_are_the_papers():
     assert not dr_grpo.advantage.normalize_by_std and dr_grpo.loss.kl_coefficient == 0
 
 
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("rank_aware", "loss.rank_coefficient"),
+        ("brier", "reward.brier_weight"),
+        ("moving_reference", "loss.reference_decay"),
+    ],
+)
+def test_a_single_number_comes_from_the_name(name, key):
+    plain = flat(configs.load("cub"))
+    found = flat(configs.load(f"{name}:0.3:cub"))
+    assert {k: found[k] for k in found if found[k] != plain[k]} == {key: 0.3}
+    assert plain[key] == (1.0 if name == "moving_reference" else 0.0)
+    assert flat(configs.load(f"{name}:0.3")) == flat(configs.load(f"{name}:0.3:base"))
+
+
 def test_a_decay_of_the_kl_that_ends_before_its_warm_up_is_refused():
     loss = configs.load("base").loss
     loss.kl_warmup_steps = loss.kl_decay_steps = 5

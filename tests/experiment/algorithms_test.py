@@ -36,6 +36,9 @@ METHODS = {
     "reinforce_pp": (),
     "reuse": ("update/importance", "update/importance_capped"),
     "icepop": ("update/importance", "update/mismatch_masked"),
+    "rank_aware:0.5": ("update/rank_loss",),
+    "brier:0.5": ("reward/brier_penalty",),
+    "moving_reference:0.9": (),
     "sft": (),
 }
 ALL = {

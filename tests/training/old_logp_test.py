@@ -236,7 +236,7 @@ def test_kl_in_the_reward_is_summed_over_the_completion(run, lora, answers, scor
         groups.replace(rollout=rollout),
         jnp.int32(0),
         algorithm=algorithm,
-        score=lambda *_, use_lora: score(use_lora),
+        score=lambda *_, use_lora, sampled: score(use_lora),
         end_ids=run.end_ids,
     )
     mask = np.asarray(rollout.mask_BNT)

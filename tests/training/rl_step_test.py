@@ -13,7 +13,7 @@ from quick_compiler import QUICK
 from small_run import batch_of
 
 from speciarl_jax.experiment import in_graph_verification
-from speciarl_jax.rl.rewards import best_prediction
+from speciarl_jax.rl.rewards import best_prediction, brier
 from speciarl_jax.rollout.types import Groups, Rollout
 from speciarl_jax.training import rl_step, steps
 from speciarl_jax.training import state as state_lib
@@ -216,6 +216,23 @@ def test_noise_moves_what_is_rewarded_and_not_what_is_reported(run):
         if name.startswith("verify/"):
             assert metrics[0][name] == metrics[1][name]
     assert metrics[1]["reward/mean"] > metrics[0]["reward/mean"]
+
+
+def test_what_a_completion_claims_is_taken_from_its_reward(run):
+    rollout, category, _ = made_up(6, run)
+    everyone = np.ones(category.shape, bool)
+    rollout.logp_BNT[:] /= 20
+    penalty = functools.partial(brier.penalty, weight=0.5)
+    plain, metrics = (
+        update_batch(run, batch_of(run), rollout, category, everyone, brier=chosen)[1]
+        for chosen in (None, penalty)
+    )
+    rewarded = np.array([bar_reward(group) for group in category]) > 0
+    claimed = np.exp(np.where(rollout.mask_BNT, rollout.logp_BNT, 0).sum(-1))
+    want = 0.5 * np.mean((claimed - rewarded) ** 2)
+    assert float(metrics["reward/brier_penalty"]) == pytest.approx(want, rel=1e-4)
+    lost = float(plain["reward/mean"] - metrics["reward/mean"])
+    assert lost == pytest.approx(want, rel=1e-4) and want > 0.05
 
 
 def test_groups_with_too_few_verdicts_leave_the_update(run):

@@ -35,6 +35,7 @@ OPTIMIZER = {
 OPTIONS = {
     "kl_coefficient": 0.3,
     "kl_unlabelled": 0.0,
+    "rank_coefficient": 0.0,
     "temperature": 0.8,
     "micro_batches": 1,
     "logprob_chunk": 4,
@@ -183,6 +184,31 @@ def test_an_update_equals_the_equations_over_whole_sequences(run, lora, batch, p
     assert furthest(state.lora, lora) > 5e-3
     assert metrics["update/clip_frac"] > 0 and norm > OPTIMIZER["max_grad_norm"]
     assert int(state.step) == 1 and int(state.skipped) == 0
+
+
+def test_the_loss_of_pairs_is_averaged_over_the_groups_of_all_parts(run, lora, batch, program):
+    """Two of the four groups have pairs, and each part of two images has one of them or both."""
+    one = dataclasses.replace(batch, advantage_BN=batch.advantage_BN.at[1].set(0.5))
+    init, step = program()
+    _, plain = step(init(lora), run.base, one)
+    found = []
+    for parts in (1, 2, 4):
+        init, step = program(rank_coefficient=0.6, micro_batches=parts)
+        found.append(step(init(lora), run.base, one))
+    # Temperature 1e9 makes all tokens of the same probability: nothing is ahead of anything.
+    init, step = program(rank_coefficient=0.6, temperature=1e9)
+    _, level = step(init(lora), run.base, one)
+    assert float(level["update/rank_loss"]) == pytest.approx(np.log(2), rel=1e-4)
+    want, want_metrics = found[0]
+    ranked = float(want_metrics["update/rank_loss"])
+    assert float(want_metrics["update/loss"] - plain["update/loss"]) == pytest.approx(0.6 * ranked)
+    assert ranked > 0.1 and "update/rank_loss" not in plain
+    for got, metrics in found[1:]:
+        assert_same(got.lora, want.lora, rtol=0, atol=1e-5)
+        for name in ("rank_loss", "loss", "grad_norm"):
+            name = f"update/{name}"
+            np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=1e-4)
+    assert abs(float(want_metrics["update/grad_norm"] / plain["update/grad_norm"]) - 1) > 1e-3
 
 
 @pytest.fixture(scope="module")

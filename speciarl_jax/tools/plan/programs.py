@@ -150,7 +150,10 @@ def abstract(
 def of_run(run: Run, sizes: Sizes) -> Abstract:
     """Adds optimizer and state to a run of shapes (`abstract_run.make_run`)."""
     optimizer_ = optimizer.make(**run.config.optimizer)
-    state, state_sharding = state_lib.abstract_state(run.mesh, run.lora, optimizer_)
+    moving = run.algorithm.reference_decay < 1
+    state, state_sharding = state_lib.abstract_state(
+        run.mesh, run.lora, optimizer_, moving_reference=moving
+    )
     return Abstract(run, optimizer_, state, state_sharding, sizes, _notes(run.config))
 
 
@@ -203,7 +206,7 @@ def _arguments(plan: Abstract, compiled: Mapping[str, Any], name: str) -> tuple[
         supervised = config.train.objective == "sft"
         verifier = () if supervised else run.verifier
         return (state, run.base, verifier, batch_of(plan, plan.sampled, supervised), key), ()
-    beside = state.opt_state, run.verifier
+    beside = state.opt_state, getattr(state, "reference", ()), run.verifier
     if name == "evaluate":
         batch = batch_of(plan, config.evaluation.batch_size)
         key = jax.eval_shape(lambda: jax.random.key(0))
