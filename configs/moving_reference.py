@@ -1,6 +1,6 @@
 """A reference policy that follows the policy, for the KL.
 
-python -m speciarl_jax.train --config=configs/moving_reference.py:0.9:quickstart --workdir=runs/moving
+python -m speciarl_jax.train --config=configs/moving_reference.py:0.9 --workdir=runs/moving
 """
 
 import ml_collections
