@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 # A logit no token can win with; finite, so that a row never becomes NaN.
 BANNED_LOGIT = -1e30
+_LARGE = 1 << 14  # tokens of a vocabulary that is worth cutting over devices
+_EVEN = 16  # the number of blocks is a multiple of it, as devices are seldom more along an axis
 
 
 def scaled_logits(
@@ -93,6 +95,22 @@ def sample(
     return token_BN.astype(jnp.int32), logp_BN
 
 
+def blocks_of(vocabulary: int) -> tuple[int, int]:
+    """Cuts a vocabulary into blocks of tokens: how many, and how large; about as many as large.
+
+    Devices may hold parts of a large vocabulary. So that each holds whole blocks, and nothing is
+    gathered to cut them, they fill it to the last token where it is a multiple of 16, and their
+    number is one as well. A small vocabulary is padded instead. The cut depends on nothing else, so
+    that samples are the same on any mesh.
+    """
+    if vocabulary % _EVEN or vocabulary < _LARGE:
+        size = math.isqrt(vocabulary - 1) + 1
+        return -(-vocabulary // size), size
+    counts = (n for n in range(_EVEN, vocabulary + 1, _EVEN) if vocabulary % n == 0)
+    blocks = min(counts, key=lambda n: n + vocabulary // n)
+    return blocks, vocabulary // blocks
+
+
 def choose(weight: jax.Array, uniform: jax.Array) -> jax.Array:
     """Draws from a distribution given by weights that need not sum to 1.
 
@@ -107,8 +125,7 @@ def choose(weight: jax.Array, uniform: jax.Array) -> jax.Array:
       Indices [...] below V, of a weight above 0.
     """
     vocabulary = weight.shape[-1]
-    size = math.isqrt(vocabulary - 1) + 1
-    blocks = -(-vocabulary // size)
+    blocks, size = blocks_of(vocabulary)
     padding = [(0, 0)] * (weight.ndim - 1) + [(0, blocks * size - vocabulary)]
     weight = jnp.pad(weight, padding).reshape(*weight.shape[:-1], blocks, size)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling_on_devices
 from quick_compiler import QUICK
 
 from speciarl_jax.rollout import sampling
@@ -40,26 +41,39 @@ def test_choose_holds_at_the_ends_of_the_unit_interval():
 
 
 def test_choose_is_not_misled_by_sums_that_rise_where_there_is_no_weight():
-    """At the size of the real vocabulary, a sum of 390 blocks rises and falls at empty blocks."""
-    vocabulary, rows = 151_936, 48
+    """At a size of real vocabularies, a sum of 384 blocks rises and falls at empty blocks."""
+    vocabulary, rows = 152_064, 48
+    blocks, size = sampling.blocks_of(vocabulary)
     rng = np.random.default_rng(0)
-    block = rng.random((rows, 390), dtype=np.float32)
-    block[np.arange(390) >= rng.integers(1, 390, (rows, 1))] = 0
+    block = rng.random((rows, blocks), dtype=np.float32)
+    block[np.arange(blocks) >= rng.integers(1, blocks, (rows, 1))] = 0
     cumulative = jax.jit(jnp.cumsum, static_argnums=1, compiler_options=QUICK)(block, 1)
     rises = np.diff(np.asarray(cumulative), axis=1) > 0
     # Otherwise this tests nothing.
     assert np.any(rises & (block[:, 1:] == 0))
-    across = np.zeros((rows, 390, 390), np.float32)
+    across = np.zeros((rows, blocks, size), np.float32)
     across[..., 0] = block
-    inside = np.zeros((rows, 390, 390), np.float32)
-    inside[:, 3] = block
+    inside = np.zeros((rows, blocks, size), np.float32)
+    inside[:, 3, :blocks] = block
     uniform = np.full((rows, 2), LAST)
     for weight in (across, inside):
-        weight = weight.reshape(rows, -1)[:, :vocabulary]
+        weight = weight.reshape(rows, vocabulary)
         assert_chosen_have_weight(weight, choose(weight, uniform))
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 17, 400, 3001])
+@pytest.mark.parametrize(
+    "vocabulary", [1, 2, 17, 400, 768, 3001, 16_384, 151_643, 151_936, 152_064]
+)
+def test_blocks_hold_a_vocabulary_and_a_large_one_is_cut_evenly(vocabulary):
+    blocks, size = sampling.blocks_of(vocabulary)
+    assert vocabulary <= blocks * size < vocabulary + size
+    even = vocabulary % 16 == 0 and vocabulary >= 2**14
+    assert not even or (blocks * size == vocabulary and blocks % 16 == 0)
+    # A draw reads the sums of all blocks, and one block.
+    assert blocks + size <= (4 if even else 3) * vocabulary**0.5
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 17, 400, 3001, 16_400])
 def test_choose_never_takes_what_has_no_weight(vocabulary):
     rng = np.random.default_rng(vocabulary)
     rows = 2000
@@ -71,3 +85,9 @@ def test_choose_never_takes_what_has_no_weight(vocabulary):
     uniform = rng.choice(np.array([0, 0.5, LAST], np.float32), (rows, 2))
     for numbers in (uniform, rng.random((rows, 2), dtype=np.float32)):
         assert_chosen_have_weight(weight, choose(weight, numbers))
+
+
+def test_a_large_vocabulary_that_devices_hold_in_parts_is_not_gathered(start):
+    process = start(sampling_on_devices.__file__, devices=4, quick=True)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
