@@ -15,5 +15,6 @@ tokens (`token_weights`) and an advantage (`advantages.py`):
 | GMPO | `gmpo` | .4 / .4 nats | `sequence_mean` | mean, std | none |
 | REINFORCE++ with baseline | `grpo` | .2 / .2 | `token_mean` | mean, std of the batch | k2 |
 
-Supervised training uses `likelihood`.
+Supervised training uses `likelihood`. The KL (`kl`) and the loss of pairs (`rank`) are added to any
+of them.
 """
