@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import types
 
 import jax
+import own_images
 import pytest
 
 from speciarl_jax import evaluate, train
 from speciarl_jax.evaluation import comparisons, evaluation_sets, predictions
+from speciarl_jax.experiment.run import prepare
+from speciarl_jax.runtime import plugins
 from speciarl_jax.runtime.wall_clock import RunClock
 from speciarl_jax.training import policy_sources
 
@@ -70,3 +74,54 @@ def test_what_training_cannot_evaluate_is_refused(config, run, where, count):
     changed = dataclasses.replace(run, config=config)
     with pytest.raises(ValueError, match=f"in_training is '{where}' .* has {count} sets"):
         evaluation_sets.evaluators(changed)
+
+
+def test_images_of_training_among_those_of_evaluation_are_told(config, small_config, caplog):
+    """In a set, and among a data set's own images; not of another split, another place or kind."""
+    run = prepare(config)
+    options = config.data.options.to_dict()
+    some = {"name": "emoji", "options": options}
+    with config.unlocked():
+        config.evaluation.sets["seen"] = some
+        del config.evaluation.sets["plants"]
+    count = len(sources_of(some))
+    run = dataclasses.replace(run, config=config)
+    evaluation_sets.evaluators(run)
+    (said,) = warnings_of(caplog)
+    assert said.startswith(f"{count} of the {count} images of config.evaluation.sets.seen ")
+    caplog.clear()
+    own = small_config(evaluation__options={"split": options["split"]})
+    evaluation_sets.evaluators(prepare(own))
+    (said,) = warnings_of(caplog)
+    assert "of config.evaluation.options are images of training" in said
+    caplog.clear()
+    evaluation_sets.evaluators(prepare(small_config()))
+    assert not warnings_of(caplog)
+
+
+def warnings_of(caplog):
+    return [record.message for record in caplog.records if "images of training" in record.message]
+
+
+def sources_of(part):
+    return plugins.find("data", part["name"], "Source")(seed=0, **part["options"])
+
+
+def test_the_same_name_in_another_folder_is_another_image(tmp_path):
+    for name in ("train", "test"):
+        own_images.fill(tmp_path / name, 24, 24)
+    # Relative names are the same in both.
+    train, test = (
+        plugins.find("data", "folder", "Source")(seed=0, path=str(tmp_path / name), part="all")
+        for name in ("train", "test")
+    )
+    found = types.SimpleNamespace(
+        train_source=train,
+        config=types.SimpleNamespace(
+            data=types.SimpleNamespace(name="folder", options={"path": str(tmp_path / "train")})
+        ),
+    )
+    count = evaluation_sets.num_trained_on
+    assert count(found, "folder", {"path": str(tmp_path / "test")}, test) == 0
+    assert count(found, "folder", {"path": str(tmp_path / "train")}, train) == len(train) > 0
+    assert count(found, "table", {"path": str(tmp_path / "train")}, train) == 0
